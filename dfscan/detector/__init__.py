@@ -1,0 +1,1 @@
+"""The network, its checkpoint, its runtimes and its heat maps."""

@@ -1,0 +1,36 @@
+"""Every exception that dfscan raises on purpose.
+
+DfscanError
++-- ConfigError        an option, a configuration file or an input list is unusable (exit 2, before any work)
++-- CheckpointError    a checkpoint is missing, damaged, foreign, or no longer gives the scores it promised (exit 2)
++-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
++-- VideoError         one video cannot be judged: it becomes an ``error`` row and the batch goes on
+"""
+
+
+class DfscanError(Exception):
+    """Base of all: the message names the subject, the cause and a remedy, and is shown without a traceback."""
+
+
+class ConfigError(DfscanError):
+    """An option, a configuration file or a list of inputs is unusable."""
+
+
+class CheckpointError(DfscanError):
+    """A checkpoint is missing, damaged, of another architecture, or fails its self-test."""
+
+
+class OutputError(DfscanError):
+    """A report, ledger, log file or dump cannot be written."""
+
+
+class VideoError(DfscanError):
+    """One video cannot be judged.
+
+    Attributes:
+        code: short stable word for the report's ``reason`` column, such as ``encrypted`` or ``timeout``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,1 @@
+"""From frames to face crops and tracks: detect, crop, appearance, track."""

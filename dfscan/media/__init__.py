@@ -1,0 +1,1 @@
+"""From file names to upright frames with true times: discover, plan, decode, isolate."""

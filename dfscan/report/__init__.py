@@ -1,0 +1,1 @@
+"""What people and spreadsheets get: row schema, writers, dumps, metadata."""

@@ -1,0 +1,1 @@
+"""The stages wired: pipeline, verdict, ledger, bench."""

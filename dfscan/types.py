@@ -1,0 +1,167 @@
+"""The values that flow between the rooms, in the order in which a scan makes them.
+
+``Path -> VideoInfo -> Frame -> FaceCrop -> FaceScore -> Track -> Verdict -> VideoResult -> report row``
+
+Numpy only: importing this module is cheap. Pixels are uint8 RGB, upright (rotation applied); boxes are
+``(x1, y1, x2, y2)`` in pixels of the upright frame; times are seconds from the start of the file's timeline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
+Status = Literal["ok", "partial", "error"]
+
+LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a row is not simply judged: a stable code for machines and one sentence for people."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """Facts of one video file. What the container does not say, or cannot be trusted on, is None."""
+
+    size_bytes: int
+    sha256: str | None = None
+    """Lower-case hex digest of the whole file."""
+    width_px: int | None = None
+    """Width of the upright picture in square pixels."""
+    height_px: int | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    """Frames in the video stream as its packets tell, never the header's count."""
+    duration_s: float | None = None
+    codec: str | None = None
+    rotation_deg: int = 0
+    """Clockwise turn that was applied to make the picture upright: 0, 90, 180 or 270."""
+    is_hdr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded picture."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB, upright, square pixels."""
+    index: int
+    """Running number of this sample within its video, from 0."""
+    time_s: float
+    """True time of this picture, not the time that was asked for."""
+    burst: int
+    """Number of the run of neighbouring samples that it belongs to; faces move little within one."""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
+            raise ValueError(f"a frame is uint8 (H, W, 3), got {self.pixels.dtype} {self.pixels.shape}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """One face found in one frame, without its pixels: cheap to keep."""
+
+    frame_index: int
+    time_s: float
+    burst: int
+    box_xyxy: NDArray[np.float32]
+    """(4,) in pixels of the upright frame; may reach over its border."""
+    landmarks: NDArray[np.float32]
+    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the picture."""
+    detection_score: float
+    """The face detector's own probability, in [0, 1]."""
+    appearance: NDArray[np.float32]
+    """(D,) likeness descriptor of `faces.appearance`; used only to link faces of one person."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceCrop:
+    """A face with the pixels that the classifier sees."""
+
+    face: Face
+    pixels: NDArray[np.uint8]
+    """(S, S, 3) RGB, square, S the checkpoint's input size; black where the crop leaves the frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceScore:
+    """A judged face."""
+
+    face: Face
+    logit: float
+    """Calibrated logit: the network's output divided by the checkpoint's temperature."""
+
+    @property
+    def score(self) -> float:
+        """P(fake) of this one face, in [0, 1]."""
+        return sigmoid(self.logit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """One person through time."""
+
+    track_id: int
+    """From 0 in order of first appearance."""
+    faces: tuple[FaceScore, ...]
+    """In order of time, at most one a frame."""
+
+    @property
+    def start_s(self) -> float:
+        """Time of the first face."""
+        return self.faces[0].face.time_s
+
+    @property
+    def end_s(self) -> float:
+        """Time of the last face."""
+        return self.faces[-1].face.time_s
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is said of one video."""
+
+    label: Label
+    score: float | None = None
+    """In [0, 1]; None unless faces were judged."""
+    threshold: float | None = None
+    """The score from which this video would be called fake; None with an untrained checkpoint."""
+    track_id: int | None = None
+    """The track that decided."""
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoResult:
+    """Everything known of one video after a scan."""
+
+    path: str
+    """As given or found; may hold surrogate escapes for bytes that are not UTF-8."""
+    status: Status
+    verdict: Verdict
+    info: VideoInfo
+    num_frames: int = 0
+    """Frames that were looked at."""
+    tracks: tuple[Track, ...] = ()
+    dumps: tuple[dict[str, Any], ...] = field(default=())
+    """Index rows of the Grad-CAM dumps written for this video, as in `report.dumps`."""
+
+
+def sigmoid(logit: float) -> float:
+    """The logistic function, without overflow for any finite input."""
+    if logit >= 0:
+        return 1.0 / (1.0 + float(np.exp(-logit)))
+    power = float(np.exp(logit))
+    return power / (1.0 + power)
