@@ -1,0 +1,81 @@
+"""The side file of a report: clocks, host, command line and versions, kept out of the report itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+from dfscan import __version__
+from dfscan.report.text import printable
+from dfscan.report.writers import AtomicFile
+
+_DISTRIBUTIONS = {
+    "av": "av",
+    "numpy": "numpy",
+    "opencv": "opencv-python-headless",
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "facenet-pytorch": "facenet-pytorch",
+}
+
+
+def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) -> str:
+    """Write the document as JSON beside the report, replacing an older one whole; return its path.
+
+    ``report.csv`` gives ``report.csv.meta.json``. Text is made printable; what JSON does not know becomes
+    its ``str()``.
+
+    Raises:
+        OutputError: the file cannot be written there.
+        ValueError: the document holds NaN or an infinity.
+    """
+    path = f"{os.fspath(report_path)}.meta.json"
+    text = json.dumps(_printable_json(document), ensure_ascii=False, allow_nan=False, indent=2)
+    file = AtomicFile(path)
+    file.write(f"{text}\n".encode())
+    file.commit()
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of dfscan, Python, the platform and the libraries, without importing any of them.
+
+    FFmpeg's own are there only once PyAV has been imported.
+    """
+    return {
+        "dfscan": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _installed_version(distribution) for name, distribution in _DISTRIBUTIONS.items()},
+        **_ffmpeg_versions(),
+    }
+
+
+def _installed_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _ffmpeg_versions() -> dict[str, str]:
+    av = sys.modules.get("av")
+    if av is None:
+        return {}
+    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    return {"ffmpeg": av.ffmpeg_version_info, **libraries}
+
+
+def _printable_json(value: Any) -> Any:
+    """Return the value with every text in it printable, keys included."""
+    if isinstance(value, dict):
+        return {printable(str(key)): _printable_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable_json(item) for item in value]
+    return value if value is None or isinstance(value, (int, float)) else printable(str(value))

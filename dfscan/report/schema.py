@@ -1,0 +1,149 @@
+"""The columns of the reports and the rows that a result gives.
+
+The order is a promise to users: new columns come only at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dfscan.types import FaceScore, Track, VideoResult
+
+Kind = Literal["path", "text", "int", "score", "time", "pixel"]
+
+DIGITS: dict[Kind, int] = {"score": 6, "time": 3, "pixel": 1}
+"""Decimals of the kinds that hold a fraction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a report."""
+
+    name: str
+    kind: Kind
+
+
+REPORT_COLUMNS: tuple[Column, ...] = (
+    Column("path", "path"),
+    Column("verdict", "text"),
+    Column("score", "score"),
+    Column("threshold", "score"),
+    Column("status", "text"),
+    Column("reason", "text"),
+    Column("num_frames", "int"),
+    Column("num_faces", "int"),
+    Column("num_tracks", "int"),
+    Column("max_face_score", "score"),
+    Column("fake_face_ratio", "score"),
+    Column("evidence_start_s", "time"),
+    Column("evidence_end_s", "time"),
+    Column("duration_s", "time"),
+    Column("width_px", "int"),
+    Column("height_px", "int"),
+    Column("fps", "time"),
+    Column("codec", "text"),
+    Column("size_bytes", "int"),
+    Column("sha256", "text"),
+    Column("checkpoint", "text"),
+    Column("dfscan_version", "text"),
+)
+"""Report v1: one row a video."""
+
+FRAME_COLUMNS: tuple[Column, ...] = (
+    Column("path", "path"),
+    Column("track", "int"),
+    Column("frame", "int"),
+    Column("time_s", "time"),
+    Column("x1", "pixel"),
+    Column("y1", "pixel"),
+    Column("x2", "pixel"),
+    Column("y2", "pixel"),
+    Column("detection_score", "score"),
+    Column("logit", "score"),
+    Column("score", "score"),
+)
+"""``--frames-out``: one row a scored face."""
+
+
+def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[str, object]:
+    """Return the row of one video by column name: typed values, None for what is missing, never NaN.
+
+    Args:
+        result: the video.
+        checkpoint: short text that names the checkpoint.
+        version: the version of dfscan that judged the video.
+    """
+    verdict, info = result.verdict, result.info
+    return {
+        "path": result.path,
+        "verdict": verdict.label,
+        "score": finite(verdict.score),
+        "threshold": finite(verdict.threshold),
+        "status": result.status,
+        "reason": str(verdict.reason) if verdict.reason else None,
+        "num_frames": result.num_frames,
+        **_face_cells(result),
+        **_evidence_cells(result),
+        "duration_s": finite(info.duration_s),
+        "width_px": info.width_px,
+        "height_px": info.height_px,
+        "fps": finite(info.fps),
+        "codec": info.codec,
+        "size_bytes": info.size_bytes,
+        "sha256": f"sha256:{info.sha256}" if info.sha256 else None,
+        "checkpoint": checkpoint,
+        "dfscan_version": version,
+    }
+
+
+def frame_rows(result: VideoResult) -> Iterator[dict[str, object]]:
+    """Yield a row for every scored face of one video, track by track in order of time."""
+    for track in result.tracks:
+        for face in track.faces:
+            yield _frame_row(result.path, track, face)
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value as a Python float; None for what a report cannot hold (missing, NaN, infinite)."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _face_cells(result: VideoResult) -> dict[str, object]:
+    scores = [face.score for track in result.tracks for face in track.faces]
+    threshold = result.verdict.threshold
+    num_fake = sum(score >= threshold for score in scores) if threshold is not None else None
+    return {
+        "num_faces": len(scores),
+        "num_tracks": len(result.tracks),
+        "max_face_score": finite(max(scores, default=None)),
+        "fake_face_ratio": num_fake / len(scores) if scores and num_fake is not None else None,
+    }
+
+
+def _evidence_cells(result: VideoResult) -> dict[str, object]:
+    decided = next((t for t in result.tracks if t.track_id == result.verdict.track_id), None)
+    return {
+        "evidence_start_s": finite(decided.start_s) if decided else None,
+        "evidence_end_s": finite(decided.end_s) if decided else None,
+    }
+
+
+def _frame_row(path: str, track: Track, face_score: FaceScore) -> dict[str, object]:
+    face = face_score.face
+    x1, y1, x2, y2 = (finite(edge) for edge in face.box_xyxy.tolist())
+    return {
+        "path": path,
+        "track": track.track_id,
+        "frame": face.frame_index,
+        "time_s": finite(face.time_s),
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "detection_score": finite(face.detection_score),
+        "logit": finite(face_score.logit),
+        "score": finite(face_score.score),
+    }

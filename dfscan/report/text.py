@@ -1,0 +1,44 @@
+"""Text that comes from outside, made safe to print and to open: names of files, reasons, codecs."""
+
+from __future__ import annotations
+
+import re
+
+# Controls (C0, DEL, C1), bidi controls, line and paragraph separators, lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 - spreadsheets take the fullwidth forms too
+
+
+def printable(text: str) -> str:
+    r"""Backslash-escape what could break a line, a terminal or UTF-8, and leave the rest as it is.
+
+    A byte that is not UTF-8 shows as itself: ``os.fsdecode(b"\xff")`` gives ``\xff``. Other characters show
+    as ``\n``, ``\x1b`` below 128 and as ``\u0085`` above, so that they cannot be taken for a byte.
+    """
+    return _UNSAFE.sub(_escape, text)
+
+
+def display_path(path: str) -> str:
+    """Show a path so that it names the same file and never starts like an option or a formula."""
+    return printable(path if path.startswith(("/", "./", "../")) else f"./{path}")
+
+
+def is_escaped(path: str) -> bool:
+    """Tell whether `printable` changes the path, so that its text no longer names the file."""
+    return _UNSAFE.search(path) is not None
+
+
+def guard_formula(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match.group()
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return _SHORT_ESCAPES.get(character, f"\\x{code:02x}")
+    return f"\\u{code:04x}"

@@ -1,0 +1,483 @@
+"""The report: its columns, what each format makes of hostile names, and that a report is whole or absent."""
+
+import base64
+import csv
+import errno
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from dfscan.errors import OutputError
+from dfscan.report import writers
+from dfscan.report.meta import versions, write_meta
+from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, Column, frame_rows, report_row
+from dfscan.report.text import display_path, guard_formula, is_escaped, printable
+from dfscan.report.writers import AtomicFile, format_for, open_writer
+from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+
+NAMES = {
+    b"=1+1.mp4": "./=1+1.mp4",
+    b"a,b.mp4": "./a,b.mp4",
+    b'a"b".mp4': './a"b".mp4',
+    b"a\nb.mp4": "./a\\nb.mp4",
+    "😀\u200d👩.mp4".encode(): "./😀\u200d👩.mp4",
+    b"[/b].mp4": "./[/b].mp4",
+    b"bad\xff.mp4": "./bad\\xff.mp4",
+    b"/abs/-x'; .mp4": "/abs/-x'; .mp4",
+    b"../up.mp4": "../up.mp4",
+    b"123": "./123",
+    b"true": "./true",
+}
+
+
+def face(logit: float, *, frame: int = 0, time_s: float = 0.0) -> FaceScore:
+    box = np.array([-0.04, 1.25, 64.06, 65], np.float32)
+    no_points, no_likeness = np.zeros((5, 2), np.float32), np.zeros(1, np.float32)
+    return FaceScore(Face(frame, time_s, 0, box, no_points, 0.9876543, no_likeness), logit)
+
+
+def judged(path: str) -> VideoResult:
+    quiet = Track(0, (face(-2.0), face(-1.0, frame=1, time_s=0.25)))
+    loud = Track(3, (face(3.0, frame=2, time_s=1.5), face(0.0, frame=5, time_s=2.33349)))
+    return VideoResult(
+        path,
+        "partial",
+        Verdict("fake", 0.12345678, 0.5, 3, Reason("damaged", "3 packets, of 9, were lost")),
+        VideoInfo(1234567890123, "0e9" + "1" * 61, 640, 480, 30000 / 1001, 99, 3.3, "h264"),
+        num_frames=8,
+        tracks=(quiet, loud),
+    )
+
+
+def unjudged(path: str) -> VideoResult:
+    return VideoResult(path, "error", Verdict("error"), VideoInfo(0))
+
+
+def row(result: VideoResult) -> dict[str, object]:
+    return report_row(result, checkpoint="b2-plain", version="0.1.0")
+
+
+def write(path: Path, rows: Iterable[dict[str, object]], columns=REPORT_COLUMNS, **options) -> Path:
+    with open_writer(path, columns, format=format_for(path), **options) as writer:
+        for one in rows:
+            writer.append(one)
+    return path
+
+
+PRINTABLE = {
+    "plain": ("a b.mp4", "a b.mp4"),
+    "brackets, quotes and backslash": ("[/b] 'a\" \\n", "[/b] 'a\" \\n"),
+    "emoji with joiner": ("👩\u200d🔬é", "👩\u200d🔬é"),
+    "newline, tab, return": ("a\nb\tc\r", "a\\nb\\tc\\r"),
+    "escape, null, delete": ("\x1b[31m\0\x7f", "\\x1b[31m\\x00\\x7f"),
+    "C1": ("\x85\x9b", "\\u0085\\u009b"),
+    "undecodable bytes": (os.fsdecode(b"\xff\x85"), "\\xff\\x85"),
+    "other surrogates": ("\ud83d", "\\ud83d"),
+    "separators": ("\u2028\u2029", "\\u2028\\u2029"),
+    "bidi": (
+        "\u061c\u200e\u200f\u202a\u202e\u2066\u2069",
+        "\\u061c\\u200e\\u200f\\u202a\\u202e\\u2066\\u2069",
+    ),
+    "beside bidi": ("\u202f\u2065\u206a", "\u202f\u2065\u206a"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), PRINTABLE.values(), ids=PRINTABLE.keys())
+def test_printable(text: str, expected: str) -> None:
+    assert printable(text) == expected
+    assert printable(expected) == expected
+    assert is_escaped(text) == (text != expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES.items(), ids=map(ascii, NAMES))
+def test_display_path(name: bytes, expected: str) -> None:
+    assert display_path(os.fsdecode(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("./a", "./a"), ("../a", "../a"), ("..a", "./..a"), (".a", "./.a"), ("a//b/../c", "./a//b/../c")],
+)
+def test_display_path_normalises_nothing(path: str, expected: str) -> None:
+    assert display_path(path) == expected
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\ta", "\ra", "＝1", "＋1", "－1", "＠a"])  # noqa: RUF001
+def test_formulas_are_guarded(text: str) -> None:
+    assert guard_formula(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "'=1", "./=1", " =1", "h264"])
+def test_other_text_is_not_guarded(text: str) -> None:
+    assert guard_formula(text) == text
+
+
+def test_report_columns_are_a_promise() -> None:
+    assert [column.name for column in REPORT_COLUMNS] == (
+        "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
+        " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
+        " sha256 checkpoint dfscan_version"
+    ).split()
+
+
+def test_report_row() -> None:
+    assert row(judged("a.mp4")) == {
+        "path": "a.mp4",
+        "verdict": "fake",
+        "score": 0.12345678,
+        "threshold": 0.5,
+        "status": "partial",
+        "reason": "damaged: 3 packets, of 9, were lost",
+        "num_frames": 8,
+        "num_faces": 4,
+        "num_tracks": 2,
+        "max_face_score": 1 / (1 + math.exp(-3)),
+        "fake_face_ratio": 0.5,
+        "evidence_start_s": 1.5,
+        "evidence_end_s": 2.33349,
+        "duration_s": 3.3,
+        "width_px": 640,
+        "height_px": 480,
+        "fps": 30000 / 1001,
+        "codec": "h264",
+        "size_bytes": 1234567890123,
+        "sha256": "sha256:0e9" + "1" * 61,
+        "checkpoint": "b2-plain",
+        "dfscan_version": "0.1.0",
+    }
+
+
+def test_row_of_an_error_is_blank_not_zero() -> None:
+    given = {name: value for name, value in row(unjudged("a.mp4")).items() if value is not None}
+    assert given == {
+        "path": "a.mp4",
+        "verdict": "error",
+        "status": "error",
+        "num_frames": 0,
+        "num_faces": 0,
+        "num_tracks": 0,
+        "size_bytes": 0,
+        "checkpoint": "b2-plain",
+        "dfscan_version": "0.1.0",
+    }
+
+
+def test_ratio_needs_a_threshold() -> None:
+    result = VideoResult("a", "ok", Verdict("inconclusive", 0.4), VideoInfo(1), 1, (Track(0, (face(1.0),)),))
+    assert row(result)["fake_face_ratio"] is None
+    assert row(result)["evidence_start_s"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_never_hold_nan(bad: float) -> None:
+    info = VideoInfo(1, fps=bad, duration_s=bad)
+    result = VideoResult("a", "ok", Verdict("fake", bad, bad), info)
+    cells = row(result)
+    assert [cells[name] for name in ("score", "threshold", "fps", "duration_s")] == [None] * 4
+
+
+def test_frame_rows() -> None:
+    rows = list(frame_rows(judged("a.mp4")))
+    assert [(r["track"], r["frame"], r["time_s"]) for r in rows] == [
+        (0, 0, 0.0),
+        (0, 1, 0.25),
+        (3, 2, 1.5),
+        (3, 5, 2.33349),
+    ]
+    assert list(rows[0]) == [column.name for column in FRAME_COLUMNS]
+    assert (rows[2]["logit"], rows[2]["score"]) == (3.0, 1 / (1 + math.exp(-3)))
+    assert list(frame_rows(unjudged("a.mp4"))) == []
+
+
+def test_csv_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.csv", list(frame_rows(judged("=1+1.mp4")))[:1], FRAME_COLUMNS)
+    assert path.read_bytes() == (
+        b'"path","track","frame","time_s","x1","y1","x2","y2","detection_score","logit","score"\n'
+        b'"./=1+1.mp4",0,0,0.000,0.0,1.2,64.1,65.0,0.987654,-2.000000,0.119203\n'
+    )
+
+
+def test_csv_missing_is_empty(tmp_path: Path) -> None:
+    last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
+    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0"'
+
+
+def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:
+    columns = [Column("reason", "text"), Column("score", "score")]
+    rows = [{"reason": "=1\n", "score": math.nan}, {"reason": 'say "x"', "score": -1e-9}]
+    assert write(tmp_path / "r.csv", rows, columns).read_text() == (
+        '"reason","score"\n"\'=1\\n",\n"say ""x""",0.000000\n'
+    )
+    assert write(tmp_path / "r.jsonl", rows, columns).read_text() == (
+        '{"reason": "=1\\\\n", "score": null}\n{"reason": "say \\"x\\"", "score": 0.0}\n'
+    )
+
+
+def test_text_in_a_number_column_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'n' holds a number, got '=1'"):
+        write(tmp_path / "r.csv", [{"n": "=1"}], [Column("n", "int")])
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    results = [judged(os.fsdecode(name)) for name in NAMES]
+    lines = write(tmp_path / "r.jsonl", [row(one) for one in results]).read_bytes().splitlines()
+    records = [json.loads(line) for line in lines]
+    names = [column.name for column in REPORT_COLUMNS]
+    for record, (name, shown) in zip(records, NAMES.items(), strict=True):
+        changed = shown.removeprefix("./").encode() != name.removeprefix(b"./")
+        assert list(record) == names + ["path_bytes"] * changed
+        assert record["path"] == shown
+        assert base64.b64decode(record.get("path_bytes", b"")) == (name if changed else b"")
+    assert records[0]["score"] == 0.123457
+    assert records[0]["fps"] == 29.97
+
+
+def read_pandas(path: Path) -> list[dict[str, object]]:
+    import pandas as pd
+
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True, precise_float=True)
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def read_duckdb(path: Path) -> list[dict[str, object]]:
+    table = duckdb.sql(f"SELECT * FROM '{path}'")
+    return [dict(zip(table.columns, values, strict=True)) for values in table.fetchall()]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("read", [read_pandas, read_duckdb])
+def test_pandas_and_duckdb_read_every_value(tmp_path: Path, read, suffix: str) -> None:
+    make_result = [judged, unjudged]
+    rows = [row(make_result[index % 2](os.fsdecode(name))) for index, name in enumerate(NAMES)]
+    digits = {"score": 6, "time": 3}
+    got = read(write(tmp_path / f"r.{suffix}", rows))
+    assert len(got) == len(rows)
+    for got_row, want_row, shown in zip(got, rows, NAMES.values(), strict=True):
+        assert got_row["path"] == shown
+        for column in REPORT_COLUMNS[1:]:
+            want = want_row[column.name]
+            want = round(want, digits[column.kind]) if isinstance(want, float) else want
+            assert got_row[column.name] == want, column.name
+
+
+def test_csv_needs_no_dialect(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.csv", [row(judged(os.fsdecode(name))) for name in NAMES])
+    with path.open(newline="", encoding="utf-8") as stream:
+        assert [record["path"] for record in csv.DictReader(stream)] == list(NAMES.values())
+
+
+@pytest.mark.parametrize("excel", [False, True])
+def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
+    data = write(tmp_path / "r.csv", [row(judged("a"))], excel=excel).read_bytes()
+    assert data.startswith(b'\xef\xbb\xbf"path"' if excel else b'"path"')
+    assert data.count(b"\xef\xbb\xbf") == excel
+    assert data.count(b'"verdict"') == 1
+    assert not write(tmp_path / "r.jsonl", [row(judged("a"))], excel=excel).read_bytes().startswith(b"\xef")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("r.csv", "csv"), ("r.jsonl", "jsonl"), ("r.NDJSON", "jsonl"), ("r", "csv"), ("r.json", "csv")],
+)
+def test_format_for(name: str, expected: str) -> None:
+    assert format_for(name) == format_for(Path(name)) == expected
+
+
+def test_report_appears_only_complete(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    writer = open_writer(path, REPORT_COLUMNS, format="csv")
+    writer.append(row(judged("a")))
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".r.csv.")
+    assert partial.name.endswith(".partial")
+    writer.close()
+    writer.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def rows_until(error: type[BaseException]) -> Iterator[dict[str, object]]:
+    yield row(judged("a"))
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_old_report_survives_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("old")
+    with pytest.raises(error):
+        write(path, rows_until(error))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_old_report_survives_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "r.csv"
+    path.write_text("old")
+    writer = open_writer(path, REPORT_COLUMNS, format="csv")
+    monkeypatch.setattr(writers.os, step, fail)
+    with pytest.raises(OutputError, match=r"r\.csv': No space left on device. Free some space"):
+        writer.close()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class FullDisk(io.BytesIO):
+    def write(self, data) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_failed_row_gives_up_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("old")
+    file = AtomicFile(path)
+    file._file.close()
+    file._file = FullDisk()
+    with pytest.raises(OutputError, match="No space left"):
+        file.write(b"row")
+    file.commit()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_keeps_permissions_and_links(tmp_path: Path) -> None:
+    target = tmp_path / "target.csv"
+    target.touch()
+    target.chmod(0o640)
+    (tmp_path / "r.csv").symlink_to("target.csv")
+    write(tmp_path / "r.csv", [row(judged("a"))])
+    assert (tmp_path / "r.csv").is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert target.read_bytes().startswith(b'"path"')
+
+
+def test_new_report_follows_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        path = write(tmp_path / "r.csv", [])
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(writers.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
+    write(tmp_path / "r.csv", [])
+    assert steps == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/r", "No such file or directory. Create its directory first"),
+        ("", "it is a directory. Name a file in it"),
+        ("fifo", "not a regular file"),
+        ("plain/r", "Not a directory"),
+    ],
+)
+def test_unusable_targets_are_refused_at_once(tmp_path: Path, name: str, message: str, suffix: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "plain").touch()
+    with pytest.raises(OutputError, match=rf"cannot write '{tmp_path}.*{message}"):
+        open_writer(tmp_path / name, REPORT_COLUMNS, format=suffix)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "plain"]
+
+
+def test_longest_names_are_possible(tmp_path: Path) -> None:
+    path = write(tmp_path / ("é" * 125 + ".csv"), [])
+    assert path.exists()
+
+
+def test_stream_gets_every_row_at_once() -> None:
+    raw = io.BytesIO()
+    stream = io.BufferedWriter(raw, buffer_size=1 << 20)
+    with open_writer(stream, REPORT_COLUMNS, format="csv") as writer:
+        assert raw.getvalue().count(b"\n") == 1
+        writer.append(row(judged("a")))
+        assert raw.getvalue().count(b"\n") == 2
+    assert not stream.closed
+
+
+def test_stream_that_takes_one_byte_at_a_time() -> None:
+    class Slow(io.BytesIO):
+        def write(self, data) -> int:
+            return super().write(data[:1])
+
+    stream = Slow()
+    open_writer(stream, FRAME_COLUMNS[:2], format="csv")
+    assert stream.getvalue() == b'"path","track"\n'
+
+
+def test_full_standard_output() -> None:
+    with (
+        open("/dev/full", "wb", buffering=0) as stream,
+        pytest.raises(OutputError, match=r"cannot write 'standard output': No space left on device\. Free"),
+    ):
+        open_writer(stream, REPORT_COLUMNS, format="csv")
+
+
+def test_closed_pipe_passes_through() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):
+        open_writer(stream, REPORT_COLUMNS, format="csv")
+
+
+def test_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    for suffix in ("csv", "jsonl"):
+        rows = [row(judged("a")), row(unjudged("b"))]
+        first, second = (write(tmp_path / f"{n}.{suffix}", rows).read_bytes() for n in (1, 2))
+        assert first == second
+
+
+def test_meta(tmp_path: Path) -> None:
+    document = {"argv": ["dfscan", os.fsdecode(b"\xff.mp4"), "😀"], "num": 1.5, "out": Path("x"), "none": None}
+    path = write_meta(tmp_path / "r.csv", document)
+    assert path == f"{tmp_path}/r.csv.meta.json"
+    assert json.loads(Path(path).read_text(encoding="utf-8")) == {
+        "argv": ["dfscan", "\\xff.mp4", "😀"],
+        "num": 1.5,
+        "out": "x",
+        "none": None,
+    }
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_meta(tmp_path / "r.csv", {"bad": math.nan})
+    assert [file.name for file in tmp_path.iterdir()] == ["r.csv.meta.json"]
+
+
+def test_versions_import_nothing() -> None:
+    code = (
+        "import json, sys; from dfscan.report.meta import versions; found = versions();"
+        "print(json.dumps([found, [name for name in ('av', 'cv2', 'torch') if name in sys.modules]]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, imported = json.loads(out.stdout)
+    assert imported == []
+    assert found["numpy"] == np.__version__
+    assert (
+        list(found)
+        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch").split()
+    )
+
+
+def test_versions_tell_ffmpeg_once_pyav_is_there() -> None:
+    import av
+
+    assert versions()["ffmpeg"] == av.ffmpeg_version_info
+    assert versions()["libavcodec"].startswith(f"{av.library_versions['libavcodec'][0]}.")
