@@ -1,0 +1,60 @@
+"""Cut a face out of the full-resolution frame, square, as the classifier wants it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def crop_square_xyxy(box_xyxy: NDArray[np.float32], *, margin: float) -> tuple[int, int, int, int]:
+    """The square that a crop shows, in whole pixels of the frame; it may reach over the border.
+
+    Args:
+        box_xyxy: (4,) finite, in frame pixels.
+        margin: side of the square over the longer side of the box; 1 is tight.
+
+    Returns:
+        (x1, y1, x2, y2) with x2 - x1 == y2 - y1 >= 1, x2 and y2 exclusive.
+    """
+    x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
+    side = max(1, round(margin * max(x2 - x1, y2 - y1)))
+    left = round((x1 + x2 - side) / 2)
+    top = round((y1 + y2 - side) / 2)
+    return left, top, left + side, top + side
+
+
+def crop_face(
+    frame_pixels: NDArray[np.uint8], box_xyxy: NDArray[np.float32], *, margin: float, size: int
+) -> NDArray[np.uint8]:
+    """Cut out the square round a face, black where it leaves the frame, and bring it to the given size.
+
+    Shrinks by area averaging, enlarges by bicubic interpolation, never stretches. What the frame shows of the
+    square is resized straight into its place, to the nearest pixel of the crop, so that the memory needed does
+    not grow with the box.
+
+    Args:
+        frame_pixels: (H, W, 3) RGB, full resolution.
+        box_xyxy: (4,) finite, in frame pixels.
+        margin: side of the square over the longer side of the box.
+        size: side of the crop in pixels.
+
+    Returns:
+        (size, size, 3) RGB.
+    """
+    left, top, right, bottom = crop_square_xyxy(box_xyxy, margin=margin)
+    height, width = frame_pixels.shape[:2]
+    x1, x2 = max(left, 0), min(right, width)
+    y1, y2 = max(top, 0), min(bottom, height)
+    crop = np.zeros((size, size, 3), np.uint8)
+    if x1 >= x2 or y1 >= y2:
+        return crop
+    side = right - left
+    to_x1, to_x2 = round((x1 - left) * size / side), round((x2 - left) * size / side)
+    to_y1, to_y2 = round((y1 - top) * size / side), round((y2 - top) * size / side)
+    if to_x1 >= to_x2 or to_y1 >= to_y2:
+        return crop
+    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    place_size_px = (to_x2 - to_x1, to_y2 - to_y1)
+    crop[to_y1:to_y2, to_x1:to_x2] = cv2.resize(frame_pixels[y1:y2, x1:x2], place_size_px, interpolation=method)
+    return crop

@@ -1,0 +1,94 @@
+"""Crops are square, unstretched, black beyond the frame, and cheap for any box."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+
+from dfscan.faces.crop import crop_face, crop_square_xyxy
+from tests.pictures import astronaut
+
+
+def box(*edges: float) -> np.ndarray:
+    return np.array(edges, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("edges", "margin", "square"),
+    [
+        ((10, 10, 30, 30), 1.0, (10, 10, 30, 30)),
+        ((10, 10, 30, 50), 1.0, (0, 10, 40, 50)),
+        ((100, 100, 200, 180), 1.3, (85, 75, 215, 205)),
+        ((-20, -20, 20, 20), 1.5, (-30, -30, 30, 30)),
+        ((5, 5, 5, 5), 1.3, (4, 4, 5, 5)),
+    ],
+)
+def test_the_square_is_centred_on_the_box(edges, margin, square):
+    assert crop_square_xyxy(box(*edges), margin=margin) == square
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_square_is_square_and_within_a_pixel_of_the_box_centre(seed):
+    rng = np.random.default_rng(seed)
+    x1, y1 = rng.uniform(-100, 2000, 2)
+    width, height = rng.uniform(1, 900, 2)
+    left, top, right, bottom = crop_square_xyxy(box(x1, y1, x1 + width, y1 + height), margin=1.3)
+    assert right - left == bottom - top
+    assert abs((right - left) - 1.3 * max(width, height)) <= 0.51
+    assert abs((left + right) / 2 - (x1 + width / 2)) <= 1
+    assert abs((top + bottom) / 2 - (y1 + height / 2)) <= 1
+
+
+@pytest.mark.parametrize(("size", "method"), [(32, cv2.INTER_AREA), (200, cv2.INTER_CUBIC), (100, cv2.INTER_AREA)])
+def test_inside_the_frame_it_is_a_plain_cut_and_resize(size, method):
+    frame = astronaut()
+    crop = crop_face(frame, box(200, 100, 300, 180), margin=1.0, size=size)
+    expected = cv2.resize(frame[90:190, 200:300], (size, size), interpolation=method)
+    assert crop.dtype == np.uint8
+    np.testing.assert_array_equal(crop, expected)
+
+
+def test_beyond_the_frame_it_is_black_and_the_rest_stays_in_place():
+    frame = np.full((100, 100, 3), 200, np.uint8)
+    crop = crop_face(frame, box(-50, -50, 50, 50), margin=1.0, size=100)
+    assert not crop[:50].any()
+    assert not crop[:, :50].any()
+    assert (crop[50:, 50:] == 200).all()
+
+
+def test_at_the_border_it_equals_padding_first():
+    frame = astronaut()
+    padded = np.pad(frame, ((80, 80), (80, 80), (0, 0)))
+    crop = crop_face(frame, box(-60, 400, 140, 560), margin=1.0, size=100)
+    expected = cv2.resize(padded[460:660, 20:220], (100, 100), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(crop, expected)
+
+
+def test_a_circle_stays_a_circle():
+    frame = np.zeros((400, 600, 3), np.uint8)
+    cv2.circle(frame, (300, 200), 60, (255, 255, 255), -1)
+    crop = crop_face(frame, box(270, 140, 330, 260), margin=1.5, size=380)
+    rows, columns = np.nonzero(crop[:, :, 0] > 127)
+    assert abs(np.ptp(rows) - np.ptp(columns)) <= 2
+
+
+@pytest.mark.parametrize(
+    "edges", [(500, 500, 600, 600), (-300, 0, -200, 100), (-1e9, -1e9, 1e9, 1e9), (1e30, 1e30, 2e30, 2e30)]
+)
+def test_boxes_far_off_or_absurdly_large_cost_little(edges):
+    tracemalloc.start()
+    crop = crop_face(np.full((100, 100, 3), 9, np.uint8), box(*edges), margin=1.3, size=380)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert crop.shape == (380, 380, 3)
+    assert not crop.any()
+    assert peak_bytes < 4_000_000
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 2000), (2000, 1)])
+def test_tiny_frames(shape):
+    frame = np.full((*shape, 3), 7, np.uint8)
+    assert crop_face(frame, box(0, 0, 1, 1), margin=1.0, size=8).max() == 7

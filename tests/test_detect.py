@@ -1,0 +1,174 @@
+"""The MTCNN adapter: facenet-pytorch's own boxes, without its quirks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from dfscan.faces.detect import Detection, FaceDetector
+from tests.pictures import FACE_XYXY, astronaut, moved, nobody, on_canvas, other_person, two_people
+
+
+def make(*, device="cpu", **options) -> FaceDetector:
+    return FaceDetector(**{"threshold": 0.95, "min_face_px": 48, "max_faces": 10} | options, device=device)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return make()
+
+
+def library_faces(picture, min_face_px):
+    """What facenet-pytorch itself says: boxes (N, 4), probabilities (N,), landmarks (N, 5, 2), left to right."""
+    from facenet_pytorch import MTCNN
+
+    boxes, scores, landmarks = MTCNN(keep_all=True, min_face_size=min_face_px).detect(picture, landmarks=True)
+    order = np.argsort(boxes[:, 0])
+    return boxes[order].astype(np.float32), scores[order], landmarks[order].astype(np.float32)
+
+
+def assert_equal_faces(faces: list[Detection], boxes, scores, landmarks):
+    faces = sorted(faces, key=lambda face: face.box_xyxy[0])
+    np.testing.assert_array_equal([face.box_xyxy for face in faces], boxes)
+    np.testing.assert_array_equal([face.landmarks for face in faces], landmarks)
+    np.testing.assert_array_equal([face.score for face in faces], [float(score) for score in scores])
+
+
+@pytest.mark.parametrize("picture", [astronaut(), moved(astronaut(), 20, 90, 1.3)])
+def test_equals_the_library_on_equal_input(detector, picture):
+    assert_equal_faces(detector.detect([picture])[0], *library_faces(picture, 48.0))
+
+
+def test_equals_the_library_on_the_same_smaller_copy():
+    picture = two_people(600, right=other_person())  # 1624 x 512
+    scale = np.float32([812 / 1624, 256 / 512])
+    small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
+    boxes, scores, landmarks = library_faces(small, 60 * 0.5)
+    faces = make(min_face_px=60, max_side_px=812).detect([picture])[0]
+    assert len(faces) == 2
+    assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)
+
+
+def test_values_are_plain_and_in_range(detector):
+    (face,) = detector.detect([astronaut()])[0]
+    assert face.box_xyxy.shape == (4,)
+    assert face.landmarks.shape == (5, 2)
+    assert face.box_xyxy.dtype == face.landmarks.dtype == np.float32
+    assert type(face.score) is float
+    assert 0.95 <= face.score <= 1
+    np.testing.assert_allclose(face.box_xyxy, FACE_XYXY, atol=6)
+    left_eye, right_eye, nose, left_mouth, right_mouth = face.landmarks
+    assert left_eye[0] < nose[0] < right_eye[0]
+    assert left_mouth[1] > nose[1] < right_mouth[1]
+
+
+def test_a_shrunk_search_maps_back_to_the_full_frame():
+    picture = cv2.resize(astronaut(), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    (face,) = make(max_side_px=512).detect([picture])[0]
+    np.testing.assert_allclose(face.box_xyxy, 3 * np.array(FACE_XYXY), atol=20)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2, 2), (1, 2000), (2000, 1), (19, 19), (20, 20), (47, 47), (48, 48), (49, 400)]
+)
+@pytest.mark.parametrize("min_face_px", [1, 48])
+def test_small_and_thin_frames_have_no_faces(shape, min_face_px):
+    assert make(min_face_px=min_face_px).detect([np.full((*shape, 3), 128, np.uint8)]) == [[]]
+
+
+def test_no_frames_and_no_faces(detector):
+    assert detector.detect([]) == []
+    assert detector.detect([nobody(), nobody()]) == [[], []]
+
+
+def test_frames_of_many_sizes_keep_their_order(detector):
+    frames = [nobody(), astronaut(), on_canvas(astronaut(), width_px=600, height_px=520), two_people(), nobody()]
+    found = detector.detect(frames)
+    assert [len(faces) for faces in found] == [0, 1, 1, 2, 0]
+    for frame, faces in zip(frames, found, strict=True):
+        (alone,) = detector.detect([frame])
+        assert_equal_faces(
+            alone,
+            *zip(*[(f.box_xyxy, f.score, f.landmarks) for f in sorted(faces, key=lambda f: f.box_xyxy[0])], strict=True)
+            if faces
+            else ([], [], []),
+        )
+
+
+def test_a_batch_finds_what_single_frames_give(detector, monkeypatch):
+    frames = [two_people(), two_people(right=nobody()), two_people(left=nobody(), right=nobody())]
+    one_by_one = detector.detect(frames)
+    monkeypatch.setattr(detector, "_batch", 8)
+    for alone, together in zip(one_by_one, detector.detect(frames), strict=True):
+        assert len(alone) == len(together)
+        for first, second in zip(alone, together, strict=True):
+            np.testing.assert_allclose(first.box_xyxy, second.box_xyxy, atol=0.05)
+
+
+def test_read_only_frames_do_not_warn(detector):
+    frame = astronaut()
+    frame.setflags(write=False)
+    assert len(detector.detect([frame])[0]) == 1
+
+
+def test_largest_first_and_at_most_max_faces():
+    small = cv2.resize(astronaut(), None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
+    picture = two_people(left=on_canvas(small, width_px=512, height_px=512))
+    both = make().detect([picture])[0]
+    assert [face.box_xyxy[0] > 512 for face in both] == [True, False]
+    assert both[0].area_px > both[1].area_px
+    (largest,) = make(max_faces=1).detect([picture])[0]
+    np.testing.assert_array_equal(largest.box_xyxy, both[0].box_xyxy)
+
+
+@pytest.mark.parametrize(("min_face_px", "num_faces"), [(80, 1), (100, 0)])
+def test_faces_under_the_least_size_are_dropped(min_face_px, num_faces):
+    assert len(make(min_face_px=min_face_px).detect([astronaut()])[0]) == num_faces
+
+
+def test_threshold_applies_to_the_final_probability(detector):
+    (face,) = detector.detect([astronaut()])[0]
+    assert len(make(threshold=face.score).detect([astronaut()])[0]) == 1
+    assert make(threshold=1.0).detect([astronaut()]) == [[]]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("box", "eye_x", "kept"),
+    [
+        ((10, 10, 110, 110), 30, True),
+        ((-40, -40, 60, 60), -5, True),
+        ((-80, 10, 20, 110), 5, False),
+        ((10, 10, 110, NAN), 30, False),
+        ((10, 10, 110, 110), NAN, False),
+        ((110, 10, 10, 110), 30, False),
+        ((10, 10, 10, 10), 10, False),
+    ],
+)
+def test_unsound_boxes_are_dropped_and_border_ones_left_whole(detector, monkeypatch, box, eye_x, kept):
+    landmarks = np.full((1, 1, 5, 2), 30.0, dtype=object)
+    landmarks[0, 0, 0, 0] = eye_x
+    answer = (np.array([[box]], dtype=object), np.array([[0.99]], dtype=object), landmarks)
+    monkeypatch.setattr(detector._mtcnn, "detect", lambda *_, **__: answer)
+    faces = detector.detect([nobody(width_px=200, height_px=200)])[0]
+    assert [face.box_xyxy.tolist() for face in faces] == ([list(box)] if kept else [])
+
+
+def test_importing_the_module_does_not_import_torch():
+    code = "import sys, dfscan.faces.detect; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.cuda
+def test_a_gpu_finds_the_same_faces(detector):
+    frames = [astronaut(), moved(astronaut(), 30), two_people(), nobody()]
+    for here, there in zip(detector.detect(frames), make(device="cuda").detect(frames), strict=True):
+        assert len(here) == len(there)
+        for first, second in zip(here, there, strict=True):
+            np.testing.assert_allclose(first.box_xyxy, second.box_xyxy, atol=1)

@@ -1,0 +1,188 @@
+"""Tracks, by tables: who is linked to whom, and above all who is not."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dfscan.faces.appearance import NUM_VALUES, appearance
+from dfscan.faces.detect import FaceDetector
+from dfscan.faces.track import link
+from dfscan.types import Face
+from tests.pictures import moved, other_person, two_people
+
+LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5}
+"""Lightness of a made-up person's descriptor; 30 apart is a likeness near 0, the twin's to a is 0.92."""
+
+
+class Seen(NamedTuple):
+    """Somebody in a frame: frames are 0.25 s apart within a burst, bursts 60 s."""
+
+    who: str
+    burst: int
+    step: int
+    x_px: float
+    y_px: float = 100
+    size_px: float = 100
+
+    def face(self) -> Face:
+        x1, y1 = self.x_px - self.size_px / 2, self.y_px - self.size_px / 2
+        box_xyxy = np.array([x1, y1, x1 + self.size_px, y1 + self.size_px], np.float32)
+        return Face(
+            frame_index=self.burst * 32 + self.step,
+            time_s=self.burst * 60 + self.step * 0.25,
+            burst=self.burst,
+            box_xyxy=box_xyxy,
+            landmarks=np.zeros((5, 2), np.float32),
+            detection_score=0.99,
+            appearance=np.full(NUM_VALUES, LOOKS[self.who], np.float32),
+        )
+
+
+def tracks_of(scene: list[Seen]) -> list[str]:
+    """Each track as the names of its people, one a face, in the order that `link` gives."""
+    names = {(seen.face().frame_index, seen.x_px, seen.y_px): seen.who for seen in scene}
+    assert len(names) == len(scene)
+    return [" ".join(name_of(face, names) for face in track) for track in link([seen.face() for seen in scene])]
+
+
+def name_of(face: Face, names: dict[tuple[int, float, float], str]) -> str:
+    x_px, y_px = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2
+    return next(
+        who for (index, x, y), who in names.items() if index == face.frame_index and abs(x - x_px) + abs(y - y_px) < 0.1
+    )
+
+
+def walk(who: str, steps: range | list[int], *, start_px: float, speed_px: float, burst: int = 0) -> list[Seen]:
+    return [Seen(who, burst, step, start_px + speed_px * step) for step in steps]
+
+
+def sits(who: str, bursts: list[int], *, x_px: float = 300, size_px: float = 100) -> list[Seen]:
+    return [Seen(who, burst, step, x_px, size_px=size_px) for burst in bursts for step in range(4)]
+
+
+SCENES: dict[str, tuple[list[Seen], list[str]]] = {
+    "nobody": ([], []),
+    "one face": ([Seen("a", 0, 0, 50)], ["a"]),
+    "one person moving": (walk("a", range(6), start_px=100, speed_px=40), ["a a a a a a"]),
+    "one person running, once the speed is known": (
+        walk("a", [0, 1, 4, 7], start_px=100, speed_px=50),
+        ["a a a a"],
+    ),
+    "two side by side": (
+        walk("a", range(4), start_px=100, speed_px=0) + walk("b", range(4), start_px=210, speed_px=0),
+        ["a a a a", "b b b b"],
+    ),
+    "twins side by side are kept apart by place": (
+        walk("a", range(4), start_px=100, speed_px=5) + walk("twin", range(4), start_px=210, speed_px=5),
+        ["a a a a", "twin twin twin twin"],
+    ),
+    "two crossing": (
+        walk("a", range(8), start_px=100, speed_px=40) + walk("b", range(8), start_px=400, speed_px=-40),
+        ["a a a a a a a a", "b b b b b b b b"],
+    ),
+    "crossing behind another, missed for two frames": (
+        walk("a", range(8), start_px=100, speed_px=30) + walk("b", [0, 1, 2, 5, 6, 7], start_px=330, speed_px=-30),
+        ["a a a a a a a a", "b b b b b b"],
+    ),
+    "missed for two frames": (walk("a", [0, 1, 4, 5], start_px=100, speed_px=20), ["a a a a"]),
+    "missed for three frames": (walk("a", [0, 1, 5, 6], start_px=100, speed_px=20), ["a a", "a a"]),
+    "a jump within a burst": ([Seen("a", 0, 0, 100), Seen("a", 0, 1, 400)], ["a", "a"]),
+    "a cut to another in the same place within a burst": (
+        walk("a", range(3), start_px=100, speed_px=0) + walk("b", range(3, 6), start_px=100, speed_px=0),
+        ["a a a", "b b b"],
+    ),
+    "a cut to another in the same place between bursts": (sits("a", [0]) + sits("b", [1]), ["a a a a", "b b b b"]),
+    "one person over bursts": (sits("a", [0, 1, 3]), ["a a a a a a a a a a a a"]),
+    "shot and reverse shot in one place": (
+        sits("a", [0, 2]) + sits("b", [1, 3]),
+        ["a a a a a a a a", "b b b b b b b b"],
+    ),
+    "slow zoom within a burst": (
+        [Seen("a", 0, step, 300, size_px=60 * 1.25**step) for step in range(8)],
+        ["a a a a a a a a"],
+    ),
+    "a small zoom between bursts": (sits("a", [0]) + sits("a", [1], size_px=130), ["a a a a a a a a"]),
+    "a large zoom between bursts is in doubt": (sits("a", [0]) + sits("a", [1], size_px=180), ["a a a a", "a a a a"]),
+    "another place between bursts is in doubt": (sits("a", [0]) + sits("a", [1], x_px=450), ["a a a a", "a a a a"]),
+    "two swap places between bursts": (
+        sits("a", [0], x_px=100) + sits("b", [0], x_px=300) + sits("b", [1], x_px=100) + sits("a", [1], x_px=300),
+        ["a a a a", "b b b b", "b b b b", "a a a a"],
+    ),
+    "twins swap nothing and stay": (
+        sits("a", [0, 1], x_px=100) + sits("twin", [0, 1], x_px=300),
+        ["a a a a a a a a", "twin twin twin twin twin twin twin twin"],
+    ),
+    "a twin between two twins is nobody's": (
+        sits("a", [0], x_px=100) + sits("twin", [0], x_px=200) + sits("twin", [1, 2], x_px=150),
+        ["a a a a", "twin twin twin twin", "twin twin twin twin twin twin twin twin"],
+    ),
+    "order: by first appearance, then larger": (
+        [Seen("a", 0, 0, 100, size_px=50), Seen("b", 0, 0, 300, size_px=90), Seen("c", 0, 1, 600, size_px=200)],
+        ["b", "a", "c"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("scene", "expected"), SCENES.values(), ids=SCENES.keys())
+def test_scene(scene, expected):
+    assert tracks_of(scene) == expected
+
+
+@pytest.mark.parametrize(("scene", "expected"), SCENES.values(), ids=SCENES.keys())
+def test_the_order_of_the_input_does_not_matter(scene, expected):
+    shuffled = scene.copy()
+    random.Random(7).shuffle(shuffled)
+    assert tracks_of(shuffled) == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_face_is_in_one_track_and_a_frame_gives_a_track_one_face(seed):
+    rng = random.Random(seed)
+    faces = [
+        Seen(rng.choice("abc"), burst, step, rng.uniform(0, 400), rng.uniform(0, 300), rng.uniform(50, 150)).face()
+        for burst in range(3)
+        for step in range(6)
+        for _ in range(rng.randrange(5))
+    ]
+    tracks = link(faces)
+    assert sorted(id(face) for track in tracks for face in track) == sorted(id(face) for face in faces)
+    for track in tracks:
+        indices = [face.frame_index for face in track]
+        assert indices == sorted(set(indices))
+    starts_s = [track[0].time_s for track in tracks]
+    assert starts_s == sorted(starts_s)
+
+
+def test_frames_at_one_time_do_not_break_the_prediction():
+    faces = [Seen("a", 0, step, 100).face() for step in range(3)]
+    stuck = [Face(f.frame_index, 0.0, 0, f.box_xyxy, f.landmarks, f.detection_score, f.appearance) for f in faces]
+    assert [len(track) for track in link(stuck)] == [3]
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
+
+
+@pytest.mark.parametrize("right", [None, other_person()], ids=["two of one look", "two who differ"])
+def test_real_detections_of_two_moving_people(detector, right):
+    """Six frames in two bursts; the boundary between the portraits is at x = 512 + shift."""
+    shifts_px = [0, 12, 24, 40, 52, 64]
+    picture = two_people(right=right)
+    faces = [
+        Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, looks)
+        for index, shift in enumerate(shifts_px)
+        for pixels in [moved(picture, dx_px=shift, dy_px=shift / 4, zoom=1 + index / 100)]
+        for d in detector.detect([pixels])[0]
+        for looks in [appearance(pixels, d.landmarks)]
+    ]
+    tracks = link(faces)
+    assert len(tracks) == 2
+    assert min(len(track) for track in tracks) >= 5  # MTCNN may miss one
+    for track in tracks:
+        sides = {bool(face.box_xyxy[0] > 512 + shifts_px[face.frame_index] - 60) for face in track}
+        assert len(sides) == 1
