@@ -1,0 +1,304 @@
+"""The checkpoint: one ``.safetensors`` file with the weights and everything else that a score depends on.
+
+The file's metadata holds one entry, ``dfscan``, a JSON document: the `CheckpointCard`. Nothing is ever unpickled, and
+reading the card needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from pydantic import ValidationError
+
+import dfscan
+from dfscan.detector.cache import write_atomically
+from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
+from dfscan.detector.preprocess import Preprocessing, to_input
+from dfscan.detector.selftest import library_versions, mosaic, self_test_input, verify
+from dfscan.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfscan.detector.network import DeepfakeDetector
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointCard",
+    "default_checkpoint_path",
+    "init_checkpoint",
+    "load_network",
+    "read_card",
+    "save_checkpoint",
+    "self_test_input",
+    "verify",
+]
+
+METADATA_KEY = "dfscan"
+MAX_HEADER_BYTES = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint file whose card has been read; its weights have not."""
+
+    path: Path
+    sha256: str
+    """Lower-case hex digest of the whole file."""
+    card: CheckpointCard
+
+    @property
+    def label(self) -> str:
+        """Short text for a report: the name, or the file's stem, and the first 12 digits of the sha256."""
+        return f"{self.card.name or self.path.stem}@{self.sha256[:12]}"
+
+
+def default_checkpoint_path() -> Path | None:
+    """The checkpoint that is embedded in the package, or None where there is none."""
+    weights_dir = Path(__file__).resolve().parents[1] / "weights"
+    return next(iter(sorted(weights_dir.glob("*.safetensors"))), None)
+
+
+# Reading
+
+
+def read_card(path: str | Path) -> Checkpoint:
+    """Read a checkpoint's card and hash its file, without PyTorch and without looking at a single weight.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is not a whole checkpoint of this format.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():  # also keeps a FIFO or a device from being opened
+            _refuse(path, "there is no such file", "check the path, or make one with `dfscan init-checkpoint`")
+        with path.open("rb") as file:
+            header = _read_header(path, file)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        _refuse(path, f"cannot be read ({error.strerror})", "check its permissions")
+    return Checkpoint(path=path, sha256=sha256, card=_parse_card(path, header))
+
+
+def _refuse(path: Path, cause: str, remedy: str, *, origin: Exception | None = None) -> NoReturn:
+    raise CheckpointError(f"checkpoint {path}: {cause}; {remedy}") from origin
+
+
+_COPY_AGAIN = "copy or download the file again"
+_NOT_OURS = "give a .safetensors file that `dfscan train` or `dfscan init-checkpoint` has written"
+
+
+def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """Read the header as the safetensors format has it, and rewind: 8 bytes of length, JSON, tensors."""
+    start = file.read(8)
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        _refuse(path, "it is a pickle or zip file, as torch.save writes; those are never opened", _NOT_OURS)
+    num_bytes = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= num_bytes <= MAX_HEADER_BYTES:
+        _refuse(path, "it does not begin like a safetensors file", _NOT_OURS)
+    header = _parse_header(path, file.read(num_bytes), num_bytes)
+    num_expected = 8 + num_bytes + _num_tensor_bytes(path, header)
+    if (num_found := file.seek(0, 2)) != num_expected:
+        _refuse(path, f"it is damaged: {num_found} bytes instead of {num_expected}", _COPY_AGAIN)
+    file.seek(0)
+    return header
+
+
+def _parse_header(path: Path, text: bytes, num_bytes: int) -> dict[str, Any]:
+    if len(text) < num_bytes:
+        _refuse(path, "it is cut off within its header", _COPY_AGAIN)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        _refuse(path, "its header is no JSON", _NOT_OURS, origin=error)
+    if not isinstance(header, dict):
+        _refuse(path, "its header is no JSON object", _NOT_OURS)
+    return header
+
+
+def _num_tensor_bytes(path: Path, header: Mapping[str, Any]) -> int:
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return int(max(ends, default=0))
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
+        _refuse(path, "its list of tensors is damaged", _COPY_AGAIN, origin=error)
+
+
+def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
+    try:
+        document = json.loads(header["__metadata__"][METADATA_KEY])
+        version = document["format_version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        _refuse(path, "it is a safetensors file without dfscan's own metadata", _NOT_OURS, origin=error)
+    if version != FORMAT_VERSION:
+        _refuse(
+            path,
+            f"its format version is {version!r}, and dfscan {dfscan.__version__} reads {FORMAT_VERSION}",
+            "use the dfscan that wrote it, or a later one",
+        )
+    try:
+        card = CheckpointCard.model_validate(document)
+    except ValidationError as error:
+        _refuse(path, f"its metadata is not valid: {_explain(error)}", _COPY_AGAIN, origin=error)
+    if len(card.self_test.expected_logits) != card.self_test.num_inputs:
+        _refuse(path, "its self-test has not one expected logit for each input", _COPY_AGAIN)
+    return card
+
+
+def _explain(error: ValidationError) -> str:
+    problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+    return _first_few(problems)
+
+
+def _first_few(problems: list[str], limit: int = 3) -> str:
+    more = f" and {len(problems) - limit} more" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more
+
+
+# Weights
+
+
+def load_network(checkpoint: Checkpoint) -> DeepfakeDetector:
+    """Build the network with the checkpoint's weights, fp32, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: if the file has changed since its card was read, or its tensors are not those of its
+            architecture.
+    """
+    import safetensors
+    import safetensors.torch
+
+    try:
+        data = checkpoint.path.read_bytes()
+    except OSError as error:
+        _refuse(checkpoint.path, f"cannot be read ({error.strerror})", "check that it is still there")
+    if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
+        _refuse(checkpoint.path, "the file has changed since it was opened", "start again")
+    try:
+        state = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        _refuse(checkpoint.path, f"its tensors cannot be read ({error})", _COPY_AGAIN, origin=error)
+    return _build(checkpoint.path, checkpoint.card, state)
+
+
+def _build(path: Path, card: CheckpointCard, state: Mapping[str, Tensor]) -> DeepfakeDetector:
+    from dfscan.detector.network import create_network
+
+    try:
+        network = create_network(card.architecture)
+    except CheckpointError as error:
+        _refuse(path, str(error), "use the dfscan that wrote it, or a later one", origin=error)
+    if problems := _mismatches(network.state_dict(), state):
+        _refuse(path, f"its weights are not those of {card.architecture}: {_first_few(problems)}", _NOT_OURS)
+    network.load_state_dict(state)  # copies into fp32 parameters, whatever the file holds
+    return network.eval()
+
+
+def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} is unknown" for name in given if name not in wanted]
+    for name in wanted.keys() & given.keys():
+        if wanted[name].shape != given[name].shape:
+            problems.append(f"{name} is {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}")
+        elif wanted[name].is_floating_point() != given[name].is_floating_point():
+            problems.append(f"{name} is {given[name].dtype} instead of {wanted[name].dtype}")
+        elif not given[name].isfinite().all():
+            problems.append(f"{name} holds values that are not finite")
+    return sorted(problems)
+
+
+# Writing
+
+
+def save_checkpoint(
+    path: str | Path, network: DeepfakeDetector, card: CheckpointCard, *, half: bool = False
+) -> Checkpoint:
+    """Write a checkpoint: under a temporary name, then renamed.
+
+    Args:
+        path: replaced if it exists.
+        network: on any device, in any mode; left as it is.
+        card: its self-test's expected logits are computed here, from the weights as they are stored.
+        half: store weight matrices and kernels in fp16. Biases and batch norm stay fp32: they are few, and
+            running variances can lie outside fp16's range.
+
+    Raises:
+        CheckpointError: if the weights do not fit the card's architecture or are not finite.
+        OutputError: if the file cannot be written.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    state = {name: _as_stored(tensor, half=half) for name, tensor in network.state_dict().items()}
+    card = _with_expected_logits(card, _build(path, card, state))
+    data = safetensors.torch.save(state, metadata={METADATA_KEY: card.model_dump_json()})
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise OutputError(
+            f"checkpoint {path} cannot be written ({error.strerror}): choose another folder or free some space"
+        ) from error
+    return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
+
+
+def _as_stored(tensor: Tensor, *, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.half() if half and tensor.ndim > 1 else tensor.float()
+
+
+def _with_expected_logits(card: CheckpointCard, network: DeepfakeDetector) -> CheckpointCard:
+    import torch
+
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(self_test_input(card))).flatten().tolist()
+    self_test = card.self_test.model_copy(update={"expected_logits": tuple(logits), "versions": library_versions()})
+    return card.model_copy(update={"self_test": self_test})
+
+
+def init_checkpoint(
+    path: str | Path, *, seed: int, architecture: str = "efficientnet_b4", input_size_px: int = 380
+) -> Checkpoint:
+    """Write an untrained checkpoint for trials: its scores mean nothing and its verdict is always inconclusive.
+
+    The same seed gives the same weights, with the same libraries on the same kind of machine.
+
+    Raises:
+        CheckpointError: for an unknown architecture.
+        OutputError: if the file cannot be written.
+    """
+    from dfscan.detector.network import create_network
+
+    card = CheckpointCard(
+        name=f"untrained-{seed}",
+        architecture=architecture,
+        preprocessing=Preprocessing(input_size_px=input_size_px),
+    )
+    network = create_network(architecture, seed=seed)
+    _settle_batch_norm(network, card, seed=seed)
+    return save_checkpoint(path, network, card)
+
+
+def _settle_batch_norm(network: DeepfakeDetector, card: CheckpointCard, *, seed: int) -> None:
+    """Set the backbone's running statistics from mosaics, coarse to fine.
+
+    With the statistics of a new network the signal dies on its way through 32 blocks: every face would get the
+    same score, and a trial would show nothing.
+    """
+    import torch
+
+    size_px = card.preprocessing.input_size_px
+    images = [mosaic(1, num_tiles, size_px, seed=seed)[0] for num_tiles in (3, 5, 8, 13, 24, 48, 96, size_px)]
+    network.eval()
+    for module in network.backbone.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.momentum = None  # the plain average of what it sees
+            module.train()
+    with torch.no_grad():
+        network(torch.from_numpy(to_input(images, card.preprocessing)))

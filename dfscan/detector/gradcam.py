@@ -1,0 +1,75 @@
+"""Heat maps: where the network looked, which is not proof of anything.
+
+Red drives the fake score, blue does not matter. The maps come from `DeepfakeDetector.forward_with_cam`.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+OUTLINE_RGB = (255, 255, 255)
+
+
+def normalise(cam: Floats) -> Floats:
+    """Scale a map [h, w], at least 0, to [0, 1] by its maximum; a map of zeros stays one."""
+    peak = cam.max(initial=0)
+    return (cam / peak if peak > 0 else np.zeros_like(cam)).astype(np.float32)
+
+
+def heat_map(cam: Floats, size_px: int) -> Floats:
+    """Normalise a map [h, w] and enlarge it bicubically: float32 (size_px, size_px) in [0, 1]."""
+    heat = cv2.resize(normalise(cam), (size_px, size_px), interpolation=cv2.INTER_CUBIC)
+    return np.clip(heat, 0, 1).astype(np.float32)  # bicubic overshoots
+
+
+def overlay(pixels: Pixels, heat: Floats, *, strength: float = 0.5) -> Pixels:
+    """Blend colours from blue (0) to red (1) over a picture.
+
+    Args:
+        pixels: uint8 (H, W, 3) RGB; left as it is.
+        heat: (H, W) in [0, 1].
+        strength: share of the colours in the result, in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    levels = np.rint(heat * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(pixels, 1 - strength, colours, strength, 0).astype(np.uint8, copy=False)
+
+
+def overlay_on_frame(
+    frame_pixels: Pixels, cam: Floats, square_xyxy: tuple[int, int, int, int], *, strength: float = 0.5
+) -> Pixels:
+    """Paint a face's map over its place in the frame, and outline that place.
+
+    Args:
+        frame_pixels: uint8 (H, W, 3) RGB; left as it is.
+        cam: the face's map [h, w], at least 0.
+        square_xyxy: the face's crop in pixels of the frame, x2 and y2 exclusive; may reach over the border.
+        strength: as in `overlay`.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ValueError: if the square is none.
+    """
+    x1, y1, x2, y2 = (int(value) for value in square_xyxy)
+    if x2 - x1 != y2 - y1 or x2 <= x1:
+        raise ValueError(f"a face's crop is a square, got {square_xyxy}")
+    painted = frame_pixels.copy()
+    height_px, width_px = frame_pixels.shape[:2]
+    top, bottom, left, right = max(y1, 0), min(y2, height_px), max(x1, 0), min(x2, width_px)
+    if top < bottom and left < right:
+        heat = heat_map(cam, x2 - x1)[top - y1 : bottom - y1, left - x1 : right - x1]
+        part = np.ascontiguousarray(frame_pixels[top:bottom, left:right])
+        painted[top:bottom, left:right] = overlay(part, heat, strength=strength)
+    thickness_px = max(1, round(min(height_px, width_px) / 300))
+    cv2.rectangle(painted, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
+    return painted

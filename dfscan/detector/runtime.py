@@ -1,0 +1,221 @@
+"""Where the network runs: ONNX Runtime on a CPU, PyTorch on a GPU, behind one interface."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.detector.checkpoint import Checkpoint, load_network
+from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
+from dfscan.errors import ConfigError, DfscanError
+
+if TYPE_CHECKING:
+    from dfscan.detector.network import DeepfakeDetector
+
+_log = logging.getLogger("dfscan")
+
+Floats = NDArray[np.float32]
+
+DEFAULT_CUDA_BATCH_SIZE = 32
+
+
+class Runtime(Protocol):
+    """Scores preprocessed faces."""
+
+    device: str
+    """``cpu``, ``cuda:0``, ..."""
+    batch_size: int
+    """So many faces are run at once; more may be given."""
+
+    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+        """Score faces; the logit of one does not depend on its neighbours.
+
+        Args:
+            batch: float32 [B, 3, S, S] from `preprocess.to_input`; B may be 0.
+
+        Returns:
+            The network's own logits [B], not divided by the checkpoint's temperature, and its Grad-CAM maps
+            [B, h, w], at least 0 and not normalised; both float32.
+        """
+        ...
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU, one face at a time: there its fastest, its leanest and reproducible to the bit."""
+
+    def __init__(self, graph: bytes, *, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.device = "cpu"
+        self.batch_size = 1
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+        """As `Runtime.predict`."""
+        _check(batch)
+        names = list(OUTPUT_NAMES)
+        faces = (batch[i : i + 1] for i in range(len(batch)))
+        return _join([self._session.run(names, {INPUT_NAME: face}) for face in faces])
+
+
+class TorchRuntime:
+    """PyTorch in fp32 (TF32 off), meant for a GPU.
+
+    Every batch is filled up to `batch_size`, because kernels are chosen by size: so the same kernels score a face
+    whatever comes with it. `batch_size` is halved when memory runs out.
+    """
+
+    def __init__(self, network: DeepfakeDetector, *, device: str, batch_size: int = DEFAULT_CUDA_BATCH_SIZE) -> None:
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        self.device = device
+        self.batch_size = batch_size
+        network.eval().float()
+        try:
+            # Of network.to, which takes the format too, PyTorch's types know no such signature.
+            self._network = network.to(device).to(memory_format=torch.channels_last)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            raise self._failure(error) from error
+
+    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+        """As `Runtime.predict`.
+
+        Raises:
+            DfscanError: when memory does not do for a single face, or the device fails.
+        """
+        _check(batch)
+        results: list[tuple[Floats, Floats]] = []
+        while len(batch):
+            result = self._try(batch[: self.batch_size])
+            if result is None:
+                self._halve_batch()
+            else:
+                results.append(result)
+                batch = batch[len(result[0]) :]
+        return _join(results)
+
+    def _try(self, faces: Floats) -> tuple[Floats, Floats] | None:
+        """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
+        import torch
+
+        try:
+            return self._run(faces)
+        except torch.OutOfMemoryError:
+            return None
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _run(self, faces: Floats) -> tuple[Floats, Floats]:
+        import torch
+
+        num_missing = self.batch_size - len(faces)
+        full = np.pad(faces, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
+        x = torch.from_numpy(full).to(self.device).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            logits, cams = self._network.forward_with_cam(x)
+        return logits[: len(faces), 0].cpu().numpy(), cams[: len(faces)].cpu().numpy()
+
+    def _halve_batch(self) -> None:
+        import torch
+
+        if self.batch_size == 1:
+            raise DfscanError(
+                f"{self.device} has not enough free memory for one face: "
+                "end other programs that use it, or use --device cpu"
+            )
+        self.batch_size //= 2
+        _log.warning("%s is out of memory: going on with --batch-size %d", self.device, self.batch_size)
+        torch.cuda.empty_cache()
+
+    def _failure(self, error: RuntimeError) -> DfscanError:
+        cause = str(error).partition("\n")[0]
+        return DfscanError(f"the network cannot run on {self.device}: {cause}; try --device cpu")
+
+
+def _check(batch: Floats) -> None:
+    if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1] != 3:
+        raise ValueError(f"a batch is float32 [B, 3, S, S], got {batch.dtype} {list(batch.shape)}")
+
+
+def _join(results: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    if not results:
+        return np.empty(0, np.float32), np.empty((0, 0, 0), np.float32)
+    logits, cams = zip(*results, strict=True)
+    return np.concatenate([each.reshape(-1) for each in logits]), np.concatenate(cams)
+
+
+def create_runtime(
+    checkpoint: Checkpoint, *, device: str = "auto", batch_size: int | None = None, threads: int = 1
+) -> Runtime:
+    """Load a checkpoint where it is to run; `checkpoint.verify` then tells whether its scores hold there.
+
+    Args:
+        checkpoint: from `checkpoint.read_card`.
+        device: as for `choose_device`.
+        batch_size: faces that a GPU scores at once, 32 if None; a CPU scores one at a time whatever is asked.
+        threads: of ONNX Runtime, on a CPU.
+
+    Raises:
+        ConfigError: for a device that does not exist, or a number below 1.
+        CheckpointError: if the checkpoint's weights cannot be used.
+        DfscanError: if the network cannot be exported, or does not fit into the device.
+    """
+    batch_size = DEFAULT_CUDA_BATCH_SIZE if batch_size is None else batch_size
+    for name, value in (("batch size", batch_size), ("number of threads", threads)):
+        if value < 1:
+            raise ConfigError(f"the {name} must be at least 1, got {value}")
+    device = choose_device(device)
+    if device == "cpu":
+        return OnnxRuntime(onnx_graph(checkpoint), threads=threads)
+    return TorchRuntime(load_network(checkpoint), device=device, batch_size=batch_size)
+
+
+def choose_device(name: str) -> str:
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to ``cpu`` or ``cuda:N``.
+
+    PyTorch, whose import takes seconds, is asked only about a GPU that may be there: not for ``cpu``, nor for
+    ``auto`` on a system without a GPU's device file.
+
+    Raises:
+        ConfigError: for another name, or a GPU that PyTorch cannot use.
+    """
+    if name == "cpu" or (name == "auto" and not _may_have_cuda()):
+        return "cpu"
+    if not re.fullmatch(r"auto|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
+    num_devices = _num_cuda_devices()
+    if name == "auto":
+        return "cuda:0" if num_devices else "cpu"
+    index = int(name.partition(":")[2] or 0)
+    if index >= num_devices:
+        raise ConfigError(
+            f"device {name} is not there: PyTorch finds {num_devices} CUDA devices; use --device cpu or auto, or "
+            "check the driver and that this PyTorch is built for CUDA"
+        )
+    return f"cuda:{index}"
+
+
+def _may_have_cuda() -> bool:
+    if sys.platform == "darwin":
+        return False
+    device_files = ("nvidia*", "nvmap", "dxg", "kfd")  # NVIDIA, its Jetson boards, Windows' subsystem, AMD
+    return sys.platform != "linux" or any(any(Path("/dev").glob(each)) for each in device_files)
+
+
+def _num_cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,0 +1,89 @@
+"""Heat maps: scale, colours and places."""
+
+import numpy as np
+import pytest
+
+from dfscan.detector.gradcam import heat_map, normalise, overlay, overlay_on_frame
+
+GREY = np.full((60, 80, 3), 128, np.uint8)
+
+
+def spot(row: int, column: int, value: float = 4.0) -> np.ndarray:
+    cam = np.zeros((12, 12), np.float32)
+    cam[row, column] = value
+    return cam
+
+
+def test_normalise_divides_by_the_maximum() -> None:
+    np.testing.assert_allclose(normalise(np.float32([[0, 1], [2, 4]])), [[0, 0.25], [0.5, 1]])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
+def test_normalise_knows_no_small_or_large(value: float) -> None:
+    normal = normalise(spot(1, 2, value))
+
+    assert normal.dtype == np.float32
+    assert normal.max() == (1 if value else 0)
+
+
+def test_heat_map_keeps_places_and_range() -> None:
+    heat = heat_map(spot(2, 9), 120)
+
+    assert heat.shape == (120, 120)
+    assert heat.dtype == np.float32
+    assert heat.min() >= 0
+    assert heat.max() <= 1
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert (row // 10, column // 10) == (2, 9)
+
+
+def test_overlay_is_red_where_it_matters_and_blue_where_not() -> None:
+    heat = np.zeros((60, 80), np.float32)
+    heat[:, 40:] = 1
+
+    painted = overlay(GREY, heat)
+
+    assert painted.dtype == np.uint8
+    assert painted.shape == GREY.shape
+    cold, hot = painted[0, 0].astype(int), painted[0, 79].astype(int)
+    assert cold[2] > cold[0]
+    assert hot[0] > hot[2]
+    np.testing.assert_array_equal(overlay(GREY, heat, strength=0), GREY)
+
+
+def test_overlay_on_frame_paints_only_the_square() -> None:
+    before = GREY.copy()
+
+    cam = np.zeros((12, 12), np.float32)
+    cam[:4, :4] = 1
+
+    painted = overlay_on_frame(GREY, cam, (20, 10, 44, 34))
+
+    np.testing.assert_array_equal(GREY, before)
+    changed = np.argwhere((painted != GREY).any(axis=2))
+    assert changed.min(axis=0).tolist() == [10, 20]
+    assert changed.max(axis=0).tolist() == [33, 43]
+    assert painted[10, 20].tolist() == [255, 255, 255]
+    hot, cold = painted[13, 23].astype(int), painted[30, 40].astype(int)
+    assert hot[0] > hot[2]
+    assert cold[2] > cold[0]
+
+
+def test_overlay_on_frame_cuts_a_square_that_leaves_the_frame() -> None:
+    whole = overlay_on_frame(np.full((200, 200, 3), 128, np.uint8), spot(6, 6), (70, 70, 118, 118))
+
+    cut = overlay_on_frame(GREY, spot(6, 6), (-24, -24, 24, 24))
+
+    np.testing.assert_array_equal(cut[:23, :23], whole[94:117, 94:117])
+    np.testing.assert_array_equal(cut[30:, 30:], GREY[30:, 30:])
+
+
+@pytest.mark.parametrize("square", [(-50, -50, -10, -10), (80, 60, 90, 70)])
+def test_overlay_on_frame_accepts_a_square_outside(square: tuple[int, int, int, int]) -> None:
+    np.testing.assert_array_equal(overlay_on_frame(GREY, spot(0, 0), square), GREY)
+
+
+@pytest.mark.parametrize("square", [(0, 0, 10, 12), (5, 5, 5, 5), (9, 9, 3, 3)])
+def test_overlay_on_frame_refuses_what_is_no_square(square: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="is a square"):
+        overlay_on_frame(GREY, spot(0, 0), square)

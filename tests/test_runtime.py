@@ -1,0 +1,306 @@
+"""Runtimes give PyTorch's scores, whatever the batch, and choose their device; the exported graph is cached safely."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfscan.detector import cache as cache_module
+from dfscan.detector import checkpoint as checkpoint_module
+from dfscan.detector import export, runtime
+from dfscan.detector.checkpoint import Checkpoint, init_checkpoint, load_network, verify
+from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
+from dfscan.errors import CheckpointError, ConfigError, DfscanError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dfscan"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    return init_checkpoint(path, seed=1, architecture="test_efficientnet", input_size_px=64)
+
+
+@pytest.fixture(scope="module")
+def graph(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("graph") / "graph.onnx"
+    export.write_graph(tiny, path)
+    return path.read_bytes()
+
+
+def faces(num_faces: int, size_px: int = 64) -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(num_faces, 3, size_px, size_px)).astype(np.float32)
+
+
+def by_torch(checkpoint: Checkpoint, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+        logits, cams = load_network(checkpoint).forward_with_cam(torch.from_numpy(batch))
+    return logits.flatten().numpy(), cams.numpy()
+
+
+@pytest.fixture(params=["onnx", "torch"])
+def any_runtime(request: pytest.FixtureRequest, tiny: Checkpoint, graph: bytes) -> Runtime:
+    if request.param == "onnx":
+        return OnnxRuntime(graph)
+    return TorchRuntime(load_network(tiny), device="cpu", batch_size=4)
+
+
+# Every runtime
+
+
+@pytest.mark.parametrize("num_faces", [1, 3, 4, 9])
+def test_equals_pytorch(any_runtime: Runtime, tiny: Checkpoint, num_faces: int) -> None:
+    batch = faces(num_faces)
+    logits, cams = any_runtime.predict(batch)
+    expected_logits, expected_cams = by_torch(tiny, batch)
+
+    assert (logits.dtype, cams.dtype) == (np.float32, np.float32)
+    assert np.ptp(expected_logits) > 1e-4 or num_faces == 1
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+    np.testing.assert_allclose(cams, expected_cams, rtol=1e-3, atol=1e-4 * float(expected_cams.max()))
+
+
+def test_a_face_scores_the_same_whatever_its_neighbours(any_runtime: Runtime) -> None:
+    batch = faces(6)
+    together = any_runtime.predict(batch)[0]
+    alone = [any_runtime.predict(batch[i : i + 1])[0][0] for i in range(6)]
+    loud = np.concatenate([batch[:1], 100 * batch[1:3]])
+
+    assert together.tolist() == alone
+    assert any_runtime.predict(loud)[0][0] == together[0]
+
+
+def test_no_faces_no_scores(any_runtime: Runtime) -> None:
+    logits, cams = any_runtime.predict(faces(0))
+
+    assert (len(logits), len(cams)) == (0, 0)
+
+
+@pytest.mark.parametrize("batch", [faces(1).astype(np.float64), faces(1)[0], faces(1).transpose(0, 2, 3, 1)])
+def test_refuses_what_is_no_batch(any_runtime: Runtime, batch: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="a batch is float32"):
+        any_runtime.predict(batch)
+
+
+def test_passes_the_self_test(any_runtime: Runtime, tiny: Checkpoint) -> None:
+    verify(any_runtime, tiny)
+
+
+def test_self_test_notices_changed_weights(tiny: Checkpoint) -> None:
+    network = load_network(tiny)
+    network.head.output.bias.data += 0.01
+
+    with pytest.raises(CheckpointError, match="fails its self-test"):
+        verify(TorchRuntime(network, device="cpu", batch_size=2), tiny)
+
+
+# PyTorch
+
+
+class Memory:
+    """Lets a network's forward run only with so many faces."""
+
+    def __init__(self, network: object, max_faces: int) -> None:
+        self.forward, self.max_faces, self.sizes = network.forward_with_cam, max_faces, []
+
+    def __call__(self, x: object) -> object:
+        import torch
+
+        self.sizes.append(len(x))
+        if len(x) > self.max_faces:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.forward(x)
+
+
+def test_batch_size_is_halved_when_memory_runs_out(tiny: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    network = load_network(tiny)
+    memory = network.forward_with_cam = Memory(network, max_faces=2)
+    torch_runtime = TorchRuntime(network, device="cpu", batch_size=8)
+
+    with caplog.at_level(logging.WARNING, "dfscan"):
+        logits, _ = torch_runtime.predict(faces(5))
+
+    assert memory.sizes == [8, 4, 2, 2, 2]
+    assert torch_runtime.batch_size == 2
+    assert [record.message[-2:] for record in caplog.records] == [" 4", " 2"]
+    np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-5)
+
+
+def test_no_memory_for_one_face_is_a_sentence(tiny: Checkpoint) -> None:
+    network = load_network(tiny)
+    network.forward_with_cam = Memory(network, max_faces=0)
+
+    with pytest.raises(DfscanError, match="--device cpu"):
+        TorchRuntime(network, device="cpu", batch_size=2).predict(faces(1))
+
+
+def test_a_failing_device_is_a_sentence(tiny: Checkpoint) -> None:
+    with pytest.raises(DfscanError, match=r"cannot run on meta.*--device cpu"):
+        TorchRuntime(load_network(tiny), device="meta").predict(faces(1))
+
+
+@pytest.mark.cuda
+def test_cuda_passes_the_self_test(tiny: Checkpoint) -> None:
+    verify(create_runtime(tiny, device="cuda"), tiny)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", ""])
+def test_unknown_devices_list_what_works(name: str) -> None:
+    with pytest.raises(ConfigError, match="use auto, cpu, cuda"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_devices", "chosen"),
+    [("cpu", 2, "cpu"), ("auto", 2, "cuda:0"), ("auto", 0, "cpu"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
+)
+def test_devices(name: str, num_devices: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_may_have_cuda", lambda: True)
+    monkeypatch.setattr(runtime, "_num_cuda_devices", lambda: num_devices)
+    assert choose_device(name) == chosen
+
+
+@pytest.mark.parametrize(("name", "num_devices"), [("cuda", 0), ("cuda:2", 2)])
+def test_absent_gpus_name_a_remedy(name: str, num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_num_cuda_devices", lambda: num_devices)
+    with pytest.raises(ConfigError, match=f"PyTorch finds {num_devices} CUDA devices; use --device cpu"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"threads": 0}])
+def test_numbers_below_one_are_refused(wrong: dict[str, int], tiny: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        create_runtime(tiny, device="cpu", **wrong)
+
+
+# The exported graph
+
+
+@pytest.fixture
+def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Export by copying, and count."""
+    calls: list[str] = []
+
+    def copy(checkpoint: Checkpoint, graph_path: Path) -> None:
+        calls.append(checkpoint.label)
+        graph_path.write_bytes(graph)
+
+    monkeypatch.setattr(export, "_run_child", copy)
+    return calls
+
+
+def test_real_network_through_the_child_equals_pytorch(tmp_path: Path, cache: Path) -> None:
+    checkpoint = init_checkpoint(tmp_path / "b4.safetensors", seed=3)
+    onnx_runtime = create_runtime(checkpoint, device="cpu")
+    verify(onnx_runtime, checkpoint)
+    batch = faces(3, 380)
+    logits, cams = onnx_runtime.predict(batch)
+    expected_logits, expected_cams = by_torch(checkpoint, batch)
+
+    assert cams.shape == (3, 12, 12)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-3)
+    np.testing.assert_allclose(cams, expected_cams, rtol=1e-2, atol=1e-3 * float(expected_cams.max()))
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".onnx"]
+
+    code = (
+        "import sys; from dfscan.detector.checkpoint import read_card; from dfscan.detector.runtime import "
+        "create_runtime; create_runtime(read_card(sys.argv[1]), device='cpu'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(checkpoint.path)], check=True)
+
+
+def test_graph_is_cached_and_checked(tiny: Checkpoint, exports: list[str], graph: bytes, cache: Path) -> None:
+    assert export.onnx_graph(tiny) == graph
+    assert export.onnx_graph(tiny) == graph
+    assert len(exports) == 1
+
+    (cached,) = cache.iterdir()
+    for damage in (graph[:1000], b"", graph[:-1] + b"?"):
+        cached.write_bytes(damage)
+        assert export.onnx_graph(tiny) == graph
+        assert cached.read_bytes() == graph
+    assert len(exports) == 4
+    assert list(cache.iterdir()) == [cached]
+
+
+def test_another_version_exports_anew(tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    export.onnx_graph(tiny)
+    monkeypatch.setattr(export, "package_version", lambda name: "99.0")
+    export.onnx_graph(tiny)
+
+    assert len(exports) == 2
+
+
+def test_cache_that_cannot_be_written(
+    tiny: Checkpoint,
+    exports: list[str],
+    graph: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    assert export.onnx_graph(tiny) == graph
+    assert export.onnx_graph(tiny) == graph
+    assert len(exports) == 2
+    assert "exported anew each time" in caplog.text
+    assert not [path for path in os.listdir(tmp_path) if path.endswith(".onnx")]
+
+
+def test_no_home_no_cache(tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(cache_module.Path, "home", no_home)
+
+    assert cache_module.cache_dir() is None
+    assert export.onnx_graph(tiny)
+
+
+def test_child_tells_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(tiny.path.read_bytes())
+    checkpoint = checkpoint_module.read_card(path)
+    path.write_bytes(b"PK\x03\x04")
+
+    with pytest.raises(CheckpointError, match="pickle or zip") as error:
+        export.onnx_graph(checkpoint)
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("returncode", "message", "told"),
+    [(1, "noise\nOSError: broken", "OSError: broken"), (-9, "", "signal 9"), (5, "", "exit status 5")],
+)
+def test_child_that_fails_is_one_line(returncode: int, message: str, told: str, tiny: Checkpoint) -> None:
+    failure = export._failure(tiny, returncode, message)
+
+    assert type(failure) is DfscanError
+    assert told in str(failure)
+    assert "\n" not in str(failure)
+
+
+def test_graph_that_does_not_give_pytorchs_scores_is_refused(tiny: Checkpoint, graph: bytes, tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(graph)
+    expected = np.asarray(tiny.card.self_test.expected_logits, np.float32)
+
+    export._compare(tiny, tmp_path / "graph.onnx", expected)
+    with pytest.raises(CheckpointError, match="ONNX Runtime gives"):
+        export._compare(tiny, tmp_path / "graph.onnx", expected + 0.01)
