@@ -1,0 +1,132 @@
+"""Settings: one frozen object a command, checked in one place. Precedence: flag > environment > file > default.
+
+The command line library reads flags and ``DFSCAN_*`` variables; `read_file` supplies the configuration file's values as its
+defaults; what is still unset comes from the checkpoint, whose thresholds are only true with its own settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from dfscan.errors import ConfigError
+
+FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error"]
+Settings = TypeVar("Settings", bound=BaseModel)
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class ScanSettings(BaseModel):
+    """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # input
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    follow_symlinks: bool = False
+    # sampling
+    num_frames: Count | None = None
+    every: Annotated[float, Field(gt=0)] | None = None
+    max_frames: Count | None = None
+    # faces
+    detection_threshold: Probability | None = None
+    min_face_px: Annotated[int, Field(ge=20)] | None = None
+    max_faces: Count | None = None
+    # detector
+    checkpoint: Path | None = None
+    device: str = "auto"
+    batch_size: Count | None = None
+    # verdict
+    threshold: Probability | None = None
+    min_faces: Count | None = None
+    # output
+    out: str = "-"
+    format: Literal["csv", "jsonl"] | None = None
+    frames_out: Path | None = None
+    excel: bool = False
+    ledger: Path | None = None
+    explain: Path | None = None
+    explain_top: Count = 3
+    explain_format: Literal["png", "jpg"] = "png"
+    # behaviour
+    workers: Count | None = None
+    threads: Count = 1
+    timeout: Annotated[float, Field(gt=0)] = 300.0
+    fail_on: Annotated[tuple[FailOn, ...], BeforeValidator(_split)] = ("fake", "error")
+    exit_zero: bool = False
+    quiet: bool = False
+    log_file: Path | None = None
+
+
+FAIL_ON: tuple[str, ...] = get_args(FailOn)
+
+
+def build(model: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Check raw values and freeze them; values of None count as not given.
+
+    Raises:
+        ConfigError: listing every value that does not fit, not only the first.
+    """
+    try:
+        return model(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_complaints(error, model))) from error
+
+
+def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """Read a TOML file of settings; keys are the flags' names, with ``-`` or ``_``.
+
+    Raises:
+        ConfigError: the file is absent, no TOML, or holds keys or values that the command does not know.
+    """
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    try:
+        build(model, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return values
+
+
+def _complaints(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            yield f"unknown setting '{name}'{_did_you_mean(name, model.model_fields)}"
+        else:
+            yield f"{name}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else f"; known are {', '.join(sorted(known))}"
+
+
+def check_environment(environment: Mapping[str, str], models: Iterable[type[BaseModel]]) -> None:
+    """Refuse ``DFSCAN_*`` variables that no command reads: a misspelt one would silently change an audit.
+
+    Raises:
+        ConfigError: naming each of them.
+    """
+    known = {f"DFSCAN_{name.upper()}" for model in models for name in model.model_fields} | {"DFSCAN_CONFIG"}
+    unknown = [name for name in environment if name.startswith("DFSCAN_") and name not in known]
+    if unknown:
+        hints = (f"{name}{_did_you_mean(name, known)}" for name in sorted(unknown))
+        raise ConfigError(f"unknown environment variable {'; '.join(hints)}")

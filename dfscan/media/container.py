@@ -1,0 +1,222 @@
+"""Open a video file safely, choose its picture stream, and survey its packets. Used in the decoding child only.
+
+Header counts, durations and rotations are hints: the survey reads what the packets say. The whitelist and the
+``file:`` scheme keep a file name from acting as a URL and a playlist from opening a second file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from dfscan.errors import VideoError
+from dfscan.media.plan import DECODE_ALL_FRAMES, Timeline
+
+MAX_FRAME_PX = 8192 * 4352
+"""Largest picture that is decoded: 8K with room for its coded margin."""
+
+# FFmpeg's names. Playlists (hls, dash, concat, sdp, ...) are absent on purpose; audio is here so that a file
+# with sound only is told apart from a file that is no media at all.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv asf ogg rm mxf nut dv wtv ivf obu "
+    "h261 h263 h264 hevc vvc evc av1 m4v mjpeg mjpeg_2000 vc1 vc1test dirac yuv4mpegpipe gif apng webp webp_pipe "
+    "flic png_pipe jpeg_pipe jpegxl_pipe j2k_pipe bmp_pipe tiff_pipe ppm_pipe ico bink roq smk ea swf "
+    "mp3 wav flac aac ac3 eac3 aiff au caf amr ape w64 webvtt srt ass"
+).replace(" ", ",")
+
+STILL_FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
+"""Damaged pictures that FFmpeg would only take by their file name, by their first bytes."""
+
+MAX_GAP_BACK_S = 1.0
+"""A decoding time that falls back further than this starts a new clock (joined or wrapped recordings)."""
+
+DEFAULT_FPS = 25
+INDEX_PROBE_PACKETS = 8
+ENCRYPTED = "its pictures are encrypted; scan the decrypted file"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What the packets of a stream say before any of them is decoded."""
+
+    timeline: Timeline
+    has_clock: bool
+    """False where timestamps are absent or jump back: then `timeline` counts pictures at the nominal rate."""
+    damage: str | None
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the file and its picture stream.
+
+    Raises:
+        VideoError: not a regular file, not a container that is read, no picture stream, or no decoder for it.
+    """
+    head = _head_of_regular_file(path)
+    try:
+        container = _open(path)
+    except (av.error.FFmpegError, ValueError) as error:
+        still = next((name for magic, name in STILL_FORMATS.items() if head.startswith(magic)), None)
+        if still is None:
+            raise VideoError("not_video", f"no readable video container ({_cause(error)})") from error
+        container = _open(path, still)
+    with container:
+        stream = _picture_stream(container)
+        stream.thread_type = "SLICE"  # frame threads lose the pictures in flight when a damaged one fails
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PX)}
+        yield container, stream
+
+
+def _open(path: str, container_format: str | None = None) -> InputContainer:
+    return av.open(
+        "file:" + os.path.abspath(path),
+        format=container_format,
+        metadata_errors="replace",
+        options={"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_streams": "64"},
+    )
+
+
+def _head_of_regular_file(path: str) -> bytes:
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise VideoError("not_regular", "not a regular file; pipes and devices are never opened")
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise VideoError(
+            "unreadable", f"cannot be read ({error.strerror}); check that it exists and its permissions"
+        ) from error
+    if not head:
+        raise VideoError("empty", "the file is empty")
+    return head
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _picture_stream(container: InputContainer) -> VideoStream:
+    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not moving and container.streams.video:
+        raise VideoError("no_video", "holds cover art but no video stream")
+    if not moving:
+        raise VideoError("no_video", "holds no video stream")
+    if len(moving) < len(container.streams.video) and all(s.frames == 1 for s in moving):
+        raise VideoError("no_video", "holds cover art and a one-picture bitmap track, but no video")
+    decodable = [s for s in moving if s.codec_context is not None]
+    if not decodable:
+        raise VideoError("no_decoder", "nothing here decodes its video codec")
+    return decodable[0]
+
+
+def survey(path: str) -> Survey:
+    """Read the packets, or a complete index of a long file in their stead, without decoding.
+
+    Raises:
+        VideoError: the stream is encrypted or holds no packet at all, or as `open_video`.
+    """
+    with open_video(path) as (container, stream):
+        index = stream.index_entries
+        if stream.frames == len(index) > DECODE_ALL_FRAMES:
+            return _survey_index(stream, os.path.getsize(path))
+        return _survey_packets(container, stream)
+
+
+def _survey_index(stream: VideoStream, size_bytes: int) -> Survey:
+    entries = [entry for entry in stream.index_entries if not entry.is_discard]
+    inside = [entry for entry in entries if entry.pos + entry.size <= size_bytes]
+    damage = f"cut off: {len(entries) - len(inside)} of {len(entries)} pictures lie beyond the file's end"
+    if not inside:
+        raise VideoError("no_frames", "cut off: the index is there but the pictures are not")
+    ticks = np.array([entry.timestamp for entry in inside], dtype=np.int64)
+    keys = np.array([entry.is_keyframe for entry in inside], dtype=np.bool_)
+    if all(is_encrypted(packet) for packet in islice(stream.container.demux(stream), INDEX_PROBE_PACKETS)):
+        raise VideoError("encrypted", ENCRYPTED)
+    return Survey(_timeline(ticks, keys, stream), True, damage if len(inside) < len(entries) else None)
+
+
+def is_encrypted(packet: av.Packet) -> bool:
+    """Whether its payload is ciphertext; decoders make noise of it, with or without an error."""
+    return packet.has_sidedata("encryption_info")
+
+
+def _survey_packets(container: InputContainer, stream: VideoStream) -> Survey:
+    pts, dts, keys = _Int64List(), _Int64List(), bytearray()
+    corrupt = encrypted = 0
+    broken_off = None
+    try:
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_discard:
+                continue
+            encrypted += is_encrypted(packet)
+            corrupt += packet.is_corrupt
+            pts.append(packet.pts)
+            dts.append(packet.dts)
+            keys.append(packet.is_keyframe)
+    except (av.error.FFmpegError, ValueError) as error:
+        broken_off = f"reading broke off after {len(pts)} pictures ({_cause(error)})"
+    if not len(pts):
+        raise VideoError("no_frames", broken_off or "its video stream holds no pictures")
+    if encrypted == len(pts):
+        raise VideoError("encrypted", ENCRYPTED)
+    damage = broken_off or _damage(corrupt, encrypted, len(pts))
+    is_key = np.frombuffer(keys, dtype=np.bool_)
+    ticks = _clock(pts, dts, stream)
+    if ticks is None:
+        rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        return Survey(Timeline(np.arange(len(pts)), is_key, 1 / rate), False, damage)
+    return Survey(_timeline(ticks, is_key, stream), True, damage)
+
+
+def _damage(corrupt: int, encrypted: int, total: int) -> str | None:
+    if encrypted:
+        return f"{encrypted} of {total} pictures are encrypted and were skipped"
+    return f"{corrupt} of {total} packets are marked corrupt" if corrupt else None
+
+
+def _clock(pts: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[np.int64] | None:
+    """The stream's timestamps if they can serve as one clock: complete, moving, never starting anew."""
+    ticks = pts if pts.is_complete else dts
+    values = ticks.array()
+    if not ticks.is_complete or not stream.time_base or len(np.unique(values)) * 2 <= len(values) > 1:
+        return None
+    decoding = dts.array() if dts.is_complete else values
+    if (np.diff(decoding) * float(stream.time_base) < -MAX_GAP_BACK_S).any():
+        return None
+    return values
+
+
+class _Int64List:
+    """A growing array of timestamps at 8 bytes each, so that a day of video stays small."""
+
+    def __init__(self) -> None:
+        self._chunks = bytearray()
+        self.is_complete = True
+
+    def append(self, value: int | None) -> None:
+        self.is_complete &= value is not None
+        self._chunks += (value or 0).to_bytes(8, "little", signed=True)
+
+    def __len__(self) -> int:
+        return len(self._chunks) // 8
+
+    def array(self) -> NDArray[np.int64]:
+        return np.frombuffer(self._chunks, dtype="<i8").astype(np.int64)
+
+
+def _timeline(ticks: NDArray[np.int64], keys: NDArray[np.bool_], stream: VideoStream) -> Timeline:
+    order = np.argsort(ticks, kind="stable")
+    return Timeline(ticks[order], keys[order], float(stream.time_base or 1))

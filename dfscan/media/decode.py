@@ -1,0 +1,216 @@
+"""Decode the pictures that a plan asks for. Used in the decoding child only; see `media.isolate` for the door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from dfscan.errors import VideoError
+from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
+from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
+from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, plan_samples, seek_target
+from dfscan.types import Frame, VideoInfo
+
+MAX_ERRORS_IN_A_ROW = 250
+"""After so many undecodable packets without one picture the rest is given up."""
+MAX_EARLY_END_S = 0.5
+"""Pictures that end this much before their packets do are damage, even where no decoder complained."""
+
+
+@dataclass
+class Decoding:
+    """One video being decoded: iterate `samples`, then read `info`, `damage` and `is_cut_short`."""
+
+    path: str
+    sampling: Sampling
+    check_time: Callable[[], None] = field(default=lambda: None)
+    """Called for every packet; raises to stop."""
+
+    def __post_init__(self) -> None:
+        self.info = VideoInfo(size_bytes=os.path.getsize(self.path))
+        self.num_errors = 0
+        self.num_corrupt = 0
+        self.is_cut_short = False
+        self._survey_damage: str | None = None
+        self._end_missing_s = 0.0
+
+    @property
+    def damage(self) -> str | None:
+        """One sentence on what could not be read, or None."""
+        if self._survey_damage:
+            return self._survey_damage
+        if self.num_errors or self.num_corrupt:
+            return f"{self.num_errors} packets could not be decoded, {self.num_corrupt} pictures are corrupt"
+        if self._end_missing_s > MAX_EARLY_END_S:
+            return f"the last {self._end_missing_s:.1f} s could not be decoded"
+        return None
+
+    def samples(self) -> Iterator[Frame]:
+        """Yield the planned pictures in order of time.
+
+        Raises:
+            VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
+        """
+        surveyed = survey(self.path)
+        plan = plan_samples(surveyed.timeline, self.sampling)
+        self.is_cut_short = plan.is_cut_short
+        self._survey_damage = surveyed.damage
+        self._note_timeline(surveyed)
+        with open_video(self.path) as (container, stream):
+            self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
+            reader = _Reader(self, container, stream, surveyed)
+            yield from self._emit(reader, plan, stream)
+            self._end_missing_s = reader.missing_s()
+        if not reader.num_frames:
+            raise VideoError("no_frames", f"no picture could be decoded ({self.damage or 'the stream gives none'})")
+
+    def _note_timeline(self, surveyed: Survey) -> None:
+        timeline = surveyed.timeline
+        num_frames, duration_s = len(timeline.pts), timeline.duration_s
+        fps = (num_frames - 1) / (duration_s - timeline.frame_s) if num_frames > 1 and timeline.frame_s else None
+        self.info = replace(self.info, num_frames=num_frames, duration_s=duration_s or None, fps=fps)
+
+    def _emit(self, reader: _Reader, plan: Plan, stream: VideoStream) -> Iterator[Frame]:
+        index, burst, last_s = 0, 0, None
+        for picture, time_s in reader.pictures(plan):
+            burst += last_s is not None and time_s - last_s > BURST_GAP_S
+            if not index:
+                self._note_picture(picture)
+            pixels = to_rgb(picture, stream.sample_aspect_ratio)
+            if not index:
+                self.info = replace(self.info, width_px=pixels.shape[1], height_px=pixels.shape[0])
+            yield Frame(pixels, index, time_s, burst)
+            index, last_s = index + 1, time_s
+
+    def _note_picture(self, picture: VideoFrame) -> None:
+        self.info = replace(self.info, rotation_deg=rotation_deg(picture), is_hdr=is_hdr(picture))
+
+
+class _Reader:
+    """Moves through one open stream, decoding as little as the plan allows."""
+
+    def __init__(self, job: Decoding, container: InputContainer, stream: VideoStream, surveyed: Survey) -> None:
+        self._job = job
+        self._container = container
+        self._stream = stream
+        self._survey = surveyed
+        self._timeline = surveyed.timeline
+        self._can_seek = surveyed.has_clock
+        self._start_s = _start_s(container, surveyed)
+        self._last_tick: int | None = None
+        self._ran_out = False
+        self.num_frames = 0
+
+    def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float]]:
+        """Yield each wanted picture with its time in seconds; afterwards drain the stream if all is decoded."""
+        decoded = self._decode()
+        wanted = list(plan.wanted)
+        while wanted:
+            key = None if plan.decode_all else self._seek_target(int(wanted[0]))
+            if key is not None and self._seek(key):
+                decoded = self._decode(int(self._timeline.pts[key]))
+            target = self._timeline.pts[wanted[0]]
+            found = next(((picture, tick) for picture, tick in decoded if tick >= target), None)
+            if found is None:
+                self._ran_out = True
+                break
+            picture, tick = found
+            yield picture, max(0.0, tick * self._timeline.time_base_s - self._start_s)
+            wanted = [position for position in wanted[1:] if self._timeline.pts[position] > tick]
+        if plan.decode_all:
+            for _ in decoded:
+                pass
+            self._ran_out = True
+
+    def missing_s(self) -> float:
+        """Seconds between the last picture that the stream gave and the last that it announced; 0 if not run to its end."""
+        if self._last_tick is None or not self._ran_out:
+            return 0.0
+        return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)
+
+    def _seek_target(self, wanted: int) -> int | None:
+        if not self._can_seek:
+            return None
+        at = 0 if self._last_tick is None else int(np.searchsorted(self._timeline.pts, self._last_tick, side="right"))
+        return seek_target(self._timeline, wanted=wanted, position=at)
+
+    def _seek(self, position: int) -> bool:
+        try:
+            self._container.seek(int(self._timeline.pts[position]), stream=self._stream)
+        except av.error.FFmpegError:
+            self._can_seek = False  # decoding through finds the picture as well, only later
+            return False
+        return True
+
+    def _decode(self, from_tick: int | None = None) -> Iterator[tuple[VideoFrame, int]]:
+        """Yield (picture, tick) from here to the end; after a seek, pictures before `from_tick` are dropped.
+
+        Those lean on pictures before the key frame, so a decoder gives them damaged or not at all.
+        """
+        weave = Deinterlacer()
+        for picture in self._tolerant():
+            if from_tick is not None and picture.pts is not None and picture.pts < from_tick:
+                continue
+            self._job.num_corrupt += picture.is_corrupt
+            for whole in weave.push(picture):
+                yield self._counted(whole)
+        for whole in weave.flush():
+            yield self._counted(whole)
+
+    def _counted(self, picture: VideoFrame) -> tuple[VideoFrame, int]:
+        if picture.width * picture.height > MAX_FRAME_PX:
+            raise VideoError("too_large", f"a picture of {picture.width} x {picture.height} is beyond what is decoded")
+        tick = self._tick(picture)
+        self.num_frames += 1
+        self._last_tick = tick
+        return picture, tick
+
+    def _tick(self, picture: VideoFrame) -> int:
+        if not self._survey.has_clock or picture.pts is None or picture.time_base is None:
+            return self.num_frames
+        # The deinterlacer counts in half ticks.
+        return round(picture.pts * float(picture.time_base) / self._timeline.time_base_s)
+
+    def _tolerant(self) -> Iterator[VideoFrame]:
+        """Decode on past damage, counting it."""
+        errors_in_a_row = 0
+        packets = self._container.demux(self._stream)
+        while errors_in_a_row < MAX_ERRORS_IN_A_ROW:
+            self._job.check_time()
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, ValueError):
+                self._job.num_errors += 1
+                return
+            if is_encrypted(packet):
+                continue
+            try:
+                pictures = packet.decode()
+            except av.error.EOFError:
+                return
+            except (av.error.FFmpegError, ValueError):
+                self._job.num_errors += 1
+                errors_in_a_row += 1
+                continue
+            if pictures:
+                errors_in_a_row = 0
+            yield from pictures
+
+
+def _start_s(container: InputContainer, surveyed: Survey) -> float:
+    """Where the file's own timeline begins: a player shows this moment as 0:00."""
+    if not surveyed.has_clock:
+        return 0.0
+    first_s = float(surveyed.timeline.pts[0]) * surveyed.timeline.time_base_s
+    if container.start_time is None:
+        return first_s
+    return min(first_s, container.start_time / av.time_base)

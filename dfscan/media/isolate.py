@@ -1,0 +1,201 @@
+"""Decoding in child processes that can be killed: a crash or a hang costs one video, never the batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from dfscan.media.plan import Sampling
+from dfscan.types import Frame, Reason, VideoInfo
+
+GRACE_S = 5.0
+"""A child gets this long to notice a time-out itself; then it hangs, and is killed."""
+MAX_MESSAGE_BYTES = 1 << 20
+
+log = logging.getLogger("dfscan")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A child has begun with a video."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """One picture of a video; those of one video come in order, those of several interleave."""
+
+    path: str
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last word on a video."""
+
+    path: str
+    info: VideoInfo | None
+    failure: Reason | None
+    """Set where the video cannot be judged; pictures that came before it are void."""
+    damage: str | None
+    is_cut_short: bool
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+Event = Opened | Decoded | Ended
+
+
+def decode_videos(paths: Iterable[str], *, sampling: Sampling, num_workers: int, timeout_s: float) -> Iterator[Event]:
+    """Decode videos in up to `num_workers` child processes and yield what they give as it comes.
+
+    Args:
+        paths: the files; taken one by one as children become free.
+        sampling: which pictures of each.
+        num_workers: children at work at once.
+        timeout_s: seconds of work that one video may cost; waiting for the caller does not count.
+
+    Yields:
+        For each path `Opened`, then `Decoded` for each picture, then one `Ended`.
+    """
+    queue = iter(paths)
+    workers: list[_Worker] = []
+    try:
+        for path in queue:
+            workers.append(_Worker(sampling, timeout_s))
+            yield workers[-1].begin(path)
+            if len(workers) == num_workers:
+                break
+        while busy := [worker for worker in workers if worker.path is not None]:
+            for worker in _ready(busy):
+                event = worker.receive()
+                yield event
+                if isinstance(event, Ended) and (path := next(queue, None)) is not None:
+                    yield worker.begin(path)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _ready(busy: list[_Worker]) -> list[_Worker]:
+    """Wait until at least one child has something to say or has been silent for too long."""
+    soonest_s = min(worker.deadline_s for worker in busy)
+    ready = wait([worker.connection for worker in busy], timeout=max(0.0, soonest_s - time.monotonic()))
+    now_s = time.monotonic()
+    return [worker for worker in busy if worker.connection in ready or worker.deadline_s <= now_s]
+
+
+class _Worker:
+    """One child process and the video it is at work on."""
+
+    def __init__(self, sampling: Sampling, timeout_s: float) -> None:
+        self._sampling = sampling
+        self._timeout_s = timeout_s
+        self.path: str | None = None
+        self.deadline_s = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "dfscan.media.worker", str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+            )
+        self.connection = Connection(ours.detach())
+
+    def begin(self, path: str) -> Opened:
+        """Hand a video to the child, or to a new one if it is gone."""
+        if self._process.poll() is not None:
+            self._start()
+        job = {"path": path, "sampling": asdict(self._sampling), "timeout_s": self._timeout_s}
+        self.path = path
+        self._expect()
+        with suppress(OSError):  # it died just now: receive() meets the closed socket and says so
+            self.connection.send_bytes(json.dumps(job).encode())
+        return Opened(path)
+
+    def _expect(self) -> None:
+        self.deadline_s = time.monotonic() + self._timeout_s + GRACE_S
+
+    def receive(self) -> Event:
+        """Take one message; a dead or hanging child gives an `Ended` with a failure."""
+        if not self.connection.poll() and time.monotonic() >= self.deadline_s:
+            return self._lost(
+                Reason("timeout", f"the decoder hung for {self._timeout_s + GRACE_S:g} s and was stopped")
+            )
+        try:
+            event = self._parse(json.loads(self.connection.recv_bytes(MAX_MESSAGE_BYTES)))
+        except (EOFError, OSError):
+            return self._lost(None)
+        except (ValueError, KeyError, TypeError) as error:
+            return self._lost(Reason("crashed", f"the decoder sent nonsense ({type(error).__name__})"))
+        self._expect()
+        return event
+
+    def _parse(self, message: dict[str, Any]) -> Event:
+        assert self.path is not None
+        if message["kind"] == "frame":
+            pixels = np.frombuffer(self.connection.recv_bytes(), dtype=np.uint8).reshape(message["shape"])
+            return Decoded(self.path, Frame(pixels, message["index"], message["time_s"], message["burst"]))
+        if "traceback" in message:
+            log.debug("decoder: %s", message["traceback"])
+        failure = Reason(message["code"], message["message"]) if message["kind"] == "failed" else None
+        info = VideoInfo(**message["info"]) if message["info"] else None
+        ended = Ended(
+            self.path,
+            info,
+            failure,
+            message.get("damage"),
+            message.get("is_cut_short", False),
+            message["cpu_s"],
+            message["peak_rss_bytes"],
+        )
+        self.path = None
+        return ended
+
+    def _lost(self, reason: Reason | None) -> Ended:
+        path, self.path = self.path, None
+        assert path is not None
+        self.kill()
+        if reason is None:
+            reason = Reason("crashed", f"the decoder died of {_exit_text(self._process.returncode)}")
+        return Ended(path, None, reason, None, False, 0.0, 0)
+
+    def kill(self) -> None:
+        """End the child at once and take its remains."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+
+def _exit_text(code: int) -> str:
+    try:
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _environment() -> dict[str, str]:
+    """One thread per library: pools of several processes fight over the cores."""
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **single}

@@ -1,0 +1,116 @@
+"""The decoding child: reads jobs from a socket, answers with pictures. Started by `media.isolate` only.
+
+Every message is one JSON object; a ``frame`` is followed by its raw pixels. JSON and bytes, never pickle: a child
+taken over by a hostile file must not be able to run code in the parent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dfscan.errors import VideoError
+from dfscan.media.decode import Decoding
+from dfscan.media.plan import Sampling
+
+MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
+"""A file that cannot be judged is still fingerprinted, unless it is so large that this alone would take minutes."""
+
+
+class _BusyClock:
+    """Seconds spent working, without those spent waiting for the parent to take a picture."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+        self._waited_s = 0.0
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start_s - self._waited_s
+
+    def waiting(self, act: Callable[[], None]) -> None:
+        before_s = time.monotonic()
+        act()
+        self._waited_s += time.monotonic() - before_s
+
+
+def main() -> None:
+    """Serve decoding jobs until the parent closes the socket."""
+    with Connection(int(sys.argv[1])) as parent:
+        while True:
+            try:
+                job = json.loads(parent.recv_bytes())
+                _serve(parent, job)
+            except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+                return
+
+
+def _serve(parent: Connection, job: dict[str, Any]) -> None:
+    clock = _BusyClock()
+    cpu_s = time.process_time()
+    decoding = None
+    try:
+        decoding = Decoding(job["path"], Sampling(**job["sampling"]), _limit(clock, job["timeout_s"]))
+        _send_samples(parent, decoding, clock)
+        end: dict[str, Any] = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
+    except VideoError as error:
+        end = {"kind": "failed", "code": error.code, "message": str(error)}
+    except OSError as error:
+        end = {"kind": "failed", "code": "unreadable", "message": f"cannot be read ({error.strerror})"}
+    except MemoryError:
+        end = {"kind": "failed", "code": "too_large", "message": "decoding needs more memory than there is"}
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:
+        end = {"kind": "failed", "code": "internal", "message": f"unexpected {type(error).__name__}: {error}"}
+        end["traceback"] = traceback.format_exc()
+    end["info"] = _info(decoding, is_judged=end["kind"] == "done")
+    end["cpu_s"] = time.process_time() - cpu_s
+    end["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    parent.send_bytes(json.dumps(end).encode())
+
+
+def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
+    def check() -> None:
+        if clock.seconds() > limit_s:
+            raise VideoError("timeout", f"decoding took longer than {limit_s:g} s; raise --timeout to allow more")
+
+    return check
+
+
+def _send_samples(parent: Connection, decoding: Decoding, clock: _BusyClock) -> None:
+    for frame in decoding.samples():
+        head = {"kind": "frame", "index": frame.index, "time_s": frame.time_s, "burst": frame.burst}
+        head["shape"] = frame.pixels.shape
+
+        def send(head: dict[str, Any] = head, pixels: memoryview = frame.pixels.data) -> None:
+            parent.send_bytes(json.dumps(head).encode())
+            parent.send_bytes(pixels.cast("B"))
+
+        clock.waiting(send)
+
+
+def _info(decoding: Decoding | None, *, is_judged: bool) -> dict[str, Any] | None:
+    if decoding is None:
+        return None
+    info = decoding.info
+    if is_judged or info.size_bytes <= MAX_HASH_OF_UNREADABLE_BYTES:
+        try:
+            with open(decoding.path, "rb") as file:
+                info = replace(info, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError:
+            pass  # the row already says why the file cannot be read, or the parent will see that it changed
+    return asdict(info)
+
+
+if __name__ == "__main__":
+    main()

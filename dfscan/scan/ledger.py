@@ -1,0 +1,176 @@
+"""The one record of what was found: a SQLite file from which every report is made.
+
+A row is keyed by the video's path and by the hash of checkpoint, settings and version (`recipe`), and carries the
+file's identity (size, modification time, sha256) and its whole result as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from dfscan.errors import OutputError
+from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS videos (
+    path BLOB NOT NULL,
+    recipe TEXT NOT NULL,
+    size_bytes INTEGER,
+    mtime_ns INTEGER,
+    sha256 TEXT,
+    result TEXT NOT NULL,
+    PRIMARY KEY (path, recipe)
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells a file apart from a changed one without reading it."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str) -> FileIdentity | None:
+        """Identity of the file that the path leads to now, or None if there is none."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+class Ledger:
+    """A SQLite file of results; a context manager. Each `put` is durable when it returns."""
+
+    def __init__(self, path: Path | None, *, recipe: str) -> None:
+        """Open or make the ledger.
+
+        Args:
+            path: the file; None keeps the record in a temporary file that goes with the process.
+            recipe: hash of everything besides the file that a result depends on.
+
+        Raises:
+            OutputError: the file cannot be made or is no dfscan ledger of this version.
+        """
+        self._name = str(path) if path else "temporary ledger"
+        self._recipe = recipe
+        with self._explained():
+            self._database = sqlite3.connect(path or "")
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise OutputError(f"{self._name}: a ledger of version {version}, made by a newer dfscan; name another")
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute(_SCHEMA)
+            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._database.commit()
+
+    def put(self, result: VideoResult, identity: FileIdentity | None) -> None:
+        """Record a result in place of an earlier one of the same video and recipe.
+
+        Raises:
+            OutputError: the record cannot be written.
+        """
+        row = (
+            os.fsencode(result.path),
+            self._recipe,
+            identity.size_bytes if identity else None,
+            identity.mtime_ns if identity else None,
+            result.info.sha256,
+            json.dumps(to_json(result)),
+        )
+        with self._explained(), self._database:
+            self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def get(self, path: str) -> VideoResult | None:
+        """The recorded result of a video under this ledger's recipe."""
+        query = "SELECT result FROM videos WHERE path = ? AND recipe = ?"
+        with self._explained():
+            row = self._database.execute(query, (os.fsencode(path), self._recipe)).fetchone()
+        return from_json(json.loads(row[0])) if row else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._name}: {error}; check the disk, or name another file with --ledger") from error
+
+
+def to_json(result: VideoResult) -> dict[str, Any]:
+    """Everything known of a video as plain JSON values; appearance descriptors, of no use later, are left out."""
+    document = {
+        "path": base64.b64encode(os.fsencode(result.path)).decode(),
+        "status": result.status,
+        "verdict": asdict(result.verdict),
+        "info": asdict(result.info),
+        "num_frames": result.num_frames,
+        "tracks": [[_face_to_json(face) for face in track.faces] for track in result.tracks],
+        "dumps": list(result.dumps),
+    }
+    return document
+
+
+def _face_to_json(scored: FaceScore) -> dict[str, Any]:
+    face = scored.face
+    return {
+        "frame_index": face.frame_index,
+        "time_s": face.time_s,
+        "burst": face.burst,
+        "box_xyxy": [float(value) for value in face.box_xyxy],
+        "landmarks": [[float(x), float(y)] for x, y in face.landmarks],
+        "detection_score": face.detection_score,
+        "logit": scored.logit,
+    }
+
+
+def from_json(document: dict[str, Any]) -> VideoResult:
+    """Inverse of `to_json`."""
+    verdict = dict(document["verdict"])
+    if verdict["reason"]:
+        verdict["reason"] = Reason(**verdict["reason"])
+    tracks = [Track(i, tuple(_face_from_json(face) for face in faces)) for i, faces in enumerate(document["tracks"])]
+    return VideoResult(
+        path=os.fsdecode(base64.b64decode(document["path"])),
+        status=document["status"],
+        verdict=Verdict(**verdict),
+        info=VideoInfo(**document["info"]),
+        num_frames=document["num_frames"],
+        tracks=tuple(tracks),
+        dumps=tuple(document["dumps"]),
+    )
+
+
+def _face_from_json(document: dict[str, Any]) -> FaceScore:
+    face = Face(
+        frame_index=document["frame_index"],
+        time_s=document["time_s"],
+        burst=document["burst"],
+        box_xyxy=np.array(document["box_xyxy"], dtype=np.float32),
+        landmarks=np.array(document["landmarks"], dtype=np.float32),
+        detection_score=document["detection_score"],
+        appearance=np.empty(0, dtype=np.float32),
+    )
+    return FaceScore(face, document["logit"])

@@ -1,0 +1,46 @@
+"""Wall and CPU seconds of each stage, for `dfscan bench`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class StageTime:
+    """What one stage has cost so far."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    count: int = 0
+    """Items that went through: videos, frames or faces, as the stage has it."""
+
+
+@dataclass
+class Timings:
+    """Adds up the cost of stages, from any thread."""
+
+    stages: dict[str, StageTime] = field(default_factory=lambda: defaultdict(StageTime))
+    peak_child_rss_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def stage(self, name: str, *, count: int = 1) -> Iterator[None]:
+        """Time the block; its CPU seconds are those of the calling thread."""
+        wall_s, cpu_s = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.add(name, wall_s=time.perf_counter() - wall_s, cpu_s=time.thread_time() - cpu_s, count=count)
+
+    def add(self, name: str, *, wall_s: float = 0.0, cpu_s: float, count: int = 1) -> None:
+        """Add a cost that was measured elsewhere, as in a decoding child."""
+        with self._lock:
+            stage = self.stages[name]
+            stage.wall_s += wall_s
+            stage.cpu_s += cpu_s
+            stage.count += count

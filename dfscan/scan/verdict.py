@@ -1,0 +1,86 @@
+"""From tracks of judged faces to one verdict. Pure functions; nothing here looks at pixels or files.
+
+A track's score is the sigmoid of its mean logit: averaging logits over the frames of one person is what makes weak
+single-frame evidence strong (Bonettini et al. 2020, "Video Face Manipulation Detection Through Ensemble of CNNs",
+section IV, average the frames of a video likewise). The mean is drawn towards a neutral logit as if `prior_faces`
+undecided faces had been seen too, so that a crowd of short tracks does not raise a false alarm by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfscan.types import Label, Reason, Track, Verdict, sigmoid
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the checkpoint and the user say about turning scores into labels."""
+
+    fake_threshold: float | None
+    """Score from which a video is `fake`; None with an untrained checkpoint: then nothing is decided."""
+    real_threshold: float | None
+    """Score up to which a video is `real`; None where the detector is too weak for it: then nothing is `real`."""
+    min_faces: int
+    """Faces that a track needs to decide."""
+    prior_faces: float
+    """How many undecided faces each track is credited with."""
+    neutral_logit: float
+    """The logit of an undecided face."""
+
+
+def track_score(track: Track, rules: Rules) -> float:
+    """P(fake) of one person, in [0, 1]."""
+    total = sum(face.logit for face in track.faces) + rules.prior_faces * rules.neutral_logit
+    return sigmoid(total / (len(track.faces) + rules.prior_faces))
+
+
+def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = None, is_hdr: bool = False) -> Verdict:
+    """Judge one video that could be decoded.
+
+    Args:
+        tracks: its people; each with at least one face.
+        rules: thresholds and evidence rules.
+        damage: why only a part of the video was seen, or None. Such a video is never `real`.
+        is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
+
+    Returns:
+        The verdict of the track with the highest score among those with enough faces, or of the highest of all,
+        `inconclusive` then, where none has enough.
+    """
+    if not tracks:
+        return Verdict("no_face", threshold=rules.fake_threshold, reason=damage)
+    qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
+    deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
+    score = track_score(deciding, rules)
+    label, reason = _label(score, rules)
+    if not qualified:
+        label, reason = "inconclusive", _too_few(tracks, rules)
+    elif label == "real" and (damage or is_hdr):
+        label, reason = "inconclusive", damage or HDR
+    return Verdict(label, score, rules.fake_threshold, deciding.track_id, reason or damage or (HDR if is_hdr else None))
+
+
+HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
+UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
+
+
+def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
+    if rules.fake_threshold is None:
+        return "inconclusive", UNTRAINED
+    if score >= rules.fake_threshold:
+        return "fake", None
+    if rules.real_threshold is None:
+        return "inconclusive", Reason(
+            "below_threshold", "not enough for fake; this checkpoint is too weak to call a video real"
+        )
+    # Where the two cross there is no band between them: one threshold serves.
+    if score <= rules.real_threshold or rules.real_threshold >= rules.fake_threshold:
+        return "real", None
+    return "inconclusive", Reason("between_thresholds", f"above {rules.real_threshold:.6f}, the limit for real")
+
+
+def _too_few(tracks: Sequence[Track], rules: Rules) -> Reason:
+    most = max(len(track.faces) for track in tracks)
+    return Reason("too_few_faces", f"at most {most} of one person where {rules.min_faces} are needed")
