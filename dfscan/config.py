@@ -1,7 +1,7 @@
 """Settings: one frozen object a command, checked in one place. Precedence: flag > environment > file > default.
 
-The command line library reads flags and ``DFSCAN_*`` variables; `read_file` supplies the configuration file's values as its
-defaults; what is still unset comes from the checkpoint, whose thresholds are only true with its own settings.
+The command line library reads flags and ``DFSCAN_*`` variables; `read_file` supplies the configuration file's values
+as its defaults; what is still unset comes from the checkpoint, whose thresholds are only true with its own settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _split(value: object) -> object:
 class ScanSettings(BaseModel):
     """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # input
     include: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ class Reason:
 class VideoInfo:
     """Facts of one video file. What the container does not say, or cannot be trusted on, is None."""
 
-    size_bytes: int
+    size_bytes: int | None
     sha256: str | None = None
     """Lower-case hex digest of the whole file."""
     width_px: int | None = None

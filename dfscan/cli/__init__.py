@@ -1,0 +1,46 @@
+"""The command line: presentation only. Each command is a thin file; the work is in the room that owns the noun."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dfscan import __version__
+from dfscan.cli import bench, explain, info, init_checkpoint, scan
+
+app = typer.Typer(
+    name="dfscan",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("scan")(scan.scan)
+app.command("explain")(explain.explain)
+app.command("init-checkpoint")(init_checkpoint.init_checkpoint)
+app.command("info")(info.info)
+app.command("bench")(bench.bench)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dfscan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Which videos in a folder show manipulated faces, and how sure is that?
+
+    Start with [bold]dfscan scan FOLDER --out report.csv[/bold]. A score is one model's opinion, not proof.
+    """
+
+
+def main() -> None:
+    """Entry point of the ``dfscan`` program."""
+    app()

@@ -131,11 +131,11 @@ def survey(path: str) -> Survey:
     with open_video(path) as (container, stream):
         index = stream.index_entries
         if stream.frames == len(index) > DECODE_ALL_FRAMES:
-            return _survey_index(stream, os.path.getsize(path))
+            return _survey_index(container, stream, os.path.getsize(path))
         return _survey_packets(container, stream)
 
 
-def _survey_index(stream: VideoStream, size_bytes: int) -> Survey:
+def _survey_index(container: InputContainer, stream: VideoStream, size_bytes: int) -> Survey:
     entries = [entry for entry in stream.index_entries if not entry.is_discard]
     inside = [entry for entry in entries if entry.pos + entry.size <= size_bytes]
     damage = f"cut off: {len(entries) - len(inside)} of {len(entries)} pictures lie beyond the file's end"
@@ -143,12 +143,12 @@ def _survey_index(stream: VideoStream, size_bytes: int) -> Survey:
         raise VideoError("no_frames", "cut off: the index is there but the pictures are not")
     ticks = np.array([entry.timestamp for entry in inside], dtype=np.int64)
     keys = np.array([entry.is_keyframe for entry in inside], dtype=np.bool_)
-    if all(is_encrypted(packet) for packet in islice(stream.container.demux(stream), INDEX_PROBE_PACKETS)):
+    if all(is_encrypted(packet) for packet in islice(container.demux(stream), INDEX_PROBE_PACKETS)):
         raise VideoError("encrypted", ENCRYPTED)
     return Survey(_timeline(ticks, keys, stream), True, damage if len(inside) < len(entries) else None)
 
 
-def is_encrypted(packet: av.Packet) -> bool:
+def is_encrypted(packet: av.Packet[VideoStream]) -> bool:
     """Whether its payload is ciphertext; decoders make noise of it, with or without an error."""
     return packet.has_sidedata("encryption_info")
 

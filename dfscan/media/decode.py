@@ -111,26 +111,26 @@ class _Reader:
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float]]:
         """Yield each wanted picture with its time in seconds; afterwards drain the stream if all is decoded."""
         decoded = self._decode()
-        wanted = list(plan.wanted)
-        while wanted:
-            key = None if plan.decode_all else self._seek_target(int(wanted[0]))
+        ticks = self._timeline.pts[plan.wanted]
+        at = 0
+        while at < len(ticks):
+            key = None if plan.decode_all else self._seek_target(int(plan.wanted[at]))
             if key is not None and self._seek(key):
                 decoded = self._decode(int(self._timeline.pts[key]))
-            target = self._timeline.pts[wanted[0]]
-            found = next(((picture, tick) for picture, tick in decoded if tick >= target), None)
+            found = next(((picture, tick) for picture, tick in decoded if tick >= ticks[at]), None)
             if found is None:
                 self._ran_out = True
                 break
             picture, tick = found
             yield picture, max(0.0, tick * self._timeline.time_base_s - self._start_s)
-            wanted = [position for position in wanted[1:] if self._timeline.pts[position] > tick]
+            at = max(at + 1, int(np.searchsorted(ticks, tick, side="right")))
         if plan.decode_all:
             for _ in decoded:
                 pass
             self._ran_out = True
 
     def missing_s(self) -> float:
-        """Seconds between the last picture that the stream gave and the last that it announced; 0 if not run to its end."""
+        """Seconds from the last picture that the stream gave to the last that it announced; 0 unless run to its end."""
         if self._last_tick is None or not self._ran_out:
             return 0.0
         return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +26,13 @@ from dfscan.types import Frame, Reason, VideoInfo
 GRACE_S = 5.0
 """A child gets this long to notice a time-out itself; then it hangs, and is killed."""
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_PIXEL_BYTES = 3 * 4 * 8192 * 4352
+"""The largest picture that is decoded, its pixels made square."""
+DEATH_S = 1.0
+"""A child that closed its end gets this long to die of its own cause, which is then reported."""
+
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dfscan.media.worker import main; main()"
+"""Not ``-m``: that would import from the current folder first, which may be the evidence."""
 
 log = logging.getLogger("dfscan")
 
@@ -84,8 +93,8 @@ def decode_videos(paths: Iterable[str], *, sampling: Sampling, num_workers: int,
             for worker in _ready(busy):
                 event = worker.receive()
                 yield event
-                if isinstance(event, Ended) and (path := next(queue, None)) is not None:
-                    yield worker.begin(path)
+                if isinstance(event, Ended) and (following := next(queue, None)) is not None:
+                    yield worker.begin(following)
     finally:
         for worker in workers:
             worker.kill()
@@ -111,8 +120,11 @@ class _Worker:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
+        # A child that stops halfway through a picture must not hold the parent for ever.
+        limit_s = math.ceil(self._timeout_s + GRACE_S)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", limit_s, 0))
         with theirs:
-            command = [sys.executable, "-m", "dfscan.media.worker", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path), str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -140,11 +152,11 @@ class _Worker:
     def receive(self) -> Event:
         """Take one message; a dead or hanging child gives an `Ended` with a failure."""
         if not self.connection.poll() and time.monotonic() >= self.deadline_s:
-            return self._lost(
-                Reason("timeout", f"the decoder hung for {self._timeout_s + GRACE_S:g} s and was stopped")
-            )
+            return self._hung()
         try:
             event = self._parse(json.loads(self.connection.recv_bytes(MAX_MESSAGE_BYTES)))
+        except BlockingIOError:
+            return self._hung()
         except (EOFError, OSError):
             return self._lost(None)
         except (ValueError, KeyError, TypeError) as error:
@@ -155,7 +167,8 @@ class _Worker:
     def _parse(self, message: dict[str, Any]) -> Event:
         assert self.path is not None
         if message["kind"] == "frame":
-            pixels = np.frombuffer(self.connection.recv_bytes(), dtype=np.uint8).reshape(message["shape"])
+            pixels = np.frombuffer(self.connection.recv_bytes(MAX_PIXEL_BYTES), dtype=np.uint8)
+            pixels = pixels.reshape(message["shape"])
             return Decoded(self.path, Frame(pixels, message["index"], message["time_s"], message["burst"]))
         if "traceback" in message:
             log.debug("decoder: %s", message["traceback"])
@@ -173,9 +186,15 @@ class _Worker:
         self.path = None
         return ended
 
+    def _hung(self) -> Ended:
+        return self._lost(Reason("timeout", f"the decoder hung for {self._timeout_s + GRACE_S:g} s and was stopped"))
+
     def _lost(self, reason: Reason | None) -> Ended:
         path, self.path = self.path, None
         assert path is not None
+        if reason is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(DEATH_S)
         self.kill()
         if reason is None:
             reason = Reason("crashed", f"the decoder died of {_exit_text(self._process.returncode)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> NDArray[np.uint8
     """Convert to (H, W, 3) uint8 RGB, upright, with square pixels (the shorter side is stretched)."""
     width, height = _square_size(frame.width, frame.height, pixel_aspect)
     pixels = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-    return np.ascontiguousarray(_turn(pixels, _matrix(frame)))
+    return np.ascontiguousarray(_turn(np.asarray(pixels, dtype=np.uint8), _matrix(frame)))
 
 
 def rotation_deg(frame: VideoFrame) -> int:
@@ -51,7 +53,7 @@ def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """
     upright = (1, 0, 0, 1)
     try:
-        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+        side_data = cast(SideDataContainer, frame.side_data).get(SideDataType.DISPLAYMATRIX)
     except ValueError:  # PyAV 18.1 knows not all of FFmpeg's side data types and refuses the lot
         return _from_angle(frame.rotation)
     if side_data is None:

@@ -84,13 +84,24 @@ def plan_samples(timeline: Timeline, sampling: Sampling) -> Plan:
 
 def _wanted(timeline: Timeline, sampling: Sampling) -> NDArray[np.intp]:
     if sampling.every_s is not None:
-        return _at_times(timeline, np.arange(0.0, timeline.duration_s, sampling.every_s))
+        return _every(timeline, sampling.every_s)
     if sampling.num_frames >= len(timeline.pts):
         return np.arange(len(timeline.pts))
     step_s = timeline.duration_s / sampling.num_frames
     if step_s <= MAX_EVEN_STEP_S:
-        return _at_times(timeline, (np.arange(sampling.num_frames) + 0.5) * step_s)
+        return _at_times(timeline, (np.arange(sampling.num_frames, dtype=np.float64) + 0.5) * step_s)
     return _bursts(timeline, sampling.num_frames)
+
+
+def _every(timeline: Timeline, step_s: float) -> NDArray[np.intp]:
+    """Pictures that are on screen at 0, `step_s`, 2 `step_s`, ...; never more work than there are pictures.
+
+    A picture from 0.9 s to 1.3 s is wanted every 0.5 s: the first multiple from 0.9 on is 1.0, and 1.0 < 1.3.
+    """
+    # Half a tick early: 0.3 s / (1/90000) must not fall just short of its own picture.
+    begin_s = ((timeline.pts - timeline.pts[0]) - 0.5) * timeline.time_base_s
+    end_s = np.append(begin_s[1:], timeline.duration_s)
+    return np.flatnonzero(np.ceil(np.maximum(begin_s, 0.0) / step_s) * step_s < end_s)
 
 
 def _at_times(timeline: Timeline, times_s: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -152,7 +163,6 @@ def seek_target(timeline: Timeline, *, wanted: int, position: int) -> int | None
     Returns:
         Position of the last key frame at or before `wanted`, or None where decoding on is cheaper.
     """
-    keys = np.flatnonzero(timeline.is_key[: wanted + 1])
-    if not len(keys) or keys[-1] - position < MIN_SEEK_GAIN_FRAMES:
-        return None
-    return int(keys[-1])
+    nearest = position + MIN_SEEK_GAIN_FRAMES
+    keys = np.flatnonzero(timeline.is_key[nearest : wanted + 1])
+    return nearest + int(keys[-1]) if len(keys) else None

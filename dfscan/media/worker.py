@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
@@ -43,7 +44,7 @@ class _BusyClock:
 
 def main() -> None:
     """Serve decoding jobs until the parent closes the socket."""
-    with Connection(int(sys.argv[1])) as parent:
+    with Connection(int(sys.argv[-1])) as parent:
         while True:
             try:
                 job = json.loads(parent.recv_bytes())
@@ -62,12 +63,12 @@ def _serve(parent: Connection, job: dict[str, Any]) -> None:
         end: dict[str, Any] = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
     except VideoError as error:
         end = {"kind": "failed", "code": error.code, "message": str(error)}
+    except (BrokenPipeError, ConnectionResetError):
+        raise  # the parent is gone
     except OSError as error:
         end = {"kind": "failed", "code": "unreadable", "message": f"cannot be read ({error.strerror})"}
     except MemoryError:
         end = {"kind": "failed", "code": "too_large", "message": "decoding needs more memory than there is"}
-    except (EOFError, BrokenPipeError):
-        raise
     except Exception as error:
         end = {"kind": "failed", "code": "internal", "message": f"unexpected {type(error).__name__}: {error}"}
         end["traceback"] = traceback.format_exc()
@@ -103,14 +104,11 @@ def _info(decoding: Decoding | None, *, is_judged: bool) -> dict[str, Any] | Non
     if decoding is None:
         return None
     info = decoding.info
-    if is_judged or info.size_bytes <= MAX_HASH_OF_UNREADABLE_BYTES:
+    is_small = (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES
+    if os.path.isfile(decoding.path) and (is_judged or is_small):
         try:
             with open(decoding.path, "rb") as file:
                 info = replace(info, sha256=hashlib.file_digest(file, "sha256").hexdigest())
         except OSError:
             pass  # the row already says why the file cannot be read, or the parent will see that it changed
     return asdict(info)
-
-
-if __name__ == "__main__":
-    main()

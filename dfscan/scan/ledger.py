@@ -71,13 +71,22 @@ class Ledger:
         self._recipe = recipe
         with self._explained():
             self._database = sqlite3.connect(path or "")
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise OutputError(f"{self._name}: a ledger of version {version}, made by a newer dfscan; name another")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute(_SCHEMA)
-            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._database.commit()
+            try:
+                self._prepare()
+            except BaseException:
+                self._database.close()
+                raise
+
+    def _prepare(self) -> None:
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise OutputError(f"{self._name}: a ledger of version {version}, made by a newer dfscan; name another")
+        if not version and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise OutputError(f"{self._name}: the database of another program; name another file")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute(_SCHEMA)
+        self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._database.commit()
 
     def put(self, result: VideoResult, identity: FileIdentity | None) -> None:
         """Record a result in place of an earlier one of the same video and recipe.
@@ -127,10 +136,14 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "verdict": asdict(result.verdict),
         "info": asdict(result.info),
         "num_frames": result.num_frames,
-        "tracks": [[_face_to_json(face) for face in track.faces] for track in result.tracks],
+        "tracks": [_track_to_json(track) for track in result.tracks],
         "dumps": list(result.dumps),
     }
     return document
+
+
+def _track_to_json(track: Track) -> dict[str, Any]:
+    return {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
 
 
 def _face_to_json(scored: FaceScore) -> dict[str, Any]:
@@ -151,16 +164,19 @@ def from_json(document: dict[str, Any]) -> VideoResult:
     verdict = dict(document["verdict"])
     if verdict["reason"]:
         verdict["reason"] = Reason(**verdict["reason"])
-    tracks = [Track(i, tuple(_face_from_json(face) for face in faces)) for i, faces in enumerate(document["tracks"])]
     return VideoResult(
         path=os.fsdecode(base64.b64decode(document["path"])),
         status=document["status"],
         verdict=Verdict(**verdict),
         info=VideoInfo(**document["info"]),
         num_frames=document["num_frames"],
-        tracks=tuple(tracks),
+        tracks=tuple(_track_from_json(track) for track in document["tracks"]),
         dumps=tuple(document["dumps"]),
     )
+
+
+def _track_from_json(document: dict[str, Any]) -> Track:
+    return Track(document["track_id"], tuple(_face_from_json(face) for face in document["faces"]))
 
 
 def _face_from_json(document: dict[str, Any]) -> FaceScore:

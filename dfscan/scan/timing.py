@@ -44,3 +44,7 @@ class Timings:
             stage.wall_s += wall_s
             stage.cpu_s += cpu_s
             stage.count += count
+
+    def note_child_rss(self, peak_bytes: int) -> None:
+        """Keep the largest memory that a decoding child has needed."""
+        self.peak_child_rss_bytes = max(self.peak_child_rss_bytes, peak_bytes)

@@ -1,0 +1,64 @@
+"""``dfscan bench``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from dfscan.cli import options
+from dfscan.cli.guard import guarded, start_logging
+
+
+@guarded
+def bench(
+    context: typer.Context,
+    inputs: Annotated[list[str], typer.Argument(help="Video files and folders.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    num_frames: options.NumFrames = None,
+    every: options.Every = None,
+    max_frames: options.MaxFrames = None,
+    detection_threshold: options.DetectionThreshold = None,
+    min_face_px: options.MinFacePx = None,
+    max_faces: options.MaxFaces = None,
+    checkpoint: options.CheckpointFile = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
+    timeout: options.Timeout = None,
+    config: options.Config = None,
+) -> None:
+    """Measure what a scan costs on this machine: wall and CPU seconds of each stage, and memory.
+
+    [bold]Examples[/bold]
+
+    A table:  [cyan]dfscan bench ./videos[/cyan]
+
+    For a script:  [cyan]dfscan bench ./videos --json > bench.json[/cyan]
+
+    On the second GPU:  [cyan]dfscan bench ./videos --device cuda:1 --batch-size 64[/cyan]
+    """
+    from dfscan.config import ScanSettings, build
+    from dfscan.scan.bench import run_bench
+
+    start_logging()
+    figures = run_bench(inputs, build(ScanSettings, options.chosen(context)))
+    typer.echo(json.dumps(figures, indent=2) if as_json else "\n".join(_table(figures)))
+
+
+def _table(figures: dict[str, Any]) -> list[str]:
+    lines = [f"{'stage':<10}{'items':>8}{'wall s':>10}{'CPU s':>10}{'CPU share':>11}"]
+    for name, stage in figures["stages"].items():
+        cells = f"{stage['count']:>8}{stage['wall_s']:>10.2f}{stage['cpu_s']:>10.2f}{stage['cpu_share']:>11.1%}"
+        lines.append(f"{name:<10}{cells}")
+    lines.append(f"{'whole':<10}{figures['videos']:>8}{figures['wall_s']:>10.2f}{figures['cpu_s']:>10.2f}")
+    lines.append(
+        f"{figures['videos_per_hour']:.0f} videos an hour on {figures['device']}, {figures['cpus']} CPUs; "
+        f"peak memory {figures['peak_rss_bytes'] / 1e9:.2f} GB, of a decoder "
+        f"{figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB"
+    )
+    return lines

@@ -1,0 +1,62 @@
+"""``dfscan explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfscan.cli import options
+from dfscan.cli.guard import guarded, start_logging
+from dfscan.cli.options import EXPLAIN
+
+
+@guarded
+def explain(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(help="A video or a picture.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", rich_help_panel=EXPLAIN, help="Folder for the dumps.", metavar="DIR")
+    ],
+    top: Annotated[int, typer.Option(min=1, rich_help_panel=EXPLAIN, help="Highest-scoring faces to show.")] = 3,
+    format: Annotated[str, typer.Option(rich_help_panel=EXPLAIN, help="png or jpg.")] = "png",
+    num_frames: options.NumFrames = None,
+    every: options.Every = None,
+    max_frames: options.MaxFrames = None,
+    detection_threshold: options.DetectionThreshold = None,
+    min_face_px: options.MinFacePx = None,
+    max_faces: options.MaxFaces = None,
+    checkpoint: options.CheckpointFile = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    timeout: options.Timeout = None,
+    log_file: options.LogFile = None,
+    config: options.Config = None,
+) -> None:
+    """Show where the detector looked in one video or picture: faces, and heat maps over face and frame.
+
+    A heat map is where the network looked, not proof. Red drives the fake score, blue does not matter.
+
+    [bold]Examples[/bold]
+
+    The three highest-scoring faces:  [cyan]dfscan explain clip.mp4 --out ./dumps[/cyan]
+
+    Every second of the video:  [cyan]dfscan explain clip.mp4 --out ./dumps --every 1 --top 10[/cyan]
+
+    A photograph:  [cyan]dfscan explain portrait.jpg --out ./dumps --format jpg[/cyan]
+    """
+    from dfscan.config import ScanSettings, build
+    from dfscan.report.text import display_path
+    from dfscan.scan.run import explain_file
+
+    start_logging(log_path=log_file)
+    wanted = {**options.chosen(context), "out": "-", "explain": out, "explain_top": top, "explain_format": format}
+    wanted.pop("format", None)
+    result = explain_file(file, build(ScanSettings, wanted))
+    verdict = result.verdict
+    score = "" if verdict.score is None else f", score {verdict.score:.3f}"
+    typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))
+    for row in result.dumps:
+        typer.echo(f"{row['time_s']:9.3f} s  score {row['score']:.3f}  {out / row['frame_file']}")
+    raise typer.Exit(2 if result.status == "error" else 0)

@@ -1,0 +1,120 @@
+"""From exceptions to one clear line and an exit code; logging to stderr and to a file."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from dfscan.errors import DfscanError, OutputError
+
+EXIT_ERROR = 2
+EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger("dfscan")
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a command: nothing that a user can cause ends in a traceback or in a misleading exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return command(*args, **kwargs)
+        except DfscanError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            _silence_stdout()
+            raise typer.Exit(EXIT_CLOSED_PIPE) from None
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            log.debug("unexpected error", exc_info=True)
+            _fail(
+                f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan; --log-file keeps the details, "
+                "please report them"
+            )
+
+    return run
+
+
+def _fail(message: str) -> NoReturn:
+    say(f"error: {message}")
+    log.debug("failed: %s", message)
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence_stdout()
+    raise typer.Exit(EXIT_ERROR)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, or Python complains once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def say(message: str) -> None:
+    """One line on stderr, whatever is in it."""
+    from dfscan.report.text import printable
+
+    print(f"dfscan: {printable(message)}", file=sys.stderr, flush=True)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def start_logging(
+    *, is_quiet: bool = False, log_path: Path | None = None, handler: logging.Handler | None = None
+) -> None:
+    """Send warnings to stderr (errors only when quiet) and everything, with UTC times, to a file if one is named.
+
+    Args:
+        is_quiet: keep warnings off stderr.
+        log_path: appended to.
+        handler: takes the place of the plain stderr lines, as on a terminal with a progress bar.
+
+    Raises:
+        OutputError: the log file cannot be written.
+    """
+    log.handlers.clear()
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    shown = handler or _StderrHandler()
+    shown.setLevel(logging.ERROR if is_quiet else logging.WARNING)
+    log.addHandler(shown)
+    if log_path:
+        log.addHandler(_file_handler(log_path))
+
+
+def _file_handler(log_path: Path) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{log_path}: cannot be written ({error.strerror}); check --log-file") from error
+    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    return handler

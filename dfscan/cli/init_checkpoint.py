@@ -1,0 +1,36 @@
+"""``dfscan init-checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfscan.cli.guard import guarded, start_logging
+from dfscan.errors import ConfigError
+
+
+@guarded
+def init_checkpoint(
+    out: Annotated[Path, typer.Argument(help="File to write, NAME.safetensors.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Make an untrained checkpoint, to try dfscan out. It only ever says inconclusive.
+
+    [bold]Examples[/bold]
+
+    Make one:  [cyan]dfscan init-checkpoint untrained.safetensors[/cyan]
+
+    Another one:  [cyan]dfscan init-checkpoint other.safetensors --seed 7[/cyan]
+
+    Use it:  [cyan]dfscan scan ./videos --checkpoint untrained.safetensors --out report.csv[/cyan]
+    """
+    from dfscan.detector.checkpoint import init_checkpoint as make
+
+    start_logging()
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is there already; give another name, or --force to replace it")
+    made = make(out, seed=seed)
+    typer.echo(f"{made.path}: untrained, seed {seed}, sha256:{made.sha256}")

@@ -1,0 +1,126 @@
+"""Options that commands share: by flag, by ``DFSCAN_`` and the name in the environment, or in the file of ``--config``.
+
+Defaults stand in `dfscan.config`; here an option that was not given is None.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfscan.cli.guard import guarded
+
+INPUT, SAMPLING, FACES, DETECTOR = "Input", "Sampling", "Faces", "Detector"
+VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behaviour"
+
+
+def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
+    """An option with its environment variable, in its panel of the help."""
+    name = flags[0].removeprefix("--").split("/")[0].replace("-", "_").upper()
+    return typer.Option(*flags, envvar=f"DFSCAN_{name}", rich_help_panel=panel, help=help, show_default=False, show_envvar=False, **more)
+
+
+@guarded
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    from dfscan.config import ScanSettings, check_environment, read_file
+
+    check_environment(os.environ, [ScanSettings])
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_file(path, ScanSettings)}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="DFSCAN_CONFIG",
+        callback=_read_config,
+        is_eager=True,
+        rich_help_panel=BEHAVIOUR,
+        help="TOML file of settings; flags and environment win over it.",
+    ),
+]
+
+Include = Annotated[
+    list[str] | None,
+    option("--include", panel=INPUT, help="In folders take files that match this glob, whatever they are. Repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    option("--exclude", panel=INPUT, help="In folders skip files and folders that match this glob. Repeatable."),
+]
+FollowSymlinks = Annotated[
+    bool | None,
+    option("--follow-symlinks/--no-follow-symlinks", panel=INPUT, help="Follow links inside folders. Default: no."),
+]
+
+NumFrames = Annotated[
+    int | None, option("--num-frames", panel=SAMPLING, help="Frames per video, over its whole length. Default: 32.")
+]
+Every = Annotated[
+    float | None, option("--every", panel=SAMPLING, help="Instead: one frame every so many seconds.", metavar="SECONDS")
+]
+MaxFrames = Annotated[
+    int | None,
+    option("--max-frames", panel=SAMPLING, help="With --every: stop after so many, and mark the row partial."),
+]
+
+DetectionThreshold = Annotated[
+    float | None,
+    option("--detection-threshold", panel=FACES, help="Least probability that it is a face. Default: 0.95."),
+]
+MinFacePx = Annotated[
+    int | None, option("--min-face-px", panel=FACES, help="Least side of a face in pixels, from 20. Default: 48.")
+]
+MaxFaces = Annotated[
+    int | None, option("--max-faces", panel=FACES, help="Most faces of one frame, the largest. Default: 10.")
+]
+
+CheckpointFile = Annotated[
+    Path | None, option("--checkpoint", panel=DETECTOR, help="Trained detector. Default: the built-in one.")
+]
+Device = Annotated[
+    str | None, option("--device", panel=DETECTOR, help="auto, cpu, cuda or cuda:N. Default: auto.", metavar="DEVICE")
+]
+BatchSize = Annotated[
+    int | None,
+    option("--batch-size", panel=DETECTOR, help="Faces that a GPU judges at once; a CPU takes one. Default: 32."),
+]
+
+Threshold = Annotated[
+    float | None,
+    option("--threshold", panel=VERDICT, help="Score from which a video is fake. Default: the checkpoint's."),
+]
+MinFaces = Annotated[
+    int | None, option("--min-faces", panel=VERDICT, help="Least faces of one person for a verdict. Default: 3.")
+]
+
+Workers = Annotated[
+    int | None,
+    option("--workers", panel=BEHAVIOUR, help="Videos decoded at once. Default: 2, with a GPU up to 8."),
+]
+Threads = Annotated[
+    int | None, option("--threads", panel=BEHAVIOUR, help="Threads of each library and process. Default: 1.")
+]
+Timeout = Annotated[
+    float | None,
+    option("--timeout", panel=BEHAVIOUR, help="Seconds of decoding that one video may cost. Default: 300."),
+]
+Quiet = Annotated[
+    bool | None, option("--quiet/--no-quiet", "-q", panel=BEHAVIOUR, help="Say nothing but errors on stderr.")
+]
+LogFile = Annotated[
+    Path | None, option("--log-file", panel=BEHAVIOUR, help="Append everything, with UTC times, to this file.")
+]
+
+
+def chosen(context: typer.Context) -> dict[str, Any]:
+    """The settings among a command's parameters that were given by flag, environment or file."""
+    from dfscan.config import ScanSettings
+
+    given = {name: value for name, value in context.params.items() if name in ScanSettings.model_fields}
+    return {name: value for name, value in given.items() if value is not None and value != [] and value != ()}

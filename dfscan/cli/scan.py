@@ -1,0 +1,152 @@
+"""``dfscan scan``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dfscan.cli import options
+from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.options import EXPLAIN, INPUT, OUTPUT, VERDICT, option
+from dfscan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dfscan.config import ScanSettings
+    from dfscan.scan.run import Tally
+
+
+@guarded
+def scan(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Video files and folders (searched with all their subfolders).", show_default=False),
+    ] = None,
+    files_from: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Also take paths from this file, one a line; - is stdin.")
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", rich_help_panel=INPUT, help="Paths in --files-from end in NUL, not newline.")
+    ] = False,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    follow_symlinks: options.FollowSymlinks = None,
+    out: Annotated[
+        str | None,
+        option("--out", "-o", panel=OUTPUT, help="Report file; - is stdout. Default: stdout.", metavar="FILE"),
+    ] = None,
+    format: Annotated[
+        str | None, option("--format", panel=OUTPUT, help="csv or jsonl. Default: by the name of --out, else csv.")
+    ] = None,
+    frames_out: Annotated[
+        Path | None, option("--frames-out", panel=OUTPUT, help="Also write one row per face here (.csv or .jsonl).")
+    ] = None,
+    excel: Annotated[
+        bool | None,
+        option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, option("--ledger", panel=OUTPUT, help="SQLite record of all results. Default: REPORT.ledger.")
+    ] = None,
+    explain: Annotated[
+        Path | None,
+        option("--explain", panel=EXPLAIN, help="Write faces and heat maps into this folder.", metavar="DIR"),
+    ] = None,
+    explain_top: Annotated[
+        int | None, option("--explain-top", panel=EXPLAIN, help="Highest-scoring faces of each video. Default: 3.")
+    ] = None,
+    explain_format: Annotated[
+        str | None, option("--explain-format", panel=EXPLAIN, help="png or jpg. Default: png.")
+    ] = None,
+    threshold: options.Threshold = None,
+    min_faces: options.MinFaces = None,
+    fail_on: Annotated[
+        str | None,
+        option(
+            "--fail-on",
+            panel=VERDICT,
+            help="What makes the exit code 1 (error: 2): of fake, inconclusive, no_face, partial, error. "
+            "Default: fake,error.",
+            metavar="LIST",
+        ),
+    ] = None,
+    exit_zero: Annotated[
+        bool | None, option("--exit-zero/--no-exit-zero", panel=VERDICT, help="Exit 0 whatever was found.")
+    ] = None,
+    num_frames: options.NumFrames = None,
+    every: options.Every = None,
+    max_frames: options.MaxFrames = None,
+    detection_threshold: options.DetectionThreshold = None,
+    min_face_px: options.MinFacePx = None,
+    max_faces: options.MaxFaces = None,
+    checkpoint: options.CheckpointFile = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    threads: options.Threads = None,
+    timeout: options.Timeout = None,
+    quiet: options.Quiet = None,
+    log_file: options.LogFile = None,
+    config: options.Config = None,
+) -> None:
+    """Judge videos: one row each, in a report that spreadsheets open.
+
+    Every option can also be set as DFSCAN_OPTION_NAME in the environment or in a --config file; the flag wins.
+
+    [bold]Examples[/bold]
+
+    Scan a folder:  [cyan]dfscan scan ./videos --out report.csv[/cyan]
+
+    With pictures of what the detector looked at:  [cyan]dfscan scan clip.mp4 --out report.csv --explain ./dumps[/cyan]
+
+    In a pipe:  [cyan]find . -name '*.mov' -print0 | dfscan scan --files-from - -0 --format jsonl | jq .verdict[/cyan]
+
+    [bold]Exit codes[/bold]
+
+    0 all inputs handled, none fake; 1 at least one fake; 2 usage error, report not written, or some input ended in
+    error and none was fake; 130 or 143 interrupted.
+    """
+    from dfscan.cli.progress import Progress
+    from dfscan.config import ScanSettings, build
+    from dfscan.scan.run import run_scan
+
+    settings = build(ScanSettings, options.chosen(context))
+    named, listed = _inputs(inputs or [], files_from, is_null=null)
+    with Progress(is_quiet=settings.quiet) as progress:
+        start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
+        tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
+    if not settings.quiet:
+        say(_summary(tally, settings, progress.seconds))
+    raise typer.Exit(tally.exit_code(settings))
+
+
+def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:
+    named = [path for path in inputs if path != "-"]
+    listed: list[str] = []
+    if "-" in inputs or files_from == "-":
+        listed += _read_list("-", is_null=is_null)
+    if files_from not in (None, "-"):
+        listed += _read_list(str(files_from), is_null=is_null)
+    if not inputs and files_from is None:
+        raise ConfigError("nothing to scan: name files or folders, or give a list with --files-from")
+    return named, listed
+
+
+def _read_list(name: str, *, is_null: bool) -> list[str]:
+    from dfscan.media.discover import read_list
+
+    if name == "-":
+        return read_list(sys.stdin.buffer, null=is_null)
+    try:
+        with Path(name).open("rb") as file:
+            return read_list(file, null=is_null)
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error.strerror}); check --files-from") from error
+
+
+def _summary(tally: Tally, settings: ScanSettings, seconds: float) -> str:
+    written = "" if settings.out == "-" else f" - {settings.out}"
+    return f"{tally.summary()} in {seconds:.0f} s{written}"

@@ -1,0 +1,124 @@
+"""Grad-CAM dumps: for the highest-scoring faces of a video the face, and its heat map on the face and on the frame.
+
+A heat map shows where the network looked; it is no proof of manipulation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.errors import OutputError
+from dfscan.report.schema import Column
+from dfscan.report.writers import open_writer
+
+INDEX_COLUMNS: tuple[Column, ...] = (
+    Column("path", "path"),
+    Column("rank", "int"),
+    Column("score", "score"),
+    Column("time_s", "time"),
+    Column("frame", "int"),
+    Column("x1", "pixel"),
+    Column("y1", "pixel"),
+    Column("x2", "pixel"),
+    Column("y2", "pixel"),
+    Column("face_file", "text"),
+    Column("heat_map_file", "text"),
+    Column("frame_file", "text"),
+)
+"""``index.csv`` of a dump folder; files are relative to it."""
+
+MAX_STEM = 60
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exhibit:
+    """The pictures of one face, all uint8 RGB."""
+
+    face: NDArray[np.uint8]
+    heat_map: NDArray[np.uint8]
+    frame: NDArray[np.uint8]
+    row: dict[str, Any]
+    """Its `INDEX_COLUMNS` besides path, rank and files."""
+
+
+class DumpFolder:
+    """A folder of dumps with an index; one subfolder a video, so that names can neither collide nor leave it."""
+
+    def __init__(self, folder: Path, *, suffix: str) -> None:
+        """Make the folder.
+
+        Args:
+            folder: made with its parents if it is not there.
+            suffix: ``png`` or ``jpg``.
+
+        Raises:
+            OutputError: the folder cannot be made.
+        """
+        self._folder = folder
+        self._suffix = suffix
+        _make_folder(folder)
+
+    def write(self, video_path: str, exhibits: Iterable[Exhibit]) -> list[dict[str, Any]]:
+        """Write one video's exhibits, best first, and return their index rows.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        return [self._write(video_path, rank, exhibit) for rank, exhibit in enumerate(exhibits, start=1)]
+
+    def write_index(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write ``index.csv`` over all videos, replacing an older one.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with open_writer(self._folder / "index.csv", INDEX_COLUMNS, format="csv") as writer:
+            for row in rows:
+                writer.append(row)
+
+    def _write(self, video_path: str, rank: int, exhibit: Exhibit) -> dict[str, Any]:
+        name = video_folder(video_path)
+        _make_folder(self._folder / name)
+        stem = f"{name}/{rank:02d}_{exhibit.row['time_s']:.3f}s_score{exhibit.row['score']:.3f}"
+        pictures = {"face": exhibit.face, "heat_map": exhibit.heat_map, "frame": exhibit.frame}
+        files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
+        for kind, pixels in pictures.items():
+            _write_picture(self._folder / files[f"{kind}_file"], pixels)
+        return {"path": video_path, "rank": rank, **exhibit.row, **files}
+
+
+def video_folder(video_path: str) -> str:
+    """A folder name that people recognise and no other path shares: cleaned stem and a hash of the whole path."""
+    digest = hashlib.sha256(os.fsencode(video_path)).hexdigest()[:12]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.basename(video_path)).strip("._-")[:MAX_STEM]
+    return f"{stem or 'video'}-{digest}"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --explain folder") from error
+
+
+def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Encode in memory and write as a plain file: `cv2.imwrite` reports a full disk by nothing but False."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    if not is_encoded:
+        raise OutputError(f"{path}: the picture cannot be encoded as {path.suffix}; try the other --explain-format")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free some space or change folder") from error

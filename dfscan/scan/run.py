@@ -1,0 +1,354 @@
+"""One whole scan: inputs found, models loaded, every video judged and recorded, reports written, an exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import logging
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dfscan import __version__
+from dfscan.config import ScanSettings
+from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
+from dfscan.detector.runtime import create_runtime
+from dfscan.errors import CheckpointError, ConfigError
+from dfscan.faces.detect import FaceDetector
+from dfscan.media.discover import Discovery, discover
+from dfscan.media.plan import Sampling
+from dfscan.report.dumps import DumpFolder
+from dfscan.report.meta import versions, write_meta
+from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
+from dfscan.report.writers import ReportWriter, format_for, open_writer
+from dfscan.scan.ledger import FileIdentity, Ledger
+from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
+from dfscan.scan.timing import Timings
+from dfscan.scan.verdict import Rules
+from dfscan.types import LABELS, VideoResult
+
+DEFAULT_CPU_WORKERS = 2
+"""One child decodes while the other, a video ahead, has its first pictures ready; more only cost memory."""
+
+log = logging.getLogger("dfscan")
+
+
+@dataclass
+class Tally:
+    """What a scan has come to."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    num_partial: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def count(self, result: VideoResult) -> None:
+        """Add one result."""
+        self.labels[result.verdict.label] += 1
+        self.num_partial += result.status == "partial"
+
+    @property
+    def num_videos(self) -> int:
+        """Rows of the report."""
+        return self.labels.total()
+
+    def exit_code(self, settings: ScanSettings) -> int:
+        """0 nothing to report, 1 something that `fail_on` names was found, 2 some video could not be judged."""
+        if settings.exit_zero:
+            return 0
+        found = {label for label, count in self.labels.items() if count} | ({"partial"} if self.num_partial else set())
+        failing = found & set(settings.fail_on)
+        return 1 if failing - {"error"} else 2 if failing else 0
+
+    def summary(self) -> str:
+        """One line for people and for cron mail."""
+        counts = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
+        plural = "video" if self.num_videos == 1 else "videos"
+        extra = f" ({self.num_partial} partial)" if self.num_partial else ""
+        skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.passed_over.items()))
+        return f"{self.num_videos} {plural}: {counts}{extra}" + (f"; passed over: {skipped}" if skipped else "")
+
+
+def find_checkpoint(settings: ScanSettings) -> Checkpoint:
+    """The checkpoint that was asked for, or the embedded one.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = settings.checkpoint or default_checkpoint_path()
+    if path is None:
+        raise CheckpointError(
+            "no checkpoint: this version of dfscan has none built in. Name one with --checkpoint, or make an untrained "
+            "one for trials with `dfscan init-checkpoint FILE` (it only ever says inconclusive)"
+        )
+    return read_card(path)
+
+
+def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSettings:
+    """Fill what nobody set with the checkpoint's own settings, under which its thresholds hold.
+
+    Raises:
+        ConfigError: a threshold is set for an untrained checkpoint.
+    """
+    card = checkpoint.card
+    if settings.threshold is not None and not card.calibration.trained:
+        raise ConfigError(f"--threshold: {checkpoint.path} is untrained, its scores mean nothing at any threshold")
+    if settings.max_frames is not None and settings.every is None:
+        raise ConfigError("--max-frames limits --every; without it use --num-frames")
+    own = {
+        "num_frames": card.sampling.num_frames,
+        "detection_threshold": card.detection.threshold,
+        "min_face_px": card.detection.min_face_px,
+        "max_faces": card.detection.max_faces,
+        "min_faces": card.aggregation.min_faces,
+        "threshold": card.calibration.fake_threshold,
+    }
+    unset = {name: value for name, value in own.items() if getattr(settings, name) is None}
+    changed = sorted(name for name in own if name not in unset and getattr(settings, name) != own[name])
+    if changed and card.calibration.trained:
+        log.warning("the checkpoint's error rates hold for its own settings; changed: %s", ", ".join(changed))
+    return settings.model_copy(update=unset)
+
+
+def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
+    """Load the models; `settings` as from `with_checkpoint`.
+
+    Raises:
+        ConfigError: the device is not there.
+        CheckpointError: the weights cannot be used, or no longer give the scores that the checkpoint promises.
+    """
+    limit_threads(settings.threads)
+    runtime = create_runtime(
+        checkpoint, device=settings.device, batch_size=settings.batch_size, threads=settings.threads
+    )
+    verify(runtime, checkpoint)
+    assert settings.num_frames and settings.detection_threshold is not None and settings.min_face_px
+    assert settings.max_faces and settings.min_faces
+    detector = FaceDetector(
+        threshold=settings.detection_threshold,
+        min_face_px=settings.min_face_px,
+        max_faces=settings.max_faces,
+        device=runtime.device,
+    )
+    limit_threads(settings.threads)
+    workers = DEFAULT_CPU_WORKERS if runtime.device == "cpu" else min(8, os.cpu_count() or 1)
+    return Engine(
+        detector=detector,
+        runtime=runtime,
+        preprocessing=checkpoint.card.preprocessing,
+        temperature=checkpoint.card.calibration.temperature,
+        sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
+        rules=rules_for(settings, checkpoint),
+        num_workers=settings.workers or workers,
+        timeout_s=settings.timeout,
+    )
+
+
+def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
+    """The evidence rules of a checkpoint with the user's own threshold, if any, in place of its own."""
+    card = checkpoint.card
+    assert settings.min_faces
+    return Rules(
+        fake_threshold=settings.threshold if card.calibration.trained else None,
+        real_threshold=card.calibration.real_threshold,
+        min_faces=settings.min_faces,
+        prior_faces=card.aggregation.prior_faces,
+        neutral_logit=card.aggregation.neutral_logit,
+    )
+
+
+def limit_threads(num_threads: int) -> None:
+    """Keep libraries from opening a pool of threads each: on busy cores the pools fight, eightfold slower."""
+    import cv2
+
+    cv2.setNumThreads(num_threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(num_threads)
+
+
+def run_scan(
+    inputs: Sequence[str],
+    settings: ScanSettings,
+    *,
+    listed: Sequence[str] = (),
+    listener: Listener | None = None,
+    on_discovered: Callable[[int], None] | None = None,
+    timings: Timings | None = None,
+) -> Tally:
+    """Scan and write every output that the settings name.
+
+    Args:
+        inputs: files and directories from the command line.
+        settings: as given by the user.
+        listed: entries of ``--files-from``.
+        listener: told how it goes on.
+        on_discovered: called with the number of videos once it is known.
+        timings: adds up the cost of the stages.
+
+    Raises:
+        ConfigError: an input or option is unusable; nothing has been done.
+        CheckpointError: there is no usable checkpoint; nothing has been done.
+        OutputError: a report, ledger or dump cannot be written; an old report is still there.
+    """
+    started = datetime.now(UTC)
+    found = discover(
+        inputs,
+        listed=listed,
+        include=settings.include,
+        exclude=settings.exclude,
+        follow_symlinks=settings.follow_symlinks,
+    )
+    checkpoint = find_checkpoint(settings)
+    settings = with_checkpoint(settings, checkpoint)
+    tally = Tally(passed_over=Counter(found.passed_over))
+    if on_discovered:
+        on_discovered(len(found.paths) + len(found.problems))
+    with ExitStack() as stack:
+        outputs = _Outputs(settings, checkpoint, stack)
+        engine = load_engine(settings, checkpoint) if found.paths else None
+        for result, identity in _results(found, engine, outputs.dumps, settings, listener, timings):
+            outputs.record(result, identity)
+            tally.count(result)
+            if listener:
+                listener.video_done(result)
+        outputs.write_index()
+    outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
+    return tally
+
+
+def _results(
+    found: Discovery,
+    engine: Engine | None,
+    dumps: DumpFolder | None,
+    settings: ScanSettings,
+    listener: Listener | None,
+    timings: Timings | None,
+) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
+    """Judged videos and those that were never opened, by path."""
+    unopened = ((failed(path, reason), None) for path, reason in sorted(found.problems.items()))
+    if engine is None:
+        yield from unopened
+        return
+    judged = scan_videos(
+        found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
+    )
+    try:
+        yield from heapq.merge(judged, unopened, key=lambda pair: pair[0].path)
+    finally:
+        judged.close()  # type: ignore[attr-defined]
+
+
+class _Outputs:
+    """Everything that a scan writes. All of it is opened before the first video, so that a typo costs no night."""
+
+    def __init__(self, settings: ScanSettings, checkpoint: Checkpoint, stack: ExitStack) -> None:
+        self._settings = settings
+        self._label = checkpoint.label
+        self._index: list[dict[str, Any]] = []
+        self._ledger = stack.enter_context(Ledger(_ledger_path(settings), recipe=recipe(settings, checkpoint)))
+        self._report = stack.enter_context(self._open_report())
+        self._frames = stack.enter_context(self._open_frames()) if settings.frames_out else None
+        self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
+
+    def _open_report(self) -> ReportWriter:
+        settings = self._settings
+        kind = settings.format or format_for(settings.out)
+        target = sys.stdout.buffer if settings.out == "-" else settings.out
+        return open_writer(target, REPORT_COLUMNS, format=kind, excel=settings.excel)
+
+    def _open_frames(self) -> ReportWriter:
+        assert self._settings.frames_out
+        path = self._settings.frames_out
+        return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=self._settings.excel)
+
+    def record(self, result: VideoResult, identity: FileIdentity | None) -> None:
+        """Put a result into the ledger, and what the ledger then holds into the reports."""
+        self._ledger.put(result, identity)
+        kept = self._ledger.get(result.path)
+        assert kept is not None
+        self._report.append(report_row(kept, checkpoint=self._label, version=__version__))
+        self._index.extend(kept.dumps)
+        if self._frames:
+            for row in frame_rows(kept):
+                self._frames.append(row)
+
+    def write_index(self) -> None:
+        """Write the index of the dumps, if there are any to be."""
+        if self.dumps:
+            self.dumps.write_index(self._index)
+
+    def write_meta(self, document: dict[str, Any]) -> None:
+        """Write the side file of a report that is a file."""
+        if self._settings.out != "-":
+            write_meta(self._settings.out, document)
+
+
+def _ledger_path(settings: ScanSettings) -> Path | None:
+    if settings.ledger:
+        return settings.ledger
+    return Path(f"{settings.out}.ledger") if settings.out != "-" else None
+
+
+NOT_IN_RECIPE = frozenset(
+    "include exclude follow_symlinks checkpoint batch_size out format frames_out excel ledger workers threads "
+    "timeout fail_on exit_zero quiet log_file".split()
+)
+"""Settings that decide what is scanned and where it goes, but not what is found in a video."""
+
+
+def recipe(settings: ScanSettings, checkpoint: Checkpoint) -> str:
+    """Hash of everything besides the file that a result depends on: two equal recipes give equal results."""
+    chosen = settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE))
+    document = {"settings": chosen, "checkpoint": checkpoint.sha256, "version": __version__}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _metadata(
+    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, tally: Tally
+) -> dict[str, Any]:
+    import av  # noqa: F401  its presence makes versions() name FFmpeg's
+
+    return {
+        "started_utc": started.isoformat(timespec="seconds"),
+        "ended_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "command_line": sys.argv,
+        "settings": settings.model_dump(mode="json"),
+        "device": engine.runtime.device if engine else None,
+        "checkpoint": {
+            "path": str(checkpoint.path),
+            "sha256": checkpoint.sha256,
+            **checkpoint.card.model_dump(mode="json"),
+        },
+        "counts": {label: tally.labels[label] for label in LABELS} | {"partial": tally.num_partial},
+        "passed_over": dict(tally.passed_over),
+        "versions": versions(),
+    }
+
+
+def explain_file(path: str, settings: ScanSettings) -> VideoResult:
+    """Judge one video or picture and write its dumps into ``settings.explain``.
+
+    Raises:
+        ConfigError, CheckpointError, OutputError: as `run_scan`.
+    """
+    assert settings.explain
+    found = discover([path])
+    checkpoint = find_checkpoint(settings)
+    settings = with_checkpoint(settings, checkpoint)
+    for unopened, reason in found.problems.items():
+        return failed(unopened, reason)
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
+    dumps = DumpFolder(settings.explain, suffix=settings.explain_format)
+    engine = load_engine(settings, checkpoint)
+    ((result, _),) = scan_videos(found.paths, engine, dumps=dumps, num_dumped=settings.explain_top)
+    dumps.write_index(result.dumps)
+    return result
