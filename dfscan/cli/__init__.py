@@ -8,19 +8,20 @@ import typer
 
 from dfscan import __version__
 from dfscan.cli import bench, explain, info, init_checkpoint, scan
+from dfscan.cli.help import SectionedCommand
 
 app = typer.Typer(
     name="dfscan",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("scan")(scan.scan)
-app.command("explain")(explain.explain)
-app.command("init-checkpoint")(init_checkpoint.init_checkpoint)
-app.command("info")(info.info)
-app.command("bench")(bench.bench)
+app.command("scan", cls=SectionedCommand)(scan.scan)
+app.command("explain", cls=SectionedCommand)(explain.explain)
+app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
+app.command("info", cls=SectionedCommand)(info.info)
+app.command("bench", cls=SectionedCommand)(bench.bench)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -37,7 +38,7 @@ def root(
 ) -> None:
     """Which videos in a folder show manipulated faces, and how sure is that?
 
-    Start with [bold]dfscan scan FOLDER --out report.csv[/bold]. A score is one model's opinion, not proof.
+    Start with `dfscan scan FOLDER --out report.csv`. A score is one model's opinion, not proof.
     """
 
 

@@ -34,13 +34,12 @@ def bench(
 ) -> None:
     """Measure what a scan costs on this machine: wall and CPU seconds of each stage, and memory.
 
-    [bold]Examples[/bold]
+    Examples:
 
-    A table:  [cyan]dfscan bench ./videos[/cyan]
-
-    For a script:  [cyan]dfscan bench ./videos --json > bench.json[/cyan]
-
-    On the second GPU:  [cyan]dfscan bench ./videos --device cuda:1 --batch-size 64[/cyan]
+    \b
+      dfscan bench ./videos
+      dfscan bench ./videos --json > bench.json
+      dfscan bench ./videos --device cuda:1 --batch-size 64
     """
     from dfscan.config import ScanSettings, build
     from dfscan.scan.bench import run_bench

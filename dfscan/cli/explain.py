@@ -38,13 +38,12 @@ def explain(
 
     A heat map is where the network looked, not proof. Red drives the fake score, blue does not matter.
 
-    [bold]Examples[/bold]
+    Examples:
 
-    The three highest-scoring faces:  [cyan]dfscan explain clip.mp4 --out ./dumps[/cyan]
-
-    Every second of the video:  [cyan]dfscan explain clip.mp4 --out ./dumps --every 1 --top 10[/cyan]
-
-    A photograph:  [cyan]dfscan explain portrait.jpg --out ./dumps --format jpg[/cyan]
+    \b
+      dfscan explain clip.mp4 --out ./dumps
+      dfscan explain clip.mp4 --out ./dumps --every 1 --top 10
+      dfscan explain portrait.jpg --out ./dumps --format jpg
     """
     from dfscan.config import ScanSettings, build
     from dfscan.report.text import display_path

@@ -19,13 +19,12 @@ def info(
 ) -> None:
     """Show versions, devices and what the checkpoint says of itself.
 
-    [bold]Examples[/bold]
+    Examples:
 
-    What is installed, and does it fit together?  [cyan]dfscan info[/cyan]
-
-    What can this checkpoint do?  [cyan]dfscan info --checkpoint lab.safetensors[/cyan]
-
-    For a bug report:  [cyan]dfscan info --json > info.json[/cyan]
+    \b
+      dfscan info
+      dfscan info --checkpoint lab.safetensors
+      dfscan info --json > info.json
     """
     from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 

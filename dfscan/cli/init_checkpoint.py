@@ -19,13 +19,12 @@ def init_checkpoint(
 ) -> None:
     """Make an untrained checkpoint, to try dfscan out. It only ever says inconclusive.
 
-    [bold]Examples[/bold]
+    Examples:
 
-    Make one:  [cyan]dfscan init-checkpoint untrained.safetensors[/cyan]
-
-    Another one:  [cyan]dfscan init-checkpoint other.safetensors --seed 7[/cyan]
-
-    Use it:  [cyan]dfscan scan ./videos --checkpoint untrained.safetensors --out report.csv[/cyan]
+    \b
+      dfscan init-checkpoint untrained.safetensors
+      dfscan init-checkpoint other.safetensors --seed 7
+      dfscan scan ./videos --checkpoint untrained.safetensors --out report.csv
     """
     from dfscan.detector.checkpoint import init_checkpoint as make
 

@@ -96,18 +96,20 @@ def scan(
 
     Every option can also be set as DFSCAN_OPTION_NAME in the environment or in a --config file; the flag wins.
 
-    [bold]Examples[/bold]
+    Examples:
 
-    Scan a folder:  [cyan]dfscan scan ./videos --out report.csv[/cyan]
+    \b
+      dfscan scan ./videos --out report.csv
+      dfscan scan clip.mp4 --out report.csv --explain ./dumps
+      find . -name '*.mov' -print0 | dfscan scan --files-from - -0 --format jsonl
 
-    With pictures of what the detector looked at:  [cyan]dfscan scan clip.mp4 --out report.csv --explain ./dumps[/cyan]
+    Exit codes:
 
-    In a pipe:  [cyan]find . -name '*.mov' -print0 | dfscan scan --files-from - -0 --format jsonl | jq .verdict[/cyan]
-
-    [bold]Exit codes[/bold]
-
-    0 all inputs handled, none fake; 1 at least one fake; 2 usage error, report not written, or some input ended in
-    error and none was fake; 130 or 143 interrupted.
+    \b
+      0   every input handled, none fake
+      1   at least one fake
+      2   usage error, report not written, or an input ended in error and none was fake
+      130 interrupted; 143 terminated
     """
     from dfscan.cli.progress import Progress
     from dfscan.config import ScanSettings, build

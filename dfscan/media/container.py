@@ -10,9 +10,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -43,6 +44,12 @@ MAX_GAP_BACK_S = 1.0
 
 DEFAULT_FPS = 25
 INDEX_PROBE_PACKETS = 8
+CLOCKLESS_FORMATS = ("avi",)
+"""Containers without presentation times: FFmpeg guesses them, and wrongly where there are B-frames."""
+
+EBML_MAGIC = b"\x1a\x45\xdf\xa3"
+MP4_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip")
+MAX_BOXES = 100_000
 ENCRYPTED = "its pictures are encrypted; scan the decrypted file"
 
 
@@ -52,7 +59,7 @@ class Survey:
 
     timeline: Timeline
     has_clock: bool
-    """False where timestamps are absent or jump back: then `timeline` counts pictures at the nominal rate."""
+    """False where presentation times are absent or jump back: then pictures are known by their number only."""
     damage: str | None
 
 
@@ -131,8 +138,55 @@ def survey(path: str) -> Survey:
     with open_video(path) as (container, stream):
         index = stream.index_entries
         if stream.frames == len(index) > DECODE_ALL_FRAMES:
-            return _survey_index(container, stream, os.path.getsize(path))
-        return _survey_packets(container, stream)
+            found = _survey_index(container, stream, os.path.getsize(path))
+        else:
+            found = _survey_packets(container, stream)
+    return replace(found, damage=found.damage or _cut_off(path))
+
+
+def _cut_off(path: str) -> str | None:
+    """Whether the container announces more bytes than the file has, which FFmpeg takes for an ordinary end."""
+    with open(path, "rb") as file:
+        missing = _announced_end(file) - os.path.getsize(path)
+    return f"cut off: the file ends {missing} bytes early" if missing > 0 else None
+
+
+def _announced_end(file: BinaryIO) -> int:
+    """Where the outermost boxes of a Matroska or MP4 file say that it ends; 0 if they do not."""
+    head = file.read(12)
+    if head.startswith(EBML_MAGIC):
+        header_end = _ebml_end(file, 4)
+        return _ebml_end(file, header_end + 4) if header_end else 0
+    return _last_box_end(file) if head[4:8] in MP4_FIRST_BOXES else 0
+
+
+def _ebml_end(file: BinaryIO, at: int) -> int:
+    """End of the element whose size field begins at `at`; 0 where the size is left open, as in live recordings.
+
+    The position of the first set bit tells the field's length: 0x42 0x86 is two bytes, and means 0x0286.
+    """
+    file.seek(at)
+    first = file.read(1)
+    if not first or not first[0]:
+        return 0
+    length = 9 - first[0].bit_length()
+    field = first + file.read(length - 1)
+    size = int.from_bytes(field, "big") - (1 << 7 * length)
+    return 0 if len(field) < length or size == (1 << 7 * length) - 1 else at + length + size
+
+
+def _last_box_end(file: BinaryIO) -> int:
+    end = 0
+    for _ in range(MAX_BOXES):
+        file.seek(end)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        if len(head) < 8 or size < 8 or not head[4:8].isalnum():
+            return end
+        end += size
+    return end
 
 
 def _survey_index(container: InputContainer, stream: VideoStream, size_bytes: int) -> Survey:
@@ -145,7 +199,7 @@ def _survey_index(container: InputContainer, stream: VideoStream, size_bytes: in
     keys = np.array([entry.is_keyframe for entry in inside], dtype=np.bool_)
     if all(is_encrypted(packet) for packet in islice(container.demux(stream), INDEX_PROBE_PACKETS)):
         raise VideoError("encrypted", ENCRYPTED)
-    return Survey(_timeline(ticks, keys, stream), True, damage if len(inside) < len(entries) else None)
+    return Survey(_timeline(ticks, keys, stream), _has_clock(container), damage if len(inside) < len(entries) else None)
 
 
 def is_encrypted(packet: av.Packet[VideoStream]) -> bool:
@@ -174,11 +228,15 @@ def _survey_packets(container: InputContainer, stream: VideoStream) -> Survey:
         raise VideoError("encrypted", ENCRYPTED)
     damage = broken_off or _damage(corrupt, encrypted, len(pts))
     is_key = np.frombuffer(keys, dtype=np.bool_)
-    ticks = _clock(pts, dts, stream)
+    ticks = _clock(pts if _has_clock(container) else dts, dts, stream)
     if ticks is None:
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
         return Survey(Timeline(np.arange(len(pts)), is_key, 1 / rate), False, damage)
-    return Survey(_timeline(ticks, is_key, stream), True, damage)
+    return Survey(_timeline(ticks, is_key, stream), _has_clock(container), damage)
+
+
+def _has_clock(container: InputContainer) -> bool:
+    return container.format.name not in CLOCKLESS_FORMATS
 
 
 def _damage(corrupt: int, encrypted: int, total: int) -> str | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TypeAlias
 
 import av
 import numpy as np
@@ -22,6 +25,11 @@ MAX_ERRORS_IN_A_ROW = 250
 """After so many undecodable packets without one picture the rest is given up."""
 MAX_EARLY_END_S = 0.5
 """Pictures that end this much before their packets do are damage, even where no decoder complained."""
+
+SEEK_MARGINS_S = (0.0, 1.0, 10.0, float(1 << 31))
+"""How far before a key frame to aim, tried in this order; the last is the start of the file."""
+
+Packet: TypeAlias = "av.Packet[VideoStream]"
 
 
 @dataclass
@@ -103,6 +111,7 @@ class _Reader:
         self._survey = surveyed
         self._timeline = surveyed.timeline
         self._can_seek = surveyed.has_clock
+        self._seek_margins_s = list(SEEK_MARGINS_S)
         self._start_s = _start_s(container, surveyed)
         self._last_tick: int | None = None
         self._ran_out = False
@@ -110,13 +119,14 @@ class _Reader:
 
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float]]:
         """Yield each wanted picture with its time in seconds; afterwards drain the stream if all is decoded."""
-        decoded = self._decode()
+        decoded = self._decode(self._container.demux(self._stream))
         ticks = self._timeline.pts[plan.wanted]
         at = 0
         while at < len(ticks):
             key = None if plan.decode_all else self._seek_target(int(plan.wanted[at]))
-            if key is not None and self._seek(key):
-                decoded = self._decode(int(self._timeline.pts[key]))
+            packets = None if key is None else self._packets_from(key)
+            if key is not None and packets is not None:
+                decoded = self._decode(packets, int(self._timeline.pts[key]))
             found = next(((picture, tick) for picture, tick in decoded if tick >= ticks[at]), None)
             if found is None:
                 self._ran_out = True
@@ -141,21 +151,32 @@ class _Reader:
         at = 0 if self._last_tick is None else int(np.searchsorted(self._timeline.pts, self._last_tick, side="right"))
         return seek_target(self._timeline, wanted=wanted, position=at)
 
-    def _seek(self, position: int) -> bool:
-        try:
-            self._container.seek(int(self._timeline.pts[position]), stream=self._stream)
-        except av.error.FFmpegError:
-            self._can_seek = False  # decoding through finds the picture as well, only later
-            return False
-        return True
+    def _packets_from(self, position: int) -> Iterator[Packet] | None:
+        """Packets from the key frame at `position`, or from one before it; None where that cannot be reached.
 
-    def _decode(self, from_tick: int | None = None) -> Iterator[tuple[VideoFrame, int]]:
+        Some containers are searched by decoding time: seeking to the time at which a key frame is shown lands
+        behind it then, so the aim is moved back until it is not.
+        """
+        target = int(self._timeline.pts[position])
+        while self._seek_margins_s:
+            margin = round(self._seek_margins_s[0] / self._timeline.time_base_s)
+            with suppress(av.error.FFmpegError, ValueError):
+                self._container.seek(max(target - margin, int(self._timeline.pts[0])), stream=self._stream)
+                packets = self._container.demux(self._stream)
+                key = next((packet for packet in packets if packet.is_keyframe and packet.pts is not None), None)
+                if key is not None and key.pts is not None and key.pts <= target:
+                    return chain([key], packets)
+            del self._seek_margins_s[0]
+        self._can_seek = False
+        return None
+
+    def _decode(self, packets: Iterator[Packet], from_tick: int | None = None) -> Iterator[tuple[VideoFrame, int]]:
         """Yield (picture, tick) from here to the end; after a seek, pictures before `from_tick` are dropped.
 
         Those lean on pictures before the key frame, so a decoder gives them damaged or not at all.
         """
         weave = Deinterlacer()
-        for picture in self._tolerant():
+        for picture in self._tolerant(packets):
             if from_tick is not None and picture.pts is not None and picture.pts < from_tick:
                 continue
             self._job.num_corrupt += picture.is_corrupt
@@ -173,15 +194,20 @@ class _Reader:
         return picture, tick
 
     def _tick(self, picture: VideoFrame) -> int:
-        if not self._survey.has_clock or picture.pts is None or picture.time_base is None:
-            return self.num_frames
+        if not self._survey.has_clock:
+            return int(self._timeline.pts[min(self.num_frames, len(self._timeline.pts) - 1)])
+        if picture.pts is None or picture.time_base is None:
+            return self._timeline_tick_after_last()
         # The deinterlacer counts in half ticks.
         return round(picture.pts * float(picture.time_base) / self._timeline.time_base_s)
 
-    def _tolerant(self) -> Iterator[VideoFrame]:
+    def _timeline_tick_after_last(self) -> int:
+        at = 0 if self._last_tick is None else np.searchsorted(self._timeline.pts, self._last_tick, side="right")
+        return int(self._timeline.pts[min(at, len(self._timeline.pts) - 1)])
+
+    def _tolerant(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
         """Decode on past damage, counting it."""
         errors_in_a_row = 0
-        packets = self._container.demux(self._stream)
         while errors_in_a_row < MAX_ERRORS_IN_A_ROW:
             self._job.check_time()
             try:

@@ -100,7 +100,7 @@ def _every(timeline: Timeline, step_s: float) -> NDArray[np.intp]:
     """
     # Half a tick early: 0.3 s / (1/90000) must not fall just short of its own picture.
     begin_s = ((timeline.pts - timeline.pts[0]) - 0.5) * timeline.time_base_s
-    end_s = np.append(begin_s[1:], timeline.duration_s)
+    end_s = np.append(begin_s[1:], max(timeline.duration_s, timeline.time_base_s))
     return np.flatnonzero(np.ceil(np.maximum(begin_s, 0.0) / step_s) * step_s < end_s)
 
 
@@ -130,21 +130,27 @@ def _burst(timeline: Timeline, first: int, end: int, size: int) -> NDArray[np.in
     """`size` pictures about `BURST_STEP_S` apart within positions [first, end), from a key frame if there is one."""
     if end <= first:
         return np.empty(0, dtype=np.intp)
+    for start in (_burst_start(timeline, first, end, size), first):
+        picked = _run(timeline, start, end, size)
+        if len(picked) == size:
+            return picked
+    return np.unique(np.linspace(first, end - 1, min(size, end - first)).round().astype(np.intp))
+
+
+def _run(timeline: Timeline, start: int, end: int, size: int) -> NDArray[np.intp]:
+    """Up to `size` positions before `end`, the first at `start`, each next one `BURST_STEP_S` later or more."""
     step = BURST_STEP_S / timeline.time_base_s
-    position = _burst_start(timeline, first, end)
-    picked = [position]
-    while len(picked) < size:
-        position = max(position + 1, int(np.searchsorted(timeline.pts, timeline.pts[position] + step - 0.5)))
-        if position >= end:
-            break
-        picked.append(position)
-    return np.array(picked, dtype=np.intp)
+    picked = [start]
+    while len(picked) < size and picked[-1] < end:
+        following = int(np.searchsorted(timeline.pts, timeline.pts[picked[-1]] + step - 0.5))
+        picked.append(max(picked[-1] + 1, following))
+    return np.array([position for position in picked if position < end], dtype=np.intp)
 
 
-def _burst_start(timeline: Timeline, first: int, end: int) -> int:
+def _burst_start(timeline: Timeline, first: int, end: int, size: int) -> int:
     """The key frame nearest to the middle of the segment that leaves room for a burst, else the middle itself."""
     middle = (timeline.pts[first] + timeline.pts[end - 1]) / 2
-    last_start = timeline.pts[end - 1] - (BURST_FRAMES - 1) * BURST_STEP_S / timeline.time_base_s
+    last_start = timeline.pts[end - 1] - (size - 1) * BURST_STEP_S / timeline.time_base_s
     keys = first + np.flatnonzero(timeline.is_key[first:end])
     keys = keys[timeline.pts[keys] <= last_start]
     if len(keys):

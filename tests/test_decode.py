@@ -1,0 +1,476 @@
+"""Decoding: the right pictures at the right times from good files, as much as there is from damaged ones."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from dfscan.errors import VideoError
+from dfscan.media import container
+from dfscan.media.decode import Decoding
+from dfscan.media.plan import Sampling
+from dfscan.types import Frame
+from tests.videos import Picture, number_of, numbered, numbered_picture, write_video
+
+LONG = 1500
+CENC_KEY = "00112233445566778899aabbccddeeff"
+CENC = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": CENC_KEY, "encryption_kid": CENC_KEY}
+B_FRAMES = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=50:scenecut=0:b-adapt=0"}
+
+
+def decode(path: Path | str, **sampling: float | None) -> tuple[Decoding, list[Frame]]:
+    job = Decoding(str(path), Sampling(**sampling))  # type: ignore[arg-type]
+    return job, list(job.samples())
+
+
+def numbers(frames: list[Frame]) -> list[int]:
+    return [number_of(frame.pixels) for frame in frames]
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(VideoError) as caught:
+        decode(path)
+    assert str(caught.value)
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A video of a minute, made once for each suffix."""
+    folder = tmp_path_factory.mktemp("long")
+
+    def made(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            write_video(path, numbered(LONG), gop=50, options=B_FRAMES if "b-frames" in name else None)
+        return path
+
+    return made
+
+
+# Good files
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "avi", "ts", "flv"])
+@pytest.mark.parametrize("options", [None, B_FRAMES], ids=["plain", "b-frames"])
+def test_every_sample_is_the_picture_of_its_time(tmp_path: Path, suffix: str, options: dict[str, str] | None) -> None:
+    path = tmp_path / f"x.{suffix}"
+    write_video(path, numbered(50), options=options)
+    job, frames = decode(path, num_frames=8)
+    # AVI counts in whole pictures, so 15.6 is shown by the nearest rather than by the one before it.
+    assert numbers(frames) == [3, 9, 15 + (suffix == "avi"), 21 + (suffix == "avi"), 28, 34, 40, 46 + (suffix == "avi")]
+    assert [frame.time_s - frames[0].time_s for frame in frames] == pytest.approx(
+        [(number - 3) / 25 for number in numbers(frames)], abs=0.002
+    )
+    assert [frame.index for frame in frames] == list(range(8))
+    assert {frame.burst for frame in frames} == {0}
+    assert job.damage is None
+    assert (job.info.num_frames, job.info.width_px, job.info.height_px) == (50, 64, 64)
+    assert (job.info.codec, job.info.rotation_deg, job.info.is_hdr) == ("h264", 0, False)
+    assert job.info.duration_s == pytest.approx(2.0, abs=0.01)
+    assert job.info.fps == pytest.approx(25, rel=0.01)
+
+
+def test_times_of_a_variable_rate_are_the_true_ones(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    pts = [0, 40, 80, 500, 1000, 1010, 1020, 2000, 2007, 4000]
+    write_video(path, numbered(10), pts=pts)
+    job, frames = decode(path, num_frames=32)
+    assert numbers(frames) == list(range(10))
+    assert [frame.time_s for frame in frames] == pytest.approx([ms / 1000 for ms in pts])
+    assert [frame.burst for frame in frames] == [0] * 7 + [1, 1, 2]
+    assert job.damage is None
+
+
+def test_every_second_of_a_variable_rate(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    write_video(path, numbered(6), pts=[0, 900, 1100, 1900, 2000, 5000])
+    job, frames = decode(path, every_s=1.0, max_frames=3)
+    assert numbers(frames) == [0, 1, 4]
+    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.9, 2.0])
+    assert job.is_cut_short
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.ts", "x.avi", "b-frames.mp4", "b-frames.mkv", "b-frames.ts"])
+@pytest.mark.parametrize("sampling", [{"num_frames": 32}, {"num_frames": 5}, {"every_s": 2.35}], ids=str)
+def test_seeking_gives_what_decoding_through_gives(
+    long_video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, sampling: dict[str, float]
+) -> None:
+    path = long_video(name)
+    job, sought = decode(path, **sampling)
+    monkeypatch.setattr("dfscan.media.plan.DECODE_ALL_FRAMES", 10**6)
+    _, through = decode(path, **sampling)
+    assert numbers(sought) == numbers(through)
+    assert [f.time_s for f in sought] == [f.time_s for f in through]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(sought, through, strict=True))
+    assert [f.time_s - sought[0].time_s for f in sought] == pytest.approx(
+        [(number - numbers(sought)[0]) / 25 for number in numbers(sought)], abs=0.002
+    )
+    assert job.damage is None
+    assert job.info.num_frames == LONG
+
+
+def test_seeking_spares_most_of_the_decoding(long_video: Callable[[str], Path]) -> None:
+    packets = 0
+
+    def count() -> None:
+        nonlocal packets
+        packets += 1
+
+    frames = list(Decoding(str(long_video("x.mp4")), Sampling(32), count).samples())
+    assert len(frames) == 32
+    assert max(frame.burst for frame in frames) == 7
+    assert packets < LONG / 3
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mjpeg", "mpeg2video", "libvpx", "libx265"])
+def test_codecs(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "x.mkv"
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else None
+    write_video(path, numbered(10, width_px=128, height_px=128), codec=codec, options=quiet)
+    job, frames = decode(path, num_frames=10)
+    assert numbers(frames) == list(range(10))
+    assert job.damage is None
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_pictures_are_upright(tmp_path: Path, degrees: int) -> None:
+    path = tmp_path / "x.mp4"
+    stored = numbered_picture(0b0110_0000_0101_0011, width_px=96)
+    write_video(path, [stored] * 4, rotation=degrees)
+    job, frames = decode(path, num_frames=1)
+    upright = np.rot90(stored, degrees // 90)  # counterclockwise, as FFmpeg counts
+    assert frames[0].pixels.shape == upright.shape
+    assert np.abs(frames[0].pixels.astype(int) - upright).mean() < 8
+    assert job.info.rotation_deg == (360 - degrees) % 360
+    assert (job.info.height_px, job.info.width_px) == upright.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("aspect", "width_px", "height_px"),
+    [
+        (Fraction(1), 96, 64),
+        (Fraction(2), 192, 64),
+        (Fraction(1, 2), 96, 128),
+        (Fraction(16, 15), 102, 64),
+        (Fraction(200), 96, 64),  # nonsense in the header
+    ],
+)
+def test_pixels_are_square(tmp_path: Path, aspect: Fraction, width_px: int, height_px: int) -> None:
+    path = tmp_path / "x.mp4"
+    write_video(path, numbered(4, first=7, width_px=96), pixel_aspect=aspect)
+    job, frames = decode(path, num_frames=4)
+    assert frames[0].pixels.shape == (height_px, width_px, 3)
+    assert numbers(frames) == [7, 8, 9, 10]
+    assert (job.info.width_px, job.info.height_px) == (width_px, height_px)
+
+
+def combed_edge(count: int) -> Iterator[Picture]:
+    """A white area that grows to the right, each field of it half a picture later than the other."""
+    for i in range(count):
+        picture = np.full((128, 128, 3), 40, np.uint8)
+        picture[0::2, : 8 * i + 4] = 220
+        picture[1::2, : 8 * i + 8] = 220
+        yield picture
+
+
+def test_interlaced_pictures_are_woven(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    write_video(path, combed_edge(12), interlaced=True, options={"crf": "1"})
+    job, frames = decode(path, num_frames=12)
+    assert len(frames) == 12
+    assert [frame.time_s for frame in frames] == pytest.approx([i / 25 for i in range(12)])
+    for i, frame in enumerate(frames):
+        white = (frame.pixels[:, :, 0] > 130).sum(axis=1)
+        assert np.ptp(white[8:-8]) <= 1, "combing"
+        assert abs(int(np.median(white)) - (8 * i + 6)) <= 3
+    assert job.damage is None
+
+
+@pytest.mark.parametrize(("transfer", "expected"), [(None, False), (1, False), (16, True), (18, True)])
+def test_high_dynamic_range_is_noted(tmp_path: Path, transfer: int | None, expected: bool) -> None:
+    path = tmp_path / "x.mp4"
+    write_video(path, numbered(4), color_trc=transfer)
+    assert decode(path, num_frames=1)[0].info.is_hdr is expected
+
+
+@pytest.mark.parametrize("suffix", ["h264", "ts"])
+def test_a_change_of_size_is_survived(tmp_path: Path, suffix: str) -> None:
+    whole = b""
+    for i, (width_px, height_px) in enumerate([(64, 64), (128, 96), (64, 128)]):
+        part = tmp_path / f"{i}.{suffix}"
+        write_video(part, numbered(20, first=20 * i, width_px=width_px, height_px=height_px))
+        whole += part.read_bytes()
+    path = tmp_path / f"whole.{suffix}"
+    path.write_bytes(whole)
+    job, frames = decode(path, num_frames=60)
+    assert numbers(frames) == list(range(60))
+    assert {frame.pixels.shape for frame in frames} == {(64, 64, 3), (96, 128, 3), (128, 64, 3)}
+    assert [frame.time_s for frame in frames] == sorted(frame.time_s for frame in frames)
+    assert job.damage is None or suffix == "ts", "the counters of two transport streams do not join"
+
+
+def test_a_change_of_size_in_interlaced_video_loses_no_picture(tmp_path: Path) -> None:
+    whole = b""
+    for i, width_px in enumerate([64, 128]):
+        part = tmp_path / f"{i}.h264"
+        write_video(part, numbered(10, first=10 * i, width_px=width_px), interlaced=True)
+        whole += part.read_bytes()
+    path = tmp_path / "whole.h264"
+    path.write_bytes(whole)
+    assert numbers(decode(path, num_frames=20)[1]) == list(range(20))
+
+
+def test_timestamps_that_start_anew_are_no_clock(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.ts", numbered(50))
+    write_video(tmp_path / "b.ts", numbered(50, first=50))
+    path = tmp_path / "x.ts"
+    path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    _, frames = decode(path, num_frames=10)
+    assert numbers(frames) == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]
+    assert [frame.time_s for frame in frames] == pytest.approx([number / 25 for number in numbers(frames)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"bad\xff.mp4", b"line\nbreak.mp4", b"http:x.mp4", b"-x.mp4", b"file:x.mp4", b"x%03d.mp4", "😀.mp4".encode()],
+)
+def test_a_name_is_only_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    write_video(tmp_path / "plain.mp4", numbered(5))
+    os.rename(tmp_path / "plain.mp4", os.fsencode(tmp_path) + b"/" + name)
+    monkeypatch.chdir(tmp_path)
+    assert numbers(decode(os.fsdecode(name), num_frames=5)[1]) == [0, 1, 2, 3, 4]
+
+
+def test_the_header_is_only_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    write_video(path, numbered(50))
+    data = bytearray(path.read_bytes())
+    for box, offset in [(b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)]:
+        at = data.index(box) + offset
+        data[at : at + 4] = (10**9).to_bytes(4, "big")
+    path.write_bytes(data)
+    job, frames = decode(path, num_frames=8)
+    assert job.info.duration_s == pytest.approx(2.0)
+    assert numbers(frames) == [3, 9, 15, 21, 28, 34, 40, 46]
+
+
+# Damaged files
+
+
+def fragmented(path: Path, count: int = 100) -> None:
+    write_video(path, numbered(count), container_options={"movflags": "frag_keyframe+empty_moov"})
+
+
+def index_first(path: Path, count: int = 100) -> None:
+    write_video(path, numbered(count), container_options={"movflags": "faststart"})
+
+
+def plain(path: Path, count: int = 100) -> None:
+    write_video(path, numbered(count))
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix", "count"),
+    [
+        (index_first, "mp4", 100),
+        (index_first, "mp4", LONG),
+        (plain, "mkv", 100),
+        (plain, "mkv", LONG),
+        (plain, "avi", 100),
+        (fragmented, "mp4", 100),
+    ],
+)
+def test_what_comes_before_a_cut_is_decoded(
+    tmp_path: Path, write: Callable[[Path, int], None], suffix: str, count: int
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    write(path, count)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 7 // 10])
+    job, frames = decode(path, num_frames=count)
+    assert job.damage
+    found = numbers(frames)
+    assert found[:-2] == list(range(len(found) - 2)), "the last one may be half there"
+    assert count * 0.3 < len(found) < count * 0.9
+
+
+def test_an_index_without_its_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    index_first(path, LONG)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"mdat") + 8])
+    assert refusal(path) == "no_frames"
+
+
+def test_a_file_without_its_index(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    plain(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"moov") - 4])
+    assert refusal(path) == "not_video"
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_bad_bytes_in_the_middle_cost_only_some_pictures(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    noise = np.random.default_rng(5).integers(0, 40, (128, 128, 3), np.uint8)
+    pictures = (np.roll(noise, i, 1) + numbered_picture(i, width_px=128, height_px=128) // 2 + 40 for i in range(60))
+    write_video(path, pictures, codec="libx264")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = np.random.default_rng(1).bytes(4000)
+    path.write_bytes(data)
+    job, frames = decode(path, num_frames=60)
+    assert job.damage
+    times_s = [frame.time_s for frame in frames]
+    assert times_s == sorted(times_s)
+    assert times_s[0] < 0.1
+    assert times_s[-1] > 2.2
+    assert len(frames) > 40
+
+
+# Files without a video
+
+
+def test_encrypted_pictures_are_refused(tmp_path: Path) -> None:
+    for count in (10, LONG):
+        write_video(tmp_path / "x.mp4", numbered(count), container_options=CENC)
+        assert refusal(tmp_path / "x.mp4") == "encrypted"
+
+
+def write_sound(path: Path, *, cover: bool = False, codec: str = "aac") -> None:
+    with av.open(str(path), "w") as output:
+        sound = output.add_stream(codec, rate=44100)
+        picture = None
+        if cover:
+            picture = output.add_stream("mjpeg", rate=1)
+            picture.width = picture.height = 64
+            picture.pix_fmt = "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(numbered_picture(1), format="rgb24").reformat(format="yuvj420p")
+            packets = [*picture.encode(frame), *picture.encode(None)]
+            output.start_encoding()
+            output.mux(packets)
+        silence = np.zeros((1, 1024), np.float32)
+        for i in range(20):
+            part = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            part.sample_rate, part.pts = 44100, i * 1024
+            output.mux(sound.encode(part))
+        output.mux(sound.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "cover"),
+    [
+        ("x.m4a", "aac", False),
+        ("x.mp4", "aac", False),
+        ("x.mp3", "libmp3lame", False),
+        ("x.mkv", "aac", False),
+        ("x.mp3", "libmp3lame", True),
+        ("x.mp4", "aac", True),
+    ],
+)
+def test_sound_is_no_video(tmp_path: Path, name: str, codec: str, cover: bool) -> None:
+    write_sound(tmp_path / name, cover=cover, codec=codec)
+    with av.open(str(tmp_path / name)) as made:
+        assert len(made.streams.video) == cover
+    assert refusal(tmp_path / name) == "no_video"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty"),
+        (b"0", "not_video"),
+        (b"A letter, and not a video.\n" * 50, "not_video"),
+        (b"%PDF-1.7\n" + bytes(5000), "not_video"),
+        (b"\x7fELF" + bytes(range(256)) * 20, "not_video"),
+        (bytes(10000), "not_video"),
+        (b"#EXTM3U\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n", "not_video"),
+        (b"\xff\xd8\xff" + b"not a picture at all" * 20, "no_frames"),
+        (b"\x89PNG\r\n\x1a\n" + b"not a picture at all" * 20, "no_frames"),
+        (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "not_video"),
+    ],
+)
+def test_what_is_no_video_is_said_to_be_none(tmp_path: Path, content: bytes, code: str) -> None:
+    (tmp_path / "x.mp4").write_bytes(content)
+    assert refusal(tmp_path / "x.mp4") == code
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "other.mp4", numbered(5))
+    other = tmp_path / "other.mp4"
+    os.utime(other, (0, os.stat(other).st_mtime))  # an access time so old that reading would renew it
+    (tmp_path / "x.mp4").write_text(f"ffconcat version 1.0\nfile other.mp4\nfile {other}\n")
+    assert refusal(tmp_path / "x.mp4") == "not_video"
+    assert os.stat(other).st_atime == 0
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.mp4")
+    assert refusal(tmp_path / "x.mp4") == "not_regular"
+
+
+def test_a_folder_is_no_video(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == "not_regular"
+
+
+def test_a_picture_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "x.mp4", numbered(5))
+    monkeypatch.setattr("dfscan.media.decode.MAX_FRAME_PX", 64 * 63)
+    assert refusal(tmp_path / "x.mp4") == "too_large"
+
+
+def test_a_missing_file_is_an_ordinary_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Decoding(str(tmp_path / "x.mp4"), Sampling())
+    with pytest.raises(VideoError, match="cannot be read") as caught, container.open_video(str(tmp_path / "x.mp4")):
+        pass
+    assert caught.value.code == "unreadable"
+
+
+# A collection of odd files
+
+ENCRYPTED_BUT_LISTED_AS_DAMAGED = "media/mp4__sample_fragmented_variable_length_sgpd.mp4"
+"""All its packets carry encryption information and its pictures are green noise: refused rather than partial."""
+
+
+def outcome(path: Path) -> str:
+    try:
+        job, frames = decode(path, num_frames=4)
+    except VideoError as error:
+        return f"error: {error.code}"
+    assert frames
+    return "partial" if job.damage else "ok"
+
+
+def may_be(row: dict[str, str]) -> tuple[str, ...]:
+    if row["expected"] == "error":
+        return ("error",)
+    if row["expected"] == "either":
+        return ("ok", "partial", "error")
+    return {"": ("ok",), "damaged: must be partial": ("partial",)}.get(row["expected_note"], ("ok", "partial"))
+
+
+@pytest.mark.shared
+def test_odd_files_end_as_expected(shared_data: Path) -> None:
+    folder = shared_data / "odd"
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    got = {row["file"]: outcome(folder / row["file"]) for row in rows}
+    assert got.pop(ENCRYPTED_BUT_LISTED_AS_DAMAGED) == "error: encrypted"
+    wrong = [
+        f"{row['file']}: {row['expected']} ({row['expected_note']}), got {got[row['file']]}"
+        for row in rows
+        if row["file"] in got and got[row["file"]].split(":")[0] not in may_be(row)
+    ]
+    assert rows
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,227 @@
+"""Decoding in children: what comes is what decoding here gives, and no child can hold up or hurt the parent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfscan.media import isolate
+from dfscan.media.decode import Decoding
+from dfscan.media.isolate import Decoded, Ended, Event, Opened, decode_videos
+from dfscan.media.plan import Sampling
+from tests.videos import number_of, numbered, write_video
+
+EVERYTHING = Sampling(10_000)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[str]:
+    paths = [str(tmp_path / f"{i}.mp4") for i in range(5)]
+    for i, path in enumerate(paths):
+        write_video(path, numbered(20, first=100 * i))
+    return paths
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> str:
+    """Its pictures fill any buffer between parent and child, so that the child waits in the middle of one."""
+    path = str(tmp_path / "big.mp4")
+    write_video(path, numbered(30, width_px=640, height_px=640))
+    return path
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def run(paths: list[str], num_workers: int = 2, sampling: Sampling | None = None, timeout_s: float = 60) -> list[Event]:
+    sampling = sampling or Sampling(4)
+    return list(decode_videos(paths, sampling=sampling, num_workers=num_workers, timeout_s=timeout_s))
+
+
+def ended(events: list[Event]) -> dict[str, Ended]:
+    return {event.path: event for event in events if isinstance(event, Ended)}
+
+
+def failure(end: Ended) -> str | None:
+    return end.failure.code if end.failure else None
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 9])
+def test_children_give_what_decoding_here_gives(clips: list[str], num_workers: int) -> None:
+    before = children()
+    events = run(clips, num_workers)
+    assert children() == before
+    for path in clips:
+        job = Decoding(path, Sampling(4))
+        expected = list(job.samples())
+        mine = [event for event in events if event.path == path]
+        assert [type(event) for event in mine] == [Opened, *[Decoded] * 4, Ended]
+        frames = [event.frame for event in mine if isinstance(event, Decoded)]
+        for frame, other in zip(frames, expected, strict=True):
+            assert (frame.index, frame.time_s, frame.burst) == (other.index, other.time_s, other.burst)
+            assert np.array_equal(frame.pixels, other.pixels)
+        end = ended(mine)[path]
+        assert end.info is not None
+        assert end.info.sha256 is not None
+        assert len(end.info.sha256) == 64
+        assert (end.failure, end.damage, end.is_cut_short) == (None, None, False)
+        assert (end.info.num_frames, end.info.codec, end.info.size_bytes) == (20, "h264", os.path.getsize(path))
+        assert end.cpu_s > 0
+        assert end.peak_rss_bytes > 1 << 20
+
+
+def test_no_video_is_no_event() -> None:
+    assert run([]) == []
+
+
+def test_max_frames_comes_through(clips: list[str]) -> None:
+    end = ended(run(clips[:1], sampling=Sampling(every_s=0.2, max_frames=2)))[clips[0]]
+    assert end.is_cut_short
+
+
+def test_failures_carry_their_code_and_cost_no_other_video(clips: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    write_video(tmp_path / "name.mp4", numbered(5))
+    odd_name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff\n.mp4")
+    os.rename(tmp_path / "name.mp4", odd_name)
+    bad = {"text.mp4": "not_video", "pipe.mp4": "not_regular", "missing.mp4": "unreadable"}
+    paths = [str(tmp_path / name) for name in bad] + [odd_name, *clips]
+    ends = ended(run(paths, num_workers=1, timeout_s=20))
+    assert list(ends) == paths
+    assert [failure(ends[path]) for path in paths] == [*bad.values(), *[None] * 6]
+
+
+def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
+    before, codes = children(), {}
+    events = decode_videos([big, *clips], sampling=EVERYTHING, num_workers=1, timeout_s=60)
+    for event in events:
+        if isinstance(event, Decoded) and event.path == big and event.frame.index == 3:
+            (child,) = children() - before
+            os.kill(child, signal.SIGKILL)
+        if isinstance(event, Ended):
+            codes[event.path] = failure(event)
+            assert event.failure is None or "SIGKILL" in event.failure.text
+    assert codes == {big: "crashed"} | dict.fromkeys(clips)
+    assert children() == before
+
+
+def test_a_child_that_stops_is_killed_in_time(big: str, clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "GRACE_S", 1.0)
+    before, codes, stopped_s = children(), {}, 0.0
+    for event in decode_videos([big, *clips[:2]], sampling=EVERYTHING, num_workers=1, timeout_s=2.0):
+        if isinstance(event, Decoded) and event.path == big and event.frame.index == 3:
+            (child,) = children() - before
+            os.kill(child, signal.SIGSTOP)
+            stopped_s = time.monotonic()
+        if isinstance(event, Ended):
+            codes[event.path] = failure(event)
+            if event.path == big:
+                assert time.monotonic() - stopped_s < 2 * 3.0 + 2
+    assert codes == {big: "timeout", clips[0]: None, clips[1]: None}
+    assert children() == before
+
+
+def test_a_child_notices_a_timeout_itself(big: str, clips: list[str]) -> None:
+    ends = ended(run([big, clips[0]], sampling=EVERYTHING, timeout_s=1e-6))
+    assert [failure(end) for end in ends.values()] == ["timeout", "timeout"]
+    assert all(end.info and end.info.sha256 for end in ends.values()), "told by the child, not by its killing"
+
+
+def test_waiting_for_the_caller_is_no_timeout(big: str) -> None:
+    events = []
+    for event in decode_videos([big], sampling=EVERYTHING, num_workers=1, timeout_s=2.0):
+        events.append(event)
+        if isinstance(event, Decoded) and event.frame.index == 2:
+            time.sleep(3.0)
+    assert failure(ended(events)[big]) is None
+    assert [number_of(e.frame.pixels) for e in events if isinstance(e, Decoded)] == list(range(30))
+
+
+def test_closing_the_generator_leaves_no_child(clips: list[str]) -> None:
+    before = children()
+    events = decode_videos(clips, sampling=EVERYTHING, num_workers=2, timeout_s=60)
+    assert isinstance(next(events), Opened)
+    assert len(children() - before) >= 1
+    events.close()  # type: ignore[attr-defined]
+    assert children() == before
+
+
+def test_paths_are_taken_one_by_one(clips: list[str]) -> None:
+    taken = []
+
+    def offered() -> Iterator[str]:
+        for path in clips:
+            taken.append(path)
+            yield path
+
+    events = decode_videos(offered(), sampling=Sampling(4), num_workers=2, timeout_s=60)
+    for event in events:
+        if isinstance(event, Ended):
+            break
+    assert len(taken) == 2
+    with contextlib.closing(events):  # type: ignore[type-var]
+        pass
+
+
+class Trap:
+    """Unpickling it leaves a mark."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (os.environ["DFSCAN_TEST_TRAP"],)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"\xff\xfe",
+        b'{"kind": "frame", "shape": [1, 1, 3], "index": 0, "time_s": 0}',
+        b'{"kind": "failed"}',
+        b'{"kind": "done", "info": {"surprise": 1}, "cpu_s": 0, "peak_rss_bytes": 0}',
+        "pickle",
+    ],
+)
+def test_a_child_that_talks_nonsense_is_only_a_crash(
+    message: bytes | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DFSCAN_TEST_TRAP", str(tmp_path / "sprung"))
+    data = pickle.dumps(Trap()) if isinstance(message, str) else message
+    child = (
+        "import sys, time; from multiprocessing.connection import Connection; c = Connection(int(sys.argv[-1])); "
+        f"c.recv_bytes(); c.send_bytes({data!r}); c.send_bytes(b'123'); time.sleep(60)"
+    )
+    monkeypatch.setattr(isolate, "_CHILD", child)
+    assert failure(ended(run(["x.mp4"]))["x.mp4"]) == "crashed"
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_neither_side_pickles(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("pickle across the process border")
+
+    monkeypatch.setattr(Connection, "send", refuse)
+    monkeypatch.setattr(Connection, "recv", refuse)
+    child = isolate._CHILD.replace("main()", "Connection.send = Connection.recv = None; main()")
+    monkeypatch.setattr(isolate, "_CHILD", f"from multiprocessing.connection import Connection; {child}")
+    assert failure(ended(run(clips[:1]))[clips[0]]) is None
+
+
+def test_code_beside_the_evidence_is_not_run(clips: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "av", "numpy", "dfscan"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert failure(ended(run(clips[:1]))[clips[0]]) is None
+    assert not (tmp_path / "sprung").exists()
