@@ -27,3 +27,49 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def shared_data() -> Path:
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole run, so that a network is exported once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network with random weights: every step runs for real, and fast."""
+    from dfscan.detector.checkpoint import init_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoints") / "untrained.safetensors"
+    init_checkpoint(path, seed=3, architecture="test_efficientnet", input_size_px=96)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(untrained: Path) -> Path:
+    """The same weights with thresholds about their scores, as if they had been calibrated."""
+    from dfscan.detector.card import Calibration
+    from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
+
+    checkpoint = read_card(untrained)
+    calibration = Calibration(trained=True, temperature=2.0, fake_threshold=0.9, real_threshold=0.1)
+    path = untrained.with_name("trained.safetensors")
+    card = checkpoint.card.model_copy(update={"calibration": calibration, "name": "trained"})
+    save_checkpoint(path, load_network(checkpoint), card)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: one person moving, two side by side, nobody, and a text file that claims to be a video."""
+    from tests.pictures import astronaut, moved, nobody, other_person, two_people
+    from tests.videos import write_video
+
+    folder = tmp_path_factory.mktemp("clips")
+    pair = two_people(right=other_person())
+    write_video(folder / "one.mp4", [moved(astronaut(), 6 * i, 2 * i) for i in range(10)], fps=10)
+    write_video(folder / "two.mkv", [moved(pair, 4 * i) for i in range(10)], fps=10)
+    write_video(folder / "nobody.mp4", [nobody(width_px=320, height_px=240)] * 10, fps=10)
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "notes.txt").write_text("passed over")
+    return folder

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dfscan.faces.appearance import NUM_VALUES, appearance, likeness
-from dfscan.faces.track import LOOKS_OTHER, LOOKS_SAME
+from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, likeness, scene, scene_change
+from dfscan.faces.track import LOOKS_OTHER, LOOKS_SAME, MAX_SCENE_CHANGE
 from tests.pictures import astronaut, moved, other_person
 
 LANDMARKS = np.array([[204, 107], [242, 107], [221, 133], [207, 147], [242, 147]], np.float32)
@@ -47,7 +47,7 @@ def test_the_other_person_differs():
     mirrored = LANDMARKS.copy()
     mirrored[:, 0] = 511 - mirrored[:, 0]
     mirrored = mirrored[[1, 0, 2, 4, 3]]
-    assert likeness(appearance(astronaut(), LANDMARKS), appearance(other_person(), mirrored)) < LOOKS_OTHER
+    assert likeness(appearance(astronaut(), LANDMARKS), appearance(other_person(), mirrored)) < LOOKS_SAME
 
 
 @pytest.mark.parametrize("landmarks", [np.zeros((5, 2)), np.full((5, 2), -4000.0), np.full((5, 2), 1e6)])
@@ -59,3 +59,45 @@ def test_never_fails_for_odd_landmarks_or_frames(landmarks, shape):
 
 def test_the_thresholds_are_ordered():
     assert 0 < LOOKS_OTHER < LOOKS_SAME < 1
+
+
+BOX = np.array([180, 60, 265, 175], np.float32)
+
+
+def test_a_scene_is_coarse_and_knows_its_size():
+    view = scene(astronaut()[:, :256])
+    assert view.cells.shape == (SCENE_CELLS, SCENE_CELLS, 3)
+    assert view.cells.dtype == np.float32
+    assert view.cell_px == (16, 32)
+    assert scene_change(view, view, BOX) == 0
+    assert scene_change(view, scene(astronaut()), BOX) == np.inf
+
+
+@pytest.mark.parametrize(("dx_px", "dy_px", "zoom"), [(6, 0, 1), (0, -6, 1), (4, 4, 1.01)])
+def test_a_small_move_is_no_cut(dx_px, dy_px, zoom):
+    picture = moved(astronaut(), dx_px, dy_px, zoom)
+    assert scene_change(scene(astronaut()), scene(picture), BOX) < MAX_SCENE_CHANGE
+
+
+def test_a_cut_changes_the_picture_around():
+    views = scene(astronaut()), scene(astronaut()[::-1])
+    change = scene_change(*views, BOX)
+    assert change > 2 * MAX_SCENE_CHANGE
+    assert change == scene_change(*views[::-1], BOX)
+
+
+def test_only_the_picture_around_the_face_counts():
+    changed = astronaut().copy()
+    changed[384:] = 255 - changed[384:]
+    assert scene_change(scene(astronaut()), scene(changed), np.array([180, 20, 240, 90], np.float32)) < 1
+    assert scene_change(scene(astronaut()), scene(changed), BOX) > 2
+
+
+@pytest.mark.parametrize("edges", [(-900, -900, -800, -800), (5000, 5000, 5100, 5100), (7, 7, 7, 7), (9, 9, 2, 2)])
+def test_odd_boxes_have_something_around_them(edges):
+    assert scene_change(scene(astronaut()), scene(other_person()), np.array(edges, np.float32)) >= 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (7, 9)])
+def test_odd_frames_have_a_scene(shape):
+    assert np.isfinite(scene(np.full((*shape, 3), 90, np.uint8)).cells).all()

@@ -64,8 +64,8 @@ def test_every_sample_is_the_picture_of_its_time(tmp_path: Path, suffix: str, op
     path = tmp_path / f"x.{suffix}"
     write_video(path, numbered(50), options=options)
     job, frames = decode(path, num_frames=8)
-    # AVI counts in whole pictures, so 15.6 is shown by the nearest rather than by the one before it.
-    assert numbers(frames) == [3, 9, 15 + (suffix == "avi"), 21 + (suffix == "avi"), 28, 34, 40, 46 + (suffix == "avi")]
+    late = int(suffix == "avi")  # it counts in whole pictures, so 15.6 is shown by the nearest, not the one before
+    assert numbers(frames) == [3, 9, 15 + late, 21 + late, 28, 34, 40 + late, 46 + late]
     assert [frame.time_s - frames[0].time_s for frame in frames] == pytest.approx(
         [(number - 3) / 25 for number in numbers(frames)], abs=0.002
     )
@@ -294,7 +294,7 @@ def test_what_comes_before_a_cut_is_decoded(
     path = tmp_path / f"x.{suffix}"
     write(path, count)
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 7 // 10])
+    path.write_bytes(data[: len(data) * 75 // 100])
     job, frames = decode(path, num_frames=count)
     assert job.damage
     found = numbers(frames)

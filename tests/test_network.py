@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-import torch  # noqa: TID253
-from torch import Tensor, nn  # noqa: TID253
+import torch
+from torch import Tensor, nn
 
 from dfscan.detector import network as network_module
 from dfscan.detector.network import ARCHITECTURES, DeepfakeDetector, create_network

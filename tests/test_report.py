@@ -408,7 +408,7 @@ def test_stream_gets_every_row_at_once() -> None:
     raw = io.BytesIO()
     stream = io.BufferedWriter(raw, buffer_size=1 << 20)
     with open_writer(stream, REPORT_COLUMNS, format="csv") as writer:
-        assert raw.getvalue().count(b"\n") == 1
+        assert raw.getvalue() == b""  # a run that fails before its first row leaves stdout empty
         writer.append(row(judged("a")))
         assert raw.getvalue().count(b"\n") == 2
     assert not stream.closed
@@ -420,7 +420,7 @@ def test_stream_that_takes_one_byte_at_a_time() -> None:
             return super().write(data[:1])
 
     stream = Slow()
-    open_writer(stream, FRAME_COLUMNS[:2], format="csv")
+    open_writer(stream, FRAME_COLUMNS[:2], format="csv").close()
     assert stream.getvalue() == b'"path","track"\n'
 
 
@@ -429,14 +429,14 @@ def test_full_standard_output() -> None:
         open("/dev/full", "wb", buffering=0) as stream,
         pytest.raises(OutputError, match=r"cannot write 'standard output': No space left on device\. Free"),
     ):
-        open_writer(stream, REPORT_COLUMNS, format="csv")
+        open_writer(stream, REPORT_COLUMNS, format="csv").close()
 
 
 def test_closed_pipe_passes_through() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with open(write_end, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):
-        open_writer(stream, REPORT_COLUMNS, format="csv")
+        open_writer(stream, REPORT_COLUMNS, format="csv").close()
 
 
 def test_same_results_give_the_same_bytes(tmp_path: Path) -> None:

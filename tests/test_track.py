@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dfscan.faces.appearance import NUM_VALUES, appearance
+from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, scene
 from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
-from dfscan.types import Face
+from dfscan.types import Face, Scene
 from tests.pictures import moved, other_person, two_people
 
-LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5}
-"""Lightness of a made-up person's descriptor; 30 apart is a likeness near 0, the twin's to a is 0.92."""
+LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5, "a turned": 50.0, "a half turned": 47.0}
+"""Lightness of a made-up person's descriptor; 30 apart is a likeness near 0, the twin's to a is 0.92, that of a to
+itself turned 0.18 and half turned 0.30."""
 
 
 class Seen(NamedTuple):
@@ -27,6 +28,8 @@ class Seen(NamedTuple):
     x_px: float
     y_px: float = 100
     size_px: float = 100
+    shot: float | None = 30
+    """Lightness of the picture around; None where it is not known."""
 
     def face(self) -> Face:
         x1, y1 = self.x_px - self.size_px / 2, self.y_px - self.size_px / 2
@@ -39,7 +42,12 @@ class Seen(NamedTuple):
             landmarks=np.zeros((5, 2), np.float32),
             detection_score=0.99,
             appearance=np.full(NUM_VALUES, LOOKS[self.who], np.float32),
+            scene=None if self.shot is None else flat_scene(self.shot),
         )
+
+
+def flat_scene(lightness: float) -> Scene:
+    return Scene(np.full((SCENE_CELLS, SCENE_CELLS, 3), lightness, np.float32), (40.0, 30.0))
 
 
 def tracks_of(scene: list[Seen]) -> list[str]:
@@ -58,6 +66,11 @@ def name_of(face: Face, names: dict[tuple[int, float, float], str]) -> str:
 
 def walk(who: str, steps: range | list[int], *, start_px: float, speed_px: float, burst: int = 0) -> list[Seen]:
     return [Seen(who, burst, step, start_px + speed_px * step) for step in steps]
+
+
+def turns(looks: list[str], *, shots: list[float | None], x_px: float = 300) -> list[Seen]:
+    """Neighbouring samples at one place, each with its look and the picture around it."""
+    return [Seen(who, 0, step, x_px, shot=shot) for step, (who, shot) in enumerate(zip(looks, shots, strict=True))]
 
 
 def sits(who: str, bursts: list[int], *, x_px: float = 300, size_px: float = 100) -> list[Seen]:
@@ -94,6 +107,32 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
     "a cut to another in the same place within a burst": (
         walk("a", range(3), start_px=100, speed_px=0) + walk("b", range(3, 6), start_px=100, speed_px=0),
         ["a a a", "b b b"],
+    ),
+    "a turning head in one shot": (
+        turns(["a", "a turned", "a", "a half turned", "a turned"], shots=[30] * 5),
+        ["a a turned a a half turned a turned"],
+    ),
+    "a turning head where the picture moves a little": (
+        turns(["a", "a turned", "a"], shots=[30, 31.5, 30]),
+        ["a a turned a"],
+    ),
+    "the same change of looks with a cut": (turns(["a", "a turned"], shots=[30, 50]), ["a", "a turned"]),
+    "the same change of looks in a scene that is not known": (
+        turns(["a", "a turned"], shots=[None, None]),
+        ["a", "a turned"],
+    ),
+    "a cut to another before the same wall": (turns(["a", "b"], shots=[30, 30]), ["a", "b"]),
+    "a change of looks with a jump in one shot": (
+        [Seen("a", 0, 0, 300), Seen("a turned", 0, 1, 345)],
+        ["a", "a turned"],
+    ),
+    "a change of looks after a long miss in one shot": (
+        [Seen("a", 0, 0, 300), Seen("a turned", 0, 4, 300)],
+        ["a", "a turned"],
+    ),
+    "a turning head beside another": (
+        turns(["a", "a turned", "a"], shots=[30] * 3) + turns(["b", "b", "b"], shots=[30] * 3, x_px=420),
+        ["a a turned a", "b b b"],
     ),
     "a cut to another in the same place between bursts": (sits("a", [0]) + sits("b", [1]), ["a a a a", "b b b b"]),
     "one person over bursts": (sits("a", [0, 1, 3]), ["a a a a a a a a a a a a"]),
@@ -174,11 +213,11 @@ def test_real_detections_of_two_moving_people(detector, right):
     shifts_px = [0, 12, 24, 40, 52, 64]
     picture = two_people(right=right)
     faces = [
-        Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, looks)
+        Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, looks, view)
         for index, shift in enumerate(shifts_px)
         for pixels in [moved(picture, dx_px=shift, dy_px=shift / 4, zoom=1 + index / 100)]
         for d in detector.detect([pixels])[0]
-        for looks in [appearance(pixels, d.landmarks)]
+        for looks, view in [(appearance(pixels, d.landmarks), scene(pixels))]
     ]
     tracks = link(faces)
     assert len(tracks) == 2

@@ -50,6 +50,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan; --log-file keeps the details, "
                 "please report them"
             )
+        finally:
+            _close_handlers()
 
     return run
 
@@ -99,7 +101,7 @@ def start_logging(
     Raises:
         OutputError: the log file cannot be written.
     """
-    log.handlers.clear()
+    _close_handlers()
     log.setLevel(logging.DEBUG)
     log.propagate = False
     shown = handler or _StderrHandler()
@@ -107,6 +109,12 @@ def start_logging(
     log.addHandler(shown)
     if log_path:
         log.addHandler(_file_handler(log_path))
+
+
+def _close_handlers() -> None:
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _file_handler(log_path: Path) -> logging.Handler:

@@ -20,7 +20,15 @@ VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behav
 def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
     """An option with its environment variable, in its panel of the help."""
     name = flags[0].removeprefix("--").split("/")[0].replace("-", "_").upper()
-    return typer.Option(*flags, envvar=f"DFSCAN_{name}", rich_help_panel=panel, help=help, show_default=False, show_envvar=False, **more)
+    return typer.Option(
+        *flags,
+        envvar=f"DFSCAN_{name}",
+        rich_help_panel=panel,
+        help=help,
+        show_default=False,
+        show_envvar=False,
+        **more,
+    )
 
 
 @guarded

@@ -152,11 +152,13 @@ def _cut_off(path: str) -> str | None:
 
 
 def _announced_end(file: BinaryIO) -> int:
-    """Where the outermost boxes of a Matroska or MP4 file say that it ends; 0 if they do not."""
+    """Where the outermost boxes of a Matroska, AVI or MP4 file say that it ends; 0 if they do not."""
     head = file.read(12)
     if head.startswith(EBML_MAGIC):
         header_end = _ebml_end(file, 4)
         return _ebml_end(file, header_end + 4) if header_end else 0
+    if head.startswith(b"RIFF") and head[8:] == b"AVI ":
+        return 8 + int.from_bytes(head[4:8], "little")
     return _last_box_end(file) if head[4:8] in MP4_FIRST_BOXES else 0
 
 

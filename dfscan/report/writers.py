@@ -80,13 +80,27 @@ class ReportWriter:
         self._sink = sink
         self._columns = tuple(columns)
 
+        self._is_begun = False
+
     def append(self, row: Mapping[str, object]) -> None:
         """Write one row, given by column name: None for what is missing."""
+        self._begin()
         self._sink.write(self._line(row).encode())
 
     def close(self) -> None:
         """Finish the report: only now does a file take its name."""
+        self._begin()
         self._sink.commit()
+
+    def _begin(self) -> None:
+        """Write what comes before the rows, but not before there is one: a run that fails at once says nothing."""
+        if not self._is_begun:
+            self._is_begun = True
+            if head := self._head():
+                self._sink.write(head)
+
+    def _head(self) -> bytes:
+        return b""
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +122,11 @@ class CsvWriter(ReportWriter):
 
     def __init__(self, sink: Sink, columns: Sequence[Column], *, excel: bool = False) -> None:
         super().__init__(sink, columns)
+        self._encoding = "utf-8-sig" if excel else "utf-8"
+
+    def _head(self) -> bytes:
         header = ",".join(_quoted(column.name) for column in self._columns)
-        sink.write(f"{header}\n".encode("utf-8-sig" if excel else "utf-8"))
+        return f"{header}\n".encode(self._encoding)
 
     def _line(self, row: Mapping[str, object]) -> str:
         return ",".join(_csv_cell(column, row[column.name]) for column in self._columns) + "\n"

@@ -11,6 +11,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from dfscan.detector import gradcam
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import Runtime
-from dfscan.faces.appearance import appearance
+from dfscan.faces.appearance import appearance, scene
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.track import link
@@ -30,7 +31,7 @@ from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide
-from dfscan.types import Face, FaceCrop, FaceScore, Frame, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Face, FaceCrop, FaceScore, Frame, Reason, Scene, Track, Verdict, VideoInfo, VideoResult
 
 MAX_WAITING_BATCHES = 3
 """Batches of faces that may wait for the classifier before the search for more pauses."""
@@ -150,17 +151,18 @@ class _Scan:
         events = decode_videos(
             paths, sampling=engine.sampling, num_workers=engine.num_workers, timeout_s=engine.timeout_s
         )
-        for event in events:
-            if isinstance(event, Opened):
-                self._videos[event.path] = _Video(event.path, FileIdentity.of(event.path), self._num_dumped)
-            elif isinstance(event, Decoded):
-                self._look(self._videos[event.path], event.frame)
-            else:
-                self._videos[event.path].ended = event
-                self._timings.add("decode", cpu_s=event.cpu_s, count=self._videos[event.path].num_frames)
-                self._timings.note_child_rss(event.peak_rss_bytes)
-            self._queue.deliver()
-            yield from self._finished()
+        with closing(events):
+            for event in events:
+                if isinstance(event, Opened):
+                    self._videos[event.path] = _Video(event.path, FileIdentity.of(event.path), self._num_dumped)
+                elif isinstance(event, Decoded):
+                    self._look(self._videos[event.path], event.frame)
+                else:
+                    self._videos[event.path].ended = event
+                    self._timings.add("decode", cpu_s=event.cpu_s, count=self._videos[event.path].num_frames)
+                    self._timings.note_child_rss(event.peak_rss_bytes)
+                self._queue.deliver()
+                yield from self._finished()
         self._queue.flush()
         yield from self._finished()
 
@@ -172,12 +174,13 @@ class _Scan:
         with self._timings.stage("detect"):
             (detections,) = self._engine.detector.detect([frame.pixels])
         with self._timings.stage("crop", count=len(detections)):
-            crops = [self._crop(frame, detection) for detection in detections]
+            view = scene(frame.pixels) if detections else None
+            crops = [self._crop(frame, detection, view) for detection in detections]
         for crop in crops:
             video.num_waiting += 1
             self._queue.submit(video, crop, frame if self._num_dumped else None)
 
-    def _crop(self, frame: Frame, detection: Detection) -> FaceCrop:
+    def _crop(self, frame: Frame, detection: Detection, view: Scene | None) -> FaceCrop:
         preprocessing = self._engine.preprocessing
         face = Face(
             frame_index=frame.index,
@@ -187,6 +190,7 @@ class _Scan:
             landmarks=detection.landmarks,
             detection_score=detection.score,
             appearance=appearance(frame.pixels, detection.landmarks),
+            scene=view,
         )
         margin, size = preprocessing.crop_margin, preprocessing.input_size_px
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=margin, size=size))

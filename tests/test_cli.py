@@ -1,0 +1,374 @@
+"""The program as people and cron meet it: streams, exit codes, settings, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from dfscan.cli import app
+from dfscan.config import ScanSettings
+from dfscan.report.schema import REPORT_COLUMNS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("scan", "explain", "init-checkpoint", "info", "bench")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+    for name in [name for name in os.environ if name.startswith("DFSCAN_")]:
+        monkeypatch.delenv(name)
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def scan(checkpoint: Path, *arguments: object, stdin: bytes | None = None) -> Result:
+    return run("scan", "--checkpoint", checkpoint, "--device", "cpu", "--num-frames", 4, *arguments, stdin=stdin)
+
+
+# The report
+
+
+def test_scan_writes_everything_that_was_asked_for(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.csv"
+    result = scan(untrained, clips, "-o", out, "--frames-out", tmp_path / "f.csv", "--explain", tmp_path / "d")
+    assert result.exit_code == 2, result.stderr  # text.mp4 is an error, and nothing is fake
+    report = pd.read_csv(out)
+    assert [Path(path).name for path in report.path] == ["nobody.mp4", "one.mp4", "text.mp4", "two.mkv"]
+    assert list(report.columns) == [column.name for column in REPORT_COLUMNS]
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith(
+        "dfscan: 4 videos: 0 fake, 0 real, 2 inconclusive, 1 no_face, 1 error; passed over: 1 not_video in "
+    )
+    faces = pd.read_csv(tmp_path / "f.csv")
+    assert len(faces) == report.num_faces.sum() == 12
+    meta = json.loads((tmp_path / "report.csv.meta.json").read_text())
+    assert meta["counts"]["inconclusive"] == 2
+    assert meta["settings"]["num_frames"] == 4
+    assert meta["versions"]["ffmpeg"]
+    index = pd.read_csv(tmp_path / "d" / "index.csv")
+    assert len(index) == 6
+    for row in index.itertuples():
+        assert {(tmp_path / "d" / file).suffix for file in (row.face_file, row.heat_map_file, row.frame_file)} == {
+            ".png"
+        }
+        assert all((tmp_path / "d" / file).is_file() for file in (row.face_file, row.heat_map_file, row.frame_file))
+    assert (tmp_path / "report.csv.ledger").read_bytes().startswith(b"SQLite format 3")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_two_runs_give_the_same_bytes(clips: Path, untrained: Path, tmp_path: Path, kind: str) -> None:
+    for name, workers in (("a", 1), ("b", 3)):
+        scan(untrained, clips, "-o", tmp_path / f"{name}.{kind}", "--workers", workers)
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes() != b""
+
+
+NAMES = [b"=1+1.mp4", b"a,b.mp4", b'a"b.mp4', b"a\nb.mp4", "\N{GRINNING FACE}.mp4".encode(), b"[/b].mp4", b"\xff.mp4"]
+
+
+def test_hostile_names_reach_pandas_and_duckdb_alike(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in NAMES:
+        path = tmp_path / "in" / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)  # "[/b].mp4" lies in a folder "["
+        path.write_bytes((clips / "nobody.mp4").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert scan(untrained, "in", "-o", "r.csv").exit_code == 0
+    assert scan(untrained, "in", "-o", "r.jsonl").exit_code == 0
+    frame = pd.read_csv("r.csv", keep_default_na=False)
+    rows = duckdb.sql("select * from 'r.csv'").fetchall()
+    records = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    assert len(frame) == len(rows) == len(records) == len(NAMES)
+    assert list(frame.path) == [row[0] for row in rows] == [record["path"] for record in records]
+    assert all(path.startswith("./in/") for path in frame.path)
+    assert {"./in/a\\nb.mp4", "./in/\\xff.mp4", "./in/=1+1.mp4", "./in/[/b].mp4"} <= set(frame.path)
+    assert sum("path_bytes" in record for record in records) == 2
+    assert list(frame.num_frames) == [row[6] for row in rows] == [4] * len(NAMES)
+
+
+def test_stdout_carries_the_report_only(clips: Path, untrained: Path) -> None:
+    result = scan(untrained, clips / "one.mp4", "--format", "jsonl", "--quiet")
+    assert json.loads(result.stdout)["verdict"] == "inconclusive"
+    assert result.stderr == ""
+
+
+def test_list_on_stdin_and_missing_entries(clips: Path, untrained: Path) -> None:
+    listing = b"\0".join([os.fsencode(clips / "one.mp4"), b"gone.mp4", b""])
+    result = scan(untrained, "--files-from", "-", "-0", "--format", "jsonl", stdin=listing)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["verdict"] for row in rows] == ["inconclusive", "error"] or [row["verdict"] for row in rows] == [
+        "error",
+        "inconclusive",
+    ]
+    assert any(row["reason"] and row["reason"].startswith("not_found") for row in rows)
+    assert result.exit_code == 2
+
+
+def test_empty_folder_gives_a_header(untrained: Path, tmp_path: Path) -> None:
+    result = scan(untrained, tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+
+
+def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
+    arguments = (clips / "one.mp4", clips / "text.mp4", "--threshold", "0")
+    assert scan(trained, *arguments).exit_code == 1
+    assert scan(trained, *arguments, "--exit-zero").exit_code == 0
+    assert scan(trained, *arguments, "--fail-on", "error").exit_code == 2
+
+
+# Refusals: one line, exit 2, before any work
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere"),
+        ([], "nothing to scan"),
+        ([".", "--num-frames", "0"], "num_frames"),
+        ([".", "--fail-on", "fake,weird"], "weird"),
+        ([".", "--max-frames", "5"], "--every"),
+        ([".", "--device", "tpu"], "tpu"),
+        ([".", "--out", "no/such/folder/r.csv"], "no/such/folder/r.csv"),
+        ([".", "--checkpoint", "gone.safetensors"], "gone.safetensors"),
+        ([".", "--threshold", "0.5"], "untrained"),
+        ([".", "--files-from", "gone.txt"], "gone.txt"),
+        ([".", "--config", "gone.toml"], "gone.toml"),
+        ([".", "--bogus"], "--bogus"),
+    ],
+)
+def test_refusals(
+    clips: Path, untrained: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips)
+    result = scan(untrained, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_a_checkpoint_scan_says_how_to_get_one(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfscan.scan.run.default_checkpoint_path", lambda: None)
+    result = run("scan", clips)
+    assert result.exit_code == 2
+    assert "init-checkpoint" in result.stderr
+
+
+def test_bug_is_exit_2_and_keeps_its_traceback_for_the_log(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("dfscan.scan.run.discover", broken)
+    result = scan(untrained, clips, "--log-file", tmp_path / "log")
+    assert result.exit_code == 2
+    assert "unexpected ZeroDivisionError: oops" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_old_report_survives_a_failed_scan(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r.csv"
+    out.write_text("old")
+    monkeypatch.setattr("dfscan.scan.run.load_engine", lambda *_: 1 / 0)
+    assert scan(untrained, clips, "-o", out).exit_code == 2
+    assert out.read_text() == "old"
+    assert not list(tmp_path.glob(".*partial"))
+
+
+# Settings
+
+
+def num_frames_used(result: Result) -> int:
+    return int(json.loads(result.stdout)["num_frames"])
+
+
+def test_flag_beats_environment_beats_file_beats_checkpoint(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'num-frames = 2\nformat = "jsonl"\nquiet = true\ncheckpoint = "{untrained}"\n')
+    base = ("scan", clips / "nobody.mp4", "--device", "cpu")
+    assert num_frames_used(run(*base, "--config", config)) == 2
+    monkeypatch.setenv("DFSCAN_NUM_FRAMES", "3")
+    assert num_frames_used(run(*base, "--config", config)) == 3
+    assert num_frames_used(run(*base, "--config", config, "--num-frames", 5)) == 5
+    monkeypatch.delenv("DFSCAN_NUM_FRAMES")
+    config.write_text(config.read_text().replace("num-frames = 2\n", ""))
+    assert num_frames_used(run(*base, "--config", config)) == 10  # the checkpoint says 32, the clip has 10
+
+
+def test_unknown_settings_are_refused(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("num_frame = 2\n")
+    result = run("scan", clips, "--config", config)
+    assert result.exit_code == 2
+    assert "did you mean 'num_frames'" in result.stderr
+    monkeypatch.setenv("DFSCAN_TRESHOLD", "0.5")
+    result = run("scan", clips)
+    assert result.exit_code == 2
+    assert "did you mean 'DFSCAN_THRESHOLD'" in result.stderr
+
+
+def test_configuration_file_lists_every_option() -> None:
+    text = (ROOT / "configs" / "scan.toml").read_text()
+    assert tomllib.loads(text) == {}
+    keys = re.findall(r"^# (\w+) = ", text, flags=re.MULTILINE)
+    assert sorted(keys) == sorted(ScanSettings.model_fields)
+    values = tomllib.loads("\n".join(re.findall(r"^# (\w+ = .*)", text, flags=re.MULTILINE)))
+    ScanSettings(**values)
+    defaults = ScanSettings().model_dump(mode="json")
+    stated = {key: value for key, value in values.items() if defaults[key] is not None and key not in ("format",)}
+    assert stated == {key: defaults[key] for key in stated}
+
+
+def test_every_setting_has_a_flag_and_every_flag_help() -> None:
+    help_text = run("scan", "--help").stdout
+    for name in ScanSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in help_text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_three_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    examples = result.stdout.split("Examples:")[1].split("\n\n")[1]
+    assert len(re.findall(r"^ +(?:dfscan|find)\b", examples, flags=re.MULTILINE)) == 3
+
+
+def test_readme_names_every_column_and_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{column.name}`" in readme for column in REPORT_COLUMNS)
+    assert all(f"dfscan {command}" in readme for command in COMMANDS)
+
+
+# The other commands
+
+
+def test_explain_one_video_and_one_picture(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tests.pictures import astronaut
+
+    Image.fromarray(astronaut()).save(tmp_path / "portrait.png")
+    for name in (clips / "one.mp4", tmp_path / "portrait.png"):
+        result = run("explain", name, "--out", tmp_path / "d", "--top", 1, "--checkpoint", untrained, "--num-frames", 2)
+        assert result.exit_code == 0, result.stderr
+        assert "inconclusive" in result.stdout
+        assert result.stdout.count("_frame.png") == 1
+    result = run("explain", clips / "text.mp4", "--out", tmp_path / "d", "--checkpoint", untrained)
+    assert result.exit_code == 2
+    assert "not_video" in result.stdout
+
+
+def test_init_checkpoint_is_reproducible_and_does_not_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(path: Path, *, seed: int) -> object:
+        made.append(seed)
+        path.write_bytes(b"x")
+        return type("Made", (), {"path": path, "sha256": "0"})
+
+    monkeypatch.setattr("dfscan.detector.checkpoint.init_checkpoint", make)
+    assert run("init-checkpoint", tmp_path / "c", "--seed", 5).exit_code == 0
+    assert run("init-checkpoint", tmp_path / "c").exit_code == 2
+    assert run("init-checkpoint", tmp_path / "c", "--force").exit_code == 0
+    assert made == [5, 0]
+
+
+def test_info_shows_versions_devices_and_card(untrained: Path) -> None:
+    result = run("info", "--checkpoint", untrained, "--json")
+    document = json.loads(result.stdout)
+    assert "cpu" in document["devices"]
+    assert document["checkpoint"]["architecture"] == "test_efficientnet"
+    assert document["versions"]["torch"]
+    assert "calibration:" in run("info", "--checkpoint", untrained).stdout
+
+
+def test_info_says_when_torch_and_torchvision_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    result = run("info")
+    assert result.exit_code == 2
+    assert "pip install" in result.stderr
+
+
+def test_bench_adds_up(clips: Path, untrained: Path) -> None:
+    result = run("bench", clips, "--checkpoint", untrained, "--num-frames", 4, "--json")
+    figures = json.loads(result.stdout)
+    stages = figures["stages"]
+    assert figures["videos"] == 4
+    assert stages["detect"]["count"] == stages["decode"]["count"] == 12
+    assert stages["classify"]["count"] == stages["crop"]["count"] == 12
+    assert 0 < sum(stage["cpu_s"] for stage in stages.values()) <= figures["cpu_s"] * 1.05
+    assert "videos an hour" in run("bench", clips / "nobody.mp4", "--checkpoint", untrained).stdout
+
+
+# As a process
+
+
+def program(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dfscan", *map(str, arguments)]
+
+
+def test_version_and_no_heavy_imports_for_help() -> None:
+    code = (
+        "import sys; sys.argv = ['dfscan', '--help']\n"
+        "from dfscan.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = set(sys.modules) & {'torch', 'numpy', 'cv2', 'av', 'pandas', 'pydantic', 'rich.console'}\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert run("--version").stdout.startswith("dfscan ")
+
+
+def test_closed_pipe_ends_quietly(clips: Path, untrained: Path) -> None:
+    command = program("scan", clips, clips / "text.mp4", "--checkpoint", untrained, "--num-frames", 4, "--quiet")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait(timeout=120)
+    assert b"Traceback" not in said
+    assert b"Exception" not in said
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_terminated_scan_leaves_143_no_report_and_no_process(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    command = program(
+        "scan", clips, "--checkpoint", untrained, "-o", out, "--log-file", tmp_path / "log", "--every", "0.01"
+    )
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while not (tmp_path / "r.csv.ledger").exists():
+            assert process.poll() is None, process.stderr.read()
+        process.terminate()
+        assert b"Traceback" not in process.stderr.read()
+        process.wait(timeout=60)
+    assert process.returncode == 143
+    assert not out.exists()
+    assert not list(tmp_path.glob(".*partial"))

@@ -1,0 +1,141 @@
+"""Settings: what is refused, and whether the message helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from dfscan.config import FAIL_ON, ScanSettings, build, check_environment, read_file
+from dfscan.errors import ConfigError
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(ScanSettings, values)
+    return str(caught.value)
+
+
+def test_the_defaults_are_valid() -> None:
+    assert build(ScanSettings, {}) == ScanSettings()
+    assert build(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), "None is not given"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        ScanSettings().quiet = True
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, 0) for name in ("num_frames", "max_frames", "every", "max_faces", "batch_size", "min_faces")],
+        *[(name, 0) for name in ("explain_top", "workers", "threads", "timeout")],
+        *[(name, -0.01) for name in ("detection_threshold", "threshold")],
+        *[(name, 1.01) for name in ("detection_threshold", "threshold")],
+        *[(name, float("nan")) for name in ("detection_threshold", "threshold", "every", "timeout")],
+        *[(name, float("inf")) for name in ("every", "timeout")],
+        ("min_face_px", 19),
+        ("num_frames", 1.5),
+        ("num_frames", "many"),
+        ("format", "xml"),
+        ("explain_format", "gif"),
+        ("fail_on", "fake,maybe"),
+        ("quiet", "perhaps"),
+        ("include", 3),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
+    assert name in refusal(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_frames", 1),
+        ("threshold", 0.0),
+        ("threshold", 1.0),
+        ("min_face_px", 20),
+        ("every", 0.01),
+        ("format", "csv"),
+    ],
+)
+def test_values_at_the_limit_are_taken(name: str, value: Any) -> None:
+    assert getattr(build(ScanSettings, {name: value}), name) == value
+
+
+def test_all_problems_are_told_together() -> None:
+    message = refusal(num_frames=0, threshold=2, tiemout=3, format="xml")
+    for name in ("num_frames", "threshold", "tiemout", "format"):
+        assert name in message
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("tiemout", "did you mean 'timeout'?"), ("num_frame", "did you mean 'num_frames'?"), ("zzz", "known are ")],
+)
+def test_an_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None:
+    message = refusal(**{name: 1})
+    assert f"'{name}'" in message
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("fake", ("fake",)),
+        ("fake,error", ("fake", "error")),
+        (" fake , partial,", ("fake", "partial")),
+        ("", ()),
+        (["no_face"], ("no_face",)),
+        (FAIL_ON, FAIL_ON),
+    ],
+)
+def test_fail_on_is_a_list_or_words_with_commas(value: Any, expected: tuple[str, ...]) -> None:
+    assert build(ScanSettings, {"fail_on": value}).fail_on == expected
+
+
+def test_a_file_gives_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_text('num-frames = 8\nmin_faces = 2\nfail-on = ["fake"]\nout = "r.csv"\n')
+    assert read_file(path, ScanSettings) == {"num_frames": 8, "min_faces": 2, "fail_on": ["fake"], "out": "r.csv"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"num-frames = ", ["not valid TOML"]),
+        (b"num-frames = 1\nnum-frames = 2\n", ["not valid TOML"]),
+        (b"out = '\xff'\n", ["not valid TOML"]),
+        (b"num-frame = 3\n", ["num_frame", "did you mean 'num_frames'?"]),
+        (b"[scan]\nnum-frames = 3\n", ["unknown setting 'scan'"]),
+        (b"num-frames = 0\nthreshold = 7.0\n", ["num_frames", "threshold"]),
+    ],
+)
+def test_a_bad_file_is_named_and_explained(content: bytes, words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_file(path, ScanSettings)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        read_file(tmp_path / name, ScanSettings)
+
+
+def test_known_and_foreign_variables_pass() -> None:
+    variables = {"DFSCAN_NUM_FRAMES": "8", "DFSCAN_CONFIG": "x", "HOME": "/", "dfscan_zzz": "1"}
+    check_environment(variables, [ScanSettings])
+
+
+def test_misspelt_variables_are_refused_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_environment({"DFSCAN_TIEMOUT": "1", "DFSCAN_ZZZ": "2"}, [ScanSettings])
+    for word in ("DFSCAN_TIEMOUT", "did you mean 'DFSCAN_TIMEOUT'?", "DFSCAN_ZZZ"):
+        assert word in str(caught.value)

@@ -1,0 +1,155 @@
+"""The ledger gives back what was put in, and touches no file that is not its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfscan.errors import OutputError
+from dfscan.scan.ledger import FileIdentity, Ledger, from_json, to_json
+from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+
+
+def face(frame_index: int) -> FaceScore:
+    box_xyxy = np.array([1.5, -2.25, 0.1, 4e3], np.float32)
+    landmarks = np.arange(10, dtype=np.float32).reshape(5, 2) / 3
+    found = Face(frame_index, frame_index / 7, frame_index // 4, box_xyxy, landmarks, 0.1 + 0.2, np.ones(8, np.float32))
+    return FaceScore(found, logit=-1 / 3 + frame_index)
+
+
+FULL = VideoResult(
+    path="clips/a.mp4",
+    status="partial",
+    verdict=Verdict("fake", 1 / 3, 0.8, 5, Reason("damaged", "cut off, naïvely\n")),
+    info=VideoInfo(10**12, "ab" * 32, 640, 480, 30000 / 1001, 77, 2.5, "h264", 90, True),
+    num_frames=32,
+    tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
+    dumps=({"file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
+)
+BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
+NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
+ODD_NAME = dataclasses.replace(BARE, path=os.fsdecode(b"odd \xff\n\xf0\x9f\x98\x80.mp4"))
+RESULTS = [FULL, BARE, NO_REASON, ODD_NAME]
+
+
+def plain(value: Any) -> Any:
+    """Every field, nested, with arrays as (type, values); appearances, which are not kept, left out."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.tolist()
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.name != "appearance"]
+        return {name: plain(getattr(value, name)) for name in names}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=["full", "bare", "no-reason", "odd-name"])
+def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
+    assert plain(from_json(to_json(result))) == plain(result)
+    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+        ledger.put(result, None)
+        found = ledger.get(result.path)
+    assert found is not None
+    assert plain(found) == plain(result)
+
+
+def test_the_table_of_fields_leaves_none_at_its_default() -> None:
+    for value in (FULL, FULL.verdict, FULL.info):
+        for field in dataclasses.fields(value):  # type: ignore[arg-type]
+            assert getattr(value, field.name) != field.default, field.name
+
+
+def test_a_second_result_replaces_the_first(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+        ledger.put(FULL, FileIdentity(1, 2, 3))
+        ledger.put(dataclasses.replace(FULL, num_frames=7), None)
+        found = ledger.get(FULL.path)
+    assert found is not None
+    assert found.num_frames == 7
+    with sqlite3.connect(tmp_path / "x.ledger") as database:
+        assert database.execute("SELECT count(*), max(size_bytes) FROM videos").fetchone() == (1, None)
+    database.close()
+
+
+def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+        ledger.put(FULL, None)
+        assert ledger.get("clips/b.mp4") is None
+    with Ledger(tmp_path / "x.ledger", recipe="other") as ledger:
+        assert ledger.get(FULL.path) is None
+        ledger.put(dataclasses.replace(FULL, num_frames=7), None)
+    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+        found = ledger.get(FULL.path)
+    assert found is not None
+    assert found.num_frames == FULL.num_frames
+
+
+def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Ledger(None, recipe="r") as ledger:
+        ledger.put(FULL, None)
+        assert ledger.get(FULL.path) is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_put_survives_a_killed_process(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dfscan.scan.ledger import Ledger; "
+        "from tests.test_ledger import FULL; ledger = Ledger(Path(sys.argv[1]), recipe='r'); "
+        "ledger.put(FULL, None); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.ledger")], cwd=root, check=False)
+    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+        assert ledger.get(FULL.path) is not None
+
+
+def foreign_text(path: Path) -> None:
+    path.write_text("a report, and not a ledger\n" * 100)
+
+
+def foreign_database(path: Path, version: int = 0) -> None:
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE songs (title TEXT)")
+    database.execute(f"PRAGMA user_version = {version}")
+    database.commit()
+    database.close()
+
+
+def newer_ledger(path: Path) -> None:
+    foreign_database(path, version=2)
+
+
+@pytest.mark.parametrize("make", [foreign_text, foreign_database, newer_ledger, Path.mkdir])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(OutputError, match=r"x\.ledger"):
+        Ledger(path, recipe="r")
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ledger"]
+
+
+def test_a_ledger_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="--ledger"):
+        Ledger(tmp_path / "absent" / "x.ledger", recipe="r")
+
+
+def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert FileIdentity.of(str(path)) is None
+    path.write_bytes(b"12")
+    first = FileIdentity.of(str(path))
+    assert first is not None
+    assert first == FileIdentity.of(str(path))
+    assert first.size_bytes == 2
+    os.utime(path, ns=(0, first.mtime_ns + 1_000_000))
+    assert FileIdentity.of(str(path)) != first

@@ -1,0 +1,187 @@
+"""Whole scans on made video with a real face in it, with a tiny network in the place of B4."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfscan.config import ScanSettings
+from dfscan.detector.checkpoint import load_network, read_card
+from dfscan.detector.runtime import TorchRuntime
+from dfscan.report.dumps import DumpFolder
+from dfscan.scan import pipeline
+from dfscan.scan.ledger import from_json, to_json
+from dfscan.scan.pipeline import Engine, scan_videos
+from dfscan.scan.run import Tally, find_checkpoint, load_engine, recipe, with_checkpoint
+from dfscan.types import Reason, Verdict, VideoInfo, VideoResult
+from tests.pictures import FACE_XYXY, astronaut, moved
+from tests.videos import write_video
+
+
+@pytest.fixture(autouse=True)
+def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+
+
+def engine_for(checkpoint: Path, **settings: Any) -> Engine:
+    chosen = ScanSettings(checkpoint=checkpoint, device="cpu", **{"num_frames": 4, **settings})
+    found = find_checkpoint(chosen)
+    return load_engine(with_checkpoint(chosen, found), found)
+
+
+def scan(paths: list[Path], engine: Engine, **more: Any) -> list[VideoResult]:
+    return [result for result, _ in scan_videos([str(path) for path in paths], engine, **more)]
+
+
+def inputs(clips: Path) -> list[Path]:
+    return [clips / name for name in ("nobody.mp4", "one.mp4", "text.mp4", "two.mkv")]
+
+
+def test_people_are_found_followed_and_scored(clips: Path, untrained: Path) -> None:
+    nobody, one, text, two = scan(inputs(clips), engine_for(untrained))
+    assert [r.verdict.label for r in (nobody, one, text, two)] == ["no_face", "inconclusive", "error", "inconclusive"]
+    assert [len(track.faces) for track in one.tracks] == [4]
+    assert sorted(len(track.faces) for track in two.tracks) == [4, 4]
+    first = one.tracks[0].faces[0].face
+    expected = np.array(FACE_XYXY) + 6 * round(first.time_s * 10) * np.array([1, 0, 1, 0])
+    assert np.abs(first.box_xyxy - expected).max() < 20
+    assert text.verdict.reason is not None
+    assert text.verdict.reason.code == "not_video"
+    assert text.verdict.score is None
+    assert nobody.verdict.score is None
+
+
+def test_results_come_in_the_order_of_the_inputs_and_do_not_depend_on_workers(clips: Path, untrained: Path) -> None:
+    engine = engine_for(untrained)
+    expected = [to_json(result) for result in scan(inputs(clips), replace(engine, num_workers=1))]
+    for num_workers in (2, 4):
+        assert [to_json(result) for result in scan(inputs(clips), replace(engine, num_workers=num_workers))] == expected
+
+
+def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:
+    alone = engine_for(untrained)
+    together = replace(alone, runtime=TorchRuntime(load_network(read_card(untrained)), device="cpu", batch_size=5))
+    for one, other in zip(scan(inputs(clips), alone), scan(inputs(clips), together), strict=True):
+        logits, others = ([face.logit for track in r.tracks for face in track.faces] for r in (one, other))
+        assert logits == pytest.approx(others, abs=1e-3)
+
+
+def test_temperature_divides_logits(clips: Path, untrained: Path, trained: Path) -> None:
+    (cold,), (warm,) = (scan([clips / "one.mp4"], engine_for(path)) for path in (untrained, trained))
+    assert warm.tracks[0].faces[0].logit == pytest.approx(cold.tracks[0].faces[0].logit / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("threshold", "label"), [(0.0, "fake"), (0.999, "inconclusive")])
+def test_threshold_of_the_user_decides(clips: Path, trained: Path, threshold: float, label: str) -> None:
+    (result,) = scan([clips / "one.mp4"], engine_for(trained, threshold=threshold))
+    assert result.verdict.label == label
+    assert result.verdict.threshold == threshold
+
+
+def test_a_file_that_changes_is_an_error(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "growing.mp4"
+    clip.write_bytes((clips / "one.mp4").read_bytes())
+
+    class Grower:
+        def faces_scored(self, count: int) -> None:
+            with clip.open("ab") as file:
+                file.write(b"more")
+
+        def video_done(self, result: VideoResult) -> None:
+            pass
+
+    (result,) = scan([clip], engine_for(untrained), listener=Grower())
+    assert result.verdict.reason is not None
+    assert (result.verdict.label, result.verdict.reason.code) == ("error", "changed")
+
+
+def test_dumps_are_of_the_highest_scoring_faces(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    (result,) = scan([clips / "two.mkv"], engine_for(untrained), dumps=DumpFolder(tmp_path, suffix="png"), num_dumped=3)
+    scores = sorted((face.score for track in result.tracks for face in track.faces), reverse=True)
+    assert [row["score"] for row in result.dumps] == pytest.approx(scores[:3], abs=1e-9)
+    assert all(
+        (tmp_path / row[f"{kind}_file"]).stat().st_size
+        for row in result.dumps
+        for kind in ("face", "heat_map", "frame")
+    )
+
+
+def test_classifier_failure_ends_the_scan_and_its_children(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(untrained)
+    monkeypatch.setattr(type(engine.runtime), "predict", lambda *_: (_ for _ in ()).throw(RuntimeError("gone")))
+    with pytest.raises(RuntimeError, match="gone"):
+        scan(inputs(clips), engine)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    assert not children.exists() or not children.read_text().split()
+
+
+def test_waiting_faces_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    start = pipeline._ScoringQueue._start
+
+    def watched(queue: pipeline._ScoringQueue) -> None:
+        nonlocal most
+        start(queue)
+        most = max(most, len(queue._running))
+
+    monkeypatch.setattr(pipeline._ScoringQueue, "_start", watched)
+    scan(inputs(clips), engine_for(untrained))
+    assert 1 <= most <= pipeline.MAX_WAITING_BATCHES + 1
+
+
+def test_partial_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mkv"
+    write_video(cut, [moved(astronaut(), i) for i in range(40)], fps=20)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    (result,) = scan([cut], engine_for(untrained, every=0.2, num_frames=None, max_frames=3))
+    assert (result.status, result.num_frames) == ("partial", 3)
+    assert result.tracks
+
+
+def test_json_of_a_result_gives_it_back(clips: Path, untrained: Path) -> None:
+    (result,) = scan([clips / "one.mp4"], engine_for(untrained))
+    assert to_json(from_json(to_json(result))) == to_json(result)
+
+
+def result_of(label: Any, status: Any = "ok") -> VideoResult:
+    return VideoResult("x", status, Verdict(label, reason=Reason("a", "b")), VideoInfo(1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "code"),
+    [
+        ([], {}, 0),
+        (["real", "inconclusive", "no_face"], {}, 0),
+        (["real", "fake"], {}, 1),
+        (["error"], {}, 2),
+        (["error", "fake"], {}, 1),
+        (["error", "fake"], {"exit_zero": True}, 0),
+        (["error"], {"fail_on": ("fake",)}, 0),
+        (["inconclusive"], {"fail_on": ("inconclusive",)}, 1),
+        (["no_face"], {"fail_on": ("no_face", "error")}, 1),
+        (["fake"], {"fail_on": ("error",)}, 0),
+        (["partial"], {"fail_on": ("partial",)}, 1),
+        (["partial"], {}, 0),
+    ],
+)
+def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> None:
+    tally = Tally()
+    for label in labels:
+        tally.count(result_of("inconclusive", "partial") if label == "partial" else result_of(label))
+    assert tally.exit_code(ScanSettings(**settings)) == code
+
+
+def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: Path) -> None:
+    base = ScanSettings(num_frames=4)
+    of = recipe(base, read_card(untrained))
+    assert recipe(base.model_copy(update={"workers": 7, "out": "x.csv", "quiet": True}), read_card(untrained)) == of
+    for change in ({"num_frames": 5}, {"threshold": 0.5}, {"min_face_px": 60}, {"every": 2.0}, {"explain_top": 9}):
+        assert recipe(base.model_copy(update=change), read_card(untrained)) != of
+    assert recipe(base, read_card(trained)) != of

@@ -1,0 +1,139 @@
+"""Verdicts, by tables: from logits of tracks to a label."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from dfscan.scan.verdict import Rules, decide, track_score
+from dfscan.types import Face, FaceScore, Reason, Track
+
+RULES = Rules(fake_threshold=0.8, real_threshold=0.3, min_faces=3, prior_faces=2.0, neutral_logit=0.0)
+NO_PRIOR = dataclasses.replace(RULES, prior_faces=0.0)
+UNTRAINED = dataclasses.replace(NO_PRIOR, fake_threshold=None, real_threshold=None)
+WEAK = dataclasses.replace(NO_PRIOR, real_threshold=None)
+CROSSED = dataclasses.replace(NO_PRIOR, fake_threshold=0.5, real_threshold=0.7)
+DAMAGE = Reason("damaged", "cut off")
+
+Group = list[tuple[float, int]]
+"""A score and how many faces have it, for each track."""
+
+
+def track(track_id: int, logits: list[float]) -> Track:
+    nothing = np.zeros(4, np.float32)
+    faces = [Face(i, i / 4, 0, nothing, np.zeros((5, 2), np.float32), 0.99, nothing) for i in range(len(logits))]
+    return Track(track_id, tuple(FaceScore(face, logit) for face, logit in zip(faces, logits, strict=True)))
+
+
+def logit(score: float) -> float:
+    return math.log(score / (1 - score))
+
+
+def tracks(group: Group) -> list[Track]:
+    return [track(i, [logit(score)] * count) for i, (score, count) in enumerate(group)]
+
+
+@pytest.mark.parametrize(
+    ("group", "rules", "label", "score", "deciding", "code"),
+    [
+        ([], NO_PRIOR, "no_face", None, None, None),
+        ([(0.9, 5)], NO_PRIOR, "fake", 0.9, 0, None),
+        ([(0.1, 5)], NO_PRIOR, "real", 0.1, 0, None),
+        ([(0.5, 5)], NO_PRIOR, "inconclusive", 0.5, 0, "between_thresholds"),
+        ([(0.1, 5), (0.9, 5)], NO_PRIOR, "fake", 0.9, 1, None),
+        ([(0.1, 5), (0.9, 2)], NO_PRIOR, "real", 0.1, 0, None),  # too short to accuse anybody
+        ([(0.9, 2)], NO_PRIOR, "inconclusive", 0.9, 0, "too_few_faces"),
+        ([(0.1, 2)], NO_PRIOR, "inconclusive", 0.1, 0, "too_few_faces"),
+        ([(0.1, 1), (0.2, 2)], NO_PRIOR, "inconclusive", 0.2, 1, "too_few_faces"),
+        ([(0.6, 5), (0.6, 5), (0.2, 9)], NO_PRIOR, "inconclusive", 0.6, 0, "between_thresholds"),  # a tie: the first
+        ([(0.99, 5)], UNTRAINED, "inconclusive", 0.99, 0, "untrained"),
+        ([(0.01, 5)], UNTRAINED, "inconclusive", 0.01, 0, "untrained"),
+        ([(0.99, 1)], UNTRAINED, "inconclusive", 0.99, 0, "too_few_faces"),
+        ([], UNTRAINED, "no_face", None, None, None),
+        ([(0.01, 5)], WEAK, "inconclusive", 0.01, 0, "below_threshold"),
+        ([(0.9, 5)], WEAK, "fake", 0.9, 0, None),
+        ([(0.6, 5)], CROSSED, "fake", 0.6, 0, None),
+        ([(0.49, 5)], CROSSED, "real", 0.49, 0, None),
+    ],
+)
+def test_labels(
+    group: Group, rules: Rules, label: str, score: float | None, deciding: int | None, code: str | None
+) -> None:
+    verdict = decide(tracks(group), rules)
+    assert (verdict.label, verdict.track_id) == (label, deciding)
+    assert verdict.score == (None if score is None else pytest.approx(score))
+    assert verdict.threshold == rules.fake_threshold
+    assert (verdict.reason.code if verdict.reason else None) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        ({"fake_threshold": 0.5}, "fake"),  # at the threshold is fake
+        ({"fake_threshold": math.nextafter(0.5, 1)}, "inconclusive"),
+        ({"real_threshold": 0.5}, "real"),  # at the threshold is real
+        ({"real_threshold": math.nextafter(0.5, 0)}, "inconclusive"),
+        ({"fake_threshold": 0.5, "real_threshold": 0.5}, "fake"),
+    ],
+)
+def test_thresholds_belong_to_their_labels(change: dict[str, float], label: str) -> None:
+    rules = dataclasses.replace(NO_PRIOR, **change)  # type: ignore[arg-type]
+    assert decide([track(0, [0.0] * 5)], rules).label == label
+
+
+@pytest.mark.parametrize("score", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("damage", "is_hdr", "code"),
+    [(DAMAGE, False, "damaged"), (None, True, "hdr"), (DAMAGE, True, "damaged")],
+)
+def test_a_partial_or_hdr_video_may_be_fake_but_never_real(
+    score: float, damage: Reason | None, is_hdr: bool, code: str
+) -> None:
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, damage=damage, is_hdr=is_hdr)
+    assert verdict.label == ("fake" if score == 0.9 else "inconclusive")
+    assert verdict.score == pytest.approx(score)
+    assert verdict.reason is not None
+    assert verdict.reason.code == ("between_thresholds" if score == 0.5 else code)
+
+
+def test_damage_is_said_where_no_face_was_found() -> None:
+    assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
+
+
+@pytest.mark.parametrize(
+    ("logits", "prior_faces", "neutral_logit", "expected"),
+    [
+        ([2.0, 4.0], 0.0, 0.0, 3.0),
+        ([3.0, 3.0], 2.0, 0.0, 1.5),
+        ([3.0, 3.0], 2.0, 1.0, 2.0),
+        ([-3.0], 3.0, 1.0, 0.0),
+        ([3.0] * 98, 2.0, 0.0, 2.94),
+    ],
+)
+def test_a_track_is_the_mean_of_its_logits_drawn_to_neutral(
+    logits: list[float], prior_faces: float, neutral_logit: float, expected: float
+) -> None:
+    rules = dataclasses.replace(RULES, prior_faces=prior_faces, neutral_logit=neutral_logit)
+    assert track_score(track(0, logits), rules) == pytest.approx(1 / (1 + math.exp(-expected)))
+
+
+def test_a_longer_track_of_the_same_faces_says_more() -> None:
+    high = [track_score(track(0, [2.0] * count), RULES) for count in (1, 3, 10, 100)]
+    low = [track_score(track(0, [-2.0] * count), RULES) for count in (1, 3, 10, 100)]
+    assert high == sorted(high)
+    assert low == sorted(low, reverse=True)
+
+
+def test_many_short_tracks_raise_no_false_alarm() -> None:
+    logits = np.random.default_rng(3).normal(-1.0, 2.0, (200, 3))  # each of them real, each of them noisy
+    crowd = [track(i, [float(value) for value in row]) for i, row in enumerate(logits)]
+    assert decide(crowd, NO_PRIOR).label == "fake", "the highest of so many is high by chance"
+    assert decide(crowd, dataclasses.replace(RULES, prior_faces=8.0, neutral_logit=-1.0)).label != "fake"
+
+
+def test_extreme_logits_stay_in_range() -> None:
+    assert decide([track(0, [1e6] * 5)], NO_PRIOR).score == 1.0
+    assert decide([track(0, [-1e6] * 5)], NO_PRIOR).score == 0.0
