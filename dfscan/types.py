@@ -70,6 +70,16 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What a whole frame looks like, coarsely; shared by the faces of the frame."""
+
+    cells: NDArray[np.float32]
+    """(16, 16, 3) mean L*a*b* of a grid over the frame."""
+    cell_px: tuple[float, float]
+    """Width and height of a cell."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Face:
     """One face found in one frame, without its pixels: cheap to keep."""
 
@@ -84,6 +94,8 @@ class Face:
     """The face detector's own probability, in [0, 1]."""
     appearance: NDArray[np.float32]
     """(D,) likeness descriptor of `faces.appearance`; used only to link faces of one person."""
+    scene: Scene | None = None
+    """The frame it was found in; used only to tell a cut from a movement. None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

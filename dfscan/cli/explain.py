@@ -50,9 +50,9 @@ def explain(
     from dfscan.scan.run import explain_file
 
     start_logging(log_path=log_file)
-    wanted = {**options.chosen(context), "out": "-", "explain": out, "explain_top": top, "explain_format": format}
-    wanted.pop("format", None)
-    result = explain_file(file, build(ScanSettings, wanted))
+    given = {name: value for name, value in options.chosen(context).items() if name not in ("out", "format")}
+    settings = build(ScanSettings, {**given, "explain_top": top, "explain_format": format})
+    result = explain_file(file, out, settings)
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.3f}"
     typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))

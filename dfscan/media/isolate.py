@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
@@ -69,7 +69,9 @@ class Ended:
 Event = Opened | Decoded | Ended
 
 
-def decode_videos(paths: Iterable[str], *, sampling: Sampling, num_workers: int, timeout_s: float) -> Iterator[Event]:
+def decode_videos(
+    paths: Iterable[str], *, sampling: Sampling, num_workers: int, timeout_s: float
+) -> Generator[Event, None, None]:
     """Decode videos in up to `num_workers` child processes and yield what they give as it comes.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -110,7 +110,7 @@ def scan_videos(
     num_dumped: int = 0,
     listener: Listener | None = None,
     timings: Timings | None = None,
-) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
+) -> Generator[tuple[VideoResult, FileIdentity | None], None, None]:
     """Judge videos one after the other, several at a time.
 
     Args:

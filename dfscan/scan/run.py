@@ -11,7 +11,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,10 +239,8 @@ def _results(
     judged = scan_videos(
         found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
     )
-    try:
+    with closing(judged):
         yield from heapq.merge(judged, unopened, key=lambda pair: pair[0].path)
-    finally:
-        judged.close()  # type: ignore[attr-defined]
 
 
 class _Outputs:
@@ -333,13 +331,12 @@ def _metadata(
     }
 
 
-def explain_file(path: str, settings: ScanSettings) -> VideoResult:
-    """Judge one video or picture and write its dumps into ``settings.explain``.
+def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult:
+    """Judge one video or picture and write its dumps into a folder.
 
     Raises:
         ConfigError, CheckpointError, OutputError: as `run_scan`.
     """
-    assert settings.explain
     found = discover([path])
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
@@ -347,7 +344,7 @@ def explain_file(path: str, settings: ScanSettings) -> VideoResult:
         return failed(unopened, reason)
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
-    dumps = DumpFolder(settings.explain, suffix=settings.explain_format)
+    dumps = DumpFolder(folder, suffix=settings.explain_format)
     engine = load_engine(settings, checkpoint)
     ((result, _),) = scan_videos(found.paths, engine, dumps=dumps, num_dumped=settings.explain_top)
     dumps.write_index(result.dumps)
