@@ -62,7 +62,7 @@ class ScanSettings(BaseModel):
     # behaviour
     workers: Count | None = None
     threads: Count = 1
-    timeout: Annotated[float, Field(gt=0)] = 300.0
+    timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 300.0
     fail_on: Annotated[tuple[FailOn, ...], BeforeValidator(_split)] = ("fake", "error")
     exit_zero: bool = False
     quiet: bool = False

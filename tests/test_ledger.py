@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dfscan.errors import OutputError
-from dfscan.scan.ledger import FileIdentity, Ledger, from_json, to_json
+from dfscan.scan.ledger import FileIdentity, Ledger, Recipe, from_json, to_json
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
@@ -37,6 +37,8 @@ FULL = VideoResult(
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
 ODD_NAME = dataclasses.replace(BARE, path=os.fsdecode(b"odd \xff\n\xf0\x9f\x98\x80.mp4"))
+RECIPE = Recipe("tiny@0123", "cd" * 32, "1.2.3", "cpu", {"num_frames": 32})
+OTHER = dataclasses.replace(RECIPE, device_kind="cuda")
 RESULTS = [FULL, BARE, NO_REASON, ODD_NAME]
 
 
@@ -53,7 +55,7 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize("result", RESULTS, ids=["full", "bare", "no-reason", "odd-name"])
 def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
     assert plain(from_json(to_json(result))) == plain(result)
-    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(result, None)
         found = ledger.get(result.path)
     assert found is not None
@@ -66,34 +68,50 @@ def test_the_table_of_fields_leaves_none_at_its_default() -> None:
             assert getattr(value, field.name) != field.default, field.name
 
 
-def test_a_second_result_replaces_the_first(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
-        ledger.put(FULL, FileIdentity(1, 2, 3))
-        ledger.put(dataclasses.replace(FULL, num_frames=7), None)
-        found = ledger.get(FULL.path)
-    assert found is not None
-    assert found.num_frames == 7
-    with sqlite3.connect(tmp_path / "x.ledger") as database:
-        assert database.execute("SELECT count(*), max(size_bytes) FROM videos").fetchone() == (1, None)
-    database.close()
-
-
 def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
         assert ledger.get("clips/b.mp4") is None
-    with Ledger(tmp_path / "x.ledger", recipe="other") as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=OTHER) as ledger:
         assert ledger.get(FULL.path) is None
         ledger.put(dataclasses.replace(FULL, num_frames=7), None)
-    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         found = ledger.get(FULL.path)
     assert found is not None
     assert found.num_frames == FULL.num_frames
 
 
+def test_one_name_in_two_folders_is_two_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+            ledger.put(dataclasses.replace(FULL, num_frames=number), None)
+    monkeypatch.chdir(tmp_path / "a")
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        found = ledger.get(FULL.path)
+    assert found is not None
+    assert found.num_frames == 0
+
+
+def test_a_changed_file_keeps_its_earlier_record_and_the_latest_counts(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        for number in (1, 2):
+            ledger.put(dataclasses.replace(FULL, num_frames=number), FileIdentity(number, number, 5))
+            ledger.put(dataclasses.replace(FULL, num_frames=number), FileIdentity(number, number, 5))
+        found = ledger.get(FULL.path)
+    assert found is not None
+    assert found.num_frames == 2
+    database = sqlite3.connect(tmp_path / "x.ledger")
+    assert database.execute("SELECT count(*) FROM videos").fetchone() == (2,)
+    ((digest, document),) = database.execute("SELECT * FROM recipes").fetchall()
+    assert (digest, document) == (RECIPE.digest, RECIPE.document)
+    database.close()
+
+
 def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with Ledger(None, recipe="r") as ledger:
+    with Ledger(None, recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
         assert ledger.get(FULL.path) is not None
     assert list(tmp_path.iterdir()) == []
@@ -102,12 +120,12 @@ def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_was_put_survives_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from dfscan.scan.ledger import Ledger; "
-        "from tests.test_ledger import FULL; ledger = Ledger(Path(sys.argv[1]), recipe='r'); "
+        "from tests.test_ledger import FULL, RECIPE; ledger = Ledger(Path(sys.argv[1]), recipe=RECIPE); "
         "ledger.put(FULL, None); os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.ledger")], cwd=root, check=False)
-    with Ledger(tmp_path / "x.ledger", recipe="r") as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         assert ledger.get(FULL.path) is not None
 
 
@@ -133,14 +151,14 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(make: Any, tmp_path:
     make(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(OutputError, match=r"x\.ledger"):
-        Ledger(path, recipe="r")
+        Ledger(path, recipe=RECIPE)
     assert (path.read_bytes() if path.is_file() else None) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.ledger"]
 
 
 def test_a_ledger_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--ledger"):
-        Ledger(tmp_path / "absent" / "x.ledger", recipe="r")
+        Ledger(tmp_path / "absent" / "x.ledger", recipe=RECIPE)
 
 
 def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:

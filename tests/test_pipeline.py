@@ -35,7 +35,8 @@ def engine_for(checkpoint: Path, **settings: Any) -> Engine:
 
 
 def scan(paths: list[Path], engine: Engine, **more: Any) -> list[VideoResult]:
-    return [result for result, _ in scan_videos([str(path) for path in paths], engine, **more)]
+    results = {result.path: result for result, _ in scan_videos([str(path) for path in paths], engine, **more)}
+    return [results[str(path)] for path in paths]
 
 
 def inputs(clips: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def test_people_are_found_followed_and_scored(clips: Path, untrained: Path) -> N
     assert nobody.verdict.score is None
 
 
-def test_results_come_in_the_order_of_the_inputs_and_do_not_depend_on_workers(clips: Path, untrained: Path) -> None:
+def test_results_do_not_depend_on_workers(clips: Path, untrained: Path) -> None:
     engine = engine_for(untrained)
     expected = [to_json(result) for result in scan(inputs(clips), replace(engine, num_workers=1))]
     for num_workers in (2, 4):
@@ -136,13 +137,30 @@ def test_waiting_faces_are_bounded(clips: Path, untrained: Path, monkeypatch: py
     assert 1 <= most <= pipeline.MAX_WAITING_BATCHES + 1
 
 
-def test_partial_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_path: Path) -> None:
+def test_damaged_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mkv"
     write_video(cut, [moved(astronaut(), i) for i in range(40)], fps=20)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
-    (result,) = scan([cut], engine_for(untrained, every=0.2, num_frames=None, max_frames=3))
-    assert (result.status, result.num_frames) == ("partial", 3)
+    (result,) = scan([cut], engine_for(untrained))
+    assert result.status == "partial"
+    assert "damaged: " in str(result.verdict.reason)
     assert result.tracks
+
+
+def test_cut_short_plan_is_partial(clips: Path, untrained: Path) -> None:
+    (result,) = scan([clips / "one.mp4"], engine_for(untrained, every=0.2, max_frames=3))
+    assert (result.status, result.num_frames) == ("partial", 3)
+    assert "max_frames: " in str(result.verdict.reason)
+
+
+def test_pictures_of_a_finished_video_are_let_go(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    """A slow first video must not keep the frames of those that are done: they come out at once."""
+    slow = tmp_path / "slow.mp4"
+    write_video(slow, [moved(astronaut(), i % 50) for i in range(400)], fps=100)
+    paths = [str(slow), str(clips / "one.mp4"), str(clips / "nobody.mp4")]
+    engine = replace(engine_for(untrained, every=0.02), num_workers=2)
+    order = [Path(result.path).name for result, _ in scan_videos(paths, engine)]
+    assert order == ["one.mp4", "nobody.mp4", "slow.mp4"]
 
 
 def test_json_of_a_result_gives_it_back(clips: Path, untrained: Path) -> None:
@@ -179,9 +197,11 @@ def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> N
 
 
 def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: Path) -> None:
-    base = ScanSettings(num_frames=4)
-    of = recipe(base, read_card(untrained))
-    assert recipe(base.model_copy(update={"workers": 7, "out": "x.csv", "quiet": True}), read_card(untrained)) == of
-    for change in ({"num_frames": 5}, {"threshold": 0.5}, {"min_face_px": 60}, {"every": 2.0}, {"explain_top": 9}):
-        assert recipe(base.model_copy(update=change), read_card(untrained)) != of
-    assert recipe(base, read_card(trained)) != of
+    def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
+        return recipe(ScanSettings(num_frames=4, **change), read_card(checkpoint), device=device).digest
+
+    assert digest(workers=7, out="x.csv", quiet=True) == digest()
+    assert digest(device="cuda:0") == digest(device="cuda:1") != digest()
+    for change in ({"threshold": 0.5}, {"min_face_px": 60}, {"every": 2.0}, {"explain_top": 9}, {"threads": 2}):
+        assert digest(**change) != digest()
+    assert digest(trained) != digest()

@@ -137,3 +137,14 @@ def test_many_short_tracks_raise_no_false_alarm() -> None:
 def test_extreme_logits_stay_in_range() -> None:
     assert decide([track(0, [1e6] * 5)], NO_PRIOR).score == 1.0
     assert decide([track(0, [-1e6] * 5)], NO_PRIOR).score == 0.0
+
+
+def test_no_reason_is_lost() -> None:
+
+    short = decide([track(0, [5.0])], RULES, damage=DAMAGE, is_hdr=True)
+    assert short.reason is not None
+    assert short.reason.code == "too_few_faces"
+    assert "; damaged: cut off; hdr: " in short.reason.text
+    nobody = decide([], RULES, is_hdr=True)
+    assert nobody.reason is not None
+    assert nobody.reason.code == "hdr"

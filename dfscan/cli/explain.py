@@ -16,11 +16,13 @@ from dfscan.cli.options import EXPLAIN
 def explain(
     context: typer.Context,
     file: Annotated[str, typer.Argument(help="A video or a picture.", show_default=False)],
-    out: Annotated[
+    folder: Annotated[
         Path, typer.Option("--out", "-o", rich_help_panel=EXPLAIN, help="Folder for the dumps.", metavar="DIR")
     ],
     top: Annotated[int, typer.Option(min=1, rich_help_panel=EXPLAIN, help="Highest-scoring faces to show.")] = 3,
-    format: Annotated[str, typer.Option(rich_help_panel=EXPLAIN, help="png or jpg.")] = "png",
+    picture_format: Annotated[str, typer.Option("--format", rich_help_panel=EXPLAIN, help="png or jpg.")] = "png",
+    threshold: options.Threshold = None,
+    min_faces: options.MinFaces = None,
     num_frames: options.NumFrames = None,
     every: options.Every = None,
     max_frames: options.MaxFrames = None,
@@ -41,21 +43,20 @@ def explain(
     Examples:
 
     \b
-      dfscan explain clip.mp4 --out ./dumps
-      dfscan explain clip.mp4 --out ./dumps --every 1 --top 10
-      dfscan explain portrait.jpg --out ./dumps --format jpg
+      dfscan explain clip.mp4 --out ./clip
+      dfscan explain clip.mp4 --out ./clip --every 1 --top 10
+      dfscan explain portrait.jpg --out ./portrait --format jpg
     """
     from dfscan.config import ScanSettings, build
     from dfscan.report.text import display_path
     from dfscan.scan.run import explain_file
 
     start_logging(log_path=log_file)
-    given = {name: value for name, value in options.chosen(context).items() if name not in ("out", "format")}
-    settings = build(ScanSettings, {**given, "explain_top": top, "explain_format": format})
-    result = explain_file(file, out, settings)
+    shown = {"explain_top": top, "explain_format": picture_format}
+    result = explain_file(file, folder, build(ScanSettings, {**options.chosen(context), **shown}))
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.3f}"
     typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))
     for row in result.dumps:
-        typer.echo(f"{row['time_s']:9.3f} s  score {row['score']:.3f}  {out / row['frame_file']}")
+        typer.echo(f"{row['time_s']:9.3f} s  score {row['score']:.3f}  {folder / row['frame_file']}")
     raise typer.Exit(2 if result.status == "error" else 0)

@@ -9,14 +9,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from dfscan.errors import DfscanError, OutputError
+from dfscan.errors import ConfigError, DfscanError, OutputError
 
 EXIT_ERROR = 2
+LOG_PROBE_BYTES = 4096
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -80,7 +82,9 @@ def say(message: str) -> None:
     """One line on stderr, whatever is in it."""
     from dfscan.report.text import printable
 
-    print(f"dfscan: {printable(message)}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed by the caller
+        with suppress(OSError, ValueError):  # where nobody can hear, the exit code still tells
+            print(f"dfscan: {printable(message)}", file=sys.stderr, flush=True)
 
 
 class _StderrHandler(logging.Handler):
@@ -100,6 +104,7 @@ def start_logging(
 
     Raises:
         OutputError: the log file cannot be written.
+        ConfigError: the log file is something else, such as a video.
     """
     _close_handlers()
     log.setLevel(logging.DEBUG)
@@ -117,8 +122,15 @@ def _close_handlers() -> None:
         handler.close()
 
 
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LOG_PROBE_BYTES)
+
+
 def _file_handler(log_path: Path) -> logging.Handler:
     try:
+        if log_path.is_file() and b"\0" in _head(log_path):
+            raise ConfigError(f"{log_path}: is there already and is no text; name another --log-file")
         handler = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{log_path}: cannot be written ({error.strerror}); check --log-file") from error

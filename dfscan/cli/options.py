@@ -37,7 +37,10 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
     check_environment(os.environ, [ScanSettings])
     if path is not None:
-        context.default_map = {**(context.default_map or {}), **read_file(path, ScanSettings)}
+        values = read_file(path, ScanSettings)
+        if isinstance(values.get("fail_on"), list):
+            values["fail_on"] = ",".join(values["fail_on"])  # as its flag has it
+        context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
@@ -119,7 +122,10 @@ Timeout = Annotated[
     option("--timeout", panel=BEHAVIOUR, help="Seconds of decoding that one video may cost. Default: 300."),
 ]
 Quiet = Annotated[
-    bool | None, option("--quiet/--no-quiet", "-q", panel=BEHAVIOUR, help="Say nothing but errors on stderr.")
+    bool | None,
+    option(
+        "--quiet/--no-quiet", "-q", panel=BEHAVIOUR, help="Say nothing on stderr unless something is found or fails."
+    ),
 ]
 LogFile = Annotated[
     Path | None, option("--log-file", panel=BEHAVIOUR, help="Append everything, with UTC times, to this file.")

@@ -94,7 +94,7 @@ def scan(
 ) -> None:
     """Judge videos: one row each, in a report that spreadsheets open.
 
-    Every option can also be set as DFSCAN_OPTION_NAME in the environment or in a --config file; the flag wins.
+    All settings can also be given as DFSCAN_OPTION_NAME in the environment or in a --config file; the flag wins.
 
     Examples:
 
@@ -120,9 +120,10 @@ def scan(
     with Progress(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
-    if not settings.quiet:
+    code = tally.exit_code(settings)
+    if code or not settings.quiet:
         say(_summary(tally, settings, progress.seconds))
-    raise typer.Exit(tally.exit_code(settings))
+    raise typer.Exit(code)
 
 
 def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -129,7 +129,7 @@ def _picture_stream(container: InputContainer) -> VideoStream:
     return decodable[0]
 
 
-def survey(path: str) -> Survey:
+def survey(path: str, check_time: Callable[[], None] = lambda: None) -> Survey:
     """Read the packets, or a complete index of a long file in their stead, without decoding.
 
     Raises:
@@ -140,7 +140,7 @@ def survey(path: str) -> Survey:
         if stream.frames == len(index) > DECODE_ALL_FRAMES:
             found = _survey_index(container, stream, os.path.getsize(path))
         else:
-            found = _survey_packets(container, stream)
+            found = _survey_packets(container, stream, check_time)
     return replace(found, damage=found.damage or _cut_off(path))
 
 
@@ -209,12 +209,13 @@ def is_encrypted(packet: av.Packet[VideoStream]) -> bool:
     return packet.has_sidedata("encryption_info")
 
 
-def _survey_packets(container: InputContainer, stream: VideoStream) -> Survey:
+def _survey_packets(container: InputContainer, stream: VideoStream, check_time: Callable[[], None]) -> Survey:
     pts, dts, keys = _Int64List(), _Int64List(), bytearray()
     corrupt = encrypted = 0
     broken_off = None
     try:
         for packet in container.demux(stream):
+            check_time()
             if not packet.size or packet.is_discard:
                 continue
             encrypted += is_encrypted(packet)

@@ -66,7 +66,7 @@ class Decoding:
         Raises:
             VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
         """
-        surveyed = survey(self.path)
+        surveyed = survey(self.path, self.check_time)
         plan = plan_samples(surveyed.timeline, self.sampling)
         self.is_cut_short = plan.is_cut_short
         self._survey_damage = surveyed.damage

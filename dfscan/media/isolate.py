@@ -39,7 +39,7 @@ log = logging.getLogger("dfscan")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A child has begun with a video."""
+    """A child is about to begin with a video."""
 
     path: str
 
@@ -87,16 +87,19 @@ def decode_videos(
     workers: list[_Worker] = []
     try:
         for path in queue:
+            yield Opened(path)
             workers.append(_Worker(sampling, timeout_s))
-            yield workers[-1].begin(path)
+            workers[-1].begin(path)
             if len(workers) == num_workers:
                 break
         while busy := [worker for worker in workers if worker.path is not None]:
             for worker in _ready(busy):
                 event = worker.receive()
-                yield event
+                if event is not None:
+                    yield event
                 if isinstance(event, Ended) and (following := next(queue, None)) is not None:
-                    yield worker.begin(following)
+                    yield Opened(following)
+                    worker.begin(following)
     finally:
         for worker in workers:
             worker.kill()
@@ -137,7 +140,7 @@ class _Worker:
             )
         self.connection = Connection(ours.detach())
 
-    def begin(self, path: str) -> Opened:
+    def begin(self, path: str) -> None:
         """Hand a video to the child, or to a new one if it is gone."""
         if self._process.poll() is not None:
             self._start()
@@ -146,12 +149,11 @@ class _Worker:
         self._expect()
         with suppress(OSError):  # it died just now: receive() meets the closed socket and says so
             self.connection.send_bytes(json.dumps(job).encode())
-        return Opened(path)
 
     def _expect(self) -> None:
         self.deadline_s = time.monotonic() + self._timeout_s + GRACE_S
 
-    def receive(self) -> Event:
+    def receive(self) -> Event | None:
         """Take one message; a dead or hanging child gives an `Ended` with a failure."""
         if not self.connection.poll() and time.monotonic() >= self.deadline_s:
             return self._hung()
@@ -166,8 +168,10 @@ class _Worker:
         self._expect()
         return event
 
-    def _parse(self, message: dict[str, Any]) -> Event:
+    def _parse(self, message: dict[str, Any]) -> Event | None:
         assert self.path is not None
+        if message["kind"] == "alive":
+            return None
         if message["kind"] == "frame":
             pixels = np.frombuffer(self.connection.recv_bytes(MAX_PIXEL_BYTES), dtype=np.uint8)
             pixels = pixels.reshape(message["shape"])

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,6 +25,10 @@ from dfscan.media.plan import Sampling
 
 MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
 """A file that cannot be judged is still fingerprinted, unless it is so large that this alone would take minutes."""
+
+
+HASH_BLOCK_BYTES = 1 << 20
+ALIVE_EVERY_S = 0.5
 
 
 class _BusyClock:
@@ -72,12 +77,17 @@ def _serve(parent: Connection, job: dict[str, Any]) -> None:
     except Exception as error:
         end = {"kind": "failed", "code": "internal", "message": f"unexpected {type(error).__name__}: {error}"}
         end["traceback"] = traceback.format_exc()
-    end["info"] = _info(decoding, is_judged=end["kind"] == "done")
+    end["info"] = _info(decoding, is_judged=end["kind"] == "done", tell=lambda: _say_alive(parent))
     end["cpu_s"] = time.process_time() - cpu_s
-    end["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    end["peak_rss_bytes"] = _peak_rss_bytes()
     parent.send_bytes(json.dumps(end).encode())
+
+
+def _peak_rss_bytes() -> int:
+    """Linux's own high-water mark: `getrusage` starts from the parent's size at the fork."""
+    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
@@ -100,15 +110,30 @@ def _send_samples(parent: Connection, decoding: Decoding, clock: _BusyClock) -> 
         clock.waiting(send)
 
 
-def _info(decoding: Decoding | None, *, is_judged: bool) -> dict[str, Any] | None:
+def _info(decoding: Decoding | None, *, is_judged: bool, tell: Callable[[], None]) -> dict[str, Any] | None:
     if decoding is None:
         return None
     info = decoding.info
     is_small = (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES
     if os.path.isfile(decoding.path) and (is_judged or is_small):
-        try:
-            with open(decoding.path, "rb") as file:
-                info = replace(info, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError:
-            pass  # the row already says why the file cannot be read, or the parent will see that it changed
+        # The row already says why a file cannot be read, or the parent will see that it changed.
+        with suppress(PermissionError, FileNotFoundError, IsADirectoryError):
+            info = replace(info, sha256=_sha256(decoding.path, tell))
     return asdict(info)
+
+
+def _sha256(path: str, tell: Callable[[], None]) -> str:
+    """Hash a file of any size, telling the parent now and then that this is work and no hang."""
+    digest = hashlib.sha256()
+    told_s = time.monotonic()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+            if time.monotonic() - told_s > ALIVE_EVERY_S:
+                tell()
+                told_s = time.monotonic()
+    return digest.hexdigest()
+
+
+def _say_alive(parent: Connection) -> None:
+    parent.send_bytes(json.dumps({"kind": "alive"}).encode())

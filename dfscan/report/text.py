@@ -21,7 +21,16 @@ def printable(text: str) -> str:
 
 def display_path(path: str) -> str:
     """Show a path so that it names the same file and never starts like an option or a formula."""
-    return printable(path if path.startswith(("/", "./", "../")) else f"./{path}")
+    return printable(_anchored(path))
+
+
+def report_order(path: str) -> tuple[str, str]:
+    """Sort key of a report's rows: by the path as it is shown, then by the path itself."""
+    return display_path(path), path
+
+
+def _anchored(path: str) -> str:
+    return path if path.startswith(("/", "./", "../")) else f"./{path}"
 
 
 def is_escaped(path: str) -> bool:

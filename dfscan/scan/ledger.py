@@ -1,12 +1,13 @@
 """The one record of what was found: a SQLite file from which every report is made.
 
-A row is keyed by the video's path and by the hash of checkpoint, settings and version (`recipe`), and carries the
-file's identity (size, modification time, sha256) and its whole result as JSON.
+A row is keyed by the file's identity (absolute path, size, modification time, sha256) and by its recipe, and holds the
+whole result as JSON. A recipe is the hash of everything else that decides a result; its document is kept beside it.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import sqlite3
@@ -24,15 +25,19 @@ from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, Vid
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS recipes (
+    recipe TEXT PRIMARY KEY,
+    document TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS videos (
     path BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
     recipe TEXT NOT NULL,
-    size_bytes INTEGER,
-    mtime_ns INTEGER,
-    sha256 TEXT,
     result TEXT NOT NULL,
-    PRIMARY KEY (path, recipe)
-)
+    PRIMARY KEY (path, size_bytes, mtime_ns, sha256, recipe)
+);
 """
 
 
@@ -49,20 +54,44 @@ class FileIdentity:
         """Identity of the file that the path leads to now, or None if there is none."""
         try:
             found = os.stat(path)
-        except OSError:
+        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
             return None
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything besides the file that a result depends on: two equal recipes give equal results."""
+
+    checkpoint: str
+    """Short text that names the checkpoint in reports."""
+    checkpoint_sha256: str
+    version: str
+    """Of dfscan."""
+    device_kind: str
+    """``cpu`` or ``cuda``: arithmetic differs in the last digits."""
+    settings: dict[str, Any]
+
+    @property
+    def document(self) -> str:
+        """The recipe as JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """Lower-case hex sha256 of the document."""
+        return hashlib.sha256(self.document.encode()).hexdigest()
 
 
 class Ledger:
     """A SQLite file of results; a context manager. Each `put` is durable when it returns."""
 
-    def __init__(self, path: Path | None, *, recipe: str) -> None:
+    def __init__(self, path: Path | None, *, recipe: Recipe) -> None:
         """Open or make the ledger.
 
         Args:
             path: the file; None keeps the record in a temporary file that goes with the process.
-            recipe: hash of everything besides the file that a result depends on.
+            recipe: under which results are put and looked up.
 
         Raises:
             OutputError: the file cannot be made or is no dfscan ledger of this version.
@@ -84,32 +113,35 @@ class Ledger:
         if not version and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise OutputError(f"{self._name}: the database of another program; name another file")
         self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute(_SCHEMA)
+        self._database.executescript(_SCHEMA)
         self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        row = (self._recipe.digest, self._recipe.document)
+        self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
         self._database.commit()
 
     def put(self, result: VideoResult, identity: FileIdentity | None) -> None:
-        """Record a result in place of an earlier one of the same video and recipe.
+        """Record a result in place of an earlier one of the same file and recipe.
 
         Raises:
             OutputError: the record cannot be written.
         """
+        size_bytes, mtime_ns = (identity.size_bytes, identity.mtime_ns) if identity else (-1, -1)
         row = (
-            os.fsencode(result.path),
-            self._recipe,
-            identity.size_bytes if identity else None,
-            identity.mtime_ns if identity else None,
-            result.info.sha256,
+            _key(result.path),
+            size_bytes,
+            mtime_ns,
+            result.info.sha256 or "",
+            self._recipe.digest,
             json.dumps(to_json(result)),
         )
         with self._explained(), self._database:
             self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def get(self, path: str) -> VideoResult | None:
-        """The recorded result of a video under this ledger's recipe."""
-        query = "SELECT result FROM videos WHERE path = ? AND recipe = ?"
+        """The latest result of a video under this ledger's recipe."""
+        query = "SELECT result FROM videos WHERE path = ? AND recipe = ? ORDER BY rowid DESC LIMIT 1"
         with self._explained():
-            row = self._database.execute(query, (os.fsencode(path), self._recipe)).fetchone()
+            row = self._database.execute(query, (_key(path), self._recipe.digest)).fetchone()
         return from_json(json.loads(row[0])) if row else None
 
     def __enter__(self) -> Self:
@@ -126,6 +158,10 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise OutputError(f"{self._name}: {error}; check the disk, or name another file with --ledger") from error
+
+
+def _key(path: str) -> bytes:
+    return os.fsencode(os.path.abspath(path))
 
 
 def to_json(result: VideoResult) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The stages of a scan, wired: decoding children -> detection -> crops -> classifier -> tracks -> verdict.
 
 Several videos are under way at once. Faces of all of them share the classifier's batches, which run in a thread of
-their own while the next frames are searched for faces; results come out in the order of the inputs. A frame's pixels
-live until its faces are scored, or as long as it is among the best of its video when an explanation is asked for.
+their own while the next frames are searched for faces; a result comes out as soon as its video is complete. A frame's
+pixels live until its faces are scored, or as long as it is among the best of its video when dumps are asked for.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ class _Video:
     num_frames: int = 0
     num_waiting: int = 0
     ended: Ended | None = None
+    has_changed: bool = False
     faces: list[FaceScore] = field(default_factory=list)
     best: list[tuple[float, int, _Scored]] = field(default_factory=list)
+
+    def end(self, ended: Ended) -> None:
+        self.ended = ended
+        self.has_changed = self.identity != FileIdentity.of(self.path)
 
     @property
     def is_complete(self) -> bool:
@@ -122,7 +127,7 @@ def scan_videos(
         timings: adds up the cost of the stages.
 
     Yields:
-        A result for each path, in the order of `paths`, with the file's identity from before it was opened.
+        A result for each path, as they are complete, with the file's identity from before it was opened.
 
     Raises:
         OutputError: a dump cannot be written.
@@ -158,7 +163,7 @@ class _Scan:
                 elif isinstance(event, Decoded):
                     self._look(self._videos[event.path], event.frame)
                 else:
-                    self._videos[event.path].ended = event
+                    self._videos[event.path].end(event)
                     self._timings.add("decode", cpu_s=event.cpu_s, count=self._videos[event.path].num_frames)
                     self._timings.note_child_rss(event.peak_rss_bytes)
                 self._queue.deliver()
@@ -196,11 +201,7 @@ class _Scan:
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=margin, size=size))
 
     def _finished(self) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
-        """Results before which nothing is unfinished; a dict keeps the order in which videos were begun."""
-        while self._videos:
-            video = next(iter(self._videos.values()))
-            if not video.is_complete:
-                return
+        for video in [video for video in self._videos.values() if video.is_complete]:
             del self._videos[video.path]
             yield self._result(video), video.identity
 
@@ -208,7 +209,7 @@ class _Scan:
         ended = video.ended
         assert ended is not None
         failure = ended.failure
-        if failure is None and video.identity != FileIdentity.of(video.path):
+        if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
             return failed(video.path, failure, ended.info, num_frames=video.num_frames)

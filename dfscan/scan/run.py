@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import json
 import logging
 import os
 import platform
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -20,7 +17,7 @@ from typing import Any
 from dfscan import __version__
 from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
-from dfscan.detector.runtime import create_runtime
+from dfscan.detector.runtime import choose_device, create_runtime
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.discover import Discovery, discover
@@ -28,8 +25,9 @@ from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
+from dfscan.report.text import report_order
 from dfscan.report.writers import ReportWriter, format_for, open_writer
-from dfscan.scan.ledger import FileIdentity, Ledger
+from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules
@@ -205,14 +203,17 @@ def run_scan(
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
     )
+    _refuse_overwriting(settings, found)
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
+    made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
     tally = Tally(passed_over=Counter(found.passed_over))
     if on_discovered:
         on_discovered(len(found.paths) + len(found.problems))
     with ExitStack() as stack:
-        outputs = _Outputs(settings, checkpoint, stack)
+        outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
         engine = load_engine(settings, checkpoint) if found.paths else None
+        outputs.open_ledger(stack)
         for result, identity in _results(found, engine, outputs.dumps, settings, listener, timings):
             outputs.record(result, identity)
             tally.count(result)
@@ -223,6 +224,37 @@ def run_scan(
     return tally
 
 
+def _refuse_overwriting(settings: ScanSettings, found: Discovery) -> None:
+    """Refuse an output that would replace an input or another output: a slip such as ``-o *.mp4``.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    named = {"--out": None if settings.out == "-" else Path(settings.out), "--frames-out": settings.frames_out}
+    named |= {"--ledger": _ledger_path(settings), "--log-file": settings.log_file}
+    if named["--out"]:
+        named["the metadata of --out"] = Path(f"{settings.out}.meta.json")
+    outputs = {option: path for option, path in named.items() if path is not None}
+    by_place: dict[str, str] = {}
+    for option, path in outputs.items():
+        other = by_place.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise ConfigError(f"{option} and {other} are the same file, {path}; name different ones")
+    there = {place: option for option, path in outputs.items() if (place := _place(path))}
+    for video in found.paths if there else ():
+        if (place := _place(video)) in there:
+            raise ConfigError(f"{there[place]} would overwrite the input {video}; name another file")
+
+
+def _place(path: str | Path) -> tuple[int, int] | None:
+    """Device and number of a file that is there."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _results(
     found: Discovery,
     engine: Engine | None,
@@ -231,29 +263,34 @@ def _results(
     listener: Listener | None,
     timings: Timings | None,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
-    """Judged videos and those that were never opened, by path."""
-    unopened = ((failed(path, reason), None) for path, reason in sorted(found.problems.items()))
+    """First the inputs that are never opened, then the judged ones as they are complete."""
+    for path, reason in found.problems.items():
+        yield failed(path, reason), None
     if engine is None:
-        yield from unopened
         return
     judged = scan_videos(
         found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
     )
     with closing(judged):
-        yield from heapq.merge(judged, unopened, key=lambda pair: pair[0].path)
+        yield from judged
 
 
 class _Outputs:
-    """Everything that a scan writes. All of it is opened before the first video, so that a typo costs no night."""
+    """Everything that a scan writes. Reports are opened before models are loaded, so that a typo costs no night."""
 
-    def __init__(self, settings: ScanSettings, checkpoint: Checkpoint, stack: ExitStack) -> None:
+    def __init__(self, settings: ScanSettings, made_by: Recipe, paths: list[str], stack: ExitStack) -> None:
         self._settings = settings
-        self._label = checkpoint.label
+        self._recipe = made_by
+        self._waiting = deque(paths)
+        self._recorded: set[str] = set()
         self._index: list[dict[str, Any]] = []
-        self._ledger = stack.enter_context(Ledger(_ledger_path(settings), recipe=recipe(settings, checkpoint)))
         self._report = stack.enter_context(self._open_report())
         self._frames = stack.enter_context(self._open_frames()) if settings.frames_out else None
         self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
+
+    def open_ledger(self, stack: ExitStack) -> None:
+        """Open the record, last of all, so that a run that is refused leaves none behind."""
+        self._ledger = stack.enter_context(Ledger(_ledger_path(self._settings), recipe=self._recipe))
 
     def _open_report(self) -> ReportWriter:
         settings = self._settings
@@ -267,11 +304,18 @@ class _Outputs:
         return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=self._settings.excel)
 
     def record(self, result: VideoResult, identity: FileIdentity | None) -> None:
-        """Put a result into the ledger, and what the ledger then holds into the reports."""
+        """Put a result into the ledger; reports get from there all rows whose turn has come."""
         self._ledger.put(result, identity)
-        kept = self._ledger.get(result.path)
+        self._recorded.add(result.path)
+        while self._waiting and self._waiting[0] in self._recorded:
+            path = self._waiting.popleft()
+            self._recorded.discard(path)
+            self._write_rows(path)
+
+    def _write_rows(self, path: str) -> None:
+        kept = self._ledger.get(path)
         assert kept is not None
-        self._report.append(report_row(kept, checkpoint=self._label, version=__version__))
+        self._report.append(report_row(kept, checkpoint=self._recipe.checkpoint, version=self._recipe.version))
         self._index.extend(kept.dumps)
         if self._frames:
             for row in frame_rows(kept):
@@ -295,17 +339,21 @@ def _ledger_path(settings: ScanSettings) -> Path | None:
 
 
 NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint batch_size out format frames_out excel ledger workers threads "
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger workers "
     "timeout fail_on exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""
 
 
-def recipe(settings: ScanSettings, checkpoint: Checkpoint) -> str:
-    """Hash of everything besides the file that a result depends on: two equal recipes give equal results."""
-    chosen = settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE))
-    document = {"settings": chosen, "checkpoint": checkpoint.sha256, "version": __version__}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
+    """Everything besides the file that a result of these settings depends on; `device` as from `choose_device`."""
+    return Recipe(
+        checkpoint=checkpoint.label,
+        checkpoint_sha256=checkpoint.sha256,
+        version=__version__,
+        device_kind=device.partition(":")[0],
+        settings=settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
+    )
 
 
 def _metadata(

@@ -49,17 +49,24 @@ def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = Non
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
         `inconclusive` then, where none has enough.
     """
+    limits = [reason for reason in (damage, HDR if is_hdr else None) if reason]
     if not tracks:
-        return Verdict("no_face", threshold=rules.fake_threshold, reason=damage)
+        return Verdict("no_face", threshold=rules.fake_threshold, reason=_joined(limits))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
-    label, reason = _label(score, rules)
-    if not qualified:
-        label, reason = "inconclusive", _too_few(tracks, rules)
-    elif label == "real" and (damage or is_hdr):
-        label, reason = "inconclusive", damage or HDR
-    return Verdict(label, score, rules.fake_threshold, deciding.track_id, reason or damage or (HDR if is_hdr else None))
+    label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
+    if label == "real" and limits:
+        label = "inconclusive"
+    reasons = [reason, *limits] if reason else limits
+    return Verdict(label, score, rules.fake_threshold, deciding.track_id, _joined(reasons))
+
+
+def _joined(reasons: list[Reason]) -> Reason | None:
+    """All of them as one: the first gives the code, and none is lost."""
+    if not reasons:
+        return None
+    return Reason(reasons[0].code, "; ".join([reasons[0].text, *(str(reason) for reason in reasons[1:])]))
 
 
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
