@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfscan.media import isolate
+from dfscan.media import isolate, worker
 from dfscan.media.decode import Decoding
 from dfscan.media.isolate import Decoded, Ended, Event, Opened, decode_videos
 from dfscan.media.plan import Sampling
@@ -226,3 +227,12 @@ def test_code_beside_the_evidence_is_not_run(clips: list[str], tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     assert failure(ended(run(clips[:1]))[clips[0]]) is None
     assert not (tmp_path / "sprung").exists()
+
+
+def test_hashing_a_large_file_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 3_000_000)
+    monkeypatch.setattr(worker, "ALIVE_EVERY_S", 0.0)
+    told: list[int] = []
+    assert worker._sha256(str(path), lambda: told.append(1)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(told) == 3

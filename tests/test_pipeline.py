@@ -123,6 +123,24 @@ def test_classifier_failure_ends_the_scan_and_its_children(
     assert not children.exists() or not children.read_text().split()
 
 
+def test_a_picture_that_breaks_the_detector_costs_one_row(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(untrained)
+    detect = engine.detector.detect
+
+    def fragile(frames: Any) -> Any:
+        if frames[0].shape[1] == 320:  # nobody.mp4
+            raise IndexError("index 3 is out of bounds")
+        return detect(frames)
+
+    monkeypatch.setattr(engine.detector, "detect", fragile)
+    nobody, one, _, _ = scan(inputs(clips), engine)
+    assert nobody.verdict.reason is not None
+    assert (nobody.verdict.label, nobody.verdict.reason.code) == ("error", "internal")
+    assert one.verdict.label == "inconclusive"
+
+
 def test_waiting_faces_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
     start = pipeline._ScoringQueue._start

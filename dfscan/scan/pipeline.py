@@ -8,6 +8,7 @@ pixels live until its faces are scored, or as long as it is among the best of it
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,8 @@ MAX_WAITING_BATCHES = 3
 """Batches of faces that may wait for the classifier before the search for more pauses."""
 
 Floats = NDArray[np.float32]
+
+log = logging.getLogger("dfscan")
 
 
 class Listener(Protocol):
@@ -84,6 +88,7 @@ class _Video:
     num_waiting: int = 0
     ended: Ended | None = None
     has_changed: bool = False
+    failure: Reason | None = None
     faces: list[FaceScore] = field(default_factory=list)
     best: list[tuple[float, int, _Scored]] = field(default_factory=list)
 
@@ -176,14 +181,22 @@ class _Scan:
 
     def _look(self, video: _Video, frame: Frame) -> None:
         video.num_frames += 1
+        try:
+            crops = self._find(frame)
+        except (IndexError, ValueError, cv2.error) as error:  # what odd pictures can do to MTCNN and OpenCV
+            log.debug("face detection", exc_info=True)
+            video.failure = Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
+            return
+        for crop in crops:
+            video.num_waiting += 1
+            self._queue.submit(video, crop, frame if self._num_dumped else None)
+
+    def _find(self, frame: Frame) -> list[FaceCrop]:
         with self._timings.stage("detect"):
             (detections,) = self._engine.detector.detect([frame.pixels])
         with self._timings.stage("crop", count=len(detections)):
             view = scene(frame.pixels) if detections else None
-            crops = [self._crop(frame, detection, view) for detection in detections]
-        for crop in crops:
-            video.num_waiting += 1
-            self._queue.submit(video, crop, frame if self._num_dumped else None)
+            return [self._crop(frame, detection, view) for detection in detections]
 
     def _crop(self, frame: Frame, detection: Detection, view: Scene | None) -> FaceCrop:
         preprocessing = self._engine.preprocessing
@@ -208,7 +221,7 @@ class _Scan:
     def _result(self, video: _Video) -> VideoResult:
         ended = video.ended
         assert ended is not None
-        failure = ended.failure
+        failure = ended.failure or video.failure
         if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
