@@ -162,7 +162,7 @@ def test_refusals(
 
 
 def test_without_a_checkpoint_scan_says_how_to_get_one(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfscan.scan.run.default_checkpoint_path", lambda: None)
+    monkeypatch.setattr("dfscan.scan.setup.default_checkpoint_path", lambda: None)
     result = run("scan", clips)
     assert result.exit_code == 2
     assert "init-checkpoint" in result.stderr

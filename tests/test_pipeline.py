@@ -17,7 +17,8 @@ from dfscan.report.dumps import DumpFolder
 from dfscan.scan import pipeline
 from dfscan.scan.ledger import from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
-from dfscan.scan.run import Tally, find_checkpoint, load_engine, recipe, with_checkpoint
+from dfscan.scan.run import Tally
+from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
 from dfscan.types import Reason, Verdict, VideoInfo, VideoResult
 from tests.pictures import FACE_XYXY, astronaut, moved
 from tests.videos import write_video

@@ -12,7 +12,7 @@ from typing import Any
 from dfscan.config import ScanSettings
 from dfscan.media.discover import discover
 from dfscan.scan.pipeline import scan_videos
-from dfscan.scan.run import find_checkpoint, load_engine, with_checkpoint
+from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "decode", "detect", "crop", "classify")

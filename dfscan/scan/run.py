@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import sys
@@ -14,14 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dfscan import __version__
 from dfscan.config import ScanSettings
-from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
-from dfscan.detector.runtime import choose_device, create_runtime
-from dfscan.errors import CheckpointError, ConfigError
-from dfscan.faces.detect import FaceDetector
+from dfscan.detector.checkpoint import Checkpoint
+from dfscan.detector.runtime import choose_device
+from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
-from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
@@ -29,14 +25,9 @@ from dfscan.report.text import report_order
 from dfscan.report.writers import ReportWriter, format_for, open_writer
 from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
+from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
 from dfscan.scan.timing import Timings
-from dfscan.scan.verdict import Rules
 from dfscan.types import LABELS, VideoResult
-
-DEFAULT_CPU_WORKERS = 2
-"""One child decodes while the other, a video ahead, has its first pictures ready; more only cost memory."""
-
-log = logging.getLogger("dfscan")
 
 
 @dataclass
@@ -72,103 +63,6 @@ class Tally:
         extra = f" ({self.num_partial} partial)" if self.num_partial else ""
         skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.passed_over.items()))
         return f"{self.num_videos} {plural}: {counts}{extra}" + (f"; passed over: {skipped}" if skipped else "")
-
-
-def find_checkpoint(settings: ScanSettings) -> Checkpoint:
-    """The checkpoint that was asked for, or the embedded one.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    path = settings.checkpoint or default_checkpoint_path()
-    if path is None:
-        raise CheckpointError(
-            "no checkpoint: this version of dfscan has none built in. Name one with --checkpoint, or make an untrained "
-            "one for trials with `dfscan init-checkpoint FILE` (it only ever says inconclusive)"
-        )
-    return read_card(path)
-
-
-def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSettings:
-    """Fill what nobody set with the checkpoint's own settings, under which its thresholds hold.
-
-    Raises:
-        ConfigError: a threshold is set for an untrained checkpoint.
-    """
-    card = checkpoint.card
-    if settings.threshold is not None and not card.calibration.trained:
-        raise ConfigError(f"--threshold: {checkpoint.path} is untrained, its scores mean nothing at any threshold")
-    if settings.max_frames is not None and settings.every is None:
-        raise ConfigError("--max-frames limits --every; without it use --num-frames")
-    own = {
-        "num_frames": card.sampling.num_frames,
-        "detection_threshold": card.detection.threshold,
-        "min_face_px": card.detection.min_face_px,
-        "max_faces": card.detection.max_faces,
-        "min_faces": card.aggregation.min_faces,
-        "threshold": card.calibration.fake_threshold,
-    }
-    unset = {name: value for name, value in own.items() if getattr(settings, name) is None}
-    changed = sorted(name for name in own if name not in unset and getattr(settings, name) != own[name])
-    if changed and card.calibration.trained:
-        log.warning("the checkpoint's error rates hold for its own settings; changed: %s", ", ".join(changed))
-    return settings.model_copy(update=unset)
-
-
-def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
-    """Load the models; `settings` as from `with_checkpoint`.
-
-    Raises:
-        ConfigError: the device is not there.
-        CheckpointError: the weights cannot be used, or no longer give the scores that the checkpoint promises.
-    """
-    limit_threads(settings.threads)
-    runtime = create_runtime(
-        checkpoint, device=settings.device, batch_size=settings.batch_size, threads=settings.threads
-    )
-    verify(runtime, checkpoint)
-    assert settings.num_frames and settings.detection_threshold is not None and settings.min_face_px
-    assert settings.max_faces and settings.min_faces
-    detector = FaceDetector(
-        threshold=settings.detection_threshold,
-        min_face_px=settings.min_face_px,
-        max_faces=settings.max_faces,
-        device=runtime.device,
-    )
-    limit_threads(settings.threads)
-    workers = DEFAULT_CPU_WORKERS if runtime.device == "cpu" else min(8, os.cpu_count() or 1)
-    return Engine(
-        detector=detector,
-        runtime=runtime,
-        preprocessing=checkpoint.card.preprocessing,
-        temperature=checkpoint.card.calibration.temperature,
-        sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
-        rules=rules_for(settings, checkpoint),
-        num_workers=settings.workers or workers,
-        timeout_s=settings.timeout,
-    )
-
-
-def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
-    """The evidence rules of a checkpoint with the user's own threshold, if any, in place of its own."""
-    card = checkpoint.card
-    assert settings.min_faces
-    return Rules(
-        fake_threshold=settings.threshold if card.calibration.trained else None,
-        real_threshold=card.calibration.real_threshold,
-        min_faces=settings.min_faces,
-        prior_faces=card.aggregation.prior_faces,
-        neutral_logit=card.aggregation.neutral_logit,
-    )
-
-
-def limit_threads(num_threads: int) -> None:
-    """Keep libraries from opening a pool of threads each: on busy cores the pools fight, eightfold slower."""
-    import cv2
-
-    cv2.setNumThreads(num_threads)
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(num_threads)
 
 
 def run_scan(
@@ -336,24 +230,6 @@ def _ledger_path(settings: ScanSettings) -> Path | None:
     if settings.ledger:
         return settings.ledger
     return Path(f"{settings.out}.ledger") if settings.out != "-" else None
-
-
-NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger workers "
-    "timeout fail_on exit_zero quiet log_file".split()
-)
-"""Settings that decide what is scanned and where it goes, but not what is found in a video."""
-
-
-def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
-    """Everything besides the file that a result of these settings depends on; `device` as from `choose_device`."""
-    return Recipe(
-        checkpoint=checkpoint.label,
-        checkpoint_sha256=checkpoint.sha256,
-        version=__version__,
-        device_kind=device.partition(":")[0],
-        settings=settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
-    )
 
 
 def _metadata(
