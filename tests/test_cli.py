@@ -390,16 +390,22 @@ def program(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "dfscan", *map(str, arguments)]
 
 
-def test_version_and_no_heavy_imports_for_help() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["bench", ".", "-h"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['dfscan', '--help']\n"
-        "from dfscan.cli import app\n"
-        "try: app()\n"
-        "except SystemExit: pass\n"
+        f"import sys; sys.argv = ['dfscan', *{arguments}]\n"
+        "from dfscan.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
         "heavy = set(sys.modules) & {'torch', 'numpy', 'cv2', 'av', 'pandas', 'pydantic', 'rich.console'}\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: {' '.join(['dfscan', *arguments[:-1][:1]])} " in done.stdout
+
+
+def test_version() -> None:
     assert run("--version").stdout.startswith("dfscan ")
 
 

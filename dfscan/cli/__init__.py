@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -44,4 +45,10 @@ def root(
 
 def main() -> None:
     """Entry point of the ``dfscan`` program."""
+    name, *rest = sys.argv[1:] or [""]
+    if rest and rest[-1] in ("-h", "--help"):
+        # Typer reads the root's own options first, for which it imports pydantic: twice the time of the help itself.
+        commands = typer.main.get_group(app).commands
+        if name in commands:
+            commands[name].main(["--help"], prog_name=f"dfscan {name}")
     app()
