@@ -61,11 +61,11 @@ class Calibration(_Section):
     fake_threshold: Unit | None = None
     """From this score on a video is fake."""
     real_threshold: Unit | None = None
-    """Below this score a video is real; at most `fake_threshold`."""
+    """Up to this score a video is real; at most `fake_threshold`."""
     real_called_fake_rate: Unit | None = None
     """Stated rate of real validation videos at or above `fake_threshold`."""
     fake_called_real_rate: Unit | None = None
-    """Stated rate of fake validation videos below `real_threshold`."""
+    """Stated rate of fake validation videos at or below `real_threshold`."""
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:

@@ -26,7 +26,6 @@ from dfscan.report.writers import ReportWriter, format_for, open_writer
 from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
-from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, VideoResult
 
 
@@ -72,7 +71,6 @@ def run_scan(
     listed: Sequence[str] = (),
     listener: Listener | None = None,
     on_discovered: Callable[[int], None] | None = None,
-    timings: Timings | None = None,
 ) -> Tally:
     """Scan and write every output that the settings name.
 
@@ -82,7 +80,6 @@ def run_scan(
         listed: entries of ``--files-from``.
         listener: told how it goes on.
         on_discovered: called with the number of videos once it is known.
-        timings: adds up the cost of the stages.
 
     Raises:
         ConfigError: an input or option is unusable; nothing has been done.
@@ -108,7 +105,7 @@ def run_scan(
         outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
         engine = load_engine(settings, checkpoint) if found.paths else None
         outputs.open_ledger(stack)
-        for result, identity in _results(found, engine, outputs.dumps, settings, listener, timings):
+        for result, identity in _results(found, engine, outputs.dumps, settings, listener):
             outputs.record(result, identity)
             tally.count(result)
             if listener:
@@ -155,16 +152,13 @@ def _results(
     dumps: DumpFolder | None,
     settings: ScanSettings,
     listener: Listener | None,
-    timings: Timings | None,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """First the inputs that are never opened, then the judged ones as they are complete."""
     for path, reason in found.problems.items():
         yield failed(path, reason), None
     if engine is None:
         return
-    judged = scan_videos(
-        found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
-    )
+    judged = scan_videos(found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener)
     with closing(judged):
         yield from judged
 

@@ -71,7 +71,6 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         ConfigError: the device is not there.
         CheckpointError: the weights cannot be used, or no longer give the scores that the checkpoint promises.
     """
-    limit_threads(settings.threads)
     runtime = create_runtime(
         checkpoint, device=settings.device, batch_size=settings.batch_size, threads=settings.threads
     )
@@ -84,7 +83,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         max_faces=settings.max_faces,
         device=runtime.device,
     )
-    limit_threads(settings.threads)
+    limit_threads(settings.threads)  # only now is torch imported, on a CPU by the face detector
     workers = DEFAULT_CPU_WORKERS if runtime.device == "cpu" else min(8, os.cpu_count() or 1)
     return Engine(
         detector=detector,
