@@ -1,0 +1,138 @@
+"""The manifest of a data set: ``manifest.csv`` beside the face crops, one row a crop.
+
+``dfscan prepare`` writes it, ``dfscan train`` reads it; any other tool that writes these columns will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.errors import ConfigError
+
+Label = Literal["real", "fake"]
+Split = Literal["train", "val", "test"]
+
+LABELS: tuple[Label, ...] = get_args(Label)
+SPLITS: tuple[Split, ...] = get_args(Split)
+MANIFEST_NAME = "manifest.csv"
+BOX_COLUMNS = ("x1", "y1", "x2", "y2")
+LANDMARK_COLUMNS = tuple(
+    f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"
+)
+TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256")
+NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
+COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+"""In the order in which they are written. Boxes and landmarks are in pixels of the crop."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One face crop of a data set, its pixels still in the file."""
+
+    crop: str
+    """Path of the crop, relative to the manifest's folder, with ``/``."""
+    source: str
+    """Path of the video or picture that it was cut from, as it was given."""
+    label: Label
+    kind: str
+    """Kind of manipulation, such as ``face swap``; empty for real footage or where nobody says."""
+    split: Split
+    group: str
+    """What must not cross splits: a person, or a source video together with the fakes made from it."""
+    source_sha256: str
+    crop_sha256: str
+    """Lower-case hex digest of the crop's file."""
+    time_s: float
+    detection_score: float
+    box_xyxy: NDArray[np.float32]
+    """(4,) the detector's box, in pixels of the crop."""
+    landmarks: NDArray[np.float32]
+    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
+
+    def row(self) -> dict[str, Any]:
+        """The manifest's row, by column."""
+        numbers = [self.time_s, self.detection_score, *self.box_xyxy.tolist(), *self.landmarks.ravel().tolist()]
+        texts = {name: getattr(self, name) for name in TEXT_COLUMNS}
+        return texts | {name: round(value, 3) for name, value in zip(NUMBER_COLUMNS, numbers, strict=True)}
+
+
+def read_manifest(path: Path) -> list[Sample]:
+    """Read a manifest, or that of a data set's folder.
+
+    Raises:
+        ConfigError: it is not there, lacks columns, has no rows, or holds values that make no sense; all that is
+            wrong with the columns is named at once, of rows the first few.
+    """
+    import pandas as pd
+
+    path = path / MANIFEST_NAME if path.is_dir() else path
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `dfscan prepare`") from error
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ConfigError(f"{path}: not a CSV file of face crops ({error}); make it with `dfscan prepare`") from error
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; make it anew with `dfscan prepare`")
+    if table.empty:
+        raise ConfigError(f"{path}: holds no face crop; see what `dfscan prepare` skipped and why")
+    numbers = table[list(NUMBER_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    _check_rows(path, table, numbers)
+    return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
+
+
+def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
+    problems = {
+        f"label is neither {' nor '.join(LABELS)}": ~table["label"].isin(LABELS),
+        f"split is none of {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
+        "group is empty": table["group"] == "",
+        "crop is empty or leaves the folder": table["crop"].map(_is_outside),
+        "crop is named twice": table["crop"].duplicated(),
+        "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
+    }
+    complaints = []
+    for problem, is_bad in problems.items():
+        lines = [str(i + 2) for i in np.flatnonzero(is_bad)]
+        if lines:
+            more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+            complaints.append(f"{problem} (line {', '.join(lines[:3])}{more})")
+    if complaints:
+        raise ConfigError(f"{path}: {'; '.join(complaints)}")
+
+
+def _is_outside(crop: str) -> bool:
+    path = Path(crop)
+    return not crop or path.is_absolute() or ".." in path.parts
+
+
+def _sample(row: dict[str, Any], values: NDArray[np.float32]) -> Sample:
+    time_s, detection_score, *_ = values.tolist()
+    return Sample(
+        **{name: row[name] for name in TEXT_COLUMNS},
+        time_s=time_s,
+        detection_score=detection_score,
+        box_xyxy=values[2:6],
+        landmarks=values[6:].reshape(5, 2),
+    )
+
+
+def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a manifest, replaced whole by rename.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import pandas as pd
+
+    from dfscan.report.writers import AtomicFile
+
+    table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS))
+    sink = AtomicFile(path)
+    sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))
+    sink.commit()
