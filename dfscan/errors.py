@@ -4,6 +4,7 @@ DfscanError
 +-- ConfigError        an option, a configuration file or an input list is unusable (exit 2, before any work)
 +-- CheckpointError    a checkpoint is missing, damaged, foreign, or no longer gives the scores it promised (exit 2)
 +-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
++-- TrainingError      training cannot go on; what was saved before is kept (exit 2)
 +-- VideoError         one video cannot be judged: it becomes an ``error`` row and the batch goes on
 """
 
@@ -22,6 +23,10 @@ class CheckpointError(DfscanError):
 
 class OutputError(DfscanError):
     """A report, ledger, log file or dump cannot be written."""
+
+
+class TrainingError(DfscanError):
+    """Training cannot go on: its numbers are no longer finite."""
 
 
 class VideoError(DfscanError):

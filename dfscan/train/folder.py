@@ -1,0 +1,128 @@
+"""The folder of a training run: what it holds, and how its lines are written.
+
+::
+
+    config.toml            the settings, resolved
+    metrics.jsonl          one line a step and one an epoch
+    best.safetensors       the checkpoint of the best epoch; calibrated at the end
+    state.safetensors      what --resume needs
+    validation.csv         the best checkpoint's score of every validation face
+    losses.png, ...        plots
+    events.out.tfevents*   where tensorboard is installed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfscan.errors import ConfigError, OutputError
+from dfscan.report.writers import AtomicFile
+
+if TYPE_CHECKING:
+    from dfscan.detector.card import CheckpointCard
+    from dfscan.detector.network import DeepfakeDetector
+
+
+class RunFolder:
+    """Paths and writers of one run; only the main process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state_path = path / "state.safetensors"
+        self.best_path = path / "best.safetensors"
+        self._metrics_path = path / "metrics.jsonl"
+        self._tensorboard: Any = None
+
+    def create(self) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            ConfigError: it holds a run already.
+            OutputError: it cannot be made.
+        """
+        if self._metrics_path.exists() or self.state_path.exists():
+            raise ConfigError(f"{self.path} holds a run already: --resume goes on with it; or name another --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made ({error.strerror}); name another --out") from error
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the resolved settings as a file for --config."""
+        lines = [f"# {name} =" if value is None else f"{name} = {_toml(value)}" for name, value in settings.items()]
+        self._replace(self.path / "config.toml", "\n".join(lines) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines so far; a torn last one is left out."""
+        rows: list[dict[str, Any]] = []
+        if self._metrics_path.exists():
+            for line in self._metrics_path.read_text("utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        return rows
+
+    def rewind(self, steps_done: int) -> None:
+        """Forget the lines of steps that come after the saved state: they are made again."""
+        kept = [row for row in self.rows() if row["step"] <= steps_done]
+        self._replace(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line, and TensorBoard's points where that is installed.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            with self._metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self._metrics_path}: cannot be written ({error.strerror}); free some space") from error
+        self._append_to_tensorboard(row)
+
+    def _append_to_tensorboard(self, row: Mapping[str, Any]) -> None:
+        if self._tensorboard is None:
+            self._tensorboard = _tensorboard_writer(self.path)
+        if self._tensorboard:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(f"{row['event']}/{name}", value, row["step"])
+
+    def save_best(self, network: DeepfakeDetector, card: CheckpointCard, *, half: bool) -> None:
+        """Write `best.safetensors`."""
+        from dfscan.detector.checkpoint import save_checkpoint
+
+        save_checkpoint(self.best_path, network, card, half=half)
+
+    def write_table(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Write a CSV file, replaced whole."""
+        import pandas as pd
+
+        table = pd.DataFrame(list(rows), columns=list(header))
+        self._replace(self.path / name, table.to_csv(index=False, lineterminator="\n"))
+
+    def close(self) -> None:
+        """End the TensorBoard file."""
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def _replace(self, path: Path, text: str) -> None:
+        sink = AtomicFile(path)
+        sink.write(text.encode("utf-8", "backslashreplace"))
+        sink.commit()
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+
+
+def _tensorboard_writer(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # not installed: it is optional
+        return False
+    return SummaryWriter(str(path))

@@ -1,0 +1,356 @@
+"""The training loop: one set-up for one device and for many. Import this module only inside functions.
+
+A run is a function of its data, settings and number of devices: every batch, view and dropout mask is drawn from the
+seed and its place in the run. One that was interrupted ends in the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+from torch.amp.grad_scaler import GradScaler  # noqa: TID253
+from torch.nn.parallel import DistributedDataParallel  # noqa: TID253
+
+from dfscan.detector.card import CheckpointCard
+from dfscan.detector.checkpoint import load_network, read_card
+from dfscan.detector.network import DeepfakeDetector
+from dfscan.errors import TrainingError
+from dfscan.train.batches import Batch, num_steps, plan_epoch
+from dfscan.train.dataset import Faces, FaceSet, load
+from dfscan.train.folder import RunFolder
+from dfscan.train.interrupt import Interrupt
+from dfscan.train.loss import detection_loss
+from dfscan.train.metrics import quick
+from dfscan.train.optim import create_optimizer, create_schedule
+from dfscan.train.settings import SAME_RESULT, TrainSettings
+from dfscan.train.state import Machinery, Progress, load_state, save_state
+from dfscan.train.validation import ValidationScores, normalised, score_faces
+from dfscan.train.world import World
+
+MAX_WORKERS = 8
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Listener(Protocol):
+    """Hears how training goes on."""
+
+    def planned(self, num_steps: int, steps_done: int) -> None:
+        """The whole run has so many steps, of which some are done."""
+
+    def stepped(self, loss: float) -> None:
+        """One more step."""
+
+    def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
+        """One more epoch, with the line of metrics.jsonl."""
+
+
+class Trainer:
+    """Trains a network on one set and watches it on another."""
+
+    def __init__(
+        self,
+        network: DeepfakeDetector,
+        settings: TrainSettings,
+        *,
+        training: FaceSet,
+        validation: FaceSet,
+        card: CheckpointCard,
+        world: World,
+    ) -> None:
+        """Put everything on the device.
+
+        Args:
+            network: new or from a checkpoint; trained in place.
+            settings: the recipe.
+            training: at least one batch of faces.
+            validation: faces of both classes.
+            card: of the checkpoints to be written, without calibration; `preprocessing` is used here.
+            world: this process's place among all.
+        """
+        self._settings, self._card, self._world = settings, card, world
+        self._training, self._validation = training, validation
+        self.network = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._precision = PRECISIONS[chosen_precision(settings.precision, world.device)]
+        self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
+        optimizer = create_optimizer(self.network, settings)
+        schedule = create_schedule(optimizer, settings, num_steps=self.num_steps)
+        scaler = GradScaler(world.device.type, enabled=self._precision == torch.float16)
+        self._machinery = Machinery(self.network, optimizer, schedule, scaler)
+        self._model = self._distributed()
+        self.progress = Progress()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return sum(self._steps_of(num_batches) for num_batches in self._plans.values())
+
+    def _steps_of(self, num_batches: int) -> int:
+        return num_steps(num_batches, accumulate=self._settings.accumulate, world_size=self._world.size)
+
+    def _plan(self, epoch: int) -> list[Batch]:
+        settings = self._settings
+        return plan_epoch(
+            self._training.num_faces,
+            epoch=epoch,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            repeat=settings.repeat,
+            world_size=self._world.size,
+        )
+
+    def _distributed(self) -> torch.nn.Module:
+        if self._world.size == 1:
+            return self.network
+        device = self._world.device
+        devices = [device] if device.type == "cuda" else None
+        return cast("torch.nn.Module", DistributedDataParallel(self.network, device_ids=devices))
+
+    # The run
+
+    def run(self, folder: RunFolder, listener: Listener, interrupt: Interrupt) -> None:
+        """Train to the end, or until stopped; `best.safetensors` and `state.safetensors` are kept on the way.
+
+        Raises:
+            TrainingError: the loss or a validation score is no longer finite.
+            OutputError: a file cannot be written.
+            KeyboardInterrupt, SystemExit: as the user asked, after the state was saved.
+        """
+        settings, progress = self._settings, self.progress
+        listener.planned(self.num_steps, progress.steps_done)
+        while progress.epoch < settings.epochs and progress.stale_epochs < settings.patience:
+            self._train_epoch(folder, listener, interrupt)
+            self._finish_epoch(folder, listener)
+
+    def resume(self, folder: RunFolder) -> None:
+        """Go back to where the state was saved.
+
+        Raises:
+            ConfigError: there is no state, or it belongs to other settings.
+        """
+        self.progress = load_state(folder.state_path, self._machinery, self._identity())
+        if self._world.is_main:
+            folder.rewind(self.progress.steps_done)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for --resume to end in the same weights."""
+        values = dataclasses.asdict(self._settings)
+        kept = {name: str(value) if name == "start_from" else value for name, value in values.items()}
+        return {name: value for name, value in kept.items() if name not in SAME_RESULT} | {
+            "number of devices": self._world.size,
+            "kind of device": self._world.device.type,
+            "training samples": len(self._training),
+        }
+
+    def _save(self, folder: RunFolder) -> None:
+        if self._world.is_main:
+            save_state(folder.state_path, self._machinery, self.progress, self._identity())
+
+    def _train_epoch(self, folder: RunFolder, listener: Listener, interrupt: Interrupt) -> None:
+        settings, progress = self._settings, self.progress
+        self.network.train()
+        batches = self._plan(progress.epoch)
+        first = progress.next_step * settings.accumulate
+        mine = batches[self._world.rank :: self._world.size][first:]
+        loaded = load(self._training, mine, num_workers=self._num_workers(), pin_memory=self._is_cuda)
+        saved_s = started_s = time.monotonic()
+        seconds = progress.seconds
+        for window in _windows(zip(itertools.count(first), loaded, strict=False), settings.accumulate):
+            rates = self._rates()
+            loss, is_stopped = self._step(window, interrupt)
+            progress.seconds = seconds + time.monotonic() - started_s
+            if self._world.is_main:
+                folder.append({"event": "step", "step": progress.steps_done, "loss": loss, **rates})
+            listener.stepped(loss)
+            is_due = time.monotonic() - saved_s > settings.save_every_s
+            if is_stopped or is_due:
+                self._save(folder)
+                saved_s = time.monotonic()
+            if is_stopped:
+                interrupt.leave()
+
+    def _step(self, window: Sequence[tuple[int, Faces]], interrupt: Interrupt) -> tuple[float, bool]:
+        """One optimiser step over a window of batches: its mean loss, and whether somebody asked to stop."""
+        progress, machinery = self.progress, self._machinery
+        total = torch.zeros((), device=self._world.device)
+        for position, (number, faces) in enumerate(window):
+            is_last = position == len(window) - 1
+            self._seed(number)
+            with self._unsynced(is_last):
+                loss = self._loss(faces) / len(window)
+                machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        value = float(total)
+        is_broken, is_stopped = self._world.any(not math.isfinite(value), interrupt.is_asked)
+        if is_broken:
+            self._refuse(window)
+        self._update()
+        progress.next_step += 1
+        progress.steps_done += 1
+        progress.loss_sum += value
+        return value, is_stopped
+
+    def _seed(self, number: int) -> None:
+        """Fix dropout by the batch's place in the run, whoever computes it."""
+        place = number * self._world.size + self._world.rank
+        torch.manual_seed(_mixed(self._settings.seed, self.progress.epoch, place))
+
+    def _unsynced(self, is_last: bool) -> AbstractContextManager[Any]:
+        if is_last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return cast("AbstractContextManager[Any]", self._model.no_sync())
+
+    def _loss(self, faces: Faces) -> Tensor:
+        pixels = normalised(faces, self._card.preprocessing, self._world.device)
+        with torch.autocast(self._world.device.type, self._precision, enabled=self._precision != torch.float32):
+            logits = self._model(pixels)
+        return detection_loss(logits, faces.is_fake.to(logits.device), self._settings)
+
+    def _update(self) -> None:
+        machinery = self._machinery
+        machinery.scaler.unscale_(machinery.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm)
+        machinery.scaler.step(machinery.optimizer)
+        machinery.scaler.update()
+        machinery.optimizer.zero_grad(set_to_none=True)
+        machinery.schedule.step()
+
+    def _refuse(self, window: Sequence[tuple[int, Faces]]) -> None:
+        crops = [
+            self._training.samples[index].crop for _, faces in window for index in sorted(set(faces.index.tolist()))
+        ]
+        raise TrainingError(
+            f"the loss is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} (batches "
+            f"{', '.join(str(number + 1) for number, _ in window)} of device {self._world.rank}; crops "
+            f"{', '.join(crops[:3])} and {max(0, len(crops) - 3)} more). The last saved state and the best checkpoint "
+            "are kept. Lower --lr-head and --lr-backbone, or use --precision fp32, in a new run"
+        )
+
+    def _rates(self) -> dict[str, float]:
+        head, backbone = self._machinery.optimizer.param_groups
+        return {"lr_head": head["lr"], "lr_backbone": backbone["lr"]}
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self._world.device.type == "cuda"
+
+    def _num_workers(self) -> int:
+        if self._settings.workers is not None:
+            return self._settings.workers
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MAX_WORKERS, cpus // self._world.size) if self._is_cuda else min(1, cpus - 1)
+
+    # After an epoch
+
+    def _finish_epoch(self, folder: RunFolder, listener: Listener) -> None:
+        progress = self.progress
+        found = self._validate()
+        row = {"event": "epoch", "epoch": progress.epoch + 1, "step": progress.steps_done}
+        row |= {"train_loss": progress.loss_sum / progress.next_step, **found, "seconds": progress.seconds}
+        auc = found["val_auc"]
+        is_best = progress.best_auc is None or auc > progress.best_auc + self._settings.min_delta
+        if is_best:
+            progress.best_auc, progress.best_epoch, progress.stale_epochs = auc, progress.epoch + 1, 0
+        else:
+            progress.stale_epochs += 1
+        progress.epoch, progress.next_step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        if self._world.is_main:
+            folder.append(row)
+            if is_best:
+                folder.save_best(self.network, self._card, half=self._settings.half)
+        self._save(folder)
+        listener.epoch_done(row, is_best)
+
+    def _validate(self) -> dict[str, float]:
+        scores = score_faces(
+            self.network,
+            self._validation,
+            self._card.preprocessing,
+            world=self._world,
+            batch_size=self._settings.batch_size,
+            num_workers=self._num_workers(),
+            precision=self._precision,
+        )
+        if not np.isfinite(scores.logits).all():
+            raise TrainingError(
+                f"a score of a validation face is not finite after epoch {self.progress.epoch + 1}; the best "
+                "checkpoint before is kept. Lower the learning rates, or use --precision fp32, in a new run"
+            )
+        with torch.no_grad():
+            loss = detection_loss(torch.from_numpy(scores.logits), torch.from_numpy(scores.is_fake), self._settings)
+        found = quick(scores.logits, scores.is_fake)
+        names = {"val_accuracy": "accuracy", "val_auc": "roc_auc", "val_f1": "f1"}
+        return {"val_loss": float(loss), **{name: found[metric] or 0.0 for name, metric in names.items()}}
+
+    def score_best(self, folder: RunFolder) -> ValidationScores:
+        """Validation scores of the best checkpoint, in fp32 and with the weights as they are stored."""
+        self._world.wait()
+        network = load_network(read_card(folder.best_path)).to(self._world.device)
+        return score_faces(
+            network,
+            self._validation,
+            self._card.preprocessing,
+            world=self._world,
+            batch_size=self._settings.batch_size,
+            num_workers=self._num_workers(),
+        )
+
+    @property
+    def device_name(self) -> str:
+        """Of the GPU, or ``cpu``, with the number of processes."""
+        device = self._world.device
+        return f"{self._world.size} x {torch.cuda.get_device_name(device) if self._is_cuda else 'cpu'}"
+
+    # What loading costs
+
+    def measure_loading(self, num_steps: int) -> dict[str, float]:
+        """Seconds of a step with batches from the loader and with one batch kept in memory, and their ratio."""
+        accumulate = self._settings.accumulate
+        batches = self._plan(0)[self._world.rank :: self._world.size]
+        needed = list(itertools.islice(itertools.cycle(batches), (num_steps + 2) * accumulate))
+        loaded = load(self._training, needed, num_workers=self._num_workers(), pin_memory=self._is_cuda)
+        windows = _windows(enumerate(loaded), accumulate)
+        kept = [next(windows) for _ in range(2)][-1]
+        for window in (kept, kept):
+            self._step(window, Interrupt())
+        with_loader_s = self._timed(windows)
+        without_s = self._timed(itertools.repeat(kept, num_steps))
+        return {"with_loader_s": with_loader_s, "without_loader_s": without_s, "ratio": with_loader_s / without_s}
+
+    def _timed(self, windows: Iterable[Sequence[tuple[int, Faces]]]) -> float:
+        started_s, count = time.perf_counter(), 0
+        for window in windows:
+            self._step(window, Interrupt())
+            count += 1
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started_s) / count
+
+
+def _windows(batches: Iterator[tuple[int, Faces]], accumulate: int) -> Iterator[list[tuple[int, Faces]]]:
+    """So many batches at a time; the last window may be shorter."""
+    while window := list(itertools.islice(batches, accumulate)):
+        yield window
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def chosen_precision(name: str, device: torch.device) -> str:
+    """Resolve ``auto``: bf16 where the GPU computes with it, else fp16; fp32 on a CPU."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

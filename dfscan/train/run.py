@@ -1,0 +1,283 @@
+"""A whole training run: from a data set to a calibrated checkpoint, a contact sheet, or the cost of loading."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfscan.detector.card import Calibration, CheckpointCard
+from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
+from dfscan.detector.preprocess import Preprocessing
+from dfscan.errors import CheckpointError, ConfigError
+from dfscan.report.meta import versions
+from dfscan.train.calibrate import calibrate, video_scores
+from dfscan.train.folder import RunFolder
+from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
+from dfscan.train.metrics import Estimate, by_source, measure
+from dfscan.train.settings import TrainSettings
+from dfscan.train.splits import check_splits
+
+if TYPE_CHECKING:
+    from dfscan.detector.network import DeepfakeDetector
+    from dfscan.train.dataset import FaceSet
+    from dfscan.train.loop import Listener, Trainer
+    from dfscan.train.validation import ValidationScores
+    from dfscan.train.world import World
+
+SHEET_COLUMNS = 8
+
+
+def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: bool = False) -> Path | None:
+    """Train, calibrate, and write the run folder.
+
+    Args:
+        settings: as given by the user; `data` and `out` are needed.
+        listener: told how it goes on; in a process that torchrun started only the first one's is.
+        is_resumed: go on with the run in `out`.
+
+    Returns:
+        The calibrated checkpoint; None in all processes but the first.
+
+    Raises:
+        ConfigError: data, settings or run folder cannot be used; nothing has been done.
+        CheckpointError: the weights to start from cannot be used.
+        TrainingError: the numbers are no longer finite.
+        OutputError: a file cannot be written.
+        KeyboardInterrupt, SystemExit: interrupted, after the state was saved.
+    """
+    from dfscan.train.interrupt import Interrupt
+    from dfscan.train.world import joined_world
+
+    samples = load_samples(settings)
+    if settings.out is None:
+        raise ConfigError("no run folder: name one with --out")
+    folder = RunFolder(settings.out)
+    with joined_world(settings.device) as world:
+        if world.is_main and not is_resumed:
+            folder.create()
+        trainer = _trainer(samples, settings, world)
+        if is_resumed:
+            trainer.resume(folder)
+        elif world.is_main:
+            folder.write_settings(dataclasses.asdict(settings))
+        interrupt = Interrupt()
+        with interrupt.listening():
+            trainer.run(folder, listener if world.is_main else _Silence(), interrupt)
+        return _finish(trainer, folder, settings, samples, world)
+
+
+def measure_loading(settings: TrainSettings, *, num_steps: int) -> dict[str, float]:
+    """Seconds of a training step with and without the loader; writes nothing."""
+    from dfscan.train.world import joined_world
+
+    samples = load_samples(settings)
+    with joined_world(settings.device) as world:
+        return _trainer(samples, settings, world).measure_loading(num_steps)
+
+
+def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> None:
+    """Draw what the network will see in its first epoch: reals in one row, their fakes below.
+
+    Raises:
+        ConfigError: the data set cannot be used.
+        OutputError: the picture cannot be written.
+    """
+    from dfscan.train.batches import Key
+    from dfscan.train.sheet import contact_sheet, save_sheet
+
+    samples = [sample for sample in load_samples(settings) if sample.split == "train"]
+    faces = _face_set(samples, settings, is_training=True)
+    order = np.random.default_rng(settings.seed).permutation(len(samples))[:num_faces].tolist()
+    views = [faces.views_of(Key(0, index, 0)) for index in order]
+    rows = []
+    for start in range(0, len(views), SHEET_COLUMNS):
+        rows += _real_above_fake(views[start : start + SHEET_COLUMNS])
+    save_sheet(path, contact_sheet(rows))
+
+
+def _real_above_fake(views: Sequence[tuple[Any, list[int]]]) -> list[list[Any]]:
+    rows = ([pixels[labels.index(wanted)] for pixels, labels in views if wanted in labels] for wanted in (0, 1))
+    return [row for row in rows if row]
+
+
+def load_samples(settings: TrainSettings) -> list[Sample]:
+    """The samples of a data set that can be trained on.
+
+    Raises:
+        ConfigError: there is none, a split leaks into another or is empty, or lacks a class.
+    """
+    if settings.data is None:
+        raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
+    samples = read_manifest(settings.data)
+    path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
+    check_splits(samples, path)
+    for split in ("train", "val"):
+        labels = {sample.label for sample in samples if sample.split == split}
+        if not labels:
+            raise ConfigError(f"{path}: nothing is in the split {split!r}; prepare it anew with --val above 0")
+        if settings.forgeries == "self-blended" and "real" in labels:
+            labels.add("fake")
+        if missing := {"real", "fake"} - labels:
+            raise ConfigError(
+                f"{path}: the split {split!r} has no {missing.pop()} faces; add some"
+                + ("" if "real" not in labels else ", or make them from the real ones with --forgeries self-blended")
+            )
+    return samples
+
+
+def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -> Trainer:
+    import torch
+
+    from dfscan.train.loop import Trainer
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    card = CheckpointCard(
+        name=settings.name,
+        architecture=settings.architecture,
+        preprocessing=Preprocessing(input_size_px=settings.input_size_px, crop_margin=settings.crop_margin),
+    )
+    parts = {
+        split: _face_set([s for s in samples if s.split == split], settings, is_training=split == "train")
+        for split in ("train", "val")
+    }
+    return Trainer(
+        _network(settings), settings, training=parts["train"], validation=parts["val"], card=card, world=world
+    )
+
+
+def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training: bool) -> FaceSet:
+    from dfscan.train.dataset import FaceSet
+
+    assert settings.data is not None
+    folder = settings.data if settings.data.is_dir() else settings.data.parent
+    return FaceSet(samples, folder, settings, is_training=is_training)
+
+
+def _network(settings: TrainSettings) -> DeepfakeDetector:
+    from dfscan.detector.network import create_network
+
+    if settings.start_from is None:
+        return create_network(settings.architecture, pretrained=settings.pretrained, seed=settings.seed)
+    checkpoint = read_card(settings.start_from)
+    if checkpoint.card.architecture != settings.architecture:
+        raise CheckpointError(
+            f"{settings.start_from}: holds a {checkpoint.card.architecture} and not a {settings.architecture}; give "
+            f"--architecture {checkpoint.card.architecture}, or another checkpoint"
+        )
+    return load_network(checkpoint)
+
+
+class _Silence:
+    """The listener of a process that does not speak."""
+
+    def planned(self, num_steps: int, steps_done: int) -> None:
+        """Nothing."""
+
+    def stepped(self, loss: float) -> None:
+        """Nothing."""
+
+    def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
+        """Nothing."""
+
+
+# After the last epoch
+
+
+def _finish(
+    trainer: Trainer, folder: RunFolder, settings: TrainSettings, samples: Sequence[Sample], world: World
+) -> Path | None:
+    """Score the validation set with the best checkpoint as it is stored, and write what follows from that."""
+    scores = trainer.score_best(folder)
+    if not world.is_main:
+        return None
+    best = read_card(folder.best_path)
+    videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
+    calibration = calibrate(
+        videos.logits,
+        videos.is_fake,
+        aggregation=best.card.aggregation,
+        num_frames=best.card.sampling.num_frames,
+        real_called_fake=settings.real_called_fake,
+        fake_called_real=settings.fake_called_real,
+    )
+    card = best.card.model_copy(
+        update={
+            "calibration": calibration,
+            "training": _summary(settings, samples, trainer),
+            "metrics": {"validation": _metrics(scores, best.card, calibration)},
+        }
+    )
+    save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
+    _write_validation(folder, scores, calibration)
+    folder.close()
+    return folder.best_path
+
+
+def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
+    videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
+    judged = video_scores(videos.logits, calibration, aggregation=card.aggregation, num_frames=card.sampling.num_frames)
+    threshold = calibration.fake_threshold
+    faces = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
+    return {
+        "frame": _plain(measure(faces, scores.is_fake, scores.groups, fake_threshold=threshold)),
+        "video": _plain(measure(judged, videos.is_fake, videos.groups.tolist(), fake_threshold=threshold)),
+        "num_faces": len(scores.logits),
+        "num_videos": len(videos.logits),
+        "num_groups": len(set(scores.groups)),
+    }
+
+
+def _plain(metrics: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
+
+
+def _write_validation(folder: RunFolder, scores: ValidationScores, calibration: Calibration) -> None:
+    from dfscan.train.plots import plot_history, plot_scores
+
+    judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
+    labels = ["fake" if is_fake else "real" for is_fake in scores.is_fake]
+    crops = [sample.crop for sample in scores.samples]
+    columns = ("crop", "source", "group", "label", "logit", "score")
+    rows = zip(crops, scores.sources, scores.groups, labels, scores.logits.tolist(), judged.tolist(), strict=True)
+    folder.write_table("validation.csv", columns, rows)
+    plot_history(folder.rows(), folder.path)
+    thresholds = (calibration.real_threshold, calibration.fake_threshold)
+    plot_scores(judged, scores.is_fake, folder.path, thresholds=thresholds, title="validation faces")
+
+
+def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:
+    """What the card says of how the weights were made; no path of the machine, no name of a file."""
+    progress = trainer.progress
+    recipe = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in ("data", "out", "start_from", "device", "workers", "threads", "save_every_s")
+    }
+    return {
+        "data": {split: _counts([s for s in samples if s.split == split]) for split in ("train", "val", "test")},
+        "settings": recipe,
+        "started_from": settings.start_from.name if settings.start_from else None,
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.steps_done,
+        "hours": round(progress.seconds / 3600, 3),
+        "device": trainer.device_name,
+        "versions": versions(),
+        "python": platform.python_version(),
+    }
+
+
+def _counts(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {
+        "faces": dict(Counter(sample.label for sample in samples)),
+        "sources": len({sample.source for sample in samples}),
+        "groups": len({sample.group for sample in samples}),
+        "kinds": dict(Counter(sample.kind for sample in samples if sample.kind)),
+    }

@@ -1,0 +1,165 @@
+"""Settings of `dfscan train`: one table for the defaults, their bounds, the flags and their help.
+
+The defaults are the project's recipe. A plain dataclass, so that the command line can read it without pydantic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from dfscan.errors import ConfigError
+
+DATA, FORGERIES, NETWORK, AUGMENTATION = "Data", "Forgeries", "Network", "Augmentation"
+LOSS, OPTIMISATION, CALIBRATION, BEHAVIOUR = "Loss", "Optimisation", "Calibration", "Behaviour"
+
+
+def setting(default: Any, panel: str, help: str, **bounds: Any) -> Any:
+    """A field with its section of the help, its text, and its bounds as pydantic names them (ge, gt, le, lt)."""
+    return dataclasses.field(default=default, metadata={"panel": panel, "help": help, "bounds": bounds})
+
+
+def share(default: float, panel: str, help: str) -> Any:
+    """A field between 0 and 1."""
+    return setting(default, panel, help, ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything that a training run depends on."""
+
+    data: Path | None = setting(None, DATA, "Data set: the folder that `dfscan prepare` wrote.")
+    out: Path | None = setting(None, DATA, "Run folder, new, or with --resume the one of before.")
+    seed: int = setting(0, DATA, "Of weights, order, augmentation and dropout.", ge=0)
+    repeat: int = setting(1, DATA, "Times that each crop is seen in an epoch, each time another view.", ge=1)
+
+    forgeries: Literal["none", "self-blended"] = setting(
+        "none", FORGERIES, "self-blended: pair each real face with a fake made from itself."
+    )
+    resolution_p: float = share(0.5, FORGERIES, "Share of pairs shrunk first, as faces in video are.")
+    resolution_min: float = setting(0.25, FORGERIES, "Least scale of such a pair.", gt=0, le=1)
+    h264_p: float = share(0.5, FORGERIES, "Share of pairs sent through H.264.")
+    h264_crf_min: int = setting(18, FORGERIES, "Least H.264 rate factor: best quality.", ge=0, le=51)
+    h264_crf_max: int = setting(38, FORGERIES, "Largest H.264 rate factor: worst quality.", ge=0, le=51)
+
+    architecture: Literal["efficientnet_b4", "resnet10t", "test_efficientnet"] = setting(
+        "efficientnet_b4", NETWORK, "Backbone."
+    )
+    pretrained: bool = setting(True, NETWORK, "Start the backbone from ImageNet weights, fetched once.")
+    start_from: Path | None = setting(None, NETWORK, "Start from this checkpoint's weights instead.")
+    input_size_px: int = setting(380, NETWORK, "Side of the network's input.", ge=32, le=1024)
+    patch_px: int | None = setting(
+        None, NETWORK, "Train on squares of this side, cut from the input at full scale: cheap on a CPU.", ge=32
+    )
+    crop_margin: float = setting(1.3, NETWORK, "Side of the square crop over the longer side of the face's box.", ge=1)
+    name: str | None = setting(None, NETWORK, "Name in the checkpoint's card.")
+    half: bool = setting(False, NETWORK, "Store the checkpoint's weights in fp16.")
+
+    resize_px: int = setting(412, AUGMENTATION, "Size from which the input is cropped at random.", ge=32)
+    flip_p: float = share(0.5, AUGMENTATION, "Share of faces mirrored.")
+    affine_p: float = share(0.5, AUGMENTATION, "Share of faces turned and scaled.")
+    rotate_deg: float = setting(15.0, AUGMENTATION, "Turned by at most so much either way.", ge=0, le=180)
+    scale_min: float = setting(0.85, AUGMENTATION, "Least scale.", gt=0)
+    scale_max: float = setting(1.15, AUGMENTATION, "Largest scale.", gt=0)
+    jitter_p: float = share(0.5, AUGMENTATION, "Share with jittered brightness, contrast and saturation.")
+    jitter: float = share(0.2, AUGMENTATION, "Largest relative change of each.")
+    brightness_contrast_p: float = share(0.3, AUGMENTATION, "Share with another brightness and contrast.")
+    brightness_contrast: float = share(0.2, AUGMENTATION, "Largest change of both.")
+    jpeg_p: float = share(0.5, AUGMENTATION, "Share sent through JPEG.")
+    jpeg_min: int = setting(30, AUGMENTATION, "Least JPEG quality.", ge=1, le=100)
+    jpeg_max: int = setting(100, AUGMENTATION, "Largest JPEG quality.", ge=1, le=100)
+    blur_p: float = share(0.2, AUGMENTATION, "Share blurred.")
+    blur_min_px: int = setting(3, AUGMENTATION, "Least Gaussian kernel, odd.", ge=3)
+    blur_max_px: int = setting(7, AUGMENTATION, "Largest Gaussian kernel, odd.", ge=3)
+    downscale_p: float = share(0.3, AUGMENTATION, "Share shrunk and enlarged again.")
+    downscale_min: float = setting(0.5, AUGMENTATION, "Least scale of that.", gt=0, le=1)
+    downscale_max: float = setting(0.9, AUGMENTATION, "Largest scale of that.", gt=0, lt=1)
+    noise_p: float = share(0.2, AUGMENTATION, "Share with Gaussian noise.")
+    noise_min: float = share(0.02, AUGMENTATION, "Least standard deviation, of full scale.")
+    noise_max: float = share(0.1, AUGMENTATION, "Largest standard deviation, of full scale.")
+    iso_noise_p: float = share(0.2, AUGMENTATION, "Share with the noise of a sensitive camera.")
+
+    bce_weight: float = setting(0.5, LOSS, "Weight of binary cross-entropy.", ge=0)
+    focal_weight: float = setting(0.5, LOSS, "Weight of the focal loss.", ge=0)
+    focal_alpha: float = share(0.25, LOSS, "The focal loss's factor.")
+    focal_gamma: float = setting(2.0, LOSS, "The focal loss's exponent.", ge=0)
+    focal_balanced: bool = setting(False, LOSS, "Weigh fakes by alpha and reals by 1 - alpha, not all by alpha.")
+
+    epochs: int = setting(30, OPTIMISATION, "At most so many epochs.", ge=1)
+    batch_size: int = setting(32, OPTIMISATION, "Faces of a batch on each device.", ge=2)
+    accumulate: int = setting(2, OPTIMISATION, "Batches whose gradients make one step.", ge=1)
+    clip_norm: float = setting(1.0, OPTIMISATION, "Gradients are clipped to this norm.", gt=0)
+    lr_head: float = setting(8e-5, OPTIMISATION, "Highest learning rate of the head.", gt=0)
+    lr_backbone: float = setting(8e-6, OPTIMISATION, "Highest learning rate of the backbone.", gt=0)
+    weight_decay: float = setting(2e-5, OPTIMISATION, "AdamW's.", ge=0)
+    warmup: float = setting(0.1, OPTIMISATION, "Share of the steps over which the rates rise.", gt=0, lt=1)
+    patience: int = setting(10, OPTIMISATION, "Stop after so many epochs without a better AUC.", ge=1)
+    min_delta: float = setting(0.0005, OPTIMISATION, "An AUC is better by at least this.", ge=0)
+
+    real_called_fake: float = setting(
+        0.01, CALIBRATION, "Share of real validation videos that may reach the fake threshold.", ge=0, lt=1
+    )
+    fake_called_real: float = setting(
+        0.05, CALIBRATION, "Share of fake validation videos that may lie at or below the real threshold.", ge=0, lt=1
+    )
+
+    device: str = setting("auto", BEHAVIOUR, "auto, cpu, cuda or cuda:N.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", BEHAVIOUR, "Of the forward pass. auto: bf16 or fp16 on a GPU, fp32 on a CPU."
+    )
+    workers: int | None = setting(None, BEHAVIOUR, "Processes that load faces, on each device.", ge=0)
+    threads: int | None = setting(None, BEHAVIOUR, "CPU threads of PyTorch. Default: its own choice.", ge=1)
+    save_every_s: float = setting(600.0, BEHAVIOUR, "Seconds between saves of the state within an epoch.", gt=0)
+
+
+SAME_RESULT = frozenset(("data", "out", "workers", "threads", "save_every_s", "device", "name"))
+"""Settings that may change on --resume."""
+
+
+@functools.cache
+def model() -> Any:
+    """The settings as a pydantic model, for `dfscan.config`."""
+    from pydantic import ConfigDict, Field, create_model
+
+    hints = get_type_hints(TrainSettings)
+    fields: dict[str, Any] = {
+        field.name: (hints[field.name], Field(field.default, **field.metadata["bounds"]))
+        for field in dataclasses.fields(TrainSettings)
+    }
+    return create_model("TrainSettings", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+
+
+def build(values: Mapping[str, Any]) -> TrainSettings:
+    """Check raw values and freeze them; values of None count as not given.
+
+    Raises:
+        ConfigError: listing everything that does not fit, not only the first.
+    """
+    from dfscan import config
+
+    settings = TrainSettings(**config.build(model(), values).model_dump())
+    if problems := [text for text, is_wrong in _contradictions(settings).items() if is_wrong]:
+        raise ConfigError("; ".join(problems))
+    return settings
+
+
+def _contradictions(settings: TrainSettings) -> dict[str, bool]:
+    ordered = ("h264_crf", "scale", "jpeg", "downscale", "noise")
+    problems = {
+        f"{name}_min is above {name}_max": getattr(settings, f"{name}_min") > getattr(settings, f"{name}_max")
+        for name in ordered
+    }
+    return problems | {
+        "blur_min_px is above blur_max_px": settings.blur_min_px > settings.blur_max_px,
+        "blur_min_px and blur_max_px must be odd": not (settings.blur_min_px % 2 and settings.blur_max_px % 2),
+        "resize_px is below input_size_px": settings.resize_px < settings.input_size_px,
+        "patch_px is above input_size_px": (settings.patch_px or 0) > settings.input_size_px,
+        "bce_weight and focal_weight are both 0": not (settings.bce_weight or settings.focal_weight),
+        "the batch of the self-blended must be even: each real face comes with its fake": bool(
+            settings.forgeries == "self-blended" and settings.batch_size % 2
+        ),
+    }

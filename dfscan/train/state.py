@@ -1,0 +1,134 @@
+"""The state of a run between two steps: all that an interrupted training needs to go on as if nothing had happened.
+
+One safetensors file, weights and moments as tensors and the rest as JSON: nothing is unpickled. This module is
+PyTorch's own: import it only inside functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor  # noqa: TID253
+from torch.amp.grad_scaler import GradScaler  # noqa: TID253
+from torch.optim import AdamW  # noqa: TID253
+from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
+
+from dfscan.detector.cache import write_atomically
+from dfscan.detector.network import DeepfakeDetector
+from dfscan.errors import ConfigError, OutputError
+
+METADATA_KEY = "dfscan_run"
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """The one under way, from 0."""
+    next_step: int = 0
+    """The next optimiser step of this epoch, from 0."""
+    steps_done: int = 0
+    """Optimiser steps of the whole run."""
+    loss_sum: float = 0.0
+    """Of the steps of this epoch."""
+    best_auc: float | None = None
+    best_epoch: int | None = None
+    stale_epochs: int = 0
+    """Epochs since the best."""
+    seconds: float = 0.0
+    """Spent training, over all its parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """What a step changes."""
+
+    network: DeepfakeDetector
+    optimizer: AdamW
+    schedule: OneCycleLR
+    scaler: GradScaler
+
+
+def save_state(path: Path, machinery: Machinery, progress: Progress, settings: Mapping[str, Any]) -> None:
+    """Write the state, replaced whole by rename.
+
+    Raises:
+        OutputError: it cannot be written; the state of before is still there.
+    """
+    optimizer = machinery.optimizer.state_dict()
+    document = {
+        "progress": dataclasses.asdict(progress),
+        "settings": dict(settings),
+        "schedule": _plain(machinery.schedule.state_dict()),
+        "scaler": machinery.scaler.state_dict(),
+        "groups": optimizer["param_groups"],
+    }
+    tensors = {f"network/{name}": tensor for name, tensor in machinery.network.state_dict().items()}
+    for index, moments in optimizer["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_atomically(path, safetensors.torch.save(stored, metadata={METADATA_KEY: json.dumps(document)}))
+    except OSError as error:
+        raise OutputError(
+            f"state {path} cannot be written ({error.strerror}): free some space; then --resume goes on from the "
+            "state before this one"
+        ) from error
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule's numbers; its methods are its own."""
+    return {name: value for name, value in state.items() if isinstance(value, (int, float, list, bool, str))}
+
+
+def load_state(path: Path, machinery: Machinery, settings: Mapping[str, Any]) -> Progress:
+    """Bring a run back to where its state was saved.
+
+    Raises:
+        ConfigError: there is no state, it is damaged, or it belongs to other settings, which are named.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            document = json.loads(file.metadata()[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: no state to resume from ({error}); train without --resume") from error
+    _refuse_other_settings(path, document["settings"], settings)
+    machinery.network.load_state_dict(_under(tensors, "network/"))
+    machinery.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
+    machinery.schedule.load_state_dict(document["schedule"])
+    machinery.scaler.load_state_dict(document["scaler"])
+    return Progress(**document["progress"])
+
+
+def _refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path}: belongs to a run with other settings ({'; '.join(changed)}); set them as before, or train "
+            "anew into another folder"
+        )
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _moments(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under(tensors, "optimizer/").items():
+        index, moment = name.split("/")
+        moments.setdefault(int(index), {})[moment] = tensor
+    return moments

@@ -1,0 +1,164 @@
+"""From a face crop to what the network sees of it: one view, or a pair of a real face and a fake made from it.
+
+What is drawn depends on the generator alone, and is drawn equally for both of a pair: nothing but the forgery may tell
+them apart. In evaluation a view is the same cut and the same single resizing as in a scan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.faces.crop import crop_face, crop_square_xyxy
+from dfscan.train.degrade import compress_h264
+from dfscan.train.forgery import self_blend
+from dfscan.train.settings import TrainSettings
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+ROOM = 1.25
+"""Side of the picture that is turned and scaled over the side of what is then cut from it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceFile:
+    """A loose crop with its pixels."""
+
+    pixels: Pixels
+    """(S, S, 3) RGB."""
+    box_xyxy: Floats
+    """(4,) in pixels of the crop."""
+    landmarks: Floats
+    """(5, 2) in pixels of the crop."""
+
+
+def evaluation_view(face: FaceFile, settings: TrainSettings) -> Pixels:
+    """What a scan would show the network of this face: (size, size, 3) RGB."""
+    return crop_face(face.pixels, face.box_xyxy, margin=settings.crop_margin, size=settings.input_size_px)
+
+
+def evaluation_pair(face: FaceFile, settings: TrainSettings, rng: np.random.Generator) -> list[Pixels]:
+    """The views of a real face and of a fake made from it; neither is degraded."""
+    blend = self_blend(face.pixels, face.landmarks, rng)
+    faces = (FaceFile(pixels, face.box_xyxy, face.landmarks) for pixels in (face.pixels, blend.fake))
+    return [evaluation_view(each, settings) for each in faces]
+
+
+class TrainingViews:
+    """Makes the views of training, with the augmentation of the settings."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._settings = settings
+        self._augment = _augmentation(settings)
+        self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROOM
+        self._size_px = round(settings.resize_px * ROOM)
+
+    def single(self, face: FaceFile, rng: np.random.Generator) -> list[Pixels]:
+        """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one."""
+        work = self._work(face, size_px=self._size_px)
+        return self._cut([self._augmented(work.pixels, None, int(rng.integers(2**31)))], rng)
+
+    def pair(self, face: FaceFile, rng: np.random.Generator) -> list[Pixels]:
+        """Two views, of a real face and of a fake made from it, alike in everything else."""
+        work = self._work(face, size_px=self._native_size(face, rng))
+        blend = self_blend(work.pixels, work.landmarks, rng)
+        pictures = self._compressed([blend.real, blend.fake], rng)
+        full = (self._size_px, self._size_px)
+        mask = cv2.resize(blend.mask, full, interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
+        seed = int(rng.integers(2**31))
+        enlarged = (cv2.resize(picture, full, interpolation=cv2.INTER_CUBIC) for picture in pictures)
+        return self._cut([self._augmented(picture.astype(np.uint8), mask, seed) for picture in enlarged], rng)
+
+    def _native_size(self, face: FaceFile, rng: np.random.Generator) -> int:
+        """The side at which a fake is made and compressed: as its video would have it, never enlarged."""
+        settings = self._settings
+        left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
+        size_px = min(self._size_px, right - left)
+        is_shrunk, scale = rng.random() < settings.resolution_p, rng.uniform(settings.resolution_min, 1)
+        least_px = round(self._size_px * settings.resolution_min)
+        return max(min(size_px, least_px), round(size_px * scale)) if is_shrunk else size_px
+
+    def _work(self, face: FaceFile, *, size_px: int) -> FaceFile:
+        """The face with room round it, at the given size."""
+        left, top, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
+        scale, corner = size_px / (right - left), np.array([left, top], np.float32)
+        pixels = crop_face(face.pixels, face.box_xyxy, margin=self._margin, size=size_px)
+        box = (face.box_xyxy - np.tile(corner, 2)) * scale
+        return FaceFile(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
+
+    def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
+        settings = self._settings
+        is_compressed = rng.random() < settings.h264_p
+        crf = int(rng.integers(settings.h264_crf_min, settings.h264_crf_max + 1))
+        return [compress_h264(picture, crf=crf) for picture in pictures] if is_compressed else pictures
+
+    def _augmented(self, picture: Pixels, mask: Floats | None, seed: int) -> tuple[Pixels, Floats | None]:
+        self._augment.set_random_seed(seed)
+        if mask is None:
+            return self._augment(image=picture)["image"], None
+        drawn = self._augment(image=picture, mask=mask)
+        return drawn["image"], drawn["mask"]
+
+    def _cut(self, drawn: list[tuple[Pixels, Floats | None]], rng: np.random.Generator) -> list[Pixels]:
+        """The same patch of all, where patches are asked for."""
+        patch_px = self._settings.patch_px
+        if patch_px is None:
+            return [pixels for pixels, _ in drawn]
+        left, top = _patch_corner(drawn[0][1], self._settings.input_size_px, patch_px, rng)
+        return [np.ascontiguousarray(pixels[top : top + patch_px, left : left + patch_px]) for pixels, _ in drawn]
+
+
+def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Left and top of a patch: anywhere, or about a point of the mask's edge, without which no fake shows."""
+    free_px = size_px - patch_px
+    anywhere = rng.integers(0, free_px + 1, size=2)
+    if mask is None or not mask.any():
+        return int(anywhere[0]), int(anywhere[1])
+    relative = mask / mask.max()
+    edge = np.argwhere((relative > 0.1) & (relative < 0.9))
+    if not len(edge):
+        return int(anywhere[0]), int(anywhere[1])
+    y, x = edge[rng.integers(len(edge))] + rng.integers(-patch_px // 4, patch_px // 4 + 1, size=2) - patch_px // 2
+    return int(np.clip(x, 0, free_px)), int(np.clip(y, 0, free_px))
+
+
+def _augmentation(settings: TrainSettings) -> Any:
+    """The specification's augmentation; seeded anew for each picture."""
+    import albumentations as A
+
+    size_px, jitter = settings.input_size_px, (1 - settings.jitter, 1 + settings.jitter)
+    area_and_cubic = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_CUBIC}
+    return A.Compose(
+        [
+            A.Affine(
+                rotate=(-settings.rotate_deg, settings.rotate_deg),
+                scale=(settings.scale_min, settings.scale_max),
+                mask_interpolation=cv2.INTER_LINEAR,
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=settings.affine_p,
+            ),
+            A.CenterCrop(settings.resize_px, settings.resize_px),
+            A.RandomCrop(size_px, size_px),
+            A.HorizontalFlip(p=settings.flip_p),
+            A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=(0, 0), p=settings.jitter_p),
+            A.RandomBrightnessContrast(
+                brightness_limit=(-settings.brightness_contrast, settings.brightness_contrast),
+                contrast_limit=(-settings.brightness_contrast, settings.brightness_contrast),
+                p=settings.brightness_contrast_p,
+            ),
+            A.Downscale(
+                scale_range=(settings.downscale_min, settings.downscale_max),
+                interpolation_pair=area_and_cubic,
+                p=settings.downscale_p,
+            ),
+            A.GaussianBlur(blur_limit=(settings.blur_min_px, settings.blur_max_px), p=settings.blur_p),
+            A.GaussNoise(std_range=(settings.noise_min, settings.noise_max), p=settings.noise_p),
+            A.ISONoise(p=settings.iso_noise_p),
+            A.ImageCompression(quality_range=(settings.jpeg_min, settings.jpeg_max), p=settings.jpeg_p),
+        ]
+    )
