@@ -1,0 +1,410 @@
+"""Fakes made from real faces alone: a face blended onto itself, after Shiohara and Yamasaki 2022 ("Detecting Deepfakes
+with Self-Blended Images", CVPR).
+
+Face swaps and lip-sync edits leave the same traces whichever network made them: an edge where two pictures meet, and
+colours, sharpness and geometry that do not agree across it. A self-blended picture has these traces and nothing
+else. Two copies of one face are made to differ a little, and one is laid over the other through a soft mask.
+
+Ours, where the paper's tools are not at hand or do little: the face's outline comes from a template fitted to five
+landmarks, hue, saturation and the elastic change of the mask are strong enough to show in 8 bits, and single parts of
+the face are blended too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Region = Literal["face", "inner", "eyes", "nose", "mouth"]
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+REGIONS: tuple[Region, ...] = get_args(Region)
+REGION_SHARES: dict[Region, float] = {"face": 0.5, "inner": 0.2, "mouth": 0.16, "eyes": 0.08, "nose": 0.06}
+"""How often each is blended. Mouths lead the parts because lip-sync edits change nothing else."""
+BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+LEAST_SIDE_PX = 16
+LEAST_CHANGE = 1.5
+"""Least mean difference of fake and real, in 8-bit levels, where the mask is at least half its peak."""
+
+# All lengths of the template are in units of the distance between the eyes, from the point midway between them: right
+# as seen in the picture, down, and towards the camera.
+LANDMARKS = np.array(
+    [[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, 0.45], [-0.48, 1.03, 0.05], [0.48, 1.03, 0.05]], dtype=np.float64
+)
+"""(5, 3) where the detector's landmarks lie on the template: across and down the median of 220 portraits."""
+_FRONT = [(0.82, -0.1, -0.1), (0.72, 0.55, 0), (0.62, 1.05, 0)]
+"""What hides the far edge of a face that is turned away, and so becomes its edge."""
+_RIGHT_HALVES: dict[Region, list[tuple[float, float, float]]] = {
+    "face": [
+        (0, -1.12, -0.1),
+        (0.46, -1.04, -0.15),
+        (0.83, -0.77, -0.35),
+        (1.02, -0.3, -0.55),
+        (1.06, 0.15, -0.6),
+        (1.02, 0.6, -0.55),
+        (0.92, 1.02, -0.4),
+        (0.7, 1.46, -0.2),
+        (0.38, 1.75, 0),
+        (0, 1.84, 0.05),
+        *_FRONT,
+    ],
+    "inner": [
+        (0, -0.48, 0.1),
+        (0.42, -0.58, 0.05),
+        (0.78, -0.46, -0.1),
+        (0.93, 0, -0.3),
+        (0.9, 0.5, -0.3),
+        (0.8, 0.95, -0.15),
+        (0.57, 1.38, 0.05),
+        (0.28, 1.6, 0.1),
+        (0, 1.63, 0.1),
+        *_FRONT,
+    ],
+    "eyes": [(0, -0.3, 0.1), (0.45, -0.46, 0), (0.8, -0.35, -0.1), (0.86, 0.08, -0.2), (0.5, 0.37, 0), (0, 0.26, 0.1)],
+    "nose": [
+        (0, -0.12, 0.1),
+        (0.14, 0, 0.1),
+        (0.24, 0.4, 0.1),
+        (0.4, 0.66, 0.1),
+        (0.24, 0.84, 0.2),
+        (0, 0.9, 0.2),
+        (0, 0.6, 0.5),  # the tip, which is the edge in profile
+    ],
+    "mouth": [(0, 0.68, 0.2), (0.4, 0.7, 0.15), (0.74, 0.98, 0), (0.74, 1.28, 0), (0.44, 1.54, 0.05), (0, 1.62, 0.1)],
+}
+OUTLINES: dict[Region, NDArray[np.float64]] = {
+    region: np.array([(side * x, y, z) for x, y, z in half for side in (-1, 1) if x or side > 0], dtype=np.float64)
+    for region, half in _RIGHT_HALVES.items()
+}
+"""(N, 3) points whose convex hull, as it is seen, is the region."""
+
+_DEPTH_RIDGE = 0.03
+"""Against the nose's own 0.45 squared: a turn is believed by some four fifths."""
+_LEAST_MASK_PX = 12
+"""Less of a region within the picture is not worth a fake."""
+_LEAST_ASPECT = 0.55
+"""A profile's eyes nearly meet: without a limit its face would be a sliver."""
+_EYES_TO_SIDE = (0.04, 0.6)
+"""Least and greatest distance between the eyes over the picture's longer side, in a crop of one face."""
+_MASK_GRID_PX = 160
+"""Longest side at which masks are drawn; more would not show under their blur."""
+_ELASTIC_NODES = 6
+"""Of the random field, across and down the mask."""
+_STRENGTHS = (1.0, 1.0, 1.5, 2.0, 3.0)
+"""Tried in turn until the fake shows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blend:
+    """A picture of a real face and a fake made from it."""
+
+    real: Pixels
+    """(H, W, 3) RGB. Half of the time its colours and sharpness were changed, so that the change gives nothing away."""
+    fake: Pixels
+    """(H, W, 3) RGB, equal to `real` where `mask` is zero and never equal to it everywhere."""
+    mask: Floats
+    """(H, W) in [0, 1], the share of the source in each pixel of the fake; its peak is the blend ratio."""
+    region: Region
+
+
+def self_blend(
+    pixels: Pixels, landmarks: NDArray[np.float32], rng: np.random.Generator, *, region: Region | None = None
+) -> Blend:
+    """Make a fake from one picture of a real face.
+
+    Source: section 3.2 of the paper: source-target generator, mask generator, blending.
+
+    Args:
+        pixels: uint8 (H, W, 3) RGB, at least 16 px a side; left as it is.
+        landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth as seen in the picture, in
+            pixels. Where they cannot be those of a face in this picture, one in its middle is assumed.
+        rng: the only source of chance; the same state gives the same bytes.
+        region: what is blended; drawn by `REGION_SHARES` unless given.
+
+    Raises:
+        ValueError: if pixels or landmarks have another shape or type.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < LEAST_SIDE_PX:
+        raise ValueError(f"a picture is uint8 (H, W, 3), {LEAST_SIDE_PX} px or more, got {pixels.dtype} {pixels.shape}")
+    if np.shape(landmarks) != (5, 2):
+        raise ValueError(f"landmarks are (5, 2), got {np.shape(landmarks)}")
+    if region is None:
+        region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
+    cut = _cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
+    x1, y1, x2, y2 = cut.box_xyxy
+    mask = cut.mask * np.float32(rng.choice(BLEND_RATIOS) / cut.mask.max())
+    real, patch = _lay_over(pixels, mask, cut, rng)
+    fake = real.copy()
+    fake[y1:y2, x1:x2] = patch
+    whole_mask = np.zeros(pixels.shape[:2], np.float32)
+    whole_mask[y1:y2, x1:x2] = mask
+    return Blend(real, fake, whole_mask, region)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """What is taken from the source, and where it goes."""
+
+    mask: Floats
+    """(y2 - y1, x2 - x1) in [0, 1], not zero everywhere."""
+    box_xyxy: tuple[int, int, int, int]
+    """In pixels, end exclusive, within the picture."""
+    move: NDArray[np.float64]
+    """(2, 3) affine, from the source's pixels to the target's."""
+    eyes_px: float
+    """Distance between the eyes."""
+
+
+def _cut_out(
+    landmarks: NDArray[np.float32], width_px: int, height_px: int, region: Region, rng: np.random.Generator
+) -> _Cut:
+    for camera in (_placed(landmarks, width_px, height_px), _centred(width_px, height_px)):
+        eyes_px = float(np.sqrt(np.linalg.det(camera[:2])))
+        points = jittered(OUTLINES[region], rng)
+        outline = np.column_stack([points, np.ones(len(points))]) @ camera
+        move = _small_move(outline.mean(axis=0), eyes_px, rng)
+        mask, box_xyxy = region_mask(outline @ move[:, :2].T + move[:, 2], width_px, height_px, rng)
+        if np.count_nonzero(mask > 0.5) >= _LEAST_MASK_PX:
+            break  # else that part of the face is out of the picture
+    return _Cut(mask, box_xyxy, move, eyes_px)
+
+
+def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(2, 3) affine: scaled about the centre and shifted by some hundredths of the face."""
+    scale = rng.uniform(0.95, 1 / 0.95)
+    shift_px = rng.uniform(-1, 1, 2) * (0.11, 0.09) * eyes_px
+    return np.column_stack([np.eye(2) * scale, centre * (1 - scale) + shift_px])
+
+
+def _lay_over(pixels: Pixels, mask: Floats, cut: _Cut, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """The target, changed or not, and what the fake shows within the box; the two differ visibly there."""
+    x1, y1, x2, y2 = cut.box_xyxy
+    move = cut.move - np.array([[0, 0, x1], [0, 0, y1]])
+    moved = cv2.warpAffine(pixels, move, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REFLECT_101).astype(np.uint8)
+    is_source_changed = rng.random() < 0.5
+    core = mask >= mask.max() / 2
+    for strength in _STRENGTHS:
+        if is_source_changed:
+            real, source = pixels.copy(), change_look(moved, cut.eyes_px, rng, strength=strength)
+        else:
+            real, source = change_look(pixels, cut.eyes_px, rng, strength=strength), moved
+        target = real[y1:y2, x1:x2]
+        patch = blend(source, target, mask)
+        if float(cv2.absdiff(patch, target)[core].mean()) >= LEAST_CHANGE:
+            return real, patch
+    return real, blend(_towards_grey(target), target, mask)  # nothing showed, as in a black picture
+
+
+def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """Find how the template lies in the picture: the least-squares affine camera through the five landmarks.
+
+    The nose sticks out of the plane of the others, so that its offset tells how the head is turned; that part is held
+    back by a ridge, because five points leave it uncertain.
+
+    Args:
+        landmarks: (5, 2) in pixels.
+
+    Returns:
+        (4, 2): template points with a 1 appended, times this, are pixels. None where no face can lie like that:
+        not finite, one spot, or mirrored (who flips a picture must swap left and right).
+    """
+    points = np.asarray(landmarks, np.float64)
+    if not np.isfinite(points).all() or np.abs(points).max() > 1e6:
+        return None
+    design = np.column_stack([LANDMARKS, np.ones(5)])
+    ridge = np.diag([0, 0, _DEPTH_RIDGE, 0])
+    camera: NDArray[np.float64] = np.linalg.solve(design.T @ design + ridge, design.T @ points)
+    left, sizes, right = np.linalg.svd(camera[:2])
+    if np.linalg.det(camera[:2]) <= 0 or sizes[0] < 1e-3:
+        return None
+    camera[:2] = left @ np.diag(np.maximum(sizes, _LEAST_ASPECT * sizes[0])) @ right
+    camera[2] *= min(1.0, sizes[0] / max(float(np.linalg.norm(camera[2])), 1e-9))
+    camera[3] = points.mean(axis=0) - LANDMARKS.mean(axis=0) @ camera[:3]
+    return camera
+
+
+def _placed(landmarks: NDArray[np.float32], width_px: int, height_px: int) -> NDArray[np.float64]:
+    """The fitted camera, or that of a face in the middle where the fit makes no sense in this picture."""
+    camera = fit_template(landmarks)
+    if camera is not None:
+        eyes_to_side = np.sqrt(np.linalg.det(camera[:2])) / max(width_px, height_px)
+        x, y = np.array([0, 0.5, 0, 1]) @ camera
+        is_inside = 0 <= x < width_px and 0 <= y < height_px
+        if is_inside and _EYES_TO_SIDE[0] <= eyes_to_side <= _EYES_TO_SIDE[1]:
+            return camera
+    return _centred(width_px, height_px)
+
+
+def _centred(width_px: int, height_px: int) -> NDArray[np.float64]:
+    eyes_px = 0.25 * min(width_px, height_px)
+    return np.array([[eyes_px, 0], [0, eyes_px], [0, 0], [width_px / 2, height_px / 2 - 0.4 * eyes_px]])
+
+
+def jittered(outline: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """The outline, wider or narrower, higher or lower, and each point drawn in a little; (N, 3) as before.
+
+    Never out: of points thrown outwards the convex hull would keep the furthest, and leave the face.
+    """
+    centre = outline.mean(axis=0)
+    spread = outline - centre
+    stretch = np.array([*rng.uniform(0.94, 1.1, 2), 1.0])
+    wobble = 1 - rng.uniform(0, 0.08, (len(outline), 1)) * (1, 1, 0)
+    moved: NDArray[np.float64] = centre + spread * stretch * wobble
+    return moved
+
+
+def region_mask(
+    outline: NDArray[np.float64], width_px: int, height_px: int, rng: np.random.Generator
+) -> tuple[Floats, tuple[int, int, int, int]]:
+    """Draw the outline's convex hull, dent its edge and soften it.
+
+    It is drawn on a grid of at most 160 px and enlarged, so that the time does not grow with the picture.
+
+    Args:
+        outline: (N, 2) in pixels.
+        width_px: of the picture.
+        height_px: of the picture.
+        rng: source of chance.
+
+    Returns:
+        The mask in [0, 1] within a box of the picture, and that box as (x1, y1, x2, y2), end exclusive; the mask is
+        zero outside and has no pixels where the outline leaves the picture altogether.
+    """
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    margin_px = 0.2 * float((high - low).min()) + 2
+    left, top = (int(edge) for edge in np.floor(low - margin_px))
+    right, bottom = (int(edge) for edge in np.ceil(high + margin_px))
+    grid_scale = min(1.0, _MASK_GRID_PX / max(right - left, bottom - top))
+    grid_size = (max(8, round((right - left) * grid_scale)), max(8, round((bottom - top) * grid_scale)))
+    to_grid = np.array(grid_size) / (right - left, bottom - top)
+    hull = np.asarray(cv2.convexHull(((outline - (left, top)) * to_grid).astype(np.float32)), np.float32)[:, 0]
+    drawn = np.zeros(grid_size[::-1], np.uint8)
+    cv2.fillPoly(drawn, [np.rint(_rounded(hull) * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    width_grid_px = float(((high - low) * to_grid).min())
+    flat = np.divide(drawn, 255, dtype=np.float32)
+    bent = np.minimum(flat, elastic(flat, width_grid_px, rng))  # bulges would leave the face, so only dents stay
+    soft = soften(bent, width_grid_px, rng)
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(right, width_px), min(bottom, height_px)
+    if x1 >= x2 or y1 >= y2:
+        return np.zeros((0, 0), np.float32), (0, 0, 0, 0)
+    whole = cv2.resize(soft, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(whole[y1 - top : y2 - top, x1 - left : x2 - left], np.float32).copy(), (x1, y1, x2, y2)
+
+
+def _rounded(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cut the corners of a closed polygon twice at a quarter of each side (Chaikin 1974): a smooth curve inside it."""
+    for _ in range(2):
+        following = np.roll(polygon, -1, axis=0)
+        polygon = np.stack([0.75 * polygon + 0.25 * following, 0.25 * polygon + 0.75 * following], 1).reshape(-1, 2)
+    return polygon
+
+
+def elastic(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
+    """Bend the mask's edge by a smooth random field, by some hundredths of the region's width.
+
+    Args:
+        mask: (H, W).
+        width_px: the region's shorter side.
+        rng: source of chance.
+
+    Returns:
+        (H, W), zero where the field reaches over the border.
+    """
+    height, width = mask.shape
+    nodes = rng.normal(0, rng.uniform(0.02, 0.04) * width_px, (_ELASTIC_NODES, _ELASTIC_NODES, 2))
+    field = cv2.resize(nodes.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    at_x = field[..., 0] + np.arange(width, dtype=np.float32)
+    at_y = field[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    return np.asarray(cv2.remap(mask, at_x, at_y, cv2.INTER_LINEAR, borderValue=0), np.float32)
+
+
+def soften(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
+    """Blur, keep what the blur left whole, blur again: a soft edge that lies inside the old one.
+
+    Args:
+        mask: (H, W) in [0, 1].
+        width_px: the region's shorter side; kernels are 4 to 24 % of it.
+        rng: source of chance.
+
+    Returns:
+        (H, W) in [0, 1], peak 1 unless the mask was empty, zero wherever `mask` is.
+    """
+    # The wider kernel cuts, the narrower one softens: what it spreads never reaches the old edge again.
+    narrow_px, wide_px = (2 * int(share * width_px / 2) + 1 for share in np.sort(rng.uniform(0.04, 0.24, 2)))
+    core = (cv2.GaussianBlur(mask, (wide_px, wide_px), wide_px / 3) > 0.9999).astype(np.float32)
+    soft = cv2.GaussianBlur(core, (narrow_px, narrow_px), narrow_px / 3, borderType=cv2.BORDER_CONSTANT)
+    peak = float(soft.max())
+    return np.asarray(np.minimum(soft / peak, 1) if peak > 0 else mask, np.float32)
+
+
+def change_look(pixels: Pixels, eyes_px: float, rng: np.random.Generator, *, strength: float = 1.0) -> Pixels:
+    """Change colours and sharpness as a forger's tools do.
+
+    Colours: a shift of each channel, hue, saturation, value, brightness and contrast. Sharpness: either shrunk and
+    enlarged again, or sharpened, never both.
+
+    Args:
+        pixels: (H, W, 3) RGB.
+        eyes_px: distance between the eyes; a face is shrunk to no less than 16 px of it, or by 1.5.
+        rng: source of chance.
+        strength: factor on every change of colour.
+
+    Returns:
+        (H, W, 3) RGB, anew.
+    """
+    colours = np.asarray(cv2.transform(pixels, _colour_matrix(rng, strength)), np.uint8)
+    if rng.random() < 0.5:
+        return _shrunk(colours, float(np.clip(eyes_px / 16, 1.5, 4)), rng)
+    sigma_px, amount = rng.uniform(0.7, 2.0), rng.uniform(0.4, 1.2)
+    blurred = cv2.GaussianBlur(colours, (0, 0), sigma_px)
+    return np.asarray(cv2.addWeighted(colours, 1 + amount, blurred, -amount, 0), np.uint8)
+
+
+def _shrunk(pixels: Pixels, largest_factor: float, rng: np.random.Generator) -> Pixels:
+    height, width = pixels.shape[:2]
+    factor = rng.uniform(1.4, largest_factor)
+    size_px = (max(2, round(width / factor)), max(2, round(height / factor)))
+    down = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_AREA]))  # the paper's nearest pixel leaves stairs nobody makes
+    up = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+    small = cv2.resize(pixels, size_px, interpolation=down)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=up), np.uint8)
+
+
+def _colour_matrix(rng: np.random.Generator, strength: float) -> NDArray[np.float64]:
+    """(3, 4) for `cv2.transform`: all changes of colour in one, so that 8 bits are rounded once."""
+    strength *= rng.uniform(0.4, 1)
+    largest = (np.radians(7), 0.18, 0.07, 0.1, 16)
+    hue, saturation, value, contrast, brightness = rng.uniform(-1, 1, 5) * largest * strength
+    shift = rng.uniform(-15, 15, 3) * strength * (rng.random() < 0.5)
+    axis = np.full((3, 3), 1 / 3)  # projects on grey
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = np.cos(hue) * np.eye(3) + np.sin(hue) * cross + (1 - np.cos(hue)) * axis
+    luma = np.tile([0.299, 0.587, 0.114], (3, 1))
+    colour = (luma + (1 + saturation) * (np.eye(3) - luma)) @ turn * (1 + value) * (1 + contrast)
+    offset = shift + brightness - contrast * 128
+    return np.column_stack([colour, offset])
+
+
+def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
+    """mask * source + (1 - mask) * target, rounded once.
+
+    Args:
+        source: (H, W, 3).
+        target: (H, W, 3).
+        mask: (H, W) in [0, 1].
+
+    Returns:
+        (H, W, 3).
+    """
+    base = target.astype(np.float32)
+    mixed = base + mask[:, :, None] * (source - base)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _towards_grey(pixels: Pixels) -> Pixels:
+    return np.where(pixels < 128, pixels + np.uint8(32), pixels - np.uint8(32)).astype(np.uint8)

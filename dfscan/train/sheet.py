@@ -1,0 +1,68 @@
+"""Pictures side by side, to see what a function makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.report.writers import AtomicFile
+
+Pixels = NDArray[np.uint8]
+
+GAP_PX = 4
+CAPTION_PX = 18
+_WHITE = 255
+
+
+def contact_sheet(rows: Sequence[Sequence[Pixels]], *, captions: Sequence[str] = ()) -> Pixels:
+    """Lay equally large pictures out in rows on white, a caption above each row.
+
+    Args:
+        rows: each uint8 (S, S, 3) RGB; a shorter row leaves its end white.
+        captions: one a row, or none at all; cut where the sheet ends. OpenCV draws ASCII and ``?`` for the rest.
+
+    Returns:
+        (H, W, 3) RGB.
+
+    Raises:
+        ValueError: if there is no picture, they differ in size, or captions are neither none nor one a row.
+    """
+    shapes = {picture.shape for row in rows for picture in row}
+    if len(shapes) != 1:
+        raise ValueError(f"a sheet needs pictures of one size, got {sorted(shapes) or 'none'}")
+    if captions and len(captions) != len(rows):
+        raise ValueError(f"a sheet needs one caption a row, got {len(captions)} for {len(rows)} rows")
+    height, width = shapes.pop()[:2]
+    caption_px = CAPTION_PX if captions else 0
+    row_px = caption_px + height + GAP_PX
+    num_columns = max(len(row) for row in rows)
+    sheet = np.full((GAP_PX + len(rows) * row_px, GAP_PX + num_columns * (width + GAP_PX), 3), _WHITE, np.uint8)
+    for i, row in enumerate(rows):
+        top = GAP_PX + i * row_px
+        if captions:
+            baseline = (GAP_PX, top + caption_px - 5)
+            cv2.putText(sheet, captions[i], baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        for k, picture in enumerate(row):
+            left = GAP_PX + k * (width + GAP_PX)
+            sheet[top + caption_px : top + caption_px + height, left : left + width] = picture
+    return sheet
+
+
+def save_sheet(path: Path, picture: Pixels) -> None:
+    """Write a picture as PNG, replaced whole by rename.
+
+    Args:
+        path: its directory must exist.
+        picture: uint8 (H, W, 3) RGB.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    sink = AtomicFile(path)
+    sink.write(encoded.tobytes())
+    sink.commit()
