@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +25,7 @@ BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 LANDMARK_COLUMNS = tuple(
     f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"
 )
-TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256")
+TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256", "fingerprint")
 NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
 COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
 """In the order in which they are written. Boxes and landmarks are in pixels of the crop."""
@@ -54,6 +54,8 @@ class Sample:
     """(4,) the detector's box, in pixels of the crop."""
     landmarks: NDArray[np.float32]
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
+    fingerprint: str = ""
+    """Hex digits of `duplicates.fingerprint`; where it is empty, whoever needs it reads the crop."""
 
     def row(self) -> dict[str, Any]:
         """The manifest's row, by column."""
@@ -94,6 +96,7 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
         "group is empty": table["group"] == "",
         "crop is empty or leaves the folder": table["crop"].map(_is_outside),
         "crop is named twice": table["crop"].duplicated(),
+        "fingerprint is not of 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
         "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
     }
     complaints = []
@@ -111,7 +114,7 @@ def _is_outside(crop: str) -> bool:
     return not crop or path.is_absolute() or ".." in path.parts
 
 
-def _sample(row: dict[str, Any], values: NDArray[np.float32]) -> Sample:
+def _sample(row: Mapping[Any, Any], values: NDArray[np.float32]) -> Sample:
     time_s, detection_score, *_ = values.tolist()
     return Sample(
         **{name: row[name] for name in TEXT_COLUMNS},

@@ -1,0 +1,159 @@
+"""What `prepare` has finished, one line of JSON a source: after an interrupt it goes on from here.
+
+Labels, groups and splits are not in it: they may change, and other inputs join, without cutting a face again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dfscan.errors import ConfigError, OutputError
+from dfscan.scan.ledger import FileIdentity
+
+JOURNAL_NAME = "progress.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class CropRecord:
+    """One crop that was written; the fields are those of `manifest.Sample`."""
+
+    crop: str
+    crop_sha256: str
+    fingerprint: str
+    time_s: float
+    detection_score: float
+    box_xyxy: list[float]
+    landmarks: list[float]
+    """Ten numbers: x and y of the five in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A source that could be decoded, with or without faces."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    num_frames: int
+    damage: str
+    """What of it could not be decoded; empty where all could."""
+    crops: list[CropRecord]
+
+    def is_current(self, dataset_dir: Path) -> bool:
+        """Whether the source is as it was then and its crops still lie there."""
+        identity = FileIdentity.of(self.path)
+        if identity is None or (identity.size_bytes, identity.mtime_ns) != (self.size_bytes, self.mtime_ns):
+            return False
+        return all((dataset_dir / crop.crop).is_file() for crop in self.crops)
+
+
+class Journal:
+    """The open journal of a data set; a context manager, and a lock against a second run."""
+
+    def __init__(self, dataset_dir: Path, recipe: Mapping[str, Any]) -> None:
+        """Open or begin it.
+
+        Args:
+            dataset_dir: made with its parents if it is not there.
+            recipe: everything besides the sources that crops depend on.
+
+        Raises:
+            ConfigError: the folder holds something else, or was begun by another recipe, or is in use.
+            OutputError: it cannot be written.
+        """
+        self._path = dataset_dir / JOURNAL_NAME
+        with writing(self._path):
+            dataset_dir.mkdir(parents=True, exist_ok=True)
+            if not self._path.exists() and any(dataset_dir.iterdir()):
+                raise ConfigError(
+                    f"{dataset_dir}: holds files and is no data set of `dfscan prepare`; choose another --out"
+                )
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            self._lock()
+            self.entries = self._read(dict(recipe))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is at work there; wait for it") from None
+
+    def _read(self, recipe: dict[str, Any]) -> dict[str, Entry]:
+        """The latest entry of each source; a last line that a kill cut short is cut off."""
+        data = self._path.read_bytes()
+        length = data.rfind(b"\n") + 1
+        os.ftruncate(self._fd, length)
+        head, *lines = data[:length].splitlines() or [b""]
+        if not head:
+            self._append(recipe)
+            return {}
+        try:
+            begun_with = json.loads(head)
+            entries = [_entry(json.loads(line)) for line in lines]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{self._path}: is damaged ({error}); delete it to start over") from error
+        self._compare(begun_with, recipe)
+        return {entry.path: entry for entry in entries}
+
+    def _compare(self, begun_with: dict[str, Any], recipe: dict[str, Any]) -> None:
+        changed = [name for name in sorted({*begun_with, *recipe}) if begun_with.get(name) != recipe.get(name)]
+        if changed:
+            changes = ", ".join(f"{name} {begun_with.get(name)}, not {recipe.get(name)}" for name in changed)
+            raise ConfigError(
+                f"{self._path.parent}: was begun with {changes}. Give the same again, choose another --out, or delete "
+                f"{self._path} to start over"
+            )
+
+    def append(self, entry: Entry) -> None:
+        """Record a source as finished.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._append(asdict(entry))
+        self.entries[entry.path] = entry
+
+    def _append(self, value: dict[str, Any]) -> None:
+        with writing(self._path), os.fdopen(self._fd, "wb", closefd=False) as file:
+            file.write(json.dumps(value).encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    return Entry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure of the system while a file of the data set is written into an error with a remedy.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); free some space there or choose another --out. The same "
+            "command goes on where this one ended"
+        ) from error

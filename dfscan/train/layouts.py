@@ -1,0 +1,182 @@
+"""Labelled videos, and the layouts of folders in which public data sets keep them.
+
+Every reader adds what it finds to `Sources`, grouped so that splits do not leak; none of them opens a video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfscan.errors import ConfigError
+from dfscan.media.discover import VIDEO_SUFFIXES
+from dfscan.train.manifest import LABELS, SPLITS, Label, Split
+
+PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+LABEL_WORDS: dict[str, Label] = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}
+SPLIT_WORDS: dict[str, Split] = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
+_COMPRESSIONS = ("raw", "c23", "c40")
+_ACTORS = ("actors", "DeepFakeDetection")
+_TEST_LIST = "List_of_testing_videos.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One labelled video or picture."""
+
+    path: str
+    label: Label
+    kind: str = ""
+    """Kind of manipulation; empty for real footage or where nobody says."""
+    group: str = ""
+    """What must not cross splits; never empty when it comes from `read_sources`."""
+    split: Split | None = None
+    """Where somebody has settled it already."""
+
+
+@dataclass(slots=True)
+class Sources:
+    """What was found."""
+
+    items: list[Source] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(path, reason) of what was named but cannot be used."""
+
+    def add(self, source: Source) -> None:
+        """Take a file if it is there, else say that it is not."""
+        if os.path.isfile(source.path):
+            self.items.append(source)
+        else:
+            self.skipped.append((source.path, "not_there: no such file"))
+
+
+def media_files(folder: Path) -> list[Path]:
+    """Videos and pictures below a folder, by their suffixes, sorted; none where there is no such folder."""
+    suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+    return sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in suffixes and path.is_file())
+
+
+def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Connect what any pair connects; a pair of equals brings in a loner.
+
+    Returns:
+        For each member the smallest member of its component.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parent
+        return name
+
+    for pair in pairs:
+        low, high = sorted(root(name) for name in pair)
+        parents[high] = low
+    return {name: root(name) for name in list(parents)}
+
+
+def read_real_and_fake(root: Path, found: Sources) -> None:
+    """Read ``real/`` and ``fake/``; the folders in ``fake/`` are kinds of manipulation."""
+    for label in LABELS:
+        for file in media_files(root / label):
+            first, *rest = file.relative_to(root / label).parts
+            found.add(Source(str(file), label, first if rest and label == "fake" else "", str(file)))
+
+
+def read_face_forensics(root: Path, found: Sources) -> None:
+    """Read FaceForensics++ with DeepFakeDetection in it, in all the compressions that lie there.
+
+    A fake ``071_054.mp4`` ties ``071`` and ``054`` together, and so does a pair of the split files. Of the actors, who
+    are swapped with one another all round, few groups remain.
+    """
+    files = [
+        (file, kind) for area in ("original_sequences", "manipulated_sequences") for file, kind in _clips(root / area)
+    ]
+    splits = dict(_split_files(root))
+    pairs = [pair for pair in splits if len(pair) == 2]
+    people = {file: _people(file, kind) for file, kind in files}
+    groups = components([*((ids[0], ids[-1]) for ids in people.values()), *((a, b) for a, b in pairs)])
+    split_of = {name: split for pair, split in splits.items() for name in pair}
+    for file, kind in files:
+        is_real = file.is_relative_to(root / "original_sequences")
+        target = people[file][0]
+        label: Label = "real" if is_real else "fake"
+        found.add(Source(str(file), label, "" if is_real else kind, f"ff++ {groups[target]}", split_of.get(target)))
+
+
+def _clips(area: Path) -> Iterator[tuple[Path, str]]:
+    for folder in sorted(area.glob("*/*/videos")):
+        if folder.parts[-2] in _COMPRESSIONS:
+            yield from ((file, folder.parts[-3]) for file in media_files(folder))
+
+
+def _people(file: Path, kind: str) -> list[str]:
+    """``071_054`` shows 071 with the face of 054; ``01_02__talking__A1B2`` the actors 01 and 02."""
+    prefix = "actor " if kind in _ACTORS else ""
+    return [prefix + name for name in file.stem.split("__")[0].split("_")]
+
+
+def _split_files(root: Path) -> Iterator[tuple[tuple[str, ...], Split]]:
+    for split in SPLITS:
+        for path in (root / f"{split}.json", root / "splits" / f"{split}.json"):
+            if path.is_file():
+                yield from ((tuple(map(str, pair)), split) for pair in _json(path, list))
+
+
+def _json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); fetch it anew from the data set") from error
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path}: holds no JSON {kind.__name__}; fetch it anew from the data set")
+    return value
+
+
+def read_celeb_df(root: Path, found: Sources) -> None:
+    """Read Celeb-DF.
+
+    ``id0_id1_0000.mp4`` is id0's video with the face of id1. Swaps tie nearly all identities into one component, so a
+    group is the target identity: the face lent to a fake may appear in another split. The test list settles who is
+    tested; what else there is of those identities is skipped, as it would be training on them. Without the list (take
+    it away) identities are split like any groups.
+    """
+    test_list = root / _TEST_LIST
+    lines = test_list.read_text(encoding="utf-8", errors="replace").splitlines() if test_list.is_file() else []
+    tested = {line.split(maxsplit=1)[1].strip() for line in lines if " " in line.strip()}
+    tested_groups = {_celeb_group(Path(name)) for name in tested}
+    for folder in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
+        for file in media_files(root / folder):
+            name = file.relative_to(root)
+            group, is_tested = _celeb_group(name), name.as_posix() in tested
+            if group in tested_groups and not is_tested:
+                found.skipped.append((str(file), f"test_identity: not in {_TEST_LIST}, but others of {group} are"))
+                continue
+            label: Label = "fake" if folder == "Celeb-synthesis" else "real"
+            kind = "face swap" if label == "fake" else ""
+            found.add(Source(str(file), label, kind, group, "test" if is_tested else None))
+
+
+def _celeb_group(name: Path) -> str:
+    is_celebrity = name.parts[0] != "YouTube-real"
+    return f"celeb-df {name.stem.split('_')[0]}" if is_celebrity else f"celeb-df youtube {name.stem}"
+
+
+def read_dfdc(metadata: Sequence[Path], found: Sources) -> None:
+    """Read parts of DFDC: a group is an original with its fakes.
+
+    The whole public download says ``"split": "train"``, which settles nothing and is passed over.
+    """
+    for path in metadata:
+        for name, facts in sorted(_json(path, dict).items()):
+            label = LABEL_WORDS.get(str(facts.get("label")).lower()) if isinstance(facts, dict) else None
+            if label is None:
+                raise ConfigError(f"{path}: '{name}' has no label REAL or FAKE; fetch it anew from the data set")
+            split = SPLIT_WORDS.get(str(facts.get("split")).lower())
+            group = f"dfdc {facts.get('original') or name}"
+            found.add(Source(str(path.parent / name), label, "", group, None if split == "train" else split))

@@ -1,0 +1,170 @@
+"""From labelled videos and pictures to a data set: loose face crops, ``manifest.csv`` and ``skipped.csv``.
+
+Faces are decoded, found and cut as in a scan. A source's crops count once its line is in the journal; the manifest is
+made from the journal at the end, so that an interrupted and an uninterrupted run end in the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dfscan.detector.runtime import choose_device
+from dfscan.errors import ConfigError
+from dfscan.report.schema import Column
+from dfscan.report.text import report_order
+from dfscan.report.writers import open_writer
+from dfscan.train.duplicates import near_duplicates, unpack
+from dfscan.train.extract import Extraction, Listener, PrepareSettings, note, recipe
+from dfscan.train.journal import Entry, Journal
+from dfscan.train.layouts import Source, components
+from dfscan.train.manifest import LABELS, MANIFEST_NAME, SPLITS, Sample, write_manifest
+from dfscan.train.sources import read_sources
+from dfscan.train.splits import assign_splits, check_splits
+
+__all__ = ["Listener", "PrepareSettings", "PrepareSummary", "prepare"]
+
+SKIPPED_NAME = "skipped.csv"
+SKIPPED_COLUMNS = (Column("path", "path"), Column("num_crops", "int"), Column("reason", "text"))
+"""No crops: the source is not in the data set. Some: it is, but not all of it could be decoded."""
+
+
+@dataclass(slots=True)
+class PrepareSummary:
+    """What a data set has come to."""
+
+    num_sources: int = 0
+    num_crops: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    num_partial: int = 0
+    num_united: int = 0
+    """Groups that were joined to others because crops of theirs show the same picture."""
+
+    def text(self) -> str:
+        """One line for people."""
+        labels = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
+        splits = ", ".join(f"{self.splits[split]} {split}" for split in SPLITS)
+        skipped = ", ".join(f"{count} {code}" for code, count in sorted(self.skipped.items())) or "none"
+        partial = f"; {self.num_partial} in part" if self.num_partial else ""
+        united = f"; {self.num_united} groups united with others that show the same picture" if self.num_united else ""
+        return (
+            f"{self.num_sources} sources{partial}, {self.num_crops} crops: {labels}; {splits}{united}; "
+            f"skipped: {skipped}"
+        )
+
+
+def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Listener | None = None) -> PrepareSummary:
+    """Make a data set, or go on with one.
+
+    Args:
+        inputs: as for `read_sources`.
+        settings: where it goes and how it is made.
+        listener: told of every source.
+
+    Raises:
+        ConfigError: the inputs cannot be understood, one file has two labels, nothing shows a face, or splits that
+            are given leak; in the last case the manifest is written all the same.
+        OutputError: something cannot be written.
+    """
+    found = read_sources(inputs, settings.source_options)
+    sources = _without_own_crops(found.items, settings.out)
+    device = choose_device(settings.device)
+    with Journal(settings.out, recipe(settings, device)) as journal:
+        extraction = Extraction(settings, device, journal, sources, listener)
+        extraction.run()
+        notes = dict(found.skipped) | extraction.failures
+        entries = {path: entry for path, entry in journal.entries.items() if path not in extraction.failures}
+        return _write(settings, _without_copies(sources, entries, notes), entries, notes)
+
+
+def _without_own_crops(sources: Sequence[Source], dataset_dir: Path) -> list[Source]:
+    """Leave out what earlier runs wrote: the data set may lie in a folder that is searched."""
+    own = os.path.join(os.path.realpath(dataset_dir), "")
+    return [source for source in sources if not os.path.realpath(source.path).startswith(own)]
+
+
+def _without_copies(sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]) -> list[Source]:
+    """The sources that were decoded, of several with the same content the first; the others are noted."""
+    kept: dict[str, Source] = {}
+    for source in sources:
+        if (entry := entries.get(source.path)) is None:
+            continue
+        first = kept.setdefault(entry.sha256, source)
+        if first is not source:
+            notes[source.path] = f"duplicate: the same file as {first.path}"
+    return list(kept.values())
+
+
+def _write(
+    settings: PrepareSettings, sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]
+) -> PrepareSummary:
+    """Divide the sources, and write what there is to read."""
+    for source in sources:
+        if what := note(entries[source.path], settings):
+            notes[source.path] = what
+    used = [source for source in sources if entries[source.path].crops]
+    num_crops = {source.path: len(entries[source.path].crops) for source in used}
+    _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
+    if not used:
+        raise ConfigError(f"{settings.out}: no source shows a face that can be used; {SKIPPED_NAME} there says why")
+    united = _unite_copies(used, entries)
+    divided = assign_splits(united, val=settings.val, test=settings.test, seed=settings.seed)
+    samples = [sample for source in divided for sample in _samples(source, entries[source.path])]
+    samples.sort(key=lambda sample: (sample.source, sample.crop))
+    write_manifest(settings.out / MANIFEST_NAME, samples)
+    check_splits(samples, settings.out)
+    return PrepareSummary(
+        num_sources=len(used),
+        num_crops=len(samples),
+        labels=Counter(sample.label for sample in samples),
+        splits=Counter(sample.split for sample in samples),
+        skipped=Counter(reason.partition(":")[0] for path, reason in notes.items() if path not in num_crops),
+        num_partial=sum(path in num_crops for path in notes),
+        num_united=len({source.group for source in used}) - len({source.group for source in united}),
+    )
+
+
+def _write_skipped(path: Path, notes: dict[str, str], num_crops: dict[str, int]) -> None:
+    with open_writer(path, SKIPPED_COLUMNS, format="csv") as writer:
+        for name in sorted(notes, key=report_order):
+            writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
+
+
+def _unite_copies(sources: Sequence[Source], entries: dict[str, Entry]) -> list[Source]:
+    """Join groups of which crops show the same picture: in two splits it would be known from one to the other."""
+    crops = [(crop, source.group) for source in sources for crop in entries[source.path].crops]
+    names, groups = np.unique(np.array([group for _, group in crops], dtype=object), return_inverse=True)
+    joined: set[tuple[int, int]] = set()
+    for first, second in near_duplicates(unpack([crop.fingerprint for crop, _ in crops]), groups):
+        joined |= set(zip(groups[first].tolist(), groups[second].tolist(), strict=True))
+    united = components((names[a], names[b]) for a, b in joined)
+    return [replace(source, group=united.get(source.group, source.group)) for source in sources]
+
+
+def _samples(source: Source, entry: Entry) -> list[Sample]:
+    assert source.split is not None
+    return [
+        Sample(
+            crop=crop.crop,
+            source=source.path,
+            label=source.label,
+            kind=source.kind,
+            split=source.split,
+            group=source.group,
+            source_sha256=entry.sha256,
+            crop_sha256=crop.crop_sha256,
+            time_s=crop.time_s,
+            detection_score=crop.detection_score,
+            box_xyxy=np.array(crop.box_xyxy, np.float32),
+            landmarks=np.array(crop.landmarks, np.float32).reshape(5, 2),
+            fingerprint=crop.fingerprint,
+        )
+        for crop in entry.crops
+    ]

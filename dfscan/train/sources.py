@@ -1,0 +1,184 @@
+"""From what people have on their disks to a list of labelled videos and pictures, grouped so that splits do not leak.
+
+A thin adapter for each layout, chosen by what lies there; none of them opens a video.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfscan.errors import ConfigError
+from dfscan.train.layouts import (
+    LABEL_WORDS,
+    SPLIT_WORDS,
+    Source,
+    Sources,
+    media_files,
+    read_celeb_df,
+    read_dfdc,
+    read_face_forensics,
+    read_real_and_fake,
+)
+from dfscan.train.manifest import SPLITS, Label
+
+__all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
+
+LAYOUTS = (
+    "a CSV file with a path and a label column; a folder with real/ and fake/; any folder or file with --label; "
+    "FaceForensics++ (original_sequences/, manipulated_sequences/); Celeb-DF (Celeb-real/, Celeb-synthesis/); "
+    "DFDC (metadata.json beside the videos or one folder down)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How to read what does not explain itself."""
+
+    label: Label | None = None
+    """For everything that names none: plain folders and files, and CSV files without the column."""
+    path_column: str = "path"
+    """Where this default is not in the file, ``file`` is taken."""
+    label_column: str = "label"
+    group_column: str | None = None
+    """None: ``group``, if there is one."""
+    split_column: str | None = None
+    """None: ``split``, if there is one."""
+    kind_column: str | None = None
+    """None: ``kind`` or ``method``, if there is one."""
+
+
+def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()) -> Sources:
+    """List the labelled videos and pictures of files and folders.
+
+    Args:
+        inputs: CSV files, media files and folders.
+        options: names of columns, and the label of what names none.
+
+    Returns:
+        Every file once, in the order of the inputs and within one of its paths or lines.
+
+    Raises:
+        ConfigError: an input does not exist, is of no layout that is understood, or gives no file that exists; a CSV
+            file lacks columns or holds unknown words; one file has two labels.
+    """
+    if missing := [repr(path) for path in inputs if not os.path.exists(path)]:
+        raise ConfigError(f"no such file or directory: {', '.join(missing)}. Check the spelling, or leave it out.")
+    found = Sources()
+    for path in inputs:
+        part = Sources()
+        _read_input(Path(path), options, part)
+        if not part.items:
+            _refuse_empty(path, part)
+        found.items += part.items
+        found.skipped += part.skipped
+    return _without_repeats(found)
+
+
+def _refuse_empty(path: str, part: Sources) -> None:
+    if part.skipped:
+        (first, reason), more = part.skipped[0], len(part.skipped) - 1
+        also = f" and {more} more" if more else ""
+        raise ConfigError(f"{path}: none of its files can be used: '{first}' {reason}{also}; paths start at its folder")
+    raise ConfigError(f"{path}: holds no video and no picture")
+
+
+def _read_input(path: Path, options: SourceOptions, found: Sources) -> None:
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _read_csv(path, options, found)
+    if path.is_file():
+        return found.add(Source(str(path), _given_label(path, options), group=str(path)))
+    if (path / "original_sequences").is_dir() or (path / "manipulated_sequences").is_dir():
+        return read_face_forensics(path, found)
+    if (path / "Celeb-real").is_dir() or (path / "Celeb-synthesis").is_dir():
+        return read_celeb_df(path, found)
+    if metadata := sorted([*path.glob("metadata.json"), *path.glob("*/metadata.json")]):
+        return read_dfdc(metadata, found)
+    if (path / "real").is_dir() or (path / "fake").is_dir():
+        return read_real_and_fake(path, found)
+    label = _given_label(path, options)
+    for file in media_files(path):
+        found.add(Source(str(file), label, group=str(file)))
+
+
+def _given_label(path: Path, options: SourceOptions) -> Label:
+    if options.label is None:
+        raise ConfigError(f"{path}: nothing here says what is real; give --label, or one of these: {LAYOUTS}")
+    return options.label
+
+
+def _without_repeats(found: Sources) -> Sources:
+    kept: dict[str, Source] = {}
+    skipped = list(found.skipped)
+    for source in found.items:
+        first = kept.setdefault(os.path.realpath(source.path), source)
+        if first.label != source.label:
+            raise ConfigError(
+                f"'{source.path}' is {source.label}, but {first.label} as '{first.path}': remove the wrong one"
+            )
+        if first.path != source.path:
+            skipped.append((source.path, f"repeated: named already, as {first.path}"))
+    return Sources(list(kept.values()), skipped)
+
+
+def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
+    """Read rows of paths relative to the file's own folder."""
+    header, rows = _rows(path)
+    columns = _columns(path, header, options)
+    problems: dict[str, list[int]] = {}
+    for line, row in rows:
+        cells = {role: (row.get(name) or "").strip() for role, name in columns.items()}
+        label = LABEL_WORDS.get(cells["label"].lower()) if "label" in cells else options.label
+        split = SPLIT_WORDS.get(cells.get("split", "").lower())
+        for is_bad, problem in (
+            (not cells["path"], f"column '{columns['path']}' is empty: name a file"),
+            (label is None, f"column '{columns.get('label')}' is neither real (0) nor fake (1)"),
+            (cells.get("split") and not split, f"column '{columns.get('split')}' is none of {', '.join(SPLITS)}"),
+        ):
+            if is_bad:
+                problems.setdefault(problem, []).append(line)
+        if not problems and label:
+            file = str(path.parent / cells["path"])
+            found.add(Source(file, label, cells.get("kind", ""), cells.get("group") or file, split))
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
+
+
+def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            return list(reader.fieldnames or ()), rows
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
+
+
+def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[str, str]:
+    """The column of each role that the file has."""
+    asked = {
+        "path": [options.path_column] + ["file"] * (options.path_column == SourceOptions().path_column),
+        "label": [options.label_column],
+        "group": [options.group_column or "group"],
+        "split": [options.split_column or "split"],
+        "kind": [options.kind_column] if options.kind_column else ["kind", "method"],
+    }
+    found = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
+    needed = {"path", *(["label"] if options.label is None else [])}
+    needed |= {role for role in ("group", "split", "kind") if getattr(options, f"{role}_column")}
+    if missing := [role for role in asked if role in needed and role not in found]:
+        wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
+        label = ", or --label for all" if "label" in missing else ""
+        raise ConfigError(f"{path}, line 1: no column {wanted}; name one of {', '.join(header) or 'none'}{label}")
+    return found
+
+
+def _lines(lines: Sequence[int]) -> str:
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"line {', '.join(map(str, lines[:3]))}{more}"

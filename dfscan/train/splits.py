@@ -1,0 +1,153 @@
+"""Training, validation and test by whole groups, and the proof that nothing is in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dfscan.errors import ConfigError
+from dfscan.train.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
+from dfscan.train.layouts import Source
+from dfscan.train.manifest import SPLITS, Sample, Split
+
+NUM_NAMED = 3
+"""Offenders that a message names; of the rest it gives the number."""
+MIN_GROUPS = 3
+"""From so many groups of a kind on every split that is asked for gets one."""
+
+
+def assign_splits(sources: Sequence[Source], *, val: float, test: float, seed: int) -> list[Source]:
+    """Give every source a split, whole groups together.
+
+    Groups of only real, only fake and both kinds of sources are divided for themselves, so that every split has its
+    share of each. Splits that are given stay and count towards the fractions. The rest goes by a hash of seed and
+    group: neither the order of the sources nor other groups' names play a part in a group's place in the queue.
+
+    Args:
+        sources: with their groups.
+        val: fraction of the groups for validation.
+        test: fraction of the groups for the test.
+        seed: another one gives another division.
+
+    Returns:
+        The sources in their order.
+    """
+    given: dict[str, Split] = {}
+    labels: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        labels[source.group].add(source.label)
+        if source.split:
+            given[source.group] = min(source.split, given.get(source.group, source.split))
+    strata: dict[frozenset[str], list[str]] = defaultdict(list)
+    for group, its_labels in labels.items():
+        strata[frozenset(its_labels)].append(group)
+    split_of = dict(given)
+    for groups in strata.values():
+        split_of |= _divide(groups, given, val=val, test=test, seed=seed)
+    return [replace(source, split=source.split or split_of[source.group]) for source in sources]
+
+
+def _divide(
+    groups: Sequence[str], given: Mapping[str, Split], *, val: float, test: float, seed: int
+) -> dict[str, Split]:
+    """The splits of those groups of one stratum that have none."""
+    free = sorted((group for group in groups if group not in given), key=lambda group: _place(group, seed))
+    taken = [given[group] for group in groups if group in given]
+    num_val = min(_share(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
+    num_test = min(_share(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
+    ends = (num_val, num_val + num_test)
+    return {group: "val" if i < ends[0] else "test" if i < ends[1] else "train" for i, group in enumerate(free)}
+
+
+def _share(num_groups: int, fraction: float, num_taken: int) -> int:
+    least = 1 if fraction > 0 and num_groups >= MIN_GROUPS else 0
+    return max(0, max(least, round(fraction * num_groups)) - num_taken)
+
+
+def _place(group: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogatepass")).digest()
+
+
+def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[str]:
+    """Say what is in more than one split: groups, source files, crops, and crops that show the same picture.
+
+    Args:
+        samples: the whole data set.
+        fingerprints: (N, 8), one for each sample.
+
+    Returns:
+        A clause for each way of leaking that there is, with the first offenders and their number.
+    """
+    clauses = (
+        _crossing("group", samples, lambda sample: (sample.group, sample.group)),
+        _crossing("source file", samples, lambda sample: (sample.source_sha256, sample.source)),
+        _crossing("crop", samples, lambda sample: (sample.crop_sha256, sample.crop)),
+        _near_duplicates(samples, fingerprints),
+    )
+    return [clause for clause in clauses if clause]
+
+
+def _crossing(what: str, samples: Sequence[Sample], describe: Callable[[Sample], tuple[str, str]]) -> str:
+    """The clause on what `describe` gives a key to tell it by and a name to show."""
+    splits: dict[str, set[Split]] = defaultdict(set)
+    names: dict[str, str] = {}
+    for sample in samples:
+        key, name = describe(sample)
+        splits[key].add(sample.split)
+        names.setdefault(key, name)
+    return _named(what, [f"'{names[key]}' ({_in(found)})" for key, found in splits.items() if len(found) > 1])
+
+
+def _near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) -> str:
+    splits = np.array([SPLITS.index(sample.split) for sample in samples], np.intp)
+    pairs = {
+        (min(a, b), max(a, b))
+        for first, second in near_duplicates(fingerprints, splits)
+        for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        if samples[a].crop_sha256 != samples[b].crop_sha256
+    }
+    offenders = [
+        f"'{samples[a].crop}' ({samples[a].split}) and '{samples[b].crop}' ({samples[b].split})"
+        for a, b in sorted(pairs)
+    ]
+    return _named("pair of nearly equal crops", offenders)
+
+
+def _named(what: str, offenders: Sequence[str]) -> str:
+    if not offenders:
+        return ""
+    more = f" and {len(offenders) - NUM_NAMED} more" if len(offenders) > NUM_NAMED else ""
+    return f"{what} in more than one split: {', '.join(offenders[:NUM_NAMED])}{more}"
+
+
+def _in(splits: set[Split]) -> str:
+    return ", ".join(split for split in SPLITS if split in splits)
+
+
+def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
+    """Refuse a data set in which anything is in more than one split.
+
+    Args:
+        samples: the whole data set; fingerprints that they lack are made from the crops.
+        dataset_dir: the folder that the crops' paths start from.
+
+    Raises:
+        ConfigError: something leaks, or a crop that is needed cannot be read.
+    """
+    fingerprints = unpack([sample.fingerprint or _read_fingerprint(dataset_dir / sample.crop) for sample in samples])
+    if leaks := find_leaks(samples, fingerprints):
+        raise ConfigError(
+            f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Put what belongs together into one group or one "
+            "split, and run `dfscan prepare` again"
+        )
+
+
+def _read_fingerprint(crop_path: Path) -> str:
+    from dfscan.train.crops import read_crop
+
+    return fingerprint(read_crop(crop_path))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfscan.errors import ConfigError, OutputError
+from dfscan.train.manifest import COLUMNS, Sample, read_manifest, write_manifest
+
+SAMPLE = Sample(
+    crop="crops/ab/ab_0000_0.png",
+    source="videos/a, b.mp4",
+    label="fake",
+    kind="face swap",
+    split="val",
+    group="NA",
+    source_sha256="ab" * 32,
+    crop_sha256="cd" * 32,
+    time_s=1.25,
+    detection_score=0.999,
+    box_xyxy=np.array([1.5, -2.25, 30, 40], np.float32),
+    landmarks=np.arange(10, dtype=np.float32).reshape(5, 2),
+    fingerprint="0f" * 64,
+)
+
+
+def write_table(folder: Path, **changes: object) -> Path:
+    path = folder / "manifest.csv"
+    pd.DataFrame([SAMPLE.row() | changes]).to_csv(path, index=False)
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    other = replace(SAMPLE, crop="crops/b.png", kind="", fingerprint="", source='"\udcff".mp4')
+    write_manifest(tmp_path / "manifest.csv", [SAMPLE, other])
+    first, second = read_manifest(tmp_path)
+    assert first.row() == SAMPLE.row()
+    assert first.box_xyxy.dtype == first.landmarks.dtype == np.float32
+    assert first.landmarks.shape == (5, 2)
+    assert second.row() == other.row() | {"source": '"\\udcff".mp4'}
+    header = (tmp_path / "manifest.csv").read_text().splitlines()[0]
+    assert header == ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"label": "odd"}, r"label is neither real nor fake \(line 2\)"),
+        ({"split": ""}, "split is none of train, val, test"),
+        ({"group": ""}, "group is empty"),
+        ({"crop": "../a.png"}, "leaves the folder"),
+        ({"crop": "/a.png"}, "leaves the folder"),
+        ({"x1": "wide"}, "a number is missing or not finite"),
+        ({"nose_y": np.inf}, "a number is missing or not finite"),
+        ({"fingerprint": "0F" * 64}, "fingerprint is not of 128 hex digits"),
+        ({"label": "odd", "split": "odd"}, "label is .*; split is "),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        read_manifest(write_table(tmp_path, **changes))
+
+
+def test_a_crop_named_twice(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "manifest.csv", [SAMPLE, SAMPLE])
+    with pytest.raises(ConfigError, match=r"crop is named twice \(line 3\)"):
+        read_manifest(tmp_path)
+
+
+def test_missing_columns_are_all_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(",".join(COLUMNS[2:]) + "\n")
+    with pytest.raises(ConfigError, match="lacks the columns crop, source; make it anew"):
+        read_manifest(tmp_path)
+
+
+def test_no_rows_no_table_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    with pytest.raises(ConfigError, match=r"cannot be read .*make it with `dfscan prepare`"):
+        read_manifest(path)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="not a CSV file"):
+        read_manifest(path)
+    path.write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(ConfigError, match="holds no face crop"):
+        read_manifest(path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="Create its directory first"):
+        write_manifest(tmp_path / "gone" / "manifest.csv", [SAMPLE])
