@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dfscan import __version__
-from dfscan.cli import bench, explain, info, init_checkpoint, scan
+from dfscan.cli import bench, evaluate, explain, info, init_checkpoint, prepare, scan, train
 from dfscan.cli.help import SectionedCommand
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
 app.command("info", cls=SectionedCommand)(info.info)
+app.command("prepare", cls=SectionedCommand)(prepare.prepare)
+app.command("train", cls=SectionedCommand)(train.train)
+app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("bench", cls=SectionedCommand)(bench.bench)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
 from dfscan.errors import DfscanError
+
+if TYPE_CHECKING:
+    from dfscan.detector.card import Calibration
+    from dfscan.detector.checkpoint import Checkpoint
+
+ESTIMATE_KEYS = {"value", "low", "high"}
+"""Of a measured value with its interval, as in the metrics of a card."""
 
 
 @guarded
@@ -34,7 +41,11 @@ def info(
     document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "checkpoint": None}
     if card:
         document["checkpoint"] = {"path": str(card.path), "sha256": card.sha256, **card.card.model_dump(mode="json")}
-    typer.echo(json.dumps(document, indent=2) if as_json else "\n".join(_lines(document)))
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    shown = _model_card(card) if card else "none built in; name one with --checkpoint"
+    typer.echo("\n".join(_lines({**document, "checkpoint": shown})))
 
 
 def _versions() -> dict[str, str]:
@@ -59,14 +70,74 @@ def _devices() -> list[str]:
     return ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))]
 
 
+# The card for people
+
+
+def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    card = checkpoint.card
+    size_px, margin = card.preprocessing.input_size_px, card.preprocessing.crop_margin
+    detection, aggregation = card.detection, card.aggregation
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "name": card.name,
+        "written by": f"dfscan {card.dfscan_version}",
+        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, {margin:g} times the face",
+        "sampling": f"{card.sampling.num_frames} frames",
+        "faces": f"at most {detection.max_faces} a frame, {detection.min_face_px} px or more, "
+        f"probability {detection.threshold:g} or more; at least {aggregation.min_faces} of one person",
+        "calibration": _calibration(card.calibration),
+        "training": card.training,
+        "metrics": card.metrics,
+    }
+
+
+def _calibration(calibration: Calibration) -> dict[str, Any]:
+    if not calibration.trained:
+        return {"trained": "no: its scores mean nothing, and it only ever says inconclusive"}
+    of = calibration
+    called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
+    called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
+    return {
+        "trained": "yes",
+        "temperature": of.temperature,
+        "fake": "never" if of.fake_threshold is None else f"from score {of.fake_threshold:.6f}{called_fake}",
+        "real": "never, it is too weak for that"
+        if of.real_threshold is None
+        else f"up to score {of.real_threshold:.6f}{called_real}",
+    }
+
+
+def _stated(rate: float | None, interval: tuple[float, float] | None, num_videos: int | None, truth: str) -> str:
+    if rate is None:
+        return ""
+    of = "" if num_videos is None else f"{num_videos} "
+    vouched = "" if interval is None else f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
+    return f", where {rate:.1%} of {of}{truth} validation videos fall{vouched}"
+
+
 def _lines(document: dict[str, Any], indent: str = "") -> list[str]:
-    if document.get("checkpoint", 0) is None:
-        document = {**document, "checkpoint": "none built in; name one with --checkpoint"}
+    from dfscan.report.text import printable
+
     lines: list[str] = []
     for name, value in document.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        start = f"{indent}{printable(str(name))}:"
+        if isinstance(value, dict) and set(value) != ESTIMATE_KEYS:
+            lines += [start, *_lines(value, indent + "  ")]
+        elif isinstance(value, list) and any(isinstance(item, str) and " " in item for item in value):
+            lines += [start, *(f"{indent}  - {printable(str(item))}" for item in value)]
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            lines.append(f"{indent}{name}: {'-' if shown is None else shown}")
+            lines.append(f"{start} {printable(_shown(value))}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """One value on one line: a measured one with its interval, a list with commas."""
+    if isinstance(value, dict):
+        low, high = _shown(value["low"]), _shown(value["high"])
+        return _shown(value["value"]) + ("" if value["low"] is None else f" [{low}, {high}]")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)

@@ -66,6 +66,12 @@ class Calibration(_Section):
     """Stated rate of real validation videos at or above `fake_threshold`."""
     fake_called_real_rate: Unit | None = None
     """Stated rate of fake validation videos at or below `real_threshold`."""
+    num_real_videos: int | None = Field(default=None, ge=0)
+    """Real videos of the validation split, from which the rates come."""
+    num_fake_videos: int | None = Field(default=None, ge=0)
+    real_called_fake_interval: tuple[Unit, Unit] | None = None
+    """95 % interval of `real_called_fake_rate` (Clopper and Pearson 1934): what so few videos can vouch for."""
+    fake_called_real_interval: tuple[Unit, Unit] | None = None
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:

@@ -74,12 +74,12 @@ def read_crop(path: Path) -> NDArray[np.uint8]:
     Raises:
         ConfigError: it is not there or no picture.
     """
-    remedy = "make the data set anew with `dfscan prepare`"
+    remedy = "delete its row from the manifest, or make the data set anew with `dfscan prepare`"
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise ConfigError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     if picture is None:
-        raise ConfigError(f"{path}: no picture that can be decoded; {remedy}")
+        raise ConfigError(f"face crop {path}: no picture that can be decoded; {remedy}")
     return np.asarray(picture, np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
 from dfscan.errors import ConfigError
 from dfscan.train.batches import Batch, Key
+from dfscan.train.crops import LooseCrop, read_crop
 from dfscan.train.manifest import Sample
 from dfscan.train.settings import TrainSettings
-from dfscan.train.views import FaceFile, TrainingViews, evaluation_pair, evaluation_view
+from dfscan.train.views import TrainingViews, evaluation_pair, evaluation_view
 
 EVALUATION_EPOCH = 2**31
 """Stands for the epoch in the seeds of evaluation, which sees the same faces every time."""
@@ -80,34 +80,13 @@ class FaceSet(Dataset[_Item | ConfigError]):
             ConfigError: the crop cannot be read.
         """
         sample = self.samples[key.sample]
-        face = read_face(self._folder, sample)
+        face = LooseCrop(read_crop(self._folder / sample.crop), sample.box_xyxy, sample.landmarks)
         rng = np.random.default_rng([self._settings.seed, *key])
         if self._is_paired(sample):
             pair = self._views.pair(face, rng) if self._views else evaluation_pair(face, self._settings, rng)
             return np.stack(pair), [0, 1]
         views = self._views.single(face, rng) if self._views else [evaluation_view(face, self._settings)]
         return np.stack(views), [int(sample.label == "fake")]
-
-
-def read_face(folder: Path, sample: Sample) -> FaceFile:
-    """Read a crop.
-
-    Raises:
-        ConfigError: naming the file, if it is not there or no picture.
-    """
-    path = folder / sample.crop
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise ConfigError(f"face crop {path} cannot be read ({error.strerror}); {_REMEDY}") from error
-    with contextlib.suppress(cv2.error):  # empty files; the rest comes back as None
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        if picture is not None:
-            return FaceFile(picture.astype(np.uint8, copy=False), sample.box_xyxy, sample.landmarks)
-    raise ConfigError(f"face crop {path} is no picture that can be decoded; {_REMEDY}")
-
-
-_REMEDY = "delete its row from the manifest, or make the data set anew with `dfscan prepare`"
 
 
 def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memory: bool) -> Iterator[Faces]:

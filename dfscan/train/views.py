@@ -6,7 +6,6 @@ them apart. In evaluation a view is the same cut and the same single resizing as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.faces.crop import crop_face, crop_square_xyxy
+from dfscan.train.crops import LooseCrop
 from dfscan.train.degrade import compress_h264
 from dfscan.train.forgery import self_blend
 from dfscan.train.settings import TrainSettings
@@ -25,27 +25,15 @@ ROOM = 1.25
 """Side of the picture that is turned and scaled over the side of what is then cut from it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FaceFile:
-    """A loose crop with its pixels."""
-
-    pixels: Pixels
-    """(S, S, 3) RGB."""
-    box_xyxy: Floats
-    """(4,) in pixels of the crop."""
-    landmarks: Floats
-    """(5, 2) in pixels of the crop."""
-
-
-def evaluation_view(face: FaceFile, settings: TrainSettings) -> Pixels:
+def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
     """What a scan would show the network of this face: (size, size, 3) RGB."""
     return crop_face(face.pixels, face.box_xyxy, margin=settings.crop_margin, size=settings.input_size_px)
 
 
-def evaluation_pair(face: FaceFile, settings: TrainSettings, rng: np.random.Generator) -> list[Pixels]:
+def evaluation_pair(face: LooseCrop, settings: TrainSettings, rng: np.random.Generator) -> list[Pixels]:
     """The views of a real face and of a fake made from it; neither is degraded."""
     blend = self_blend(face.pixels, face.landmarks, rng)
-    faces = (FaceFile(pixels, face.box_xyxy, face.landmarks) for pixels in (face.pixels, blend.fake))
+    faces = (LooseCrop(pixels, face.box_xyxy, face.landmarks) for pixels in (face.pixels, blend.fake))
     return [evaluation_view(each, settings) for each in faces]
 
 
@@ -58,12 +46,12 @@ class TrainingViews:
         self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROOM
         self._size_px = round(settings.resize_px * ROOM)
 
-    def single(self, face: FaceFile, rng: np.random.Generator) -> list[Pixels]:
+    def single(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
         """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one."""
         work = self._work(face, size_px=self._size_px)
         return self._cut([self._augmented(work.pixels, None, int(rng.integers(2**31)))], rng)
 
-    def pair(self, face: FaceFile, rng: np.random.Generator) -> list[Pixels]:
+    def pair(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
         """Two views, of a real face and of a fake made from it, alike in everything else."""
         work = self._work(face, size_px=self._native_size(face, rng))
         blend = self_blend(work.pixels, work.landmarks, rng)
@@ -74,7 +62,7 @@ class TrainingViews:
         enlarged = (cv2.resize(picture, full, interpolation=cv2.INTER_CUBIC) for picture in pictures)
         return self._cut([self._augmented(picture.astype(np.uint8), mask, seed) for picture in enlarged], rng)
 
-    def _native_size(self, face: FaceFile, rng: np.random.Generator) -> int:
+    def _native_size(self, face: LooseCrop, rng: np.random.Generator) -> int:
         """The side at which a fake is made and compressed: as its video would have it, never enlarged."""
         settings = self._settings
         left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
@@ -83,13 +71,13 @@ class TrainingViews:
         least_px = round(self._size_px * settings.resolution_min)
         return max(min(size_px, least_px), round(size_px * scale)) if is_shrunk else size_px
 
-    def _work(self, face: FaceFile, *, size_px: int) -> FaceFile:
+    def _work(self, face: LooseCrop, *, size_px: int) -> LooseCrop:
         """The face with room round it, at the given size."""
         left, top, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
         scale, corner = size_px / (right - left), np.array([left, top], np.float32)
         pixels = crop_face(face.pixels, face.box_xyxy, margin=self._margin, size=size_px)
         box = (face.box_xyxy - np.tile(corner, 2)) * scale
-        return FaceFile(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
+        return LooseCrop(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
 
     def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
         settings = self._settings

@@ -1,0 +1,170 @@
+"""From the logits of validation videos to a temperature and two thresholds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dfscan.detector.card import Aggregation, Calibration
+from dfscan.errors import ConfigError
+from dfscan.train.metrics import clopper_pearson
+
+TEMPERATURES = (0.05, 100.0)
+EVEN_ODDS = 0.5
+MIN_REAL_ADVANTAGE = 2.0
+"""`real` is said only of scores that are surely so many times more frequent among reals than among fakes."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def calibrate(
+    logits: ArrayLike,
+    is_fake: ArrayLike,
+    *,
+    aggregation: Aggregation,
+    num_frames: int,
+    real_called_fake: float = 0.01,
+    fake_called_real: float = 0.05,
+) -> Calibration:
+    """Fit the temperature and both thresholds to a validation split.
+
+    The temperature (Guo et al. 2017, section 4.2) minimises the negative log-likelihood of the score of a video with
+    `num_frames` faces, reals and fakes weighing the same: a score of 0.5 is even odds whatever the split's mix. Labels
+    are softened as by Platt (1999, section 2.2), or a split without mistakes would make every score 0 or 1.
+
+    `fake_threshold` lies in the middle between the highest score that must stay below it and the next higher score of
+    any validation video: as the lowest threshold that at most `real_called_fake` of the reals reach it decides on all
+    of them, with room on both sides; but never below even odds. `real_threshold` mirrors it. It is None where the
+    reals at or below it are not surely (intervals of Clopper and Pearson) twice as frequent as the fakes there. Where
+    it would lie above `fake_threshold`, that one serves for both.
+
+    Args:
+        logits: (V,) mean raw logit of each validation video.
+        is_fake: (V,).
+        aggregation: how many undecided faces a track is credited with.
+        num_frames: faces of a track that lasts the whole video.
+        real_called_fake: largest share of real videos at or above `fake_threshold`.
+        fake_called_real: largest share of fake videos at or below `real_threshold`.
+
+    Raises:
+        ConfigError: no videos, only one class, logits that are not finite or so large that scores saturate.
+    """
+    values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
+    _check(values, labels)
+    temperature = _fit_temperature(values, labels, aggregation, num_frames)
+    scores = _sigmoid(_video_logits(values, temperature, aggregation, num_frames))
+    fake_threshold = _fake_threshold(scores, labels, real_called_fake)
+    real_threshold = _real_threshold(scores, labels, fake_called_real, fake_threshold)
+    is_called_fake = scores >= fake_threshold
+    is_called_real = None if real_threshold is None else (scores <= real_threshold) & ~is_called_fake
+    return Calibration(
+        trained=True,
+        temperature=temperature,
+        fake_threshold=fake_threshold,
+        real_threshold=real_threshold,
+        num_real_videos=int((~labels).sum()),
+        num_fake_videos=int(labels.sum()),
+        real_called_fake_rate=float(is_called_fake[~labels].mean()),
+        real_called_fake_interval=_interval(is_called_fake[~labels]),
+        fake_called_real_rate=None if is_called_real is None else float(is_called_real[labels].mean()),
+        fake_called_real_interval=None if is_called_real is None else _interval(is_called_real[labels]),
+    )
+
+
+def _check(logits: Floats, is_fake: Bools) -> None:
+    if logits.shape != is_fake.shape or logits.ndim != 1:
+        raise ValueError(f"one label for each logit, got {logits.shape} and {is_fake.shape}")
+    if not len(logits):
+        raise ConfigError("no validation video to calibrate on; put some groups of videos into the split val")
+    if num_bad := int((~np.isfinite(logits)).sum()):
+        raise ConfigError(
+            f"{num_bad} of {len(logits)} validation videos have a logit that is not finite; the training has diverged: "
+            "start again with a lower learning rate"
+        )
+    if is_fake.all() or not is_fake.any():
+        only, other = ("fake", "real") if is_fake.all() else ("real", "fake")
+        raise ConfigError(
+            f"all {len(logits)} validation videos are {only}; thresholds need both: put {other} videos into the "
+            "split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
+        )
+
+
+def _video_logits(logits: Floats, temperature: float, aggregation: Aggregation, num_frames: int) -> Floats:
+    """What `scan.verdict.track_score` makes of `num_frames` faces with this mean, before its sigmoid."""
+    total = logits / temperature * num_frames + aggregation.prior_faces * aggregation.neutral_logit
+    return total / (num_frames + aggregation.prior_faces)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    power = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, power) / (1.0 + power)
+
+
+def _fit_temperature(logits: Floats, is_fake: Bools, aggregation: Aggregation, num_frames: int) -> float:
+    from scipy.optimize import minimize_scalar
+
+    num_fake = int(is_fake.sum())
+    num_real = len(is_fake) - num_fake
+    targets = np.where(is_fake, (num_fake + 1) / (num_fake + 2), 1 / (num_real + 2))
+
+    def loss(log_temperature: float) -> float:
+        videos = _video_logits(logits, math.exp(log_temperature), aggregation, num_frames)
+        losses = np.logaddexp(0.0, videos) - targets * videos
+        return float(losses[is_fake].mean() + losses[~is_fake].mean()) / 2
+
+    # In 1/T the loss is convex, so it has one valley in log T too.
+    bounds = tuple(map(math.log, TEMPERATURES))
+    return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+
+
+def _fake_threshold(scores: Floats, is_fake: Bools, max_share: float) -> float:
+    reals = np.sort(scores[~is_fake])[::-1]
+    num_allowed = _num_allowed(len(reals), max_share)
+    below = float(reals[num_allowed]) if num_allowed < len(reals) else 0.0
+    if below >= 1:
+        raise ConfigError(
+            "a real validation video scores 1.0 at any temperature; the training has diverged: start again with a "
+            "lower learning rate"
+        )
+    above = scores[scores > below]
+    middle = (below + float(above.min())) / 2 if len(above) else 0.0
+    return max(middle, math.nextafter(below, 1), EVEN_ODDS)
+
+
+def _real_threshold(scores: Floats, is_fake: Bools, max_share: float, fake_threshold: float) -> float | None:
+    fakes = np.sort(scores[is_fake])
+    num_allowed = _num_allowed(len(fakes), max_share)
+    above = float(fakes[num_allowed]) if num_allowed < len(fakes) else 1.0
+    if above <= 0:
+        return None
+    below = scores[scores < above]
+    middle = (above + float(below.max())) / 2 if len(below) else 1.0
+    threshold = min(middle, math.nextafter(above, 0), fake_threshold)
+    is_low = (scores <= threshold) & (scores < fake_threshold)
+    return threshold if _is_of_use(is_low, is_fake) else None
+
+
+def _is_of_use(is_low: Bools, is_fake: Bools) -> bool:
+    reals, fakes = is_low[~is_fake], is_low[is_fake]
+    least_reals, _ = clopper_pearson(int(reals.sum()), len(reals))
+    _, most_fakes = clopper_pearson(int(fakes.sum()), len(fakes))
+    return least_reals >= MIN_REAL_ADVANTAGE * most_fakes
+
+
+def _num_allowed(count: int, max_share: float) -> int:
+    return math.floor(count * max_share + 1e-9)  # 100 * 0.29 is 28.999999999999996
+
+
+def _interval(is_wrong: Bools) -> tuple[float, float]:
+    return clopper_pearson(int(is_wrong.sum()), len(is_wrong))
+
+
+def video_scores(
+    logits: ArrayLike, calibration: Calibration, *, aggregation: Aggregation, num_frames: int
+) -> NDArray[np.float64]:
+    """The scores (V,) that a scan would give videos whose faces have these mean raw logits (V,)."""
+    values = np.asarray(logits, np.float64)
+    return _sigmoid(_video_logits(values, calibration.temperature, aggregation, num_frames))

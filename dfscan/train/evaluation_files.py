@@ -1,0 +1,191 @@
+"""The files of an evaluation: everything as JSON, tables as CSV, and plots."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dfscan.errors import ConfigError, OutputError
+from dfscan.report.meta import versions
+from dfscan.report.schema import Column
+from dfscan.report.writers import AtomicFile, open_writer
+from dfscan.train.evaluate import ALL, LEVELS, Evaluation, Judged, Part, count_verdicts
+from dfscan.train.manifest import LABELS
+from dfscan.train.metrics import CONFIDENCE, Estimate
+from dfscan.train.plots import plot_robustness, plot_scores
+
+DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
+ROBUSTNESS_PLOT = "robustness.png"
+PLOTS = ("roc.png", "calibration.png", "histogram.png", ROBUSTNESS_PLOT)
+
+VIDEO_COLUMNS = (
+    Column("path", "path"),
+    Column("label", "text"),
+    Column("kind", "text"),
+    Column("group", "text"),
+    Column("verdict", "text"),
+    Column("score", "score"),
+    Column("num_faces", "int"),
+    Column("reason", "text"),
+)
+METRIC_COLUMNS = (
+    Column("level", "text"),
+    Column("subset", "text"),
+    Column("metric", "text"),
+    Column("value", "score"),
+    Column("low", "score"),
+    Column("high", "score"),
+    Column("num_videos", "int"),
+    Column("num_groups", "int"),
+)
+
+
+def make_folder(folder: Path, *, inputs: Iterable[str]) -> None:
+    """Make the folder of the results, and see that they can be written and replace no input.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+        ConfigError: an input has the name of a result.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); name another folder with --out") from error
+    places = {os.path.realpath(folder / name): name for name in (DOCUMENT, METRICS, VIDEOS, *PLOTS)}
+    for path in inputs:
+        if name := places.get(os.path.realpath(path)):
+            raise ConfigError(f"{name} would overwrite the input {path}; name another folder with --out")
+    AtomicFile(folder / DOCUMENT).discard()
+
+
+def write_videos(folder: Path, judged: Sequence[Judged]) -> None:
+    """Write a row for each video.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with open_writer(folder / VIDEOS, VIDEO_COLUMNS, format="csv") as writer:
+        for each in judged:
+            source, verdict = each.source, each.verdict
+            row = {"path": source.path, "label": source.label, "kind": source.kind or None, "group": source.group}
+            found = {"verdict": verdict.label, "score": verdict.score, "num_faces": len(each.face_scores)}
+            writer.append(row | found | {"reason": str(verdict.reason) if verdict.reason else None})
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ()) -> None:
+    """Write the metrics, the document with everything in it, and the plots; `videos.csv` is there already.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    with open_writer(folder / METRICS, METRIC_COLUMNS, format="csv") as writer:
+        for row in _metric_rows(evaluation):
+            writer.append(row)
+    text = json.dumps(document(evaluation, skipped=skipped), allow_nan=False, indent=2)
+    file = AtomicFile(folder / DOCUMENT)
+    file.write(f"{text}\n".encode())
+    file.commit()
+    _plot(folder, evaluation)
+
+
+def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Everything, as values that JSON knows; numbers are not rounded."""
+    import av  # noqa: F401  its presence makes versions() name FFmpeg's
+
+    checkpoint = evaluation.checkpoint
+    return {
+        "checkpoint": {"label": checkpoint.label, "sha256": checkpoint.sha256, "path": str(checkpoint.path)},
+        "thresholds": dict(zip(("real", "fake"), evaluation.thresholds, strict=True)),
+        "counts": counts(evaluation.judged) | {"skipped": len(skipped)},
+        "verdicts": count_verdicts(evaluation.judged),
+        "metrics": _nested(evaluation.parts),
+        "groups": _groups(evaluation.judged),
+        "robustness": {
+            each.name: {"metrics": _nested(each.parts), "verdicts": each.verdicts, "num_cut_short": each.num_cut_short}
+            for each in evaluation.conditions
+        },
+        "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
+        "bootstrap": {"over": "groups", "confidence": CONFIDENCE} | _draws(evaluation),
+        "settings": evaluation.settings.model_dump(mode="json"),
+        "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
+    }
+
+
+def counts(judged: Sequence[Judged]) -> dict[str, int]:
+    """How many videos there are of what."""
+    return {
+        "videos": len(judged),
+        **{label: sum(each.source.label == label for each in judged) for label in LABELS},
+        "groups": len({each.source.group for each in judged}),
+        "judged": sum(each.verdict.score is not None for each in judged),
+        "faces": sum(len(each.face_scores) for each in judged),
+    }
+
+
+def _draws(evaluation: Evaluation) -> dict[str, int]:
+    return {"num_resamples": evaluation.num_resamples, "seed": evaluation.seed}
+
+
+def _nested(parts: Iterable[Part]) -> dict[str, Any]:
+    """Metrics by level and subset."""
+    nested: dict[str, Any] = {level: {} for level in LEVELS}
+    for part in parts:
+        estimates = {name: asdict(estimate) for name, estimate in part.metrics.items()}
+        nested[part.level][part.subset] = {"num_videos": part.num_videos, "num_groups": part.num_groups, **estimates}
+    return nested
+
+
+def _groups(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Groups of more than one video: a group of one is a row of `videos.csv`."""
+    members: dict[str, list[Judged]] = {}
+    for each in judged:
+        members.setdefault(each.source.group, []).append(each)
+    return {name: _group(videos) for name, videos in sorted(members.items()) if len(videos) > 1}
+
+
+def _group(videos: Sequence[Judged]) -> dict[str, Any]:
+    scores = {label: [each.verdict.score for each in videos if each.source.label == label] for label in LABELS}
+    known = {label: [score for score in values if score is not None] for label, values in scores.items()}
+    means = {f"mean_score_{label}": sum(values) / len(values) if values else None for label, values in known.items()}
+    return (
+        {f"num_{label}": len(values) for label, values in scores.items()} | means | {"verdicts": count_verdicts(videos)}
+    )
+
+
+def _metric_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
+    yield from _rows(evaluation.parts)
+    for condition in evaluation.conditions:
+        yield from _rows(condition.parts, prefix=f"robustness: {condition.name}")
+
+
+def _rows(parts: Iterable[Part], *, prefix: str | None = None) -> Iterator[dict[str, object]]:
+    for part in parts:
+        subject = {"level": part.level, "subset": prefix or part.subset}
+        sizes = {"num_videos": part.num_videos, "num_groups": part.num_groups}
+        for name, estimate in part.metrics.items():
+            yield subject | {"metric": name} | asdict(estimate) | sizes
+
+
+def _plot(folder: Path, evaluation: Evaluation) -> None:
+    videos = [each for each in evaluation.judged if each.scores("video")]
+    plot_scores(
+        [score for each in videos for score in each.scores("video")],
+        [each.source.label == "fake" for each in videos],
+        folder,
+        thresholds=evaluation.thresholds,
+        title=f"{len(videos)} videos, {evaluation.checkpoint.label}",
+    )
+    if evaluation.conditions:
+        by_name = {"original": evaluation.parts} | {each.name: each.parts for each in evaluation.conditions}
+        plot_robustness({name: _aucs(parts) for name, parts in by_name.items()}, folder)
+    else:
+        (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # of an earlier evaluation, it would not belong to this one
+
+
+def _aucs(parts: Iterable[Part]) -> dict[str, Estimate]:
+    return {part.level: part.metrics["roc_auc"] for part in parts if part.subset == ALL and part.metrics}

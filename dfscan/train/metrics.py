@@ -1,0 +1,285 @@
+"""How well scores tell fake from real, with intervals that know which faces belong together.
+
+Faces of one video, and videos of one person or take, err together. The bootstrap therefore draws whole groups (Field
+and Welsh 2007, "Bootstrapping clustered data", section 2: the cluster bootstrap), not single faces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NUM_BINS = 15
+"""Of the calibration error and of the reliability diagram, as in Guo et al. 2017."""
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measured value and its 95 % interval; None for what the data cannot give."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoScores:
+    """One entry for each source video, sorted by its name; all arrays (V,)."""
+
+    sources: NDArray[np.str_]
+    logits: Floats
+    """Mean raw logit of the video's faces."""
+    is_fake: Bools
+    groups: NDArray[np.str_]
+    num_faces: NDArray[np.int64]
+
+
+def by_source(logits: ArrayLike, is_fake: ArrayLike, sources: Sequence[str], groups: Sequence[str]) -> VideoScores:
+    """Average the logits of each source video.
+
+    Args:
+        logits: (F,) of the faces.
+        is_fake: (F,) their labels; those of a source's first face count for all of it, likewise its group.
+        sources: (F,) names of the videos that they come from.
+        groups: (F,) groups of those videos.
+    """
+    names, first, index, counts = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
+    means = np.bincount(index, weights=np.asarray(logits, np.float64), minlength=len(names)) / counts
+    return VideoScores(
+        sources=names.astype(np.str_),
+        logits=means,
+        is_fake=np.asarray(is_fake, np.bool_)[first],
+        groups=np.asarray(groups, np.str_)[first],
+        num_faces=counts.astype(np.int64),
+    )
+
+
+def quick(logits: ArrayLike, is_fake: ArrayLike) -> dict[str, float | None]:
+    """Accuracy and F1 at P(fake) = 0.5, and ROC AUC, for a look after each epoch.
+
+    Args:
+        logits: (F,) raw; the temperature changes none of the three.
+        is_fake: (F,).
+
+    Returns:
+        `accuracy`, `roc_auc` (None with one class, or where a logit is not finite) and `f1` (None where nothing is
+        fake and nothing is called so); all None without faces.
+    """
+    values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
+    if not len(values):
+        return {"accuracy": None, "roc_auc": None, "f1": None}
+    decided = _decisions(values >= 0, labels, np.ones(len(labels)))
+    auc = _roc_auc(values, labels) if _has_both(labels) and np.isfinite(values).all() else None
+    return {"accuracy": _known(decided["accuracy"]), "roc_auc": auc, "f1": _known(decided["f1"])}
+
+
+def _roc_auc(values: Floats, is_fake: Bools) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(is_fake, values))
+
+
+def measure(
+    scores: ArrayLike,
+    is_fake: ArrayLike,
+    groups: Sequence[str],
+    *,
+    fake_threshold: float | None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """All metrics of a set of scores, each with a 95 % percentile interval of a bootstrap over groups.
+
+    Whole groups are drawn with replacement, as many as there are; a draw without one of the classes of the data is
+    drawn again. A class that comes from fewer than two groups cannot tell how groups differ: no intervals then.
+    Over a handful of groups such an interval is too narrow, and that of a faultless result has no width at all.
+
+    Args:
+        scores: (N,) P(fake) in [0, 1].
+        is_fake: (N,).
+        groups: (N,) what errs together: a person, or a take with the fakes made from it.
+        fake_threshold: `score >= fake_threshold` is called fake; None leaves out what needs it.
+        num_resamples: draws of the bootstrap.
+        seed: the same seed gives the same intervals.
+
+    Returns:
+        By name, and always all of them:
+
+        * `roc_auc`, `average_precision` (the step-wise sum of scikit-learn, without interpolation);
+        * `eer`: where the straight lines between the points of the ROC meet false positive = false negative rate;
+        * `tpr_at_fpr_1`, `tpr_at_fpr_5`: the highest true positive rate of a threshold that at most 1 % or 5 % of
+          the reals reach, without interpolation;
+        * `log_loss` in nats, `brier`, the mean of (score - label)^2;
+        * `ece`: sum over 15 equally wide bins of (share of the scores in the bin) * |mean label - mean score|
+          (Guo et al. 2017, equation 3, with P(fake) in the place of confidence); a bin holds its lower edge;
+        * `accuracy`, `precision`, `recall` and `f1` at the threshold. Precision is None where nothing is called fake.
+
+        With one class only `log_loss`, `brier`, `ece` and `accuracy` are given, the others are None.
+
+    Raises:
+        ValueError: there are no scores, or some are not in [0, 1].
+    """
+    values, labels = np.asarray(scores, np.float64), np.asarray(is_fake, np.bool_)
+    if not len(values) or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("scores must be at least one, and all in [0, 1]")
+    table = _Table(values, labels, fake_threshold)
+    return _bootstrap(table.metrics, labels, groups, num_resamples=num_resamples, seed=seed)
+
+
+def share(flags: ArrayLike, groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The share of true flags, such as "is inconclusive", with its interval as in `measure`; None of nothing."""
+    values = np.asarray(flags, np.float64)
+    if not len(values):
+        return Estimate(None, None, None)
+    one_class = np.ones(len(values), np.bool_)
+    found = _bootstrap(
+        lambda weights: {"share": _mean(values, weights)}, one_class, groups, num_resamples=num_resamples, seed=seed
+    )
+    return found["share"]
+
+
+def clopper_pearson(num_hits: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact two-sided interval of a share (Clopper and Pearson 1934), from quantiles of the beta distribution.
+
+    Returns:
+        (low, high) in [0, 1]; (0, 1) of no trials.
+    """
+    from scipy.stats import beta
+
+    tail, num_misses = (1 - confidence) / 2, num_trials - num_hits
+    low = float(beta.ppf(tail, num_hits, num_misses + 1)) if num_hits else 0.0
+    high = float(beta.ppf(1 - tail, num_hits + 1, num_misses)) if num_misses else 1.0
+    return low, high
+
+
+# The bootstrap
+
+
+def _bootstrap(
+    statistic: Callable[[Floats], dict[str, float]],
+    is_fake: Bools,
+    groups: Sequence[str],
+    *,
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Values of the whole data and percentiles over draws; `statistic` takes how often each entry was drawn."""
+    import sklearn
+
+    whole = np.ones(len(is_fake))
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        found = statistic(whole)
+        draws = [statistic(weights) for weights in _draws(is_fake, groups, num_resamples=num_resamples, seed=seed)]
+    return {name: _estimate(value, np.array([draw[name] for draw in draws])) for name, value in found.items()}
+
+
+def _draws(is_fake: Bools, groups: Sequence[str], *, num_resamples: int, seed: int) -> Iterator[Floats]:
+    names, index = np.unique(groups, return_inverse=True)
+    classes = [is_fake == label for label in np.unique(is_fake)]
+    if any(len(np.unique(index[members])) < 2 for members in classes):
+        return
+    generator = np.random.default_rng(seed)
+    num_drawn = 0
+    while num_drawn < num_resamples:
+        picked = generator.integers(len(names), size=len(names))
+        weights = np.bincount(picked, minlength=len(names))[index].astype(np.float64)
+        if all(weights[members].any() for members in classes):
+            num_drawn += 1
+            yield weights
+
+
+def _estimate(value: float, draws: Floats) -> Estimate:
+    draws = draws[~np.isnan(draws)]
+    if not len(draws) or np.isnan(value):
+        return Estimate(_known(value), None, None)
+    tail = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+# The metrics of weighted scores; NaN is what cannot be given
+
+
+class _Table:
+    """Scores with all that does not depend on how often each of them was drawn."""
+
+    def __init__(self, scores: Floats, is_fake: Bools, fake_threshold: float | None) -> None:
+        self._scores = scores
+        self._is_fake = is_fake
+        self._is_called_fake = None if fake_threshold is None else scores >= fake_threshold
+        tiny = np.finfo(np.float64).eps
+        self._log_losses = -np.log(np.clip(np.where(is_fake, scores, 1 - scores), tiny, 1))
+        self._squares = np.square(scores - is_fake)
+        self._bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+
+    def metrics(self, weights: Floats) -> dict[str, float]:
+        """All metrics by name, each entry counted as often as its weight says."""
+        return {
+            **self._curves(weights),
+            "log_loss": _mean(self._log_losses, weights),
+            "brier": _mean(self._squares, weights),
+            "ece": self._ece(weights),
+            **self._at_threshold(weights),
+        }
+
+    def _curves(self, weights: Floats) -> dict[str, float]:
+        from sklearn.metrics import auc, roc_curve
+
+        names = ("roc_auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_5")
+        if not _has_both(self._is_fake):
+            return dict.fromkeys(names, np.nan)
+        fpr, tpr, _ = roc_curve(self._is_fake, self._scores, sample_weight=weights, drop_intermediate=False)
+        num_fake = weights[self._is_fake].sum()
+        hits, false_alarms = tpr[1:] * num_fake, fpr[1:] * (weights.sum() - num_fake)
+        average_precision = np.diff(tpr) @ (hits / (hits + false_alarms))
+        equal_error = np.interp(0.0, fpr + tpr - 1, fpr)
+        values = (auc(fpr, tpr), average_precision, equal_error, tpr[fpr <= 0.01].max(), tpr[fpr <= 0.05].max())
+        return dict(zip(names, map(float, values), strict=True))
+
+    def _ece(self, weights: Floats) -> float:
+        gaps = np.bincount(self._bins, weights=weights * (self._is_fake - self._scores))
+        return float(np.abs(gaps).sum() / weights.sum())
+
+    def _at_threshold(self, weights: Floats) -> dict[str, float]:
+        names = ("accuracy", "precision", "recall", "f1")
+        if self._is_called_fake is None:
+            return dict.fromkeys(names, np.nan)
+        decided = _decisions(self._is_called_fake, self._is_fake, weights)
+        if _has_both(self._is_fake):
+            return decided
+        return dict.fromkeys(names, np.nan) | {"accuracy": decided["accuracy"]}
+
+
+def _decisions(is_called_fake: Bools, is_fake: Bools, weights: Floats) -> dict[str, float]:
+    hits = float(weights[is_called_fake & is_fake].sum())
+    false_alarms = float(weights[is_called_fake & ~is_fake].sum())
+    misses = float(weights[~is_called_fake & is_fake].sum())
+    return {
+        "accuracy": 1 - (false_alarms + misses) / float(weights.sum()),
+        "precision": _ratio(hits, hits + false_alarms),
+        "recall": _ratio(hits, hits + misses),
+        "f1": _ratio(2 * hits, 2 * hits + false_alarms + misses),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else np.nan
+
+
+def _mean(values: Floats, weights: Floats) -> float:
+    return float(values @ weights / weights.sum())
+
+
+def _has_both(is_fake: Bools) -> bool:
+    return bool(is_fake.any() and not is_fake.all())

@@ -1,0 +1,181 @@
+"""Worse copies of videos: what is left of them after a messenger, a platform or a bad camera."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from av.container import OutputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from dfscan.errors import OutputError
+from dfscan.media.isolate import Decoded, Ended, decode_videos
+from dfscan.media.plan import Sampling
+from dfscan.train.degrade import blur, compress_jpeg
+from dfscan.types import Reason
+
+MAX_FRAMES = 1500
+"""Of one video; the rest of a longer one (a minute at 25 a second) is left out of its copy."""
+ALL_FRAMES_EVERY_S = 1e-3
+TICKS_A_SECOND = 90_000
+MIN_SIDE_PX = 16
+"""The encoder takes nothing smaller."""
+BEST_CRF = 10
+"""Compression that adds next to nothing to the other changes."""
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A change of the pictures, if any, and the H.264 rate factor of the copy."""
+
+    name: str
+    crf: int = BEST_CRF
+    change: Callable[[Pixels], Pixels] | None = None
+
+
+def shrink(pixels: Pixels, *, factor: float) -> Pixels:
+    """Make a picture smaller for good, by area averaging."""
+    height, width = (max(MIN_SIDE_PX, round(side * factor)) for side in pixels.shape[:2])
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+CONDITIONS = (
+    Condition("CRF 23", 23),
+    Condition("CRF 32", 32),
+    Condition("CRF 40", 40),
+    Condition("half size", change=partial(shrink, factor=1 / 2)),
+    Condition("quarter size", change=partial(shrink, factor=1 / 4)),
+    Condition("blur 2 px", change=partial(blur, sigma_px=2.0)),
+    Condition("JPEG 30", change=partial(compress_jpeg, quality=30)),
+)
+
+
+@dataclass(slots=True)
+class Copies:
+    """What became of the copies of a set of videos."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    """Path of the copy, by that of the original."""
+    failures: dict[str, Reason] = field(default_factory=dict)
+    """Why there is no copy, by path of the original."""
+    num_cut_short: int = 0
+    """Videos with more than `MAX_FRAMES`."""
+
+
+def write_copies(
+    paths: Iterable[str],
+    condition: Condition,
+    folder: Path,
+    *,
+    num_workers: int,
+    timeout_s: float,
+    max_frames: int = MAX_FRAMES,
+) -> Copies:
+    """Write a worse copy of each video, H.264 in MP4, every picture at its own time.
+
+    Where compression is the condition, the encoder works at its default speed, as on platforms.
+
+    Args:
+        paths: the originals; decoded as for a scan, so upright and with square pixels.
+        condition: what is done to them.
+        folder: is there already, and empty.
+        num_workers: videos decoded at once.
+        timeout_s: seconds of decoding that one video may cost.
+        max_frames: pictures of one video that are copied.
+
+    Raises:
+        OutputError: a copy cannot be written.
+    """
+    sampling = Sampling(every_s=ALL_FRAMES_EVERY_S, max_frames=max_frames)
+    writers: dict[str, _Writer] = {}
+    copies = Copies()
+    with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, timeout_s=timeout_s)) as events:
+        for event in events:
+            if isinstance(event, Decoded):
+                if event.path not in writers:
+                    writers[event.path] = _Writer(folder / f"{len(copies.paths):06d}.mp4", condition)
+                    copies.paths[event.path] = str(writers[event.path].path)
+                writers[event.path].add(event.frame.pixels, event.frame.time_s)
+            elif isinstance(event, Ended):
+                copies.num_cut_short += event.is_cut_short
+                if event.path in writers:
+                    writers.pop(event.path).close()
+                if event.failure:
+                    copies.failures[event.path] = event.failure
+    copies.paths = {path: copy for path, copy in copies.paths.items() if path not in copies.failures}
+    return copies
+
+
+class _Writer:
+    """One copy, its size that of its first picture."""
+
+    def __init__(self, path: Path, condition: Condition) -> None:
+        self.path = path
+        self._condition = condition
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._last_tick = -1
+
+    def add(self, pixels: Pixels, time_s: float) -> None:
+        pixels = self._condition.change(pixels) if self._condition.change else pixels
+        try:
+            if self._stream is None:
+                self._stream = self._open(*pixels.shape[:2])
+            frame = VideoFrame.from_ndarray(_fitted(pixels, self._stream.height, self._stream.width), format="rgb24")
+            self._last_tick = max(self._last_tick + 1, round(time_s * TICKS_A_SECOND))
+            frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_A_SECOND)
+            self._mux(self._stream.encode(frame))
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
+
+    def _open(self, height: int, width: int) -> VideoStream:
+        self._container = av.open(str(self.path), "w")
+        stream = self._container.add_stream("libx264", rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = (max(MIN_SIDE_PX, side // 2 * 2) for side in (height, width))
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, TICKS_A_SECOND)
+        stream.codec_context.thread_count = 1
+        speed = {"preset": "veryfast"} if self._condition.change else {}
+        stream.codec_context.options = {"crf": str(self._condition.crf), **speed}
+        return stream
+
+    def _mux(self, packets: Any) -> None:
+        assert self._container is not None
+        self._container.mux(packets)
+
+    def close(self) -> None:
+        if self._container is None or self._stream is None:
+            return
+        try:
+            self._mux(self._stream.encode(None))
+            self._container.close()
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> OutputError:
+        cause = getattr(error, "strerror", None) or error
+        return OutputError(
+            f"{self.path}: a copy for --robustness cannot be written ({cause}); free some space there, or name another "
+            "folder for temporary files in TMPDIR"
+        )
+
+
+def _fitted(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Cut off the odd line that the encoder cannot take; resize a picture whose size has changed on the way."""
+    extra = pixels.shape[0] - height, pixels.shape[1] - width
+    if not (extra[0] in (0, 1) and extra[1] in (0, 1)):
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.ascontiguousarray(pixels[:height, :width])

@@ -1,0 +1,206 @@
+"""Temperature and thresholds on tables whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dfscan.cli import app
+from dfscan.detector.card import Aggregation, Calibration
+from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
+from dfscan.errors import ConfigError
+from dfscan.scan.verdict import Rules, track_score
+from dfscan.train.calibrate import calibrate
+from dfscan.types import Face, FaceScore, Track
+
+PLAIN = Aggregation(prior_faces=0)
+
+
+def fit(reals: object, fakes: object, **options: float) -> Calibration:
+    reals, fakes = np.asarray(reals, np.float64), np.asarray(fakes, np.float64)
+    is_fake = np.arange(len(reals) + len(fakes)) >= len(reals)
+    return calibrate(np.concatenate([reals, fakes]), is_fake, aggregation=PLAIN, num_frames=32, **options)
+
+
+def score(logit: float, calibration: Calibration) -> float:
+    return 1 / (1 + math.exp(-logit / calibration.temperature))
+
+
+def mirrored(num: int, seed: int = 1) -> np.ndarray:
+    """Logits of fakes that are their own log-odds when the reals are their negatives: N(m, 2m) with m = 1."""
+    return np.random.default_rng(seed).normal(1, math.sqrt(2), num)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 7.0])
+def test_temperature_undoes_a_known_factor(factor: float) -> None:
+    logits = mirrored(20_000) * factor
+    assert fit(-logits, logits).temperature == pytest.approx(factor, rel=0.03)
+
+
+def test_temperature_does_not_depend_on_the_mix() -> None:
+    logits = mirrored(20_000)
+    assert fit(-logits[:1000], logits).temperature == pytest.approx(1.0, rel=0.1)
+
+
+def test_temperature_knows_the_undecided_faces() -> None:
+    """With as many undecided faces as seen ones half the logit is left, so the temperature must be half as high."""
+    logits = np.concatenate([-mirrored(5000), mirrored(5000, 2)])
+    is_fake = np.arange(10_000) >= 5000
+    plain = calibrate(logits, is_fake, aggregation=PLAIN, num_frames=8).temperature
+    shrunk = calibrate(logits, is_fake, aggregation=Aggregation(prior_faces=8.0), num_frames=8).temperature
+    assert shrunk == pytest.approx(plain / 2, rel=1e-3)
+
+
+def test_thresholds_are_on_the_score_that_a_scan_gives() -> None:
+    """A real between the others decides the threshold; the scan's own function must put it just below."""
+    aggregation = Aggregation(prior_faces=3.0, neutral_logit=0.7)
+    reals, fakes = [-3.0, -2.0, -1.0, 1.0], [0.0, 1.001, 2.0, 3.0]
+    is_fake = np.array([False] * 4 + [True] * 4)
+    found = calibrate(np.array(reals + fakes), is_fake, aggregation=aggregation, num_frames=5)
+    assert found.fake_threshold is not None
+    rules = Rules(None, None, 3, aggregation.prior_faces, aggregation.neutral_logit)
+    face = Face(0, 0.0, 0, np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0, np.zeros(1, np.float32))
+    below, above = (
+        track_score(Track(0, (FaceScore(face, logit / found.temperature),) * 5), rules) for logit in (1.0, 1.001)
+    )
+    assert below < found.fake_threshold < above
+
+
+def test_one_percent_of_200_reals_is_two() -> None:
+    """The third highest real, 2.97, stays below; next to it is the second highest, 2.98."""
+    reals = np.arange(200) / 100 + 1.0
+    found = fit(reals, np.linspace(0.5, 6, 100))
+    assert found.fake_threshold is not None
+    assert score(2.97, found) < found.fake_threshold <= score(2.98, found)
+    assert found.real_called_fake_rate == 0.01
+    assert found.real_called_fake_interval == pytest.approx((0.0012, 0.0357), abs=1e-4)
+    assert (found.num_real_videos, found.num_fake_videos) == (200, 100)
+
+
+def test_few_reals_all_stay_below() -> None:
+    found = fit([-1.0, 0.5, 2.0], [1.0, 3.0, 4.0])
+    assert found.fake_threshold is not None
+    assert score(2.0, found) < found.fake_threshold < score(3.0, found)
+    assert found.fake_threshold == pytest.approx((score(2.0, found) + score(3.0, found)) / 2)
+    assert found.real_called_fake_rate == 0
+
+
+def test_equal_reals_stay_below_together() -> None:
+    """One of 100 reals may be called fake, but the two highest score the same: neither is."""
+    found = fit([*np.linspace(-2, 0, 98), 1.0, 1.0], [2.0, 3.0] * 20)
+    assert found.fake_threshold is not None
+    assert found.fake_threshold > score(1.0, found)
+    assert found.real_called_fake_rate == 0
+
+
+def test_no_fake_above_the_reals() -> None:
+    found = fit([-1.0, 0.0, 5.0], [1.0, 2.0, 5.0])
+    assert found.fake_threshold is not None
+    assert score(5.0, found) < found.fake_threshold <= 1
+
+
+def test_wished_rates_are_kept() -> None:
+    logits = mirrored(1000)
+    found = fit(-logits, mirrored(1000, 2), real_called_fake=0.1, fake_called_real=0.2)
+    assert found.real_called_fake_rate == pytest.approx(0.1)
+    assert found.fake_called_real_rate == pytest.approx(0.2)
+    assert found.real_threshold is not None
+    assert found.fake_threshold is not None
+    assert found.real_threshold < found.fake_threshold
+
+
+def test_five_percent_of_fakes_may_be_called_real() -> None:
+    """Of 100 fakes five may lie below: the five lowest do, 60 of the reals with them."""
+    fakes = [*np.linspace(-2, -1, 5), *np.linspace(0.1, 6, 95)]
+    reals = [*np.linspace(-3, 0, 60), *np.linspace(0.2, 5.9, 40)]
+    found = fit(reals, fakes)
+    assert found.real_threshold is not None
+    assert found.fake_called_real_rate == 0.05
+    assert score(0.0, found) < found.real_threshold < score(0.1, found)
+    assert found.fake_called_real_interval == pytest.approx((0.0164, 0.1128), abs=1e-4)
+
+
+def test_crossing_thresholds_become_one() -> None:
+    found = fit(np.linspace(-6, -1, 50), np.linspace(1, 6, 50))
+    assert found.real_threshold == found.fake_threshold == 0.5
+    assert found.real_called_fake_rate == found.fake_called_real_rate == 0
+    assert found.fake_called_real_interval is not None
+    assert found.fake_called_real_interval[1] > 0.05  # fifty videos vouch for no more
+
+
+def test_scores_of_a_faultless_split_stay_modest() -> None:
+    """50 videos without a mistake vouch for odds of about 51 to 1, not for certainty."""
+    found = fit([-40.0] * 50, [40.0] * 50)
+    assert score(40.0, found) == pytest.approx(51 / 52, abs=1e-3)
+
+
+@pytest.mark.parametrize("num", [10, 300])
+def test_a_useless_detector_calls_nothing_real(num: int) -> None:
+    rng = np.random.default_rng(3)
+    found = fit(rng.normal(size=num), rng.normal(size=num))
+    assert found.real_threshold is None
+    assert found.fake_called_real_rate is found.fake_called_real_interval is None
+    assert found.fake_threshold is not None
+
+
+def test_too_few_videos_to_call_anything_real() -> None:
+    """Five reals below all five fakes: at least 48 % of reals, but up to 52 % of fakes may lie there."""
+    assert fit(np.linspace(-6, -1, 5), np.linspace(1, 6, 5)).real_threshold is None
+
+
+@pytest.mark.parametrize(
+    ("reals", "fakes", "message"),
+    [
+        ([], [], "no validation video"),
+        ([1.0], [], "all 1 validation videos are real"),
+        ([], [1.0, 2.0], "all 2 validation videos are fake"),
+        ([0.0, float("nan")], [1.0], "not finite"),
+        ([1e9], [1e9], "diverged"),
+    ],
+)
+def test_says_what_is_wrong_with_a_split(reals: list[float], fakes: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(reals, fakes)
+
+
+def test_old_cards_still_read() -> None:
+    old = '{"trained": true, "temperature": 2.0, "fake_threshold": 0.9, "real_called_fake_rate": 0.01}'
+    assert Calibration.model_validate_json(old).num_real_videos is None
+    new = fit([-1.0, 0.5], [1.0, 3.0])
+    assert Calibration.model_validate_json(new.model_dump_json()) == new
+
+
+def test_info_shows_what_the_validation_videos_vouch_for(untrained: Path, tmp_path: Path) -> None:
+    checkpoint = read_card(untrained)
+    calibration = fit(np.arange(200) / 100 + 1.0, np.linspace(0.5, 6, 100))
+    metrics = {"roc_auc": {"value": 0.91, "low": 0.85, "high": 0.95}, "eer": {"value": 0.2, "low": None, "high": None}}
+    card = checkpoint.card.model_copy(
+        update={
+            "calibration": calibration,
+            "training": {"num_crops": 1200, "limits": ["sees face swaps only", "posed\x1badults"]},
+            "metrics": {"validation": {"video": metrics}},
+        }
+    )
+    save_checkpoint(tmp_path / "c.safetensors", load_network(checkpoint), card)
+    shown = [CliRunner().invoke(app, ["info", "--checkpoint", str(tmp_path / "c.safetensors"), *more]).stdout
+             for more in ([], ["--json"])]  # fmt: skip
+    lines = [line.strip() for line in shown[0].splitlines()]
+    assert f"temperature: {calibration.temperature:.4g}" in lines
+    assert (
+        f"fake: from score {calibration.fake_threshold:.6f}, where 1.0% of 200 real validation videos fall "
+        "(95 % interval 0.1% to 3.6%)" in lines
+    )
+    assert "real: never, it is too weak for that" in lines
+    assert "roc_auc: 0.91 [0.85, 0.95]" in lines
+    assert {"eer: 0.2", "num_crops: 1200", "- sees face swaps only", "- posed\\x1badults"} <= set(lines)
+    assert json.loads(shown[1])["checkpoint"]["calibration"] == calibration.model_dump(mode="json")
+
+
+def test_info_says_what_an_untrained_checkpoint_is_worth(untrained: Path) -> None:
+    shown = CliRunner().invoke(app, ["info", "--checkpoint", str(untrained)]).stdout
+    assert "trained: no: its scores mean nothing, and it only ever says inconclusive" in shown

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfscan.detector.preprocess import Preprocessing, to_input
+from dfscan.errors import ConfigError
+from dfscan.train.batches import Key, plan_epoch
+from dfscan.train.dataset import Faces, FaceSet, load
+from dfscan.train.settings import TrainSettings
+from dfscan.train.validation import normalised
+from tests.datasets import write_dataset
+
+SETTINGS = TrainSettings(forgeries="self-blended", input_size_px=64, resize_px=70, batch_size=8)
+PLAIN = TrainSettings(input_size_px=64, resize_px=70, batch_size=8)
+
+
+def face_set(folder: Path, settings: TrainSettings, *, is_training: bool = True, **made: object) -> FaceSet:
+    return FaceSet(write_dataset(folder, **made), folder, settings, is_training=is_training)
+
+
+def test_reals_come_with_a_fake_and_fakes_alone(tmp_path: Path) -> None:
+    faces = face_set(tmp_path, SETTINGS, with_fakes=True, num_train=4, num_val=1)
+    assert faces.num_faces == [2] * 5 + [1] * 5
+    batches = list(load(faces, [(Key(0, 0, 0), Key(0, 7, 0), Key(0, 1, 0))], num_workers=0, pin_memory=False))
+    assert batches[0].pixels.shape == (5, 64, 64, 3)
+    assert batches[0].is_fake.tolist() == [0, 1, 1, 0, 1]
+    assert batches[0].index.tolist() == [0, 0, 7, 1, 1]
+
+
+def test_without_forgeries_every_sample_is_one_face(tmp_path: Path) -> None:
+    faces = face_set(tmp_path, PLAIN, with_fakes=True, num_train=2, num_val=1)
+    assert faces.num_faces == [1] * 6
+    (batch,) = load(faces, [tuple(Key(0, i, 0) for i in range(6))], num_workers=0, pin_memory=False)
+    assert batch.is_fake.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
+    faces = face_set(tmp_path, SETTINGS)
+    batches = plan_epoch(faces.num_faces, epoch=1, seed=0, batch_size=8)
+    alone = list(load(faces, batches, num_workers=0, pin_memory=False))
+    helped = list(load(faces, batches, num_workers=2, pin_memory=False))
+    assert len(alone) == len(helped) == len(batches)
+    for a, b in zip(alone, helped, strict=True):
+        assert torch.equal(a.pixels, b.pixels)
+        assert torch.equal(a.is_fake, b.is_fake)
+
+
+def test_views_change_with_epoch_and_repeat_in_training_only(tmp_path: Path) -> None:
+    training = face_set(tmp_path, SETTINGS)
+    seen = [training.views_of(Key(epoch, 0, view))[0] for epoch, view in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert (seen[0] != seen[1]).any()
+    assert (seen[0] != seen[2]).any()
+    assert (seen[0] == seen[3]).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("content", "word"), [(b"no picture", "decoded"), (b"", "decoded"), (None, "cannot be read")])
+def test_an_unreadable_crop_is_named_with_a_remedy(
+    content: bytes | None, word: str, num_workers: int, tmp_path: Path
+) -> None:
+    faces = face_set(tmp_path, SETTINGS)
+    crop = tmp_path / faces.samples[2].crop
+    crop.unlink()
+    if content is not None:
+        crop.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        list(load(faces, [(Key(0, 1, 0), Key(0, 2, 0))], num_workers=num_workers, pin_memory=False))
+    assert str(crop) in str(caught.value)
+    assert word in str(caught.value)
+    assert "dfscan prepare" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_device_normalises_as_a_scan_does() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    preprocessing = Preprocessing(input_size_px=40)
+    faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3))
+    made = normalised(faces, preprocessing, torch.device("cpu"))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert np.allclose(made.numpy(), to_input(list(pixels), preprocessing), atol=1e-6)
