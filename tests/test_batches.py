@@ -55,5 +55,7 @@ def test_too_few_faces_give_no_batch() -> None:
     ("num_batches", "accumulate", "world_size", "steps"),
     [(10, 2, 1, 5), (11, 2, 1, 6), (11, 4, 1, 3), (12, 2, 3, 2), (1, 2, 1, 1), (0, 2, 1, 0)],
 )
-def test_steps_count_windows_and_the_partial_one(num_batches: int, accumulate: int, world_size: int, steps: int) -> None:
+def test_steps_count_windows_and_the_partial_one(
+    num_batches: int, accumulate: int, world_size: int, steps: int
+) -> None:
     assert num_steps(num_batches, accumulate=accumulate, world_size=world_size) == steps

