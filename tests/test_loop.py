@@ -1,4 +1,4 @@
-"""The loop against independent computations: what a step does, what many devices do, and what an interruption leaves."""
+"""The loop against independent computations: a step, many devices, and what an interruption leaves."""
 
 import json
 import os
@@ -21,7 +21,6 @@ from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.loop import Trainer, chosen_precision
 from dfscan.train.loss import detection_loss
-from dfscan.train.manifest import read_manifest
 from dfscan.train.settings import TrainSettings
 from dfscan.train.state import Progress
 from dfscan.train.validation import normalised, score_faces
@@ -282,13 +281,14 @@ TWO_PROCESSES = """
 import sys, json
 from pathlib import Path
 import torch
+from dfscan.train.manifest import read_manifest
 from dfscan.train.world import joined_world
 from tests import test_loop as t
 
 folder = Path(sys.argv[1])
 settings = t.TrainSettings(**{**t.SETTINGS.__dict__, "accumulate": 1, "epochs": 1})
 with joined_world("cpu") as world:
-    samples = t.read_manifest(folder)
+    samples = read_manifest(folder)
     sets = [t.FaceSet([s for s in samples if s.split == split], folder, settings, is_training=split == "train")
             for split in ("train", "val")]
     made = t.Trainer(t.create_network("test_efficientnet", seed=1), settings, training=sets[0], validation=sets[1],

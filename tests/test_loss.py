@@ -25,7 +25,9 @@ def by_hand(logit: float, label: float, *, alpha: float = 0.25, gamma: float = 2
 def test_the_loss_is_the_formula(alpha: float, gamma: float, balanced: bool) -> None:
     settings = TrainSettings(focal_alpha=alpha, focal_gamma=gamma, focal_balanced=balanced)
     loss = detection_loss(torch.tensor(LOGITS)[:, None], torch.tensor(LABELS), settings)
-    expected = [by_hand(*pair, alpha=alpha, gamma=gamma, balanced=balanced) for pair in zip(LOGITS, LABELS)]
+    expected = [
+        by_hand(*pair, alpha=alpha, gamma=gamma, balanced=balanced) for pair in zip(LOGITS, LABELS, strict=True)
+    ]
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -55,7 +57,7 @@ def test_focal_gradient_is_that_of_the_formula() -> None:
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     focal_loss(logits, labels, TrainSettings(), cross_entropy=cross_entropy).sum().backward()
     step = 1e-6
-    for logit, label, gradient in zip(LOGITS, LABELS, logits.grad.tolist()):
+    for logit, label, gradient in zip(LOGITS, LABELS, logits.grad.tolist(), strict=True):
         focal = [2 * by_hand(x, label) - -math.log(sigmoid_t(x, label)) for x in (logit - step, logit + step)]
         assert gradient == pytest.approx((focal[1] - focal[0]) / (2 * step), rel=1e-4, abs=1e-8)
 

@@ -291,13 +291,13 @@ class Trainer:
         names = {"val_accuracy": "accuracy", "val_auc": "roc_auc", "val_f1": "f1"}
         return {"val_loss": float(loss), **{name: found[metric] or 0.0 for name, metric in names.items()}}
 
-    def score_best(self, folder: RunFolder) -> ValidationScores:
-        """Validation scores of the best checkpoint, in fp32 and with the weights as they are stored."""
+    def score_best(self, folder: RunFolder, faces: FaceSet) -> ValidationScores:
+        """Scores that the best checkpoint gives, in fp32 and with the weights as they are stored."""
         self._world.wait()
         network = load_network(read_card(folder.best_path)).to(self._world.device)
         return score_faces(
             network,
-            self._validation,
+            faces,
             self._card.preprocessing,
             world=self._world,
             batch_size=self._settings.batch_size,
@@ -315,6 +315,8 @@ class Trainer:
     def measure_loading(self, num_steps: int) -> dict[str, float]:
         """Seconds of a step with batches from the loader and with one batch kept in memory, and their ratio."""
         accumulate = self._settings.accumulate
+        endless = create_schedule(self._machinery.optimizer, self._settings, num_steps=10**9)  # longer than the run's
+        self._machinery = dataclasses.replace(self._machinery, schedule=endless)
         batches = self._plan(0)[self._world.rank :: self._world.size]
         needed = list(itertools.islice(itertools.cycle(batches), (num_steps + 2) * accumulate))
         loaded = load(self._training, needed, num_workers=self._num_workers(), pin_memory=self._is_cuda)

@@ -118,17 +118,21 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
     check_splits(samples, path)
     for split in ("train", "val"):
-        labels = {sample.label for sample in samples if sample.split == split}
-        if not labels:
+        missing = _missing_labels(samples, split, settings)
+        if len(missing) == 2:
             raise ConfigError(f"{path}: nothing is in the split {split!r}; prepare it anew with --val above 0")
-        if settings.forgeries == "self-blended" and "real" in labels:
-            labels.add("fake")
-        if missing := {"real", "fake"} - labels:
-            raise ConfigError(
-                f"{path}: the split {split!r} has no {missing.pop()} faces; add some"
-                + ("" if "real" not in labels else ", or make them from the real ones with --forgeries self-blended")
-            )
+        if missing:
+            remedy = ", or make them from the real ones with --forgeries self-blended" if "fake" in missing else ""
+            raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
     return samples
+
+
+def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettings) -> set[str]:
+    """Classes without which a split can neither train nor measure."""
+    labels: set[str] = {sample.label for sample in samples if sample.split == split}
+    if settings.forgeries == "self-blended" and "real" in labels:
+        labels.add("fake")
+    return {"real", "fake"} - labels
 
 
 def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -> Trainer:
@@ -152,7 +156,7 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
     )
 
 
-def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training: bool) -> FaceSet:
+def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training: bool = False) -> FaceSet:
     from dfscan.train.dataset import FaceSet
 
     assert settings.data is not None
@@ -193,11 +197,16 @@ class _Silence:
 def _finish(
     trainer: Trainer, folder: RunFolder, settings: TrainSettings, samples: Sequence[Sample], world: World
 ) -> Path | None:
-    """Score the validation set with the best checkpoint as it is stored, and write what follows from that."""
-    scores = trainer.score_best(folder)
+    """Score held-out faces with the best checkpoint as it is stored, and write what follows from that."""
+    held_out = {
+        name: trainer.score_best(folder, _face_set([s for s in samples if s.split == split], settings))
+        for name, split in {"validation": "val", "test": "test"}.items()
+        if not _missing_labels(samples, split, settings)
+    }
     if not world.is_main:
         return None
     best = read_card(folder.best_path)
+    scores = held_out["validation"]
     videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
     calibration = calibrate(
         videos.logits,
@@ -211,7 +220,7 @@ def _finish(
         update={
             "calibration": calibration,
             "training": _summary(settings, samples, trainer),
-            "metrics": {"validation": _metrics(scores, best.card, calibration)},
+            "metrics": {name: _metrics(each, best.card, calibration) for name, each in held_out.items()},
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
@@ -264,6 +273,7 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
         "data": {split: _counts([s for s in samples if s.split == split]) for split in ("train", "val", "test")},
         "settings": recipe,
         "started_from": settings.start_from.name if settings.start_from else None,
+        "limits": _limits(samples),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "steps": progress.steps_done,
@@ -272,6 +282,20 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
         "versions": versions(),
         "python": platform.python_version(),
     }
+
+
+def _limits(samples: Sequence[Sample]) -> list[str]:
+    """What the error rates of the card do not cover."""
+    limits = ["Blind to kinds of manipulation that were not among its fakes, and to wholly synthetic faces."]
+    if not any(sample.label == "fake" for sample in samples):
+        limits.append(
+            "All its fakes, in validation too, were real faces blended with themselves: its error rates hold for such "
+            "fakes, and nothing true was ever among them."
+        )
+    num_faces = Counter(sample.source for sample in samples if sample.split == "val")
+    if num_faces and sorted(num_faces.values())[len(num_faces) // 2] == 1:
+        limits.append("Calibrated mostly on single pictures, each standing for a video.")
+    return limits
 
 
 def _counts(samples: Sequence[Sample]) -> dict[str, Any]:

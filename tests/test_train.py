@@ -1,0 +1,274 @@
+"""`dfscan train` from the outside: settings, files, messages, and the checkpoint that comes out."""
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dfscan.cli import app
+from dfscan.config import read_file
+from dfscan.detector.checkpoint import read_card
+from dfscan.errors import ConfigError
+from dfscan.train.manifest import MANIFEST_NAME, write_manifest
+from dfscan.train.run import load_samples
+from dfscan.train.settings import TrainSettings, build, model
+from tests.datasets import write_dataset, write_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 "
+    "--workers 0 --device cpu"
+).split()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def train(data: Path, out: Path, *more: object) -> Result:
+    return run("train", "--data", data, "--out", out, *TINY, "--forgeries", "self-blended", *more)
+
+
+# Settings
+
+
+def test_the_defaults_are_the_specification() -> None:
+    settings = TrainSettings()
+    wanted = {
+        "input_size_px": 380, "resize_px": 412, "flip_p": 0.5, "rotate_deg": 15, "scale_min": 0.85, "scale_max": 1.15,
+        "jitter": 0.2, "jpeg_min": 30, "jpeg_max": 100, "blur_min_px": 3, "blur_max_px": 7, "downscale_min": 0.5,
+        "downscale_max": 0.9, "noise_min": 0.02, "noise_max": 0.1, "affine_p": 0.5, "jpeg_p": 0.5, "jitter_p": 0.5,
+        "brightness_contrast_p": 0.3, "downscale_p": 0.3, "blur_p": 0.2, "noise_p": 0.2, "iso_noise_p": 0.2,
+        "bce_weight": 0.5, "focal_weight": 0.5, "focal_alpha": 0.25, "focal_gamma": 2.0, "batch_size": 32,
+        "accumulate": 2, "clip_norm": 1.0, "weight_decay": 2e-5, "lr_head": 8e-5, "lr_backbone": 8e-6, "epochs": 30,
+        "warmup": 0.1, "patience": 10, "architecture": "efficientnet_b4", "pretrained": True,
+    }  # fmt: skip
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_the_file_of_the_recipe_holds_every_setting_at_its_default() -> None:
+    text = (ROOT / "configs" / "train.toml").read_text()
+    for field in dataclasses.fields(TrainSettings):
+        assert any(line.startswith((f"{field.name} =", f"# {field.name} =")) for line in text.splitlines()), field.name
+    assert build(read_file(ROOT / "configs" / "train.toml", model())) == TrainSettings()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_file_of_settings_is_valid(path: Path) -> None:
+    if path.name != "scan.toml":
+        build(read_file(path, model()))
+
+
+def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> None:
+    shown = run("train", "--help").stdout
+    for field in dataclasses.fields(TrainSettings):
+        assert f"--{field.name.replace('_', '-')}" in shown
+    config = tmp_path / "train.toml"
+    config.write_text(f'data = "{tmp_path / "absent"}"\n')
+    assert "absent" in run("train", "--config", config, "--out", tmp_path / "run").stderr
+    assert "elsewhere" in run("train", "--config", config, "--data", tmp_path / "elsewhere", "--out", "x").stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": 0, "lr_head": -1.0}, ["epochs", "lr_head"]),
+        ({"jpeg_min": 90, "jpeg_max": 30}, ["jpeg_min is above jpeg_max"]),
+        ({"blur_min_px": 4}, ["odd"]),
+        ({"input_size_px": 500}, ["resize_px is below input_size_px"]),
+        ({"patch_px": 381}, ["patch_px is above input_size_px"]),
+        ({"bce_weight": 0.0, "focal_weight": 0.0}, ["both 0"]),
+        ({"forgeries": "self-blended", "batch_size": 5}, ["even"]),
+        ({"forgeries": "gan"}, ["forgeries", "self-blended"]),
+        ({"epoch": 3}, ["did you mean 'epochs'?"]),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_together(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+# From crops to a checkpoint
+
+
+def test_a_run_ends_in_a_calibrated_checkpoint_that_scan_uses(
+    tmp_path: Path, clips: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+    data, out = tmp_path / "data", tmp_path / "run"
+    samples = write_dataset(data, num_train=5, num_val=4)
+    samples.append(write_sample(data, 20, split="test"))
+    write_manifest(data / MANIFEST_NAME, samples)
+    done = train(data, out, "--name", "trial", "--half")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    assert "epoch 1: train loss" in done.stderr
+    assert str(out / "best.safetensors") in done.stderr
+
+    card = read_card(out / "best.safetensors").card
+    assert card.name == "trial"
+    assert card.calibration.trained
+    assert (card.calibration.num_real_videos, card.calibration.num_fake_videos) == (4, 4)
+    assert card.training is not None
+    assert card.training["data"]["train"] == {"faces": {"real": 5}, "sources": 5, "groups": 5, "kinds": {}}
+    assert card.training["settings"]["seed"] == 0
+    assert any("blended with themselves" in limit for limit in card.training["limits"])
+    assert str(tmp_path) not in json.dumps(card.training)
+    assert card.metrics is not None
+    assert set(card.metrics) == {"validation", "test"}
+    assert card.metrics["validation"]["num_faces"] == 8
+    assert 0 <= card.metrics["validation"]["frame"]["roc_auc"]["value"] <= 1
+
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.toml", "metrics.jsonl", "best.safetensors", "state.safetensors", "validation.csv"}
+    assert names >= {"losses.png", "auc.png", "learning_rate.png", "roc.png", "calibration.png", "histogram.png"}
+    assert build(tomllib.loads((out / "config.toml").read_text())).epochs == 1
+    assert len((out / "validation.csv").read_text().splitlines()) == 9
+
+    report = tmp_path / "report.csv"
+    scanned = run("scan", clips / "one.mp4", "--checkpoint", out / "best.safetensors", "--out", report)
+    assert scanned.exit_code in (0, 1), scanned.stderr
+    assert "trial@" in report.read_text()
+    assert "trial" in run("info", "--checkpoint", out / "best.safetensors").stdout
+
+
+def test_a_finished_run_resumed_is_calibrated_anew_and_trains_no_more(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_dataset(data, num_train=4, num_val=3)
+    assert train(data, out).exit_code == 0
+    lines = (out / "metrics.jsonl").read_bytes()
+    first = read_card(out / "best.safetensors").card.calibration
+    again = train(data, out, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert (out / "metrics.jsonl").read_bytes() == lines
+    assert read_card(out / "best.safetensors").card.calibration == first
+
+
+def test_true_fakes_train_without_forgeries(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2, with_fakes=True)
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY)
+    assert done.exit_code == 0, done.stderr
+    training = read_card(tmp_path / "run" / "best.safetensors").card.training
+    assert training is not None
+    assert training["data"]["train"]["faces"] == {"real": 3, "fake": 3}
+    assert training["data"]["val"]["kinds"] == {"face swap": 2}
+    assert not any("blended with themselves" in limit for limit in training["limits"])
+
+
+def test_training_starts_from_another_checkpoint(tmp_path: Path, untrained: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    done = train(
+        tmp_path / "data", tmp_path / "run", "--start-from", untrained, "--lr-head", "1e-12", "--lr-backbone", "1e-12"
+    )
+    assert done.exit_code == 0, done.stderr
+    card = read_card(tmp_path / "run" / "best.safetensors").card
+    assert card.training is not None
+    assert card.training["started_from"] == untrained.name
+
+
+def test_a_contact_sheet_is_drawn_without_a_run_folder(tmp_path: Path) -> None:
+    import cv2
+
+    write_dataset(tmp_path / "data", num_train=3)
+    sheet = tmp_path / "sheet.png"
+    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--sheet", sheet)
+    assert done.exit_code == 0, done.stderr
+    picture = cv2.imread(str(sheet))
+    assert picture.shape[0] >= 2 * 64
+    assert picture.shape[1] >= 3 * 64
+    assert picture[:64, :64].std() > 5
+
+
+def test_loading_is_measured_without_a_run_folder(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3)
+    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--bench", "2")
+    assert done.exit_code == 0, done.stderr
+    assert "with the loader" in done.stdout
+
+
+# Bad input
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "bug in dfscan" not in result.stderr
+
+
+def test_without_data_or_run_folder_nothing_starts(tmp_path: Path) -> None:
+    refused(run("train", "--out", tmp_path / "run"), "--data")
+    write_dataset(tmp_path / "data")
+    refused(run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended"), "--out")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    assert train(tmp_path / "data", tmp_path / "run").exit_code == 0
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+    refused(train(tmp_path / "data", tmp_path / "run"), "holds a run already", "--resume")
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    refused(train(tmp_path / "data", tmp_path / "run", "--resume"), "state.safetensors", "without --resume")
+
+
+def test_one_class_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    refused(run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY), "no fake", "self-blended")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_split_is_named(split: str, tmp_path: Path) -> None:
+    counts = {"num_train": 2, "num_val": 2} | {f"num_{split}": 0}
+    write_dataset(tmp_path, **counts)
+    with pytest.raises(ConfigError, match=f"'{split}'"):
+        load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
+
+
+def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path, num_train=2, num_val=2)
+    samples.append(write_sample(tmp_path, 9, split="val", group="person0"))
+    write_manifest(tmp_path / MANIFEST_NAME, samples)
+    with pytest.raises(ConfigError, match="person0"):
+        load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
+
+
+def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_text("crop,label\na.png,real\n")
+    refused(train(tmp_path, tmp_path / "run"), "lacks the columns", "nose_x", "dfscan prepare")
+
+
+def test_an_unreadable_crop_is_named(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    (tmp_path / "data" / samples[1].crop).write_bytes(b"torn")
+    refused(train(tmp_path / "data", tmp_path / "run"), samples[1].crop, "dfscan prepare")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, untrained: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    done = train(tmp_path / "data", tmp_path / "run", "--architecture", "resnet10t", "--start-from", untrained)
+    refused(done, str(untrained), "test_efficientnet", "--architecture")
+
+
+def test_pretrained_weights_that_cannot_be_had_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*_: object, **options: object) -> None:
+        assert options["pretrained"]
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    done = train(tmp_path / "data", tmp_path / "run", "--pretrained")
+    refused(done, "no route to host", "--no-pretrained")
