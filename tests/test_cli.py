@@ -22,7 +22,7 @@ from dfscan.config import ScanSettings
 from dfscan.report.schema import REPORT_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("scan", "explain", "init-checkpoint", "info", "bench")
+COMMANDS = ("scan", "explain", "prepare", "train", "evaluate", "init-checkpoint", "info", "bench")
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,12 @@ app = typer.Typer(
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("explain", cls=SectionedCommand)(explain.explain)
-app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
-app.command("info", cls=SectionedCommand)(info.info)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("train", cls=SectionedCommand)(train.train)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
+app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)
+app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -79,7 +79,7 @@ class Trainer:
         """
         self._settings, self._card, self._world = settings, card, world
         self._training, self._validation = training, validation
-        self.network = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: DeepfakeDetector = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision = PRECISIONS[chosen_precision(settings.precision, world.device)]
         self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
         optimizer = create_optimizer(self.network, settings)
