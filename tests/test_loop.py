@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dfscan.detector.card import CheckpointCard
+from dfscan.detector.checkpoint import read_card
 from dfscan.detector.network import DeepfakeDetector, create_network
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import ConfigError, OutputError, TrainingError
@@ -21,6 +22,7 @@ from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.loop import Trainer, chosen_precision
 from dfscan.train.loss import detection_loss
+from dfscan.train.optim import create_optimizer, create_schedule
 from dfscan.train.settings import TrainSettings
 from dfscan.train.state import Progress
 from dfscan.train.validation import normalised, score_faces
@@ -123,7 +125,7 @@ def test_one_step_is_what_plain_pytorch_computes(tmp_path: Path) -> None:
     """The first window by hand: mean of its batches' losses, clipped, AdamW with two rates, in this order."""
     settings = TrainSettings(**{**SETTINGS.__dict__, "epochs": 1})
     made = trainer(tmp_path, settings)
-    expected = create_network("test_efficientnet", seed=1).train()
+    expected = create_network("test_efficientnet", seed=1).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         [
             {"params": expected.head.parameters(), "lr": 1e-3 / 25},
@@ -146,15 +148,52 @@ def test_one_step_is_what_plain_pytorch_computes(tmp_path: Path) -> None:
         assert torch.allclose(made.network.state_dict()[name], tensor, atol=1e-6), name
 
 
-def test_the_last_window_counts_by_its_own_length(tmp_path: Path) -> None:
+def test_each_window_steps_by_the_mean_gradient_of_its_own_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three batches accumulated by two: the second step is the third batch alone, at full weight."""
-    made = trainer(tmp_path, TrainSettings(**{**SETTINGS.__dict__, "epochs": 1}))
+    settings = TrainSettings(**{**SETTINGS.__dict__, "epochs": 1})
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # the weights stay: only statistics move
+    made = trainer(tmp_path, settings)
+    batches = made._plan(0)
+    gradients: list[dict[str, torch.Tensor]] = []
+
+    def noted(_: Any, max_norm: float) -> torch.Tensor:
+        assert max_norm == settings.clip_norm
+        gradients.append({name: p.grad.clone() for name, p in made.network.named_parameters() if p.grad is not None})
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
+    run(made, run_folder(tmp_path / "run"))
+    assert len(gradients) == 2
+    for numbers, found in zip(([0, 1], [2]), gradients, strict=True):
+        alone = create_network("test_efficientnet", seed=1).train().to(memory_format=torch.channels_last)
+        for number in numbers:
+            (faces,) = load(made._training, [batches[number]], num_workers=0, pin_memory=False)
+            made.progress = Progress()
+            made._seed(number)
+            logits = alone(normalised(faces, CARD.preprocessing, torch.device("cpu")))
+            detection_loss(logits, faces.is_fake, settings).backward()
+        for name, parameter in alone.named_parameters():
+            assert parameter.grad is not None
+            assert torch.allclose(found[name], parameter.grad / len(numbers), atol=1e-6, rtol=1e-4), name
+
+
+def test_rates_follow_one_cycle_over_the_whole_run(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
-    seen: list[int] = []
-    step = made._step
-    made._step = lambda window, interrupt: (seen.append(len(window)), step(window, interrupt))[1]  # type: ignore[method-assign]
-    run(made, folder)
-    assert seen == [2, 1]
+    run(trainer(tmp_path / "data"), folder)
+    rates = [[row["lr_head"], row["lr_backbone"]] for row in folder.rows() if row["event"] == "step"]
+    other = create_network("test_efficientnet", seed=1)
+    optimizer = create_optimizer(other, SETTINGS)
+    schedule = create_schedule(optimizer, SETTINGS, num_steps=4)
+    expected = []
+    for _ in range(4):
+        expected.append(schedule.get_last_lr())
+        optimizer.step()
+        if len(expected) < 4:
+            schedule.step()
+    assert np.allclose(rates, expected, rtol=1e-9)
+    assert len({rate for rate, _ in rates}) == 4
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -223,6 +262,33 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp
     kept = trainer(tmp_path / "data")
     kept.resume(folder)
     assert kept.progress.steps_done == 2
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "data")
+    before = weights(made.network)
+    made.network.head.output.bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"gradient is not finite in epoch 1, step 1 .*batch 1 of device 0"):
+        run(made, run_folder(tmp_path / "run"))
+    after = weights(made.network)
+    assert all(torch.equal(before[name], after[name]) for name, _ in made.network.named_parameters())
+
+
+def test_more_processes_than_batches_is_refused(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path, num_train=2, num_val=2)
+    sets = [
+        FaceSet([s for s in samples if s.split == split], tmp_path, SETTINGS, is_training=split == "train")
+        for split in ("train", "val")
+    ]
+    with pytest.raises(ConfigError, match="fewer devices"):
+        Trainer(
+            create_network("test_efficientnet", seed=1),
+            SETTINGS,
+            training=sets[0],
+            validation=sets[1],
+            card=CARD,
+            world=World(0, 2, torch.device("cpu")),
+        )
 
 
 def test_training_stops_when_it_no_longer_gets_better(tmp_path: Path) -> None:
@@ -298,10 +364,14 @@ with joined_world("cpu") as world:
     made._seed(0)
     (made._loss(window[0][1])).backward()
     gradients = {name: p.grad.tolist() for name, p in made.network.named_parameters()}
+    assert made.network.training
+    world.share_buffers(made.network)
+    buffers = {name: buffer.tolist() for name, buffer in made.network.named_buffers()}
     scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, world=world, batch_size=2, num_workers=0)
     flags = world.any(world.rank == 1, False)
     (folder / f"{world.rank}.json").write_text(json.dumps({
-        "gradients": gradients, "logits": scores.logits.tolist(), "fake": scores.is_fake.tolist(), "flags": flags}))
+        "gradients": gradients, "logits": scores.logits.tolist(), "fake": scores.is_fake.tolist(), "flags": flags,
+        "buffers": buffers}))
 """
 
 
@@ -328,6 +398,24 @@ def test_two_processes_have_the_gradients_of_accumulation(tmp_path: Path) -> Non
     assert parts[0]["logits"] == parts[1]["logits"]
     assert parts[0]["fake"] == [False, True] * 3
     assert parts[0]["flags"] == parts[1]["flags"] == [True, False]
+    assert parts[0]["buffers"] == parts[1]["buffers"], "batch norm's statistics, with which both validate"
+
+
+def test_torchrun_trains_to_the_checkpoint_of_one_run(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=6, num_val=3)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    options = "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4"
+    command = [*launch, "-m", "dfscan", "train", "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    command += [*options.split(), "--epochs", "2", "--workers", "0", "--forgeries", "self-blended"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("epoch 2: train loss") == 1, "only the first process speaks"
+    card = read_card(tmp_path / "run" / "best.safetensors").card
+    assert card.calibration.trained
+    assert card.training is not None
+    assert card.training["device"] == "2 x cpu"
+    assert (card.calibration.num_real_videos, card.calibration.num_fake_videos) == (3, 3)
 
 
 def test_a_seed_is_drawn_from_the_place_in_the_run(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"crop": "../a.png"}, "leaves the folder"),
         ({"crop": "/a.png"}, "leaves the folder"),
         ({"x1": "wide"}, "a number is missing or not finite"),
+        ({"x1": 50, "y1": 50, "x2": 50, "y2": 50}, "box is empty"),
+        ({"x1": 50, "y1": 50, "x2": 60, "y2": 60}, "below 16 px"),
         ({"nose_y": np.inf}, "a number is missing or not finite"),
         ({"fingerprint": "0F" * 64}, "fingerprint is not of 128 hex digits"),
         ({"label": "odd", "split": "odd"}, "label is .*; split is "),

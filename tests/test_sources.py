@@ -182,23 +182,25 @@ def test_celeb_df(tmp_path: Path) -> None:
     tree(tmp_path, "Celeb-real/id0_0000.mp4", "Celeb-real/id1_0000.mp4", "Celeb-real/id1_0001.mp4")
     tree(tmp_path, "YouTube-real/00170.mp4", "YouTube-real/00171.mp4")
     tree(tmp_path, "Celeb-synthesis/id0_id1_0000.mp4", "Celeb-synthesis/id1_id0_0000.mp4")
+    tree(tmp_path, "Celeb-synthesis/id1_id2_0000.mp4")
     listing = "1 YouTube-real/00170.mp4\n1 Celeb-real/id1_0000.mp4\n0 Celeb-synthesis/id1_id0_0000.mp4\n"
     (tmp_path / "List_of_testing_videos.txt").write_text(listing)
     found = read_sources([str(tmp_path)])
     sources = by_name(found, tmp_path)
     assert {name: (source.label, source.group, source.split) for name, source in sources.items()} == {
         "Celeb-real/id0_0000.mp4": ("real", "celeb-df id0", None),
-        "Celeb-real/id1_0000.mp4": ("real", "celeb-df id1", "test"),
+        "Celeb-real/id1_0000.mp4": ("real", "celeb-df id1_0000", "test"),
+        "Celeb-real/id1_0001.mp4": ("real", "celeb-df id1", None),
         "Celeb-synthesis/id0_id1_0000.mp4": ("fake", "celeb-df id0", None),
-        "Celeb-synthesis/id1_id0_0000.mp4": ("fake", "celeb-df id1", "test"),
+        "Celeb-synthesis/id1_id0_0000.mp4": ("fake", "celeb-df id1_0000", "test"),
         "YouTube-real/00170.mp4": ("real", "celeb-df youtube 00170", "test"),
         "YouTube-real/00171.mp4": ("real", "celeb-df youtube 00171", None),
     }
     assert [(Path(path).name, reason.split(":")[0]) for path, reason in found.skipped] == [
-        ("id1_0001.mp4", "test_identity")
+        ("id1_id2_0000.mp4", "test_video")
     ]
     (tmp_path / "List_of_testing_videos.txt").unlink()
-    assert len(read_sources([str(tmp_path)]).items) == 7
+    assert len(read_sources([str(tmp_path)]).items) == 8
 
 
 def dfdc_part(root: Path, part: str, facts: object) -> None:

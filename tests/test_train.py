@@ -82,6 +82,7 @@ def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> Non
         ({"patch_px": 381}, ["patch_px is above input_size_px"]),
         ({"bce_weight": 0.0, "focal_weight": 0.0}, ["both 0"]),
         ({"forgeries": "self-blended", "batch_size": 5}, ["even"]),
+        ({"forgeries": "self-blended", "batch_size": 2}, ["at least 4"]),
         ({"forgeries": "gan"}, ["forgeries", "self-blended"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
@@ -108,6 +109,7 @@ def test_a_run_ends_in_a_calibrated_checkpoint_that_scan_uses(
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     assert "epoch 1: train loss" in done.stderr
+    assert "ROC AUC on 8 validation faces of 4 groups: " in done.stderr
     assert str(out / "best.safetensors") in done.stderr
 
     card = read_card(out / "best.safetensors").card
@@ -242,6 +244,26 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / MANIFEST_NAME, samples)
     with pytest.raises(ConfigError, match="person0"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
+
+
+def test_fingerprints_that_another_tool_left_out_are_read_from_the_crops(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path, num_train=2, num_val=2)
+    write_manifest(tmp_path / MANIFEST_NAME, [dataclasses.replace(sample, fingerprint="") for sample in samples])
+    for path in (tmp_path, tmp_path / MANIFEST_NAME):
+        assert len(load_samples(TrainSettings(data=path, forgeries="self-blended"))) == 4
+
+
+def test_a_run_that_died_before_its_first_epoch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_dataset(data, num_train=4, num_val=3)
+    with monkeypatch.context() as broken:
+        broken.setattr("dfscan.train.loop.Trainer._finish_epoch", lambda *_: 1 / 0)
+        assert train(data, out).exit_code == 2
+    assert (out / "metrics.jsonl").exists()
+    again = train(data, out, "--resume")
+    assert again.exit_code == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
 
 
 def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.crop import crop_face
+from dfscan.train import views as views_module
 from dfscan.train.crops import LooseCrop
 from dfscan.train.settings import TrainSettings
 from dfscan.train.views import TrainingViews, evaluation_pair, evaluation_view
@@ -46,6 +50,42 @@ def test_an_evaluation_pair_is_real_and_fake_of_one_face() -> None:
     real, fake = evaluation_pair(face(), settings(), rng())
     assert (real == evaluation_view(face(), settings())).all()
     assert 0.3 < np.abs(real.astype(int) - fake).mean() < 30
+
+
+def test_a_fake_of_an_evaluation_pair_differs_within_its_mask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a look at the background would tell: training hides a changed background in both of a pair."""
+    masks = []
+    blend_in = views_module.self_blend
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        made = blend_in(*args, **kwargs)
+        masks.append(made.mask)
+        return made
+
+    monkeypatch.setattr(views_module, "self_blend", noted)
+    for seed in range(12):
+        real, fake = evaluation_pair(face(), settings(), rng(seed))
+        assert (real == evaluation_view(face(), settings())).all()
+        whole = replace(face(), pixels=np.repeat((masks[-1] > 0)[:, :, None], 3, axis=2).astype(np.uint8) * 255)
+        outside = evaluation_view(whole, settings()) == 0
+        assert outside.any()
+        assert (real[outside] == fake[outside]).all()
+
+
+def test_beside_pairs_a_true_fake_is_shrunk_and_compressed_like_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    def noted(picture: Any, *, crf: int) -> Any:
+        sent.append(picture.shape[0])
+        return picture
+
+    monkeypatch.setattr(views_module, "compress_h264", noted)
+    for forgeries, is_expected in (("self-blended", True), ("none", False)):
+        sent.clear()
+        views = TrainingViews(settings(forgeries=forgeries, h264_p=1.0, resolution_p=1.0, resolution_min=0.3))
+        for seed in range(8):
+            views.single(face(), rng(seed))
+        assert (len(sent) == 8 and len(set(sent)) > 1) is is_expected
 
 
 @pytest.mark.parametrize("patch_px", [None, 48])

@@ -78,6 +78,19 @@ def _train(
             made = run.run_training(settings, progress, is_resumed=resume)
         if made and not quiet:
             say(f"{made}: the best epoch's checkpoint, calibrated; `dfscan info --checkpoint {made}` shows its card")
+            say(_validation(made))
+
+
+def _validation(checkpoint: Path) -> str:
+    from dfscan.detector.checkpoint import read_card
+
+    metrics = read_card(checkpoint).card.metrics
+    assert metrics
+    found = metrics["validation"]
+    auc = found["frame"]["roc_auc"]
+    interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
+    of = f"{found['num_faces']} validation faces of {found['num_groups']} groups"
+    return f"ROC AUC on {of}: {auc['value']:.3f}{interval}"
 
 
 def _print_loading(figures: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import timm  # noqa: TID253
 import torch  # noqa: TID253
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
 from dfscan.errors import CheckpointError
@@ -118,6 +119,18 @@ def create_network(
             torch.manual_seed(seed)
         backbone = _create_backbone(architecture, pretrained=pretrained)
         return DeepfakeDetector(backbone, num_features=backbone.num_features)  # type: ignore[arg-type]
+
+
+def start_shallow(backbone: nn.Module) -> None:
+    """Zero the last scale of every residual branch, so that a new backbone starts as its few blocks without a skip.
+
+    A deep network with random weights then learns at once; its branches come in as they find something to add. Source:
+    Goyal et al. 2017, section 5.1. timm does the same to its ResNets.
+    """
+    for block in backbone.modules():
+        if isinstance(block, (InvertedResidual, DepthwiseSeparableConv)) and block.has_skip:
+            last = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+            nn.init.zeros_(last.weight)
 
 
 def _create_backbone(architecture: str, *, pretrained: bool) -> nn.Module:

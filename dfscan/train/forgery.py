@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Region = Literal["face", "inner", "eyes", "nose", "mouth"]
+Changed = Literal["source", "target"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -113,7 +114,12 @@ class Blend:
 
 
 def self_blend(
-    pixels: Pixels, landmarks: NDArray[np.float32], rng: np.random.Generator, *, region: Region | None = None
+    pixels: Pixels,
+    landmarks: NDArray[np.float32],
+    rng: np.random.Generator,
+    *,
+    region: Region | None = None,
+    changed: Changed | None = None,
 ) -> Blend:
     """Make a fake from one picture of a real face.
 
@@ -125,6 +131,8 @@ def self_blend(
             pixels. Where they cannot be those of a face in this picture, one in its middle is assumed.
         rng: the only source of chance; the same state gives the same bytes.
         region: what is blended; drawn by `REGION_SHARES` unless given.
+        changed: which of the two copies gets other colours and sharpness; drawn evenly unless given. With ``source``
+            `real` equals `pixels`.
 
     Raises:
         ValueError: if pixels or landmarks have another shape or type.
@@ -138,7 +146,8 @@ def self_blend(
     cut = _cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
     x1, y1, x2, y2 = cut.box_xyxy
     mask = cut.mask * np.float32(rng.choice(BLEND_RATIOS) / cut.mask.max())
-    real, patch = _lay_over(pixels, mask, cut, rng)
+    is_source_changed = rng.random() < 0.5 if changed is None else changed == "source"
+    real, patch = _lay_over(pixels, mask, cut, rng, is_source_changed=is_source_changed)
     fake = real.copy()
     fake[y1:y2, x1:x2] = patch
     whole_mask = np.zeros(pixels.shape[:2], np.float32)
@@ -181,12 +190,13 @@ def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Gene
     return np.column_stack([np.eye(2) * scale, centre * (1 - scale) + shift_px])
 
 
-def _lay_over(pixels: Pixels, mask: Floats, cut: _Cut, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def _lay_over(
+    pixels: Pixels, mask: Floats, cut: _Cut, rng: np.random.Generator, *, is_source_changed: bool
+) -> tuple[Pixels, Pixels]:
     """The target, changed or not, and what the fake shows within the box; the two differ visibly there."""
     x1, y1, x2, y2 = cut.box_xyxy
     move = cut.move - np.array([[0, 0, x1], [0, 0, y1]])
     moved = cv2.warpAffine(pixels, move, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REFLECT_101).astype(np.uint8)
-    is_source_changed = rng.random() < 0.5
     core = mask >= mask.max() / 2
     for strength in _STRENGTHS:
         if is_source_changed:

@@ -141,28 +141,37 @@ def _json(path: Path, kind: type) -> Any:
 def read_celeb_df(root: Path, found: Sources) -> None:
     """Read Celeb-DF.
 
-    ``id0_id1_0000.mp4`` is id0's video with the face of id1. Swaps tie nearly all identities into one component, so a
-    group is the target identity: the face lent to a fake may appear in another split. The test list settles who is
-    tested; what else there is of those identities is skipped, as it would be training on them. Without the list (take
-    it away) identities are split like any groups.
+    ``id0_id1_0000.mp4`` is id0's video 0000 with the face of id1. Swaps tie nearly all identities into one component,
+    so a group is the target identity: the face lent to a fake may appear in another split. The test list settles
+    which videos are tested. It has some of nearly every identity, so a tested group is a target video with its fakes,
+    of which what is not in the list is skipped; other videos of that person are trained on, as the list means it.
     """
     test_list = root / _TEST_LIST
     lines = test_list.read_text(encoding="utf-8", errors="replace").splitlines() if test_list.is_file() else []
     tested = {line.split(maxsplit=1)[1].strip() for line in lines if " " in line.strip()}
-    tested_groups = {_celeb_group(Path(name)) for name in tested}
+    tested_videos = {_celeb_video(Path(name)) for name in tested}
     for folder in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
         for file in media_files(root / folder):
             name = file.relative_to(root)
-            group, is_tested = _celeb_group(name), name.as_posix() in tested
-            if group in tested_groups and not is_tested:
-                found.skipped.append((str(file), f"test_identity: not in {_TEST_LIST}, but others of {group} are"))
+            video, is_tested = _celeb_video(name), name.as_posix() in tested
+            if video in tested_videos and not is_tested:
+                found.skipped.append((str(file), f"test_video: not in {_TEST_LIST}, but another of {video} is"))
                 continue
+            group = video if is_tested else _celeb_identity(name)
             label: Label = "fake" if folder == "Celeb-synthesis" else "real"
             kind = "face swap" if label == "fake" else ""
             found.add(Source(str(file), label, kind, group, "test" if is_tested else None))
 
 
-def _celeb_group(name: Path) -> str:
+def _celeb_video(name: Path) -> str:
+    """``id0_0000`` and the fakes made of it, ``id0_id1_0000``, are one."""
+    if name.parts[0] == "YouTube-real":
+        return _celeb_identity(name)
+    parts = name.stem.split("_")
+    return f"celeb-df {parts[0]}_{parts[-1]}"
+
+
+def _celeb_identity(name: Path) -> str:
     is_celebrity = name.parts[0] != "YouTube-real"
     return f"celeb-df {name.stem.split('_')[0]}" if is_celebrity else f"celeb-df youtube {name.stem}"
 

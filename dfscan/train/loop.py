@@ -7,6 +7,7 @@ seed and its place in the run. One that was interrupted ends in the same weights
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import os
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: TID253
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector
-from dfscan.errors import TrainingError
+from dfscan.errors import ConfigError, TrainingError
 from dfscan.train.batches import Batch, num_steps, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
 from dfscan.train.folder import RunFolder
@@ -76,12 +77,20 @@ class Trainer:
             validation: faces of both classes.
             card: of the checkpoints to be written, without calibration; `preprocessing` is used here.
             world: this process's place among all.
+
+        Raises:
+            ConfigError: an epoch is not one batch for each process.
         """
         self._settings, self._card, self._world = settings, card, world
         self._training, self._validation = training, validation
         self.network: DeepfakeDetector = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision = PRECISIONS[chosen_precision(settings.precision, world.device)]
         self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
+        if not all(self._plans.values()):
+            raise ConfigError(
+                f"{len(training)} training samples are not one batch of {settings.batch_size} for each of {world.size} "
+                "processes; prepare more, lower --batch-size, or train on fewer devices"
+            )
         optimizer = create_optimizer(self.network, settings)
         schedule = create_schedule(optimizer, settings, num_steps=self.num_steps)
         scaler = GradScaler(world.device.type, enabled=self._precision == torch.float16)
@@ -127,6 +136,8 @@ class Trainer:
         """
         settings, progress = self._settings, self.progress
         listener.planned(self.num_steps, progress.steps_done)
+        if not progress.steps_done:
+            self._save(folder)
         while progress.epoch < settings.epochs and progress.stale_epochs < settings.patience:
             self._train_epoch(folder, listener, interrupt)
             self._finish_epoch(folder, listener)
@@ -143,12 +154,13 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for --resume to end in the same weights."""
+        crops = hashlib.sha256("".join(sample.crop_sha256 for sample in self._training.samples).encode())
         values = dataclasses.asdict(self._settings)
         kept = {name: str(value) if name == "start_from" else value for name, value in values.items()}
         return {name: value for name, value in kept.items() if name not in SAME_RESULT} | {
             "number of devices": self._world.size,
             "kind of device": self._world.device.type,
-            "training samples": len(self._training),
+            "training crops": crops.hexdigest(),
         }
 
     def _save(self, folder: RunFolder) -> None:
@@ -176,24 +188,29 @@ class Trainer:
                 self._save(folder)
                 saved_s = time.monotonic()
             if is_stopped:
+                self._world.wait()  # whoever leaves first has torchrun end the others, in the middle of saving
                 interrupt.leave()
 
     def _step(self, window: Sequence[tuple[int, Faces]], interrupt: Interrupt) -> tuple[float, bool]:
         """One optimiser step over a window of batches: its mean loss, and whether somebody asked to stop."""
         progress, machinery = self.progress, self._machinery
-        total = torch.zeros((), device=self._world.device)
+        losses = []
         for position, (number, faces) in enumerate(window):
             is_last = position == len(window) - 1
             self._seed(number)
             with self._unsynced(is_last):
                 loss = self._loss(faces) / len(window)
                 machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        value = float(total)
-        is_broken, is_stopped = self._world.any(not math.isfinite(value), interrupt.is_asked)
+            losses.append(loss.detach())
+        values = torch.stack(losses).tolist()
+        value = sum(values)
+        broken = [batch for batch, loss_of in zip(window, values, strict=True) if not math.isfinite(loss_of)]
+        is_broken, is_stopped = self._world.any(bool(broken), interrupt.is_asked)
         if is_broken:
-            self._refuse(window)
-        self._update()
+            self._refuse("loss", broken)
+        norm = self._update()
+        if not math.isfinite(norm) and not machinery.scaler.is_enabled():
+            self._refuse("gradient", window)
         progress.next_step += 1
         progress.steps_done += 1
         progress.loss_sum += value
@@ -215,25 +232,30 @@ class Trainer:
             logits = self._model(pixels)
         return detection_loss(logits, faces.is_fake.to(logits.device), self._settings)
 
-    def _update(self) -> None:
+    def _update(self) -> float:
+        """Step, unless the gradient is not finite; its norm before clipping."""
         machinery = self._machinery
         machinery.scaler.unscale_(machinery.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm)
-        machinery.scaler.step(machinery.optimizer)
-        machinery.scaler.update()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm))
+        if math.isfinite(norm) or machinery.scaler.is_enabled():  # the scaler skips such a step, and scales less
+            machinery.scaler.step(machinery.optimizer)
+            machinery.scaler.update()
+            machinery.schedule.step()
         machinery.optimizer.zero_grad(set_to_none=True)
-        machinery.schedule.step()
+        return norm
 
-    def _refuse(self, window: Sequence[tuple[int, Faces]]) -> None:
-        crops = [
-            self._training.samples[index].crop for _, faces in window for index in sorted(set(faces.index.tolist()))
-        ]
+    def _refuse(self, what: str, broken: Sequence[tuple[int, Faces]]) -> None:
+        """End the run, naming the batches on whichever device they were."""
+        clauses = [f"batch {number + 1} of device {self._world.rank}: {self._crops(faces)}" for number, faces in broken]
         raise TrainingError(
-            f"the loss is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} (batches "
-            f"{', '.join(str(number + 1) for number, _ in window)} of device {self._world.rank}; crops "
-            f"{', '.join(crops[:3])} and {max(0, len(crops) - 3)} more). The last saved state and the best checkpoint "
-            "are kept. Lower --lr-head and --lr-backbone, or use --precision fp32, in a new run"
+            f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} "
+            f"({'; '.join(self._world.gather(clauses))}). The last saved state and the best checkpoint are kept. "
+            "Lower --lr-head and --lr-backbone, or use --precision fp32, in a new run"
         )
+
+    def _crops(self, faces: Faces) -> str:
+        names = [self._training.samples[index].crop for index in sorted(set(faces.index.tolist()))]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def _rates(self) -> dict[str, float]:
         head, backbone = self._machinery.optimizer.param_groups
@@ -271,6 +293,7 @@ class Trainer:
         listener.epoch_done(row, is_best)
 
     def _validate(self) -> dict[str, float]:
+        self._world.share_buffers(self.network)
         scores = score_faces(
             self.network,
             self._validation,

@@ -27,6 +27,8 @@ LANDMARK_COLUMNS = tuple(
 )
 TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256", "fingerprint")
 NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
+MIN_BOX_PX = 16
+"""Least longer side of a face; `dfscan prepare` takes none below 20 px."""
 COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
 """In the order in which they are written. Boxes and landmarks are in pixels of the crop."""
 
@@ -98,6 +100,7 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
         "crop is named twice": table["crop"].duplicated(),
         "fingerprint is not of 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
         "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
+        f"the face's box is empty or below {MIN_BOX_PX} px": _is_tiny(numbers[:, 2:6]),
     }
     complaints = []
     for problem, is_bad in problems.items():
@@ -107,6 +110,11 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
             complaints.append(f"{problem} (line {', '.join(lines[:3])}{more})")
     if complaints:
         raise ConfigError(f"{path}: {'; '.join(complaints)}")
+
+
+def _is_tiny(boxes_xyxy: NDArray[np.float32]) -> NDArray[np.bool_]:
+    sides_px = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    return np.asarray((sides_px.min(axis=1) <= 0) | (sides_px.max(axis=1) < MIN_BOX_PX), np.bool_)
 
 
 def _is_outside(crop: str) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
         elif world.is_main:
             folder.write_settings(dataclasses.asdict(settings))
         interrupt = Interrupt()
-        with interrupt.listening():
+        with closing(folder), interrupt.listening():
             trainer.run(folder, listener if world.is_main else _Silence(), interrupt)
         return _finish(trainer, folder, settings, samples, world)
 
@@ -116,11 +117,13 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
         raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
     samples = read_manifest(settings.data)
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
-    check_splits(samples, path)
+    check_splits(samples, path.parent)
     for split in ("train", "val"):
         missing = _missing_labels(samples, split, settings)
         if len(missing) == 2:
-            raise ConfigError(f"{path}: nothing is in the split {split!r}; prepare it anew with --val above 0")
+            raise ConfigError(
+                f"{path}: nothing is in the split {split!r}; prepare it anew with more groups, or with another --val"
+            )
         if missing:
             remedy = ", or make them from the real ones with --forgeries self-blended" if "fake" in missing else ""
             raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
@@ -165,10 +168,13 @@ def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training
 
 
 def _network(settings: TrainSettings) -> DeepfakeDetector:
-    from dfscan.detector.network import create_network
+    from dfscan.detector.network import create_network, start_shallow
 
     if settings.start_from is None:
-        return create_network(settings.architecture, pretrained=settings.pretrained, seed=settings.seed)
+        network = create_network(settings.architecture, pretrained=settings.pretrained, seed=settings.seed)
+        if not settings.pretrained:
+            start_shallow(network.backbone)
+        return network
     checkpoint = read_card(settings.start_from)
     if checkpoint.card.architecture != settings.architecture:
         raise CheckpointError(
@@ -225,7 +231,6 @@ def _finish(
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
     _write_validation(folder, scores, calibration)
-    folder.close()
     return folder.best_path
 
 

@@ -159,7 +159,7 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         "resize_px is below input_size_px": settings.resize_px < settings.input_size_px,
         "patch_px is above input_size_px": (settings.patch_px or 0) > settings.input_size_px,
         "bce_weight and focal_weight are both 0": not (settings.bce_weight or settings.focal_weight),
-        "the batch of the self-blended must be even: each real face comes with its fake": bool(
-            settings.forgeries == "self-blended" and settings.batch_size % 2
+        "a batch of the self-blended must be even and at least 4: each real face comes with its fake": bool(
+            settings.forgeries == "self-blended" and (settings.batch_size % 2 or settings.batch_size < 4)
         ),
     }

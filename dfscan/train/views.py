@@ -6,6 +6,7 @@ them apart. In evaluation a view is the same cut and the same single resizing as
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import cv2
@@ -31,8 +32,8 @@ def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
 
 
 def evaluation_pair(face: LooseCrop, settings: TrainSettings, rng: np.random.Generator) -> list[Pixels]:
-    """The views of a real face and of a fake made from it; neither is degraded."""
-    blend = self_blend(face.pixels, face.landmarks, rng)
+    """The views of a real face, untouched, and of a fake that differs from it within the mask alone."""
+    blend = self_blend(face.pixels, face.landmarks, rng, changed="source")
     faces = (LooseCrop(pixels, face.box_xyxy, face.landmarks) for pixels in (face.pixels, blend.fake))
     return [evaluation_view(each, settings) for each in faces]
 
@@ -47,9 +48,15 @@ class TrainingViews:
         self._size_px = round(settings.resize_px * ROOM)
 
     def single(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
-        """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one."""
-        work = self._work(face, size_px=self._size_px)
-        return self._cut([self._augmented(work.pixels, None, int(rng.integers(2**31)))], rng)
+        """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one.
+
+        Beside pairs it goes through the same shrinking and compression as they do, or clean would mean fake.
+        """
+        has_pairs = self._settings.forgeries == "self-blended"
+        work = self._work(face, size_px=self._native_size(face, rng) if has_pairs else self._size_px)
+        (picture,) = self._compressed([work.pixels], rng) if has_pairs else [work.pixels]
+        enlarged = cv2.resize(picture, (self._size_px, self._size_px), interpolation=cv2.INTER_CUBIC)
+        return self._cut([self._augmented(enlarged.astype(np.uint8), None, int(rng.integers(2**31)))], rng)
 
     def pair(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
         """Two views, of a real face and of a fake made from it, alike in everything else."""
@@ -117,6 +124,7 @@ def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.rand
 
 def _augmentation(settings: TrainSettings) -> Any:
     """The specification's augmentation; seeded anew for each picture."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer one
     import albumentations as A
 
     size_px, jitter = settings.input_size_px, (1 - settings.jitter, 1 + settings.jitter)

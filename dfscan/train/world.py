@@ -43,6 +43,12 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    def share_buffers(self, network: torch.nn.Module) -> None:
+        """Give every process the first one's batch norm statistics, with which the checkpoint is written."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, src=0)
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether it is up in any process; all must ask at the same point."""
         if self.size == 1:
@@ -57,7 +63,7 @@ def joined_world(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or stand alone; leave them at the end.
 
     Args:
-        device: as `choose_device` takes it; ``auto`` gives each local process a GPU of its own.
+        device: as `choose_device` takes it; ``auto`` and ``cuda`` give each local process a GPU of its own.
 
     Raises:
         ConfigError: the device is not there.
@@ -66,7 +72,7 @@ def joined_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, torch.device(choose_device(device)))
         return
-    if device == "auto" and torch.cuda.is_available():
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     chosen = torch.device(choose_device(device))
     if chosen.type == "cuda":
