@@ -56,6 +56,7 @@ class ScanSettings(BaseModel):
     frames_out: Path | None = None
     excel: bool = False
     ledger: Path | None = None
+    resume: bool | None = None
     explain: Path | None = None
     explain_top: Count = 3
     explain_format: Literal["png", "jpg"] = "png"
@@ -64,9 +65,15 @@ class ScanSettings(BaseModel):
     threads: Count = 1
     timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 300.0
     fail_on: Annotated[tuple[FailOn, ...], BeforeValidator(_split)] = ("fake", "error")
+    new_only: bool = False
     exit_zero: bool = False
     quiet: bool = False
     log_file: Path | None = None
+
+    @property
+    def takes_known(self) -> bool:
+        """Whether unchanged files that the ledger knows are left unscanned."""
+        return self.ledger is not None if self.resume is None else self.resume
 
 
 FAIL_ON: tuple[str, ...] = get_args(FailOn)

@@ -4,13 +4,18 @@ DfscanError
 +-- ConfigError        an option, a configuration file or an input list is unusable (exit 2, before any work)
 +-- CheckpointError    a checkpoint is missing, damaged, foreign, or no longer gives the scores it promised (exit 2)
 +-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
++-- LockedError        another run writes the same files (exit 75)
 +-- TrainingError      training cannot go on; what was saved before is kept (exit 2)
 +-- VideoError         one video cannot be judged: it becomes an ``error`` row and the batch goes on
 """
 
+import os
+
 
 class DfscanError(Exception):
     """Base of all: the message names the subject, the cause and a remedy, and is shown without a traceback."""
+
+    exit_code = 2
 
 
 class ConfigError(DfscanError):
@@ -23,6 +28,12 @@ class CheckpointError(DfscanError):
 
 class OutputError(DfscanError):
     """A report, ledger, log file or dump cannot be written."""
+
+
+class LockedError(DfscanError):
+    """Another run writes the same report or ledger."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 class TrainingError(DfscanError):

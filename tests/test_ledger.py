@@ -32,7 +32,7 @@ FULL = VideoResult(
     info=VideoInfo(10**12, "ab" * 32, 640, 480, 30000 / 1001, 77, 2.5, "h264", 90, True),
     num_frames=32,
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
-    dumps=({"file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
+    dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
@@ -57,7 +57,7 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
     assert plain(from_json(to_json(result))) == plain(result)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(result, None)
-        found = ledger.get(result.path)
+        found = ledger.get(result.path, None)
     assert found is not None
     assert plain(found) == plain(result)
 
@@ -71,12 +71,12 @@ def test_the_table_of_fields_leaves_none_at_its_default() -> None:
 def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
-        assert ledger.get("clips/b.mp4") is None
+        assert ledger.get("clips/b.mp4", None) is None
     with Ledger(tmp_path / "x.ledger", recipe=OTHER) as ledger:
-        assert ledger.get(FULL.path) is None
+        assert ledger.get(FULL.path, None) is None
         ledger.put(dataclasses.replace(FULL, num_frames=7), None)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
-        found = ledger.get(FULL.path)
+        found = ledger.get(FULL.path, None)
     assert found is not None
     assert found.num_frames == FULL.num_frames
 
@@ -89,19 +89,18 @@ def test_one_name_in_two_folders_is_two_videos(tmp_path: Path, monkeypatch: pyte
             ledger.put(dataclasses.replace(FULL, num_frames=number), None)
     monkeypatch.chdir(tmp_path / "a")
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
-        found = ledger.get(FULL.path)
+        found = ledger.get(FULL.path, None)
     assert found is not None
     assert found.num_frames == 0
 
 
-def test_a_changed_file_keeps_its_earlier_record_and_the_latest_counts(tmp_path: Path) -> None:
+def test_a_changed_file_keeps_its_earlier_record_and_each_state_its_latest(tmp_path: Path) -> None:
+    first, second = FileIdentity(1, 1, 5), FileIdentity(2, 2, 5)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
-        for number in (1, 2):
-            ledger.put(dataclasses.replace(FULL, num_frames=number), FileIdentity(number, number, 5))
-            ledger.put(dataclasses.replace(FULL, num_frames=number), FileIdentity(number, number, 5))
-        found = ledger.get(FULL.path)
-    assert found is not None
-    assert found.num_frames == 2
+        for number, identity in enumerate((first, second, first)):
+            ledger.put(dataclasses.replace(FULL, num_frames=number), identity)
+        found = [ledger.get(FULL.path, identity) for identity in (first, second, FileIdentity(1, 2, 5), None)]
+    assert [each and each.num_frames for each in found] == [2, 1, None, None]
     database = sqlite3.connect(tmp_path / "x.ledger")
     assert database.execute("SELECT count(*) FROM videos").fetchone() == (2,)
     ((digest, document),) = database.execute("SELECT * FROM recipes").fetchall()
@@ -109,11 +108,51 @@ def test_a_changed_file_keeps_its_earlier_record_and_the_latest_counts(tmp_path:
     database.close()
 
 
+def test_a_result_has_the_name_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        ledger.put(FULL, None)
+        found = ledger.get(str(tmp_path / FULL.path), None)
+    assert found is not None
+    assert found.path == found.dumps[0]["path"] == str(tmp_path / FULL.path)
+
+
+@pytest.mark.parametrize("is_torn", [False, True], ids=["cut short", "torn"])
+def test_a_damaged_write_ahead_log_loses_whole_rows_from_its_end(tmp_path: Path, is_torn: bool) -> None:
+    code = (
+        "import os, signal, sys, dataclasses; from pathlib import Path; from dfscan.scan.ledger import Ledger; "
+        "from tests.test_ledger import FULL, RECIPE; ledger = Ledger(Path(sys.argv[1]), recipe=RECIPE); "
+        "[ledger.put(dataclasses.replace(FULL, path=f'{i}.mp4', num_frames=i), None) for i in range(8)]; "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    source = tmp_path / "source.ledger"
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, str(source)], cwd=root, check=False)
+    log = source.with_name("source.ledger-wal").read_bytes()
+    counts = []
+    for place in np.linspace(0, len(log), 20, dtype=int).tolist():
+        copy = tmp_path / f"{place}.ledger"
+        copy.write_bytes(source.read_bytes())
+        rest = bytes(byte ^ 0x5A for byte in log[place:]) if is_torn else b""
+        copy.with_name(f"{copy.name}-wal").write_bytes(log[:place] + rest)
+        with Ledger(copy, recipe=RECIPE) as ledger:
+            kept = [ledger.get(os.path.join(root, f"{i}.mp4"), None) for i in range(8)]
+            numbers = [result.num_frames for result in kept if result]
+            assert numbers == list(range(len(numbers))), "whole rows, in the order in which they were put"
+            ledger.put(dataclasses.replace(FULL, num_frames=99), None)
+            again = ledger.get(FULL.path, None)
+        assert again is not None
+        assert again.num_frames == 99
+        counts.append(len(numbers))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 8)
+
+
 def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Ledger(None, recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
-        assert ledger.get(FULL.path) is not None
+        assert ledger.get(FULL.path, None) is not None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +165,7 @@ def test_what_was_put_survives_a_killed_process(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.ledger")], cwd=root, check=False)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
-        assert ledger.get(FULL.path) is not None
+        assert ledger.get(FULL.path, None) is not None
 
 
 def foreign_text(path: Path) -> None:

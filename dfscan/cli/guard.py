@@ -33,11 +33,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        signal.signal(signal.SIGTERM, _terminate)
+        before = {number: signal.signal(number, _interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return command(*args, **kwargs)
         except DfscanError as error:
-            _fail(str(error))
+            _fail(str(error), error.exit_code)
         except BrokenPipeError:
             _silence_stdout()
             raise typer.Exit(EXIT_CLOSED_PIPE) from None
@@ -49,16 +49,18 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             log.debug("unexpected error", exc_info=True)
             _fail(
-                f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan; --log-file keeps the details, "
-                "please report them"
+                f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan: please report it; commands "
+                "with --log-file keep the details there"
             )
         finally:
             _close_handlers()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     return run
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
     say(f"error: {message}")
     log.debug("failed: %s", message)
     if sys.stdout is not None:
@@ -66,11 +68,20 @@ def _fail(message: str) -> NoReturn:
             sys.stdout.flush()
         except OSError:
             _silence_stdout()
-    raise typer.Exit(EXIT_ERROR)
+    raise typer.Exit(code)
 
 
-def _terminate(*_: object) -> NoReturn:
+def _interrupted(number: int, _: object) -> NoReturn:
+    """Unwind, so that children end and files stay whole; a second signal does not wait for that."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _leave_at_once)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(EXIT_TERMINATED)
+
+
+def _leave_at_once(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)  # the kernel ends the decoding children with us
 
 
 def _silence_stdout() -> None:

@@ -49,7 +49,22 @@ def scan(
         option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
     ] = None,
     ledger: Annotated[
-        Path | None, option("--ledger", panel=OUTPUT, help="SQLite record of all results. Default: REPORT.ledger.")
+        Path | None,
+        option(
+            "--ledger",
+            panel=OUTPUT,
+            help="SQLite record of all results; one that is shared over nights has only new and changed files scanned. "
+            "Default: REPORT.ledger.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        option(
+            "--resume/--no-resume",
+            panel=OUTPUT,
+            help="Take from the ledger what it knows of unchanged files: goes on after an interrupt. Default: only "
+            "with --ledger.",
+        ),
     ] = None,
     explain: Annotated[
         Path | None,
@@ -71,6 +86,14 @@ def scan(
             help="What makes the exit code 1 (error: 2): of fake, inconclusive, no_face, partial, error. "
             "Default: fake,error.",
             metavar="LIST",
+        ),
+    ] = None,
+    new_only: Annotated[
+        bool | None,
+        option(
+            "--new-only/--no-new-only",
+            panel=VERDICT,
+            help="For the exit code count only what the ledger did not say of that file before.",
         ),
     ] = None,
     exit_zero: Annotated[
@@ -101,7 +124,7 @@ def scan(
     \b
       dfscan scan ./videos --out report.csv
       dfscan scan clip.mp4 --out report.csv --explain ./dumps
-      find . -name '*.mov' -print0 | dfscan scan --files-from - -0 --format jsonl
+      dfscan scan /srv/video --out tonight.csv --ledger all-nights.ledger --new-only
 
     Exit codes:
 
@@ -109,6 +132,7 @@ def scan(
       0   every input handled, none fake
       1   at least one fake
       2   usage error, report not written, or an input ended in error and none was fake
+      75  another run writes the same report or ledger
       130 interrupted; 143 terminated
     """
     from dfscan.cli.progress import Progress

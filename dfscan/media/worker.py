@@ -6,10 +6,12 @@ taken over by a hostile file must not be able to run code in the parent.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -28,6 +30,8 @@ MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
 
 
 HASH_BLOCK_BYTES = 1 << 20
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 ALIVE_EVERY_S = 0.5
 
 
@@ -48,7 +52,8 @@ class _BusyClock:
 
 
 def main() -> None:
-    """Serve decoding jobs until the parent closes the socket."""
+    """Serve decoding jobs until the parent closes the socket or dies."""
+    _die_with_parent()
     with Connection(int(sys.argv[-1])) as parent:
         while True:
             try:
@@ -56,6 +61,12 @@ def main() -> None:
                 _serve(parent, job)
             except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
                 return
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGKILL when the parent ends, however: a decoder that hangs would not see the closed socket."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(parent: Connection, job: dict[str, Any]) -> None:

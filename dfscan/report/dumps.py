@@ -77,6 +77,11 @@ class DumpFolder:
         """
         return [self._write(video_path, rank, exhibit) for rank, exhibit in enumerate(exhibits, start=1)]
 
+    def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
+        """Whether every file of these index rows is still there."""
+        files = (row[column.name] for row in rows for column in INDEX_COLUMNS if column.name.endswith("_file"))
+        return all((self._folder / file).is_file() for file in files)
+
     def write_index(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write ``index.csv`` over all videos, replacing an older one.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import glob
+import hashlib
 import json
 import os
 import secrets
@@ -159,7 +161,7 @@ class AtomicFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._shown = os.fspath(path)
         self._path = os.path.realpath(path)
-        with _reported(self._shown):
+        with reported(self._shown):
             mode = _replaceable_mode(self._path)
             self._temporary_path, self._file = _create_beside(self._path)
             if mode is not None:
@@ -167,14 +169,14 @@ class AtomicFile:
 
     def write(self, data: bytes) -> None:
         """Write all of the data; after a failure nothing is left of it."""
-        with _reported(self._shown), self._discarded_on_error():
+        with reported(self._shown), self._discarded_on_error():
             self._file.write(data)
 
     def commit(self) -> None:
         """Bring the data to the disk and give the file its name; a second call does nothing."""
         if self._file.closed:
             return
-        with _reported(self._shown), self._discarded_on_error():
+        with reported(self._shown), self._discarded_on_error():
             self._file.flush()
             os.fsync(self._file.fileno())
             os.replace(self._temporary_path, self._path)
@@ -207,7 +209,7 @@ class _Stream:
         self._stream = stream
 
     def write(self, data: bytes) -> None:
-        with _reported("standard output"):
+        with reported("standard output"):
             rest = memoryview(data)
             while rest:  # with PYTHONUNBUFFERED stdout is a raw file, which may take only a part
                 num_written = self._stream.write(rest)
@@ -224,7 +226,7 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _reported(name: str) -> Iterator[None]:
+def reported(name: str) -> Iterator[None]:
     """Turn a failure of the system into an OutputError; a closed pipe is the caller's to end quietly."""
     try:
         yield
@@ -249,11 +251,25 @@ def _replaceable_mode(path: str) -> int | None:
 
 
 def _create_beside(path: str) -> tuple[str, BinaryIO]:
-    directory, name = os.path.split(path)
-    # The name may fill all of the 255 bytes that file systems allow; the temporary one needs room for more.
-    temporary_path = os.path.join(directory, f".{name[:40]}.{secrets.token_hex(4)}.partial")
+    temporary_path = f"{_temporary_stem(path)}{secrets.token_hex(4)}.partial"
     fd = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     return temporary_path, os.fdopen(fd, "wb")
+
+
+def _temporary_stem(path: str) -> str:
+    """What temporary files of this path, and of no other, begin with."""
+    directory, name = os.path.split(path)
+    # The name may fill all of the 255 bytes that file systems allow; the temporary one needs room for more.
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return os.path.join(directory, f".{name[:40]}.{digest}.")
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove temporary files of this path that a killed run has left; none that runs may be writing it."""
+    stem = _temporary_stem(os.path.realpath(path))
+    for leftover in glob.glob(f"{glob.escape(stem)}????????.partial", include_hidden=True):
+        with contextlib.suppress(OSError):
+            os.unlink(leftover)
 
 
 def _sync_directory(directory: str) -> None:

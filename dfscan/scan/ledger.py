@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -113,8 +113,8 @@ class Ledger:
         if not version and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise OutputError(f"{self._name}: the database of another program; name another file")
         self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.executescript(_SCHEMA)
-        self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        # In one transaction: after a power cut tables without a version would look like another program's.
+        self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         row = (self._recipe.digest, self._recipe.document)
         self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
         self._database.commit()
@@ -125,11 +125,9 @@ class Ledger:
         Raises:
             OutputError: the record cannot be written.
         """
-        size_bytes, mtime_ns = (identity.size_bytes, identity.mtime_ns) if identity else (-1, -1)
         row = (
             _key(result.path),
-            size_bytes,
-            mtime_ns,
+            *_size_and_time(identity),
             result.info.sha256 or "",
             self._recipe.digest,
             json.dumps(to_json(result)),
@@ -137,12 +135,16 @@ class Ledger:
         with self._explained(), self._database:
             self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
 
-    def get(self, path: str) -> VideoResult | None:
-        """The latest result of a video under this ledger's recipe."""
-        query = "SELECT result FROM videos WHERE path = ? AND recipe = ? ORDER BY rowid DESC LIMIT 1"
+    def get(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
+        """The latest result of a file as it is, under this ledger's recipe; it has the path that is asked for."""
+        query = (
+            "SELECT result FROM videos WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND recipe = ? "
+            "ORDER BY rowid DESC LIMIT 1"
+        )
         with self._explained():
-            row = self._database.execute(query, (_key(path), self._recipe.digest)).fetchone()
-        return from_json(json.loads(row[0])) if row else None
+            key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+            row = self._database.execute(query, key).fetchone()
+        return _named(from_json(json.loads(row[0])), path) if row else None
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +160,15 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise OutputError(f"{self._name}: {error}; check the disk, or name another file with --ledger") from error
+
+
+def _size_and_time(identity: FileIdentity | None) -> tuple[int, int]:
+    return (identity.size_bytes, identity.mtime_ns) if identity else (-1, -1)
+
+
+def _named(result: VideoResult, path: str) -> VideoResult:
+    """The result under another name of the same file, such as a relative one."""
+    return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
 
 
 def _key(path: str) -> bytes:

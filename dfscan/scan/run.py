@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,11 +22,15 @@ from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.text import report_order
-from dfscan.report.writers import ReportWriter, format_for, open_writer
+from dfscan.report.writers import ReportWriter, format_for, open_writer, remove_leftovers
 from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
+from dfscan.scan.lock import only_run
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
-from dfscan.types import LABELS, VideoResult
+from dfscan.types import LABELS, Reason, VideoResult
+
+MAY_PASS = frozenset("changed crashed internal no_decoder not_found timeout too_large unreadable".split())
+"""Reasons of an error that another machine, limit or moment may not give: such files are tried again every time."""
 
 
 @dataclass
@@ -35,12 +39,18 @@ class Tally:
 
     labels: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
+    num_known: int = 0
+    """Results that were taken from the ledger."""
+    news: set[str] = field(default_factory=set)
+    """Labels, and ``partial``, of results that the ledger did not hold before."""
     passed_over: Counter[str] = field(default_factory=Counter)
 
-    def count(self, result: VideoResult) -> None:
+    def count(self, result: VideoResult, *, is_new: bool) -> None:
         """Add one result."""
         self.labels[result.verdict.label] += 1
         self.num_partial += result.status == "partial"
+        if is_new:
+            self.news |= _findings(result)
 
     @property
     def num_videos(self) -> int:
@@ -52,7 +62,7 @@ class Tally:
         if settings.exit_zero:
             return 0
         found = {label for label, count in self.labels.items() if count} | ({"partial"} if self.num_partial else set())
-        failing = found & set(settings.fail_on)
+        failing = (self.news if settings.new_only else found) & set(settings.fail_on)
         return 1 if failing - {"error"} else 2 if failing else 0
 
     def summary(self) -> str:
@@ -61,7 +71,13 @@ class Tally:
         plural = "video" if self.num_videos == 1 else "videos"
         extra = f" ({self.num_partial} partial)" if self.num_partial else ""
         skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.passed_over.items()))
-        return f"{self.num_videos} {plural}: {counts}{extra}" + (f"; passed over: {skipped}" if skipped else "")
+        known = f"; {self.num_known} known from the ledger" if self.num_known else ""
+        return f"{self.num_videos} {plural}: {counts}{extra}{known}" + (f"; passed over: {skipped}" if skipped else "")
+
+
+def _findings(result: VideoResult) -> set[str]:
+    """What `fail_on` can name of one result."""
+    return {result.verdict.label} | ({"partial"} if result.status == "partial" else set())
 
 
 def run_scan(
@@ -84,6 +100,7 @@ def run_scan(
     Raises:
         ConfigError: an input or option is unusable; nothing has been done.
         CheckpointError: there is no usable checkpoint; nothing has been done.
+        LockedError: another run writes the same report or ledger; nothing has been done.
         OutputError: a report, ledger or dump cannot be written; an old report is still there.
     """
     started = datetime.now(UTC)
@@ -95,24 +112,40 @@ def run_scan(
         follow_symlinks=settings.follow_symlinks,
     )
     _refuse_overwriting(settings, found)
+    if settings.takes_known and _ledger_path(settings) is None:
+        raise ConfigError("--resume goes on from a ledger: name the report with --out, or the ledger with --ledger")
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
     made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
     tally = Tally(passed_over=Counter(found.passed_over))
     if on_discovered:
         on_discovered(len(found.paths) + len(found.problems))
-    with ExitStack() as stack:
-        outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
-        engine = load_engine(settings, checkpoint) if found.paths else None
-        outputs.open_ledger(stack)
-        for result, identity in _results(found, engine, outputs.dumps, settings, listener):
-            outputs.record(result, identity)
-            tally.count(result)
+    with only_run(_written_files(settings)):
+        with ExitStack() as stack:
+            outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
+            known = _recalled(found.paths, outputs, tally, listener) if settings.takes_known else set()
+            paths = [path for path in found.paths if path not in known]
+            engine = load_engine(settings, checkpoint) if paths else None
+            for result, identity in _results(found.problems, paths, engine, outputs.dumps, settings, listener):
+                tally.count(result, is_new=outputs.record(result, identity))
+                if listener:
+                    listener.video_done(result)
+            outputs.write_index()
+        outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
+    return tally
+
+
+def _recalled(paths: Sequence[str], outputs: _Outputs, tally: Tally, listener: Listener | None) -> set[str]:
+    """Those of the paths whose results are taken from the ledger."""
+    known = set()
+    for path in paths:
+        if result := outputs.recall(path):
+            known.add(path)
+            tally.num_known += 1
+            tally.count(result, is_new=False)
             if listener:
                 listener.video_done(result)
-        outputs.write_index()
-    outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
-    return tally
+    return known
 
 
 def _refuse_overwriting(settings: ScanSettings, found: Discovery) -> None:
@@ -147,18 +180,19 @@ def _place(path: str | Path) -> tuple[int, int] | None:
 
 
 def _results(
-    found: Discovery,
+    problems: Mapping[str, Reason],
+    paths: Sequence[str],
     engine: Engine | None,
     dumps: DumpFolder | None,
     settings: ScanSettings,
     listener: Listener | None,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """First the inputs that are never opened, then the judged ones as they are complete."""
-    for path, reason in found.problems.items():
+    for path, reason in problems.items():
         yield failed(path, reason), None
     if engine is None:
         return
-    judged = scan_videos(found.paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener)
+    judged = scan_videos(paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener)
     with closing(judged):
         yield from judged
 
@@ -170,15 +204,14 @@ class _Outputs:
         self._settings = settings
         self._recipe = made_by
         self._waiting = deque(paths)
-        self._recorded: set[str] = set()
+        self._recorded: dict[str, FileIdentity | None] = {}
         self._index: list[dict[str, Any]] = []
+        for path in _written_files(settings):
+            remove_leftovers(path)
         self._report = stack.enter_context(self._open_report())
         self._frames = stack.enter_context(self._open_frames()) if settings.frames_out else None
         self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
-
-    def open_ledger(self, stack: ExitStack) -> None:
-        """Open the record, last of all, so that a run that is refused leaves none behind."""
-        self._ledger = stack.enter_context(Ledger(_ledger_path(self._settings), recipe=self._recipe))
+        self._ledger = stack.enter_context(Ledger(_ledger_path(settings), recipe=made_by))
 
     def _open_report(self) -> ReportWriter:
         settings = self._settings
@@ -191,17 +224,37 @@ class _Outputs:
         path = self._settings.frames_out
         return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=self._settings.excel)
 
-    def record(self, result: VideoResult, identity: FileIdentity | None) -> None:
-        """Put a result into the ledger; reports get from there all rows whose turn has come."""
+    def recall(self, path: str) -> VideoResult | None:
+        """What the ledger knows of the file as it is now, unless that is worth another try; its row is written."""
+        identity = FileIdentity.of(path)
+        known = self._ledger.get(path, identity) if identity else None
+        if known is None or not self._is_final(known):
+            return None
+        self._take(path, identity)
+        return known
+
+    def _is_final(self, known: VideoResult) -> bool:
+        reason = known.verdict.reason
+        if known.verdict.label == "error" and reason and reason.code in MAY_PASS:
+            return False
+        return self.dumps is None or self.dumps.holds(known.dumps)
+
+    def record(self, result: VideoResult, identity: FileIdentity | None) -> bool:
+        """Put a result into the ledger; tells whether the ledger did not say the same of the file before."""
+        before = self._ledger.get(result.path, identity)
         self._ledger.put(result, identity)
-        self._recorded.add(result.path)
+        self._take(result.path, identity)
+        return before is None or _findings(before) != _findings(result)
+
+    def _take(self, path: str, identity: FileIdentity | None) -> None:
+        """Reports get from the ledger all rows whose turn has come."""
+        self._recorded[path] = identity
         while self._waiting and self._waiting[0] in self._recorded:
             path = self._waiting.popleft()
-            self._recorded.discard(path)
-            self._write_rows(path)
+            self._write_rows(path, self._recorded.pop(path))
 
-    def _write_rows(self, path: str) -> None:
-        kept = self._ledger.get(path)
+    def _write_rows(self, path: str, identity: FileIdentity | None) -> None:
+        kept = self._ledger.get(path, identity)
         assert kept is not None
         self._report.append(report_row(kept, checkpoint=self._recipe.checkpoint, version=self._recipe.version))
         self._index.extend(kept.dumps)
@@ -218,6 +271,12 @@ class _Outputs:
         """Write the side file of a report that is a file."""
         if self._settings.out != "-":
             write_meta(self._settings.out, document)
+
+
+def _written_files(settings: ScanSettings) -> list[Path]:
+    """What no two runs may write at once."""
+    named = (None if settings.out == "-" else Path(settings.out), settings.frames_out, _ledger_path(settings))
+    return [path for path in named if path]
 
 
 def _ledger_path(settings: ScanSettings) -> Path | None:
@@ -244,6 +303,7 @@ def _metadata(
             **checkpoint.card.model_dump(mode="json"),
         },
         "counts": {label: tally.labels[label] for label in LABELS} | {"partial": tally.num_partial},
+        "known_from_ledger": tally.num_known,
         "passed_over": dict(tally.passed_over),
         "versions": versions(),
     }

@@ -120,8 +120,8 @@ def limit_threads(num_threads: int) -> None:
 
 
 NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger workers "
-    "timeout fail_on exit_zero quiet log_file".split()
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger resume workers "
+    "timeout fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""
 

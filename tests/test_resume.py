@@ -1,0 +1,233 @@
+"""What the ledger knows is not scanned again, and a report never tells the two apart."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from dfscan.scan.run import MAY_PASS
+from tests.test_cli import children_of, program, run
+from tests.test_cli import surroundings as surroundings
+from tests.videos import write_video
+
+
+@pytest.fixture
+def videos(clips: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clips, tmp_path / "videos"))
+
+
+def scan(checkpoint: Path, *arguments: object) -> Result:
+    return run("scan", "--checkpoint", checkpoint, "--device", "cpu", "--num-frames", 4, "--exit-zero", *arguments)
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that go through the pipeline."""
+    from dfscan.scan import run as module
+
+    names: list[str] = []
+    original = module.scan_videos
+
+    def noted(paths: list[str], *args: object, **kwargs: object) -> object:
+        names.extend(os.path.basename(path) for path in paths)
+        return original(paths, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "scan_videos", noted)
+    return names
+
+
+def rows(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_resume_scans_only_what_is_missing_and_gives_the_same_bytes(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]
+) -> None:
+    whole, out = tmp_path / "whole.csv", tmp_path / "r.csv"
+    outputs = ("--frames-out", tmp_path / "f.csv", "--explain", tmp_path / "d")
+    assert scan(untrained, videos, "-o", whole, *outputs).exit_code == 0
+    expected = [path.read_bytes() for path in (whole, tmp_path / "f.csv", tmp_path / "d" / "index.csv")]
+    shutil.copy(tmp_path / "whole.csv.ledger", tmp_path / "r.csv.ledger")
+    database = sqlite3.connect(tmp_path / "r.csv.ledger")
+    database.execute("DELETE FROM videos WHERE CAST(path AS TEXT) LIKE '%one.mp4'")
+    database.commit()
+    database.close()
+    scanned.clear()
+    result = scan(untrained, videos, "-o", out, *outputs, "--resume")
+    assert scanned == ["one.mp4"]
+    assert [path.read_bytes() for path in (out, tmp_path / "f.csv", tmp_path / "d" / "index.csv")] == expected
+    assert "3 known from the ledger" in result.stderr
+
+
+def test_without_resume_everything_is_scanned_again(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]
+) -> None:
+    for flags in ((), (), ("--ledger", tmp_path / "r.csv.ledger", "--no-resume")):
+        scanned.clear()
+        scan(untrained, videos, "-o", tmp_path / "r.csv", *flags)
+        assert len(scanned) == 4
+
+
+def test_what_changed_or_was_made_otherwise_is_scanned_again(
+    videos: Path, untrained: Path, trained: Path, tmp_path: Path, scanned: list[str]
+) -> None:
+    ledger = ("--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
+    scan(untrained, videos, *ledger)
+    scanned.clear()
+    scan(untrained, videos, *ledger)
+    assert scanned == [], "a shared ledger is read without being asked"
+    shutil.copy(videos / "one.mp4", videos / "new.mp4")
+    shutil.copy(videos / "one.mp4", videos / "nobody.mp4")
+    scan(untrained, videos, *ledger)
+    assert scanned == ["new.mp4", "nobody.mp4"]
+    assert [row.split(",")[0].rpartition("/")[2] for row in rows(tmp_path / "r.csv")[1:]] == [
+        f'{name}"' for name in ("new.mp4", "nobody.mp4", "one.mp4", "text.mp4", "two.mkv")
+    ]
+    for changed in (("--num-frames", 3), ("--checkpoint", trained), ("--max-faces", 1)):
+        scanned.clear()
+        scan(untrained, videos, *ledger, *changed)
+        assert len(scanned) == 5, changed
+    (videos / "two.mkv").unlink()
+    scan(untrained, videos, *ledger)
+    assert len(rows(tmp_path / "r.csv")) == 1 + 4, "what is gone has no row"
+
+
+def test_missing_dumps_are_made_again(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:
+    outputs = ("-o", tmp_path / "r.csv", "--explain", tmp_path / "d", "--resume")
+    scan(untrained, videos, *outputs)
+    scanned.clear()
+    gone = next((tmp_path / "d").glob("two*/*_face.png"))
+    gone.unlink()
+    scan(untrained, videos, *outputs)
+    assert scanned == ["two.mkv"]
+    assert gone.exists()
+
+
+def test_an_error_that_may_pass_is_tried_again(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]
+) -> None:
+    arguments = (videos, "-o", tmp_path / "r.csv", "--resume")
+    scan(untrained, *arguments, "--timeout", "0.000001")
+    assert sum("timeout" in row for row in rows(tmp_path / "r.csv")) == 3
+    scanned.clear()
+    scan(untrained, *arguments)
+    assert scanned == ["nobody.mp4", "one.mp4", "two.mkv"]
+    scanned.clear()
+    scan(untrained, *arguments)
+    assert scanned == [], "text.mp4 is no video today, and will not be one tomorrow"
+    assert {"timeout", "unreadable"} <= MAY_PASS
+
+
+def test_new_only_counts_what_the_ledger_did_not_say(videos: Path, trained: Path, tmp_path: Path) -> None:
+    base = ("scan", videos, "--checkpoint", trained, "--device", "cpu", "--num-frames", 4, "--threshold", "0")
+    nightly = (*base, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv", "--new-only")
+    assert [run(*nightly).exit_code for _ in range(3)] == [1, 0, 0]
+    shutil.copy(videos / "text.mp4", videos / "more.mp4")
+    assert [run(*nightly).exit_code for _ in range(2)] == [2, 0]
+    shutil.copy(videos / "one.mp4", videos / "another.mp4")
+    assert run(*nightly[:-1]).exit_code == 1
+    assert run(*nightly).exit_code == 0
+    # A file that cannot be reached is tried every night, and is no news on the second.
+    listing = tmp_path / "list"
+    listing.write_text("gone.mp4\n")
+    lost = (*nightly, "--files-from", listing)
+    assert [run(*lost).exit_code for _ in range(2)] == [2, 0]
+    assert "gone.mp4" in (tmp_path / "r.csv").read_text()
+
+
+def test_resume_without_a_ledger_is_refused(videos: Path, untrained: Path) -> None:
+    result = scan(untrained, videos, "--resume")
+    assert result.exit_code == 2
+    assert "--ledger" in result.stderr
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untrained: Path, tmp_path: Path) -> None:
+    from dfscan.report.writers import AtomicFile
+
+    for name in ("r.csv", "other.csv"):
+        file = AtomicFile(tmp_path / name)
+        file.write(b"half")
+        file._file.close()  # as the kernel does
+    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    scan(untrained, videos / "nobody.mp4", "-o", tmp_path / "r.csv")
+    (left,) = tmp_path.glob(".*.partial")
+    assert left.name.startswith(".other.csv.")
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("num_ends", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
+    untrained: Path, tmp_path: Path, number: int, num_ends: int
+) -> None:
+    from tests.pictures import astronaut, moved
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "00.mp4", [moved(astronaut(), 6 * i, 2 * i) for i in range(10)], fps=10)
+    for i in range(1, 2 + num_ends):
+        shutil.copy(folder / "00.mp4", folder / f"{i:02}.mp4")
+    arguments = ("scan", folder, "--checkpoint", untrained, "--num-frames", 4, "--quiet", "-o")
+    run(*arguments, tmp_path / "whole.csv")
+    command = program(*arguments, tmp_path / "r.csv", "--resume")
+    chance, done, seen = random.Random(5), 0, []
+    for _ in range(num_ends):
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and known(tmp_path / "r.csv.ledger") <= done:
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.3)
+            children = children_of(process.pid)
+            process.send_signal(number)
+            started_s = time.monotonic()
+            process.wait(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL, 143)
+        assert time.monotonic() - started_s < 5
+        wait_for_end(children)
+        done = known(tmp_path / "r.csv.ledger")
+        seen.append(done)
+    assert seen == sorted(seen)
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def known(ledger: Path) -> int:
+    """Number of results in a ledger that another process may be writing."""
+    try:
+        database = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
+        try:
+            return int(database.execute("SELECT count(*) FROM videos").fetchone()[0])
+        finally:
+            database.close()
+    except sqlite3.Error:
+        return 0
+
+
+def wait_for_end(pids: list[int]) -> None:
+    end_s = time.monotonic() + 5
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert not left
+
+
+def test_of_five_runs_at_once_one_scans(untrained: Path, videos: Path, tmp_path: Path) -> None:
+    arguments = ("scan", videos, "--checkpoint", untrained, "--num-frames", 4, "--exit-zero", "-o")
+    run(*arguments, tmp_path / "single.csv")
+    command = program(*arguments, tmp_path / "r.csv")
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(5)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 75, 75, 75, 75]
+    refused = [text.splitlines() for text, code in zip(said, codes, strict=True) if code == 75]
+    assert all(len(lines) == 1 and "another run" in lines[0] for lines in refused)
+    assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "single.csv").read_bytes()
