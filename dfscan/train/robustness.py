@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dfscan.errors import OutputError
-from dfscan.media.isolate import Decoded, Ended, decode_videos
+from dfscan.media.isolate import Decoded, Ended, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.train.degrade import blur, compress_jpeg
 from dfscan.types import Reason
@@ -102,10 +103,13 @@ def write_copies(
     writers: dict[str, _Writer] = {}
     copies = Copies()
     with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, timeout_s=timeout_s)) as events:
+        numbers = itertools.count()
         for event in events:
-            if isinstance(event, Decoded):
+            if isinstance(event, Opened) and event.path in writers:  # a second try, which begins anew
+                writers.pop(event.path).close()
+            elif isinstance(event, Decoded):
                 if event.path not in writers:
-                    writers[event.path] = _Writer(folder / f"{len(copies.paths):06d}.mp4", condition)
+                    writers[event.path] = _Writer(folder / f"{next(numbers):06d}.mp4", condition)
                     copies.paths[event.path] = str(writers[event.path].path)
                 writers[event.path].add(event.frame.pixels, event.frame.time_s)
             elif isinstance(event, Ended):
