@@ -1,0 +1,78 @@
+"""The embedded checkpoint: whole, small, honest about itself, and used where none is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dfscan.cli import app
+from dfscan.detector.checkpoint import default_checkpoint_path, read_card
+from dfscan.detector.runtime import create_runtime
+from dfscan.detector.selftest import verify
+from dfscan.train.settings import TrainSettings, build, model
+
+MAX_BYTES = 40_000_000
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "embedded.toml"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    found = default_checkpoint_path()
+    assert found is not None
+    return found
+
+
+def test_it_is_small_trained_and_of_the_specified_network(path: Path) -> None:
+    card = read_card(path).card
+    assert path.stat().st_size <= MAX_BYTES
+    assert card.architecture == "efficientnet_b4"
+    calibration = card.calibration
+    assert calibration.trained
+    assert calibration.fake_threshold is not None
+    assert calibration.real_called_fake_rate is not None
+    assert calibration.real_called_fake_rate <= 0.01
+    assert calibration.num_real_videos
+
+
+def test_its_recipe_is_the_file_in_configs(path: Path) -> None:
+    from dfscan.config import read_file
+
+    training = read_card(path).card.training
+    assert training is not None
+    recipe = build(read_file(CONFIG, model()))
+    assert training["settings"] == {name: getattr(recipe, name) for name in training["settings"]}
+    assert set(training["settings"]) >= {"lr_head", "seed", "epochs"} & set(TrainSettings.__dataclass_fields__)
+    assert any("blended with themselves" in limit for limit in training["limits"])
+
+
+def test_its_card_for_people_has_the_numbers_of_the_file(path: Path) -> None:
+    text = (path.parent / "MODEL_CARD.md").read_text()
+    checkpoint = read_card(path)
+    assert checkpoint.sha256 in text
+    assert checkpoint.card.metrics is not None
+    for split in ("validation", "test"):
+        auc = checkpoint.card.metrics[split]["frame"]["roc_auc"]
+        assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
+    assert f"{checkpoint.card.calibration.fake_threshold:.3f}" in text
+
+
+def test_it_still_gives_the_scores_that_it_promises(path: Path) -> None:
+    checkpoint = read_card(path)
+    verify(create_runtime(checkpoint, device="cpu"), checkpoint)
+
+
+def test_scan_uses_it_where_none_is_named(path: Path, clips: Path) -> None:
+    result = CliRunner().invoke(app, ["scan", str(clips / "one.mp4"), "--device", "cpu", "--format", "jsonl"])
+    assert result.exit_code in (0, 1), result.stderr
+    row = json.loads(result.stdout)
+    assert row["checkpoint"] == read_card(path).label
+    assert 0 < row["score"] < 1
+    assert row["num_faces"] == 10
