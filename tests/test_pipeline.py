@@ -211,7 +211,7 @@ def result_of(label: Any, status: Any = "ok") -> VideoResult:
 def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> None:
     tally = Tally()
     for label in labels:
-        tally.count(result_of("inconclusive", "partial") if label == "partial" else result_of(label))
+        tally.count(result_of("inconclusive", "partial") if label == "partial" else result_of(label), is_new=True)
     assert tally.exit_code(ScanSettings(**settings)) == code
 
 

@@ -166,7 +166,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untra
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("num_ends", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_ends", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
     untrained: Path, tmp_path: Path, number: int, num_ends: int
 ) -> None:
@@ -190,7 +190,7 @@ def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
             process.send_signal(number)
             started_s = time.monotonic()
             process.wait(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL, 143)
+        assert process.returncode in (0, -number, 143)  # not 143 where the scan was over already
         assert time.monotonic() - started_s < 5
         wait_for_end(children)
         done = known(tmp_path / "r.csv.ledger")
