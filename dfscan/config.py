@@ -20,6 +20,9 @@ FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error"]
 Settings = TypeVar("Settings", bound=BaseModel)
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Timeout = Annotated[float, Field(gt=0, le=7 * 86400)]
+Memory = Annotated[int, Field(ge=512, le=1 << 24)]
+"""MiB of a decoding child: Python and FFmpeg alone need half of the least."""
 
 
 def _split(value: object) -> object:
@@ -63,7 +66,9 @@ class ScanSettings(BaseModel):
     # behaviour
     workers: Count | None = None
     threads: Count = 1
-    timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 300.0
+    timeout: Timeout = 300.0
+    max_memory: Memory = 2048
+    sandbox: bool = True
     fail_on: Annotated[tuple[FailOn, ...], BeforeValidator(_split)] = ("fake", "error")
     new_only: bool = False
     exit_zero: bool = False

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from io import FileIO
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from dfscan.errors import VideoError
 from dfscan.media import container
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
+from dfscan.media.source import open_source
 from dfscan.types import Frame
 from tests.videos import Picture, number_of, numbered, numbered_picture, write_video
 
@@ -26,8 +28,9 @@ B_FRAMES = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=50:scenecut=
 
 
 def decode(path: Path | str, **sampling: float | None) -> tuple[Decoding, list[Frame]]:
-    job = Decoding(str(path), Sampling(**sampling))  # type: ignore[arg-type]
-    return job, list(job.samples())
+    with FileIO(open_source(str(path))) as file:
+        job = Decoding(file, Sampling(**sampling))  # type: ignore[arg-type]
+        return job, list(job.samples())
 
 
 def numbers(frames: list[Frame]) -> list[int]:
@@ -124,7 +127,8 @@ def test_seeking_spares_most_of_the_decoding(long_video: Callable[[str], Path]) 
         nonlocal packets
         packets += 1
 
-    frames = list(Decoding(str(long_video("x.mp4")), Sampling(32), count).samples())
+    with FileIO(long_video("x.mp4")) as file:
+        frames = list(Decoding(file, Sampling(32), count).samples())
     assert len(frames) == 32
     assert max(frame.burst for frame in frames) == 7
     assert packets < LONG / 3
@@ -429,12 +433,40 @@ def test_a_picture_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert refusal(tmp_path / "x.mp4") == "too_large"
 
 
-def test_a_missing_file_is_an_ordinary_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Decoding(str(tmp_path / "x.mp4"), Sampling())
-    with pytest.raises(VideoError, match="cannot be read") as caught, container.open_video(str(tmp_path / "x.mp4")):
-        pass
-    assert caught.value.code == "unreadable"
+def test_ffmpeg_is_not_older_than_its_last_known_holes() -> None:
+    """8.1.2 closes CVE-2026-8461, a heap overflow in a decoder; libavcodec 62.28.102 is its."""
+    assert av.library_versions["libavcodec"] >= (62, 28, 102)
+
+
+def test_a_decoder_that_is_not_listed_is_never_run(tmp_path: Path) -> None:
+    write_video(tmp_path / "x.avi", numbered(5), codec="magicyuv")
+    with pytest.raises(VideoError, match="magicyuv") as caught:
+        decode(tmp_path / "x.avi")
+    assert caught.value.code == "no_decoder"
+
+
+def test_a_stream_without_end_is_surveyed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "x.mkv", numbered(9))
+    monkeypatch.setattr(container, "MAX_PACKETS", 5)
+    job, frames = decode(tmp_path / "x.mkv", num_frames=9)
+    assert numbers(frames) == [0, 1, 2, 3, 4]
+    assert job.damage == "only its first 5 pictures are looked at"
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "x.mkv", numbered(9))
+
+    def fail(*_: object) -> None:
+        raise av.error.MemoryError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("dfscan.media.decode.is_encrypted", fail)
+    with pytest.raises(MemoryError):
+        decode(tmp_path / "x.mkv")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "x.mp4") == "not_found"
+    assert refusal("a\0b.mp4") == "not_found"
 
 
 # A collection of odd files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
 from dfscan.media.container import open_video, survey
+from dfscan.media.isolate import Limits
+from dfscan.media.plan import Timeline
 from dfscan.train import evaluate as evaluating
 from dfscan.train.robustness import CONDITIONS, Condition, shrink, write_copies
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
@@ -81,7 +84,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
             found = scores.get(Path(path).name)
             yield result(path, [0.5, 0.7] if found is None else found), None
 
-    engine = SimpleNamespace(num_workers=1, timeout_s=60.0)
+    engine = SimpleNamespace(num_workers=1, limits=Limits())
     monkeypatch.setattr(evaluating, "load_engine", lambda *_: engine)
     monkeypatch.setattr(evaluating, "scan_videos", scan_videos)
 
@@ -256,14 +259,19 @@ def test_missing_files_are_counted(trained: Path, tmp_path: Path, made_up: None)
 
 def copies_of(paths: Sequence[Path], condition: Condition, folder: Path, **more: Any) -> Any:
     folder.mkdir()
-    return write_copies([str(path) for path in paths], condition, folder, num_workers=1, timeout_s=60, **more)
+    return write_copies([str(path) for path in paths], condition, folder, num_workers=1, limits=Limits(), **more)
+
+
+def timeline(path: Path | str) -> Timeline:
+    with FileIO(path) as file:
+        return survey(file).timeline
 
 
 def test_copies_keep_every_picture_and_its_time(tmp_path: Path) -> None:
     times_ms = [0, 40, 90, 200, 240, 700, 740]
     write_video(tmp_path / "a.mp4", numbered(7, width_px=66, height_px=50), pts=times_ms)
     found = copies_of([tmp_path / "a.mp4"], Condition("same"), tmp_path / "copies")
-    timelines = [survey(path).timeline for path in (str(tmp_path / "a.mp4"), *found.paths.values())]
+    timelines = [timeline(path) for path in (tmp_path / "a.mp4", *found.paths.values())]
     seconds = [(line.pts - line.pts[0]) * line.time_base_s for line in timelines]
     assert seconds[1] == pytest.approx(seconds[0], abs=1e-3)
     assert timelines[1].duration_s == pytest.approx(timelines[0].duration_s, abs=1e-3)
@@ -272,7 +280,7 @@ def test_copies_keep_every_picture_and_its_time(tmp_path: Path) -> None:
 def test_copies_are_small_enough_and_whole(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(3, width_px=66, height_px=50))
     found = copies_of([tmp_path / "a.mp4"], CONDITIONS[3], tmp_path / "copies")
-    with open_video(found.paths[str(tmp_path / "a.mp4")]) as (_, stream):
+    with FileIO(found.paths[str(tmp_path / "a.mp4")]) as file, open_video(file) as (_, stream):
         assert (stream.width, stream.height) == (32, 24)  # 33 x 25 without the odd lines
 
 
@@ -281,7 +289,7 @@ def test_a_copy_stops_at_the_limit_and_a_broken_file_has_none(tmp_path: Path) ->
     (tmp_path / "b.mp4").write_text("not a video")
     found = copies_of([tmp_path / "a.mp4", tmp_path / "b.mp4"], CONDITIONS[0], tmp_path / "copies", max_frames=4)
     assert found.num_cut_short == 1
-    assert len(survey(found.paths[str(tmp_path / "a.mp4")]).timeline.pts) == 4
+    assert len(timeline(found.paths[str(tmp_path / "a.mp4")]).pts) == 4
     assert found.failures[str(tmp_path / "b.mp4")].code == "not_video"
     assert len(found.paths) == 1
 

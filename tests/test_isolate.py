@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import os
 import pickle
+import random
 import signal
 import time
 from collections.abc import Iterator
+from io import FileIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 
 from dfscan.media import isolate, worker
 from dfscan.media.decode import Decoding
-from dfscan.media.isolate import Decoded, Ended, Event, Opened, decode_videos
+from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from tests.videos import number_of, numbered, write_video
 
@@ -46,7 +48,7 @@ def children() -> set[int]:
 
 def run(paths: list[str], num_workers: int = 2, sampling: Sampling | None = None, timeout_s: float = 60) -> list[Event]:
     sampling = sampling or Sampling(4)
-    return list(decode_videos(paths, sampling=sampling, num_workers=num_workers, timeout_s=timeout_s))
+    return list(decode_videos(paths, sampling=sampling, num_workers=num_workers, limits=Limits(timeout_s)))
 
 
 def ended(events: list[Event]) -> dict[str, Ended]:
@@ -63,8 +65,8 @@ def test_children_give_what_decoding_here_gives(clips: list[str], num_workers: i
     events = run(clips, num_workers)
     assert children() == before
     for path in clips:
-        job = Decoding(path, Sampling(4))
-        expected = list(job.samples())
+        with FileIO(path) as file:
+            expected = list(Decoding(file, Sampling(4)).samples())
         mine = [event for event in events if event.path == path]
         assert [type(event) for event in mine] == [Opened, *[Decoded] * 4, Ended]
         frames = [event.frame for event in mine if isinstance(event, Decoded)]
@@ -96,7 +98,7 @@ def test_failures_carry_their_code_and_cost_no_other_video(clips: list[str], tmp
     write_video(tmp_path / "name.mp4", numbered(5))
     odd_name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff\n.mp4")
     os.rename(tmp_path / "name.mp4", odd_name)
-    bad = {"text.mp4": "not_video", "pipe.mp4": "not_regular", "missing.mp4": "unreadable"}
+    bad = {"text.mp4": "not_video", "pipe.mp4": "not_regular", "missing.mp4": "not_found"}
     paths = [str(tmp_path / name) for name in bad] + [odd_name, *clips]
     ends = ended(run(paths, num_workers=1, timeout_s=20))
     assert list(ends) == paths
@@ -105,7 +107,7 @@ def test_failures_carry_their_code_and_cost_no_other_video(clips: list[str], tmp
 
 def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
     before, codes = children(), {}
-    events = decode_videos([big, *clips], sampling=EVERYTHING, num_workers=1, timeout_s=60)
+    events = decode_videos([big, *clips], sampling=EVERYTHING, num_workers=1, limits=Limits(60))
     for event in events:
         if isinstance(event, Decoded) and event.path == big and event.frame.index == 3:
             (child,) = children() - before
@@ -119,7 +121,7 @@ def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
 
 def test_a_video_whose_child_was_killed_once_is_whole_at_the_second_try(big: str, clips: list[str]) -> None:
     before, kept, num_opened = children(), [], 0
-    for event in decode_videos([big, clips[0]], sampling=EVERYTHING, num_workers=1, timeout_s=60):
+    for event in decode_videos([big, clips[0]], sampling=EVERYTHING, num_workers=1, limits=Limits(60)):
         if event.path != big:
             continue
         if isinstance(event, Opened):
@@ -136,10 +138,50 @@ def test_a_video_whose_child_was_killed_once_is_whole_at_the_second_try(big: str
     assert children() == before
 
 
+def test_a_child_is_replaced_when_it_has_served_its_time(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "MAX_VIDEOS_PER_CHILD", 2)
+    before, seen = children(), []
+    for event in decode_videos([*clips, *clips], sampling=Sampling(4), num_workers=1, limits=Limits(60)):
+        if isinstance(event, Ended):
+            assert failure(event) is None
+            seen += children() - before
+    assert len(seen) == 10
+    assert len(set(seen)) == 5
+
+
+@pytest.mark.slow
+def test_whatever_befalls_children_each_video_ends_once(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty are stopped, killed or aborted, at random moments; what is decoded in the end is right."""
+    monkeypatch.setattr(isolate, "GRACE_S", 0.5)
+    chance, before, num_struck = random.Random(1), children(), 0
+    paths = [f"{path}{copy}.mp4" for path in clips for copy in range(12)]
+    for path in paths:
+        os.link(path[: path.index(".mp4") + 4], path)
+    ends, kept = [], dict[str, int]()
+    for event in decode_videos(paths, sampling=EVERYTHING, num_workers=2, limits=Limits(2)):
+        if isinstance(event, Opened):
+            kept[event.path] = 0
+        elif isinstance(event, Decoded):
+            kept[event.path] += 1
+            if num_struck < 20 and chance.random() < 0.05:
+                signals = (signal.SIGSTOP, signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV)
+                os.kill(chance.choice(sorted(children() - before)), chance.choice(signals))
+                num_struck += 1
+        else:
+            ends.append(event)
+    assert num_struck == 20
+    assert sorted(end.path for end in ends) == sorted(paths)
+    assert {failure(end) for end in ends} <= {None, "crashed", "timeout"}
+    whole = [end for end in ends if failure(end) is None]
+    assert len(whole) >= len(paths) - 10, "one retry each"
+    assert {kept[end.path] for end in whole} == {20}
+    assert children() == before
+
+
 def test_a_child_that_stops_is_killed_in_time(big: str, clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "GRACE_S", 1.0)
     before, codes, stopped_s = children(), {}, 0.0
-    for event in decode_videos([big, *clips[:2]], sampling=EVERYTHING, num_workers=1, timeout_s=2.0):
+    for event in decode_videos([big, *clips[:2]], sampling=EVERYTHING, num_workers=1, limits=Limits(2.0)):
         if isinstance(event, Decoded) and event.path == big and event.frame.index == 3:
             (child,) = children() - before
             os.kill(child, signal.SIGSTOP)
@@ -160,7 +202,7 @@ def test_a_child_notices_a_timeout_itself(big: str, clips: list[str]) -> None:
 
 def test_waiting_for_the_caller_is_no_timeout(big: str) -> None:
     events = []
-    for event in decode_videos([big], sampling=EVERYTHING, num_workers=1, timeout_s=2.0):
+    for event in decode_videos([big], sampling=EVERYTHING, num_workers=1, limits=Limits(2.0)):
         events.append(event)
         if isinstance(event, Decoded) and event.frame.index == 2:
             time.sleep(3.0)
@@ -170,7 +212,7 @@ def test_waiting_for_the_caller_is_no_timeout(big: str) -> None:
 
 def test_closing_the_generator_leaves_no_child(clips: list[str]) -> None:
     before = children()
-    events = decode_videos(clips, sampling=EVERYTHING, num_workers=2, timeout_s=60)
+    events = decode_videos(clips, sampling=EVERYTHING, num_workers=2, limits=Limits(60))
     assert isinstance(next(events), Opened)
     next(event for event in events if isinstance(event, Decoded))
     assert len(children() - before) == 2
@@ -186,7 +228,7 @@ def test_paths_are_taken_one_by_one(clips: list[str]) -> None:
             taken.append(path)
             yield path
 
-    events = decode_videos(offered(), sampling=Sampling(4), num_workers=2, timeout_s=60)
+    events = decode_videos(offered(), sampling=Sampling(4), num_workers=2, limits=Limits(60))
     for event in events:
         if isinstance(event, Ended):
             break
@@ -225,7 +267,9 @@ def test_a_child_that_talks_nonsense_is_only_a_crash(
         f"c.recv_bytes(); c.send_bytes({data!r}); c.send_bytes(b'123'); time.sleep(60)"
     )
     monkeypatch.setattr(isolate, "_CHILD", child)
-    assert failure(ended(run(["x.mp4"]))["x.mp4"]) == "crashed"
+    (tmp_path / "x.mp4").write_bytes(b"1")
+    path = str(tmp_path / "x.mp4")
+    assert failure(ended(run([path]))[path]) == "crashed"
     assert not (tmp_path / "sprung").exists()
 
 
@@ -253,5 +297,7 @@ def test_hashing_a_large_file_gives_signs_of_life(tmp_path: Path, monkeypatch: p
     path.write_bytes(b"x" * 3_000_000)
     monkeypatch.setattr(worker, "ALIVE_EVERY_S", 0.0)
     told: list[int] = []
-    assert worker._sha256(str(path), lambda: told.append(1)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with FileIO(path) as file:
+        digest = worker._sha256(file, lambda: told.append(1))
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(told) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,21 +86,51 @@ def test_threshold_of_the_user_decides(clips: Path, trained: Path, threshold: fl
     assert result.verdict.threshold == threshold
 
 
-def test_a_file_that_changes_is_an_error(clips: Path, untrained: Path, tmp_path: Path) -> None:
-    clip = tmp_path / "growing.mp4"
-    clip.write_bytes((clips / "one.mp4").read_bytes())
+def grow(clip: Path) -> None:
+    with clip.open("ab") as file:
+        file.write(b"more")
 
-    class Grower:
+
+def replace_by_another(clip: Path) -> None:
+    other = clip.with_name("other")
+    other.write_bytes(clip.read_bytes())
+    status = clip.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(clip)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "growing": grow,
+    "cut off": lambda clip: os.truncate(clip, 100),
+    "replaced": replace_by_another,
+    "deleted": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_under_the_scan_is_an_error_and_the_rest_unaffected(
+    change: str, clips: Path, untrained: Path, tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes((clips / "one.mp4").read_bytes())
+    before = len(os.listdir("/proc/self/fd"))
+
+    class Changer:
+        has_changed = False
+
         def faces_scored(self, count: int) -> None:
-            with clip.open("ab") as file:
-                file.write(b"more")
+            if not self.has_changed:
+                CHANGES[change](clip)
+            self.has_changed = True
 
         def video_done(self, result: VideoResult) -> None:
             pass
 
-    (result,) = scan([clip], engine_for(untrained), listener=Grower())
+    result, other = scan([clip, clips / "two.mkv"], engine_for(untrained), listener=Changer())
     assert result.verdict.reason is not None
     assert (result.verdict.label, result.verdict.reason.code) == ("error", "changed")
+    assert other.status == "ok"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_dumps_are_of_the_highest_scoring_faces(clips: Path, untrained: Path, tmp_path: Path) -> None:

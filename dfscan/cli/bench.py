@@ -30,6 +30,8 @@ def bench(
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
+    max_memory: options.MaxMemory = None,
+    sandbox: options.Sandbox = None,
     config: options.Config = None,
 ) -> None:
     """Measure what a scan costs on this machine: wall and CPU seconds of each stage, and memory.

@@ -33,6 +33,8 @@ def explain(
     device: options.Device = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
+    max_memory: options.MaxMemory = None,
+    sandbox: options.Sandbox = None,
     log_file: options.LogFile = None,
     config: options.Config = None,
 ) -> None:

@@ -24,7 +24,7 @@ def info(
     checkpoint: options.CheckpointFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, devices and what the checkpoint says of itself.
+    """Show versions, devices, what cages the decoders, and what the checkpoint says of itself.
 
     Examples:
 
@@ -38,7 +38,8 @@ def info(
     start_logging()
     path = checkpoint or default_checkpoint_path()
     card = read_card(path) if path else None
-    document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "checkpoint": None}
+    document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "sandbox": _sandbox()}
+    document["checkpoint"] = None
     if card:
         document["checkpoint"] = {"path": str(card.path), "sha256": card.sha256, **card.card.model_dump(mode="json")}
     if as_json:
@@ -68,6 +69,13 @@ def _devices() -> list[str]:
         ) from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))]
+
+
+def _sandbox() -> str:
+    """What keeps decoders from doing harm on this system, or what it lacks."""
+    from dfscan.media import cage
+
+    return "; ".join(cage.missing()) or f"Landlock ABI {cage.landlock_abi()}, seccomp filter, memory limit"
 
 
 # The card for people

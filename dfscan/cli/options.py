@@ -121,6 +121,18 @@ Timeout = Annotated[
     float | None,
     option("--timeout", panel=BEHAVIOUR, help="Seconds of decoding that one video may cost. Default: 300."),
 ]
+MaxMemory = Annotated[
+    int | None,
+    option("--max-memory", panel=BEHAVIOUR, help="MiB that one decoder may use. Default: 2048.", metavar="MIB"),
+]
+Sandbox = Annotated[
+    bool | None,
+    option(
+        "--sandbox/--no-sandbox",
+        panel=BEHAVIOUR,
+        help="Keep decoders from files, network and other programs. Default: yes, as far as the system can.",
+    ),
+]
 Quiet = Annotated[
     bool | None,
     option(

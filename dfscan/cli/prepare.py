@@ -77,6 +77,8 @@ def prepare(
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
+    max_memory: options.MaxMemory = None,
+    sandbox: options.Sandbox = None,
     quiet: options.Quiet = None,
     log_file: options.LogFile = None,
 ) -> None:

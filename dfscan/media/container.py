@@ -1,19 +1,18 @@
 """Open a video file safely, choose its picture stream, and survey its packets. Used in the decoding child only.
 
-Header counts, durations and rotations are hints: the survey reads what the packets say. The whitelist and the
-``file:`` scheme keep a file name from acting as a URL and a playlist from opening a second file.
+Header counts, durations and rotations are hints: the survey reads what the packets say. A file is read through its
+open descriptor, which is the one protocol that is allowed: no name can act as a URL, no playlist can open a second
+file, and what a file is called does not change what is found in it.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import islice
-from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -26,6 +25,12 @@ from dfscan.media.plan import DECODE_ALL_FRAMES, Timeline
 
 MAX_FRAME_PX = 8192 * 4352
 """Largest picture that is decoded: 8K with room for its coded margin."""
+MAX_STREAMS = 64
+MAX_PACKETS = 10_000_000
+"""A stream is surveyed up to here, which is 46 hours at 60 frames a second."""
+HEAD_BYTES = 16
+MAX_SEARCH_S = 5.0
+"""FFmpeg may search so long for a header or for the next packet: some readers cross any number of zeros to find one."""
 
 # FFmpeg's names. Playlists (hls, dash, concat, sdp, ...) are absent on purpose; audio is here so that a file
 # with sound only is told apart from a file that is no media at all.
@@ -35,6 +40,16 @@ FORMATS = (
     "flic png_pipe jpeg_pipe jpegxl_pipe j2k_pipe bmp_pipe tiff_pipe ppm_pipe ico bink roq smk ea swf "
     "mp3 wav flac aac ac3 eac3 aiff au caf amr ape w64 webvtt srt ass"
 ).replace(" ", ",")
+
+CODECS = (
+    "h264 hevc vvc libdav1d vp8 vp9 vp7 mpeg4 mpeg2video mpeg1video mpegvideo h261 h263 h263i h263p flv vp6 vp6a vp6f "
+    "msmpeg4 msmpeg4v1 msmpeg4v2 wmv1 wmv2 wmv3 wmv3image vc1 vc1image theora vp3 dirac cavs rv10 rv20 rv30 rv40 "
+    "svq1 svq3 cinepak indeo3 indeo5 msvideo1 mjpeg mjpegb amv dvvideo prores prores_raw dnxhd cfhd apv hap ffv1 "
+    "ffvhuff huffyuv utvideo qtrle rpza rawvideo v210 v410 r210 yuv4 gif apng png webp bmp tiff jpeg2000 jpegls ppm "
+    "pgm pbm pam flic"
+).split()
+"""FFmpeg's decoders of what cameras, phones, broadcasters, editors and the web have made. Nothing else is run on an
+untrusted file, no decoder of sound or subtitles either: each is a door. Games and screen recorders made the rest."""
 
 STILL_FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
 """Damaged pictures that FFmpeg would only take by their file name, by their first bytes."""
@@ -64,54 +79,50 @@ class Survey:
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the file and its picture stream.
+def open_video(file: FileIO) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the container in a file and its picture stream.
 
     Raises:
-        VideoError: not a regular file, not a container that is read, no picture stream, or no decoder for it.
+        VideoError: not a container that is read, no picture stream, or no decoder for it.
     """
-    head = _head_of_regular_file(path)
+    head = os.pread(file.fileno(), HEAD_BYTES, 0)
     try:
-        container = _open(path)
+        container = _open(file)
+    except av.error.MemoryError:
+        raise
     except (av.error.FFmpegError, ValueError) as error:
         still = next((name for magic, name in STILL_FORMATS.items() if head.startswith(magic)), None)
         if still is None:
             raise VideoError("not_video", f"no readable video container ({_cause(error)})") from error
-        container = _open(path, still)
+        container = _open(file, still)
     with container:
         stream = _picture_stream(container)
         stream.thread_type = "SLICE"  # frame threads lose the pictures in flight when a damaged one fails
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PX)}
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(CODECS)}
         yield container, stream
 
 
-def _open(path: str, container_format: str | None = None) -> InputContainer:
+def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
+    file.seek(0)  # FFmpeg works on a copy of the descriptor, which shares its position
     return av.open(
-        "file:" + os.path.abspath(path),
+        "fd:",
         format=container_format,
         metadata_errors="replace",
-        options={"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_streams": "64"},
+        timeout=MAX_SEARCH_S,
+        options={
+            "fd": str(file.fileno()),
+            "protocol_whitelist": "fd",
+            "format_whitelist": FORMATS,
+            "codec_whitelist": ",".join(CODECS),
+            "max_streams": str(MAX_STREAMS),
+        },
     )
 
 
-def _head_of_regular_file(path: str) -> bytes:
-    try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise VideoError("not_regular", "not a regular file; pipes and devices are never opened")
-        with Path(path).open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise VideoError(
-            "unreadable", f"cannot be read ({error.strerror}); check that it exists and its permissions"
-        ) from error
-    if not head:
-        raise VideoError("empty", "the file is empty")
-    return head
-
-
 def _cause(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"nothing was found in {MAX_SEARCH_S:g} s of reading"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -126,33 +137,36 @@ def _picture_stream(container: InputContainer) -> VideoStream:
     decodable = [s for s in moving if s.codec_context is not None]
     if not decodable:
         raise VideoError("no_decoder", "nothing here decodes its video codec")
+    codec = decodable[0].codec_context.codec.name
+    if codec not in CODECS:
+        raise VideoError("no_decoder", f"its codec, {codec}, is not among those that dfscan runs on untrusted files")
     return decodable[0]
 
 
-def survey(path: str, check_time: Callable[[], None] = lambda: None) -> Survey:
+def survey(file: FileIO, check_time: Callable[[], None] = lambda: None) -> Survey:
     """Read the packets, or a complete index of a long file in their stead, without decoding.
 
     Raises:
         VideoError: the stream is encrypted or holds no packet at all, or as `open_video`.
     """
-    with open_video(path) as (container, stream):
+    with open_video(file) as (container, stream):
         index = stream.index_entries
         if stream.frames == len(index) > DECODE_ALL_FRAMES:
-            found = _survey_index(container, stream, os.path.getsize(path))
+            found = _survey_index(container, stream, os.fstat(file.fileno()).st_size)
         else:
             found = _survey_packets(container, stream, check_time)
-    return replace(found, damage=found.damage or _cut_off(path))
+    return replace(found, damage=found.damage or _cut_off(file))
 
 
-def _cut_off(path: str) -> str | None:
+def _cut_off(file: FileIO) -> str | None:
     """Whether the container announces more bytes than the file has, which FFmpeg takes for an ordinary end."""
-    with open(path, "rb") as file:
-        missing = _announced_end(file) - os.path.getsize(path)
+    missing = _announced_end(file) - os.fstat(file.fileno()).st_size
     return f"cut off: the file ends {missing} bytes early" if missing > 0 else None
 
 
-def _announced_end(file: BinaryIO) -> int:
+def _announced_end(file: FileIO) -> int:
     """Where the outermost boxes of a Matroska, AVI or MP4 file say that it ends; 0 if they do not."""
+    file.seek(0)
     head = file.read(12)
     if head.startswith(EBML_MAGIC):
         header_end = _ebml_end(file, 4)
@@ -162,7 +176,7 @@ def _announced_end(file: BinaryIO) -> int:
     return _last_box_end(file) if head[4:8] in MP4_FIRST_BOXES else 0
 
 
-def _ebml_end(file: BinaryIO, at: int) -> int:
+def _ebml_end(file: FileIO, at: int) -> int:
     """End of the element whose size field begins at `at`; 0 where the size is left open, as in live recordings.
 
     The position of the first set bit tells the field's length: 0x42 0x86 is two bytes, and means 0x0286.
@@ -177,7 +191,7 @@ def _ebml_end(file: BinaryIO, at: int) -> int:
     return 0 if len(field) < length or size == (1 << 7 * length) - 1 else at + length + size
 
 
-def _last_box_end(file: BinaryIO) -> int:
+def _last_box_end(file: FileIO) -> int:
     end = 0
     for _ in range(MAX_BOXES):
         file.seek(end)
@@ -216,6 +230,9 @@ def _survey_packets(container: InputContainer, stream: VideoStream, check_time: 
     try:
         for packet in container.demux(stream):
             check_time()
+            if len(pts) >= MAX_PACKETS:
+                broken_off = f"only its first {MAX_PACKETS} pictures are looked at"
+                break
             if not packet.size or packet.is_discard:
                 continue
             encrypted += is_encrypted(packet)
@@ -223,6 +240,8 @@ def _survey_packets(container: InputContainer, stream: VideoStream, check_time: 
             pts.append(packet.pts)
             dts.append(packet.dts)
             keys.append(packet.is_keyframe)
+    except av.error.MemoryError:
+        raise
     except (av.error.FFmpegError, ValueError) as error:
         broken_off = f"reading broke off after {len(pts)} pictures ({_cause(error)})"
     if not len(pts):

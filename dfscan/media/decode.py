@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from itertools import chain
 from typing import TypeAlias
 
@@ -36,13 +37,14 @@ Packet: TypeAlias = "av.Packet[VideoStream]"
 class Decoding:
     """One video being decoded: iterate `samples`, then read `info`, `damage` and `is_cut_short`."""
 
-    path: str
+    file: FileIO
+    """Open for reading; its position is moved."""
     sampling: Sampling
     check_time: Callable[[], None] = field(default=lambda: None)
     """Called for every packet; raises to stop."""
 
     def __post_init__(self) -> None:
-        self.info = VideoInfo(size_bytes=os.path.getsize(self.path))
+        self.info = VideoInfo(size_bytes=os.fstat(self.file.fileno()).st_size)
         self.num_errors = 0
         self.num_corrupt = 0
         self.is_cut_short = False
@@ -66,12 +68,12 @@ class Decoding:
         Raises:
             VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
         """
-        surveyed = survey(self.path, self.check_time)
+        surveyed = survey(self.file, self.check_time)
         plan = plan_samples(surveyed.timeline, self.sampling)
         self.is_cut_short = plan.is_cut_short
         self._survey_damage = surveyed.damage
         self._note_timeline(surveyed)
-        with open_video(self.path) as (container, stream):
+        with open_video(self.file) as (container, stream):
             self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
             reader = _Reader(self, container, stream, surveyed)
             yield from self._emit(reader, plan, stream)
@@ -214,6 +216,8 @@ class _Reader:
                 packet = next(packets)
             except StopIteration:
                 return
+            except av.error.MemoryError:
+                raise
             except (av.error.FFmpegError, ValueError):
                 self._job.num_errors += 1
                 return
@@ -223,6 +227,8 @@ class _Reader:
                 pictures = packet.decode()
             except av.error.EOFError:
                 return
+            except av.error.MemoryError:  # --max-memory is reached: a limit, no damage
+                raise
             except (av.error.FFmpegError, ValueError):
                 self._job.num_errors += 1
                 errors_in_a_row += 1

@@ -1,7 +1,12 @@
-"""Decoding in child processes that can be killed: a crash or a hang costs one video, never the batch."""
+"""Decoding in caged child processes that can be killed: a crash or a hang costs one video, never the batch.
+
+A child is handed an open descriptor, never a name. It gets one video after the other while it is healthy, and a
+successor after `MAX_VIDEOS_PER_CHILD`, so that whatever a library leaks or a file has damaged goes with it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -12,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
@@ -20,7 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from dfscan.errors import VideoError
+from dfscan.media import cage
 from dfscan.media.plan import Sampling
+from dfscan.media.source import open_source
 from dfscan.types import Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
@@ -28,6 +36,7 @@ GRACE_S = 5.0
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_PIXEL_BYTES = 3 * 4 * 8192 * 4352
 """The largest picture that is decoded, its pixels made square."""
+MAX_VIDEOS_PER_CHILD = 100
 DEATH_S = 1.0
 """A child that closed its end gets this long to die of its own cause, which is then reported."""
 
@@ -60,17 +69,29 @@ class Ended:
     info: VideoInfo | None
     failure: Reason | None
     """Set where the video cannot be judged; pictures that came before it are void."""
-    damage: str | None
-    is_cut_short: bool
-    cpu_s: float
-    peak_rss_bytes: int
+    damage: str | None = None
+    is_cut_short: bool = False
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
 
 
 Event = Opened | Decoded | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoding child may cost, and whether it is caged."""
+
+    timeout_s: float = 300.0
+    """Seconds of work on one video; waiting for the caller does not count."""
+    max_memory_mb: int = 2048
+    """Address space of a child, in MiB."""
+    sandbox: bool = True
+    """Whether it is kept from files, network and other processes; see `media.cage`."""
+
+
 def decode_videos(
-    paths: Iterable[str], *, sampling: Sampling, num_workers: int, timeout_s: float
+    paths: Iterable[str], *, sampling: Sampling, num_workers: int, limits: Limits
 ) -> Generator[Event, None, None]:
     """Decode videos in up to `num_workers` child processes and yield what they give as it comes.
 
@@ -78,39 +99,51 @@ def decode_videos(
         paths: the files; taken one by one as children become free.
         sampling: which pictures of each.
         num_workers: children at work at once.
-        timeout_s: seconds of work that one video may cost; waiting for the caller does not count.
+        limits: of each child.
 
     Yields:
         For each path `Opened`, then `Decoded` for each picture, then one `Ended`. Where the child dies, hangs or talks
-        nonsense, a fresh one gets one more try: then `Opened` comes again, and what came before it is void.
+        nonsense, a fresh one gets one more try: then `Opened` comes again, and what came before it is void. A file
+        that is empty or cannot be opened needs no child.
     """
+    for lack in cage.missing() if limits.sandbox else ():
+        log.warning("%s; --no-sandbox accepts it", lack)
     queue = iter(paths)
     retried: set[str] = set()
-    workers: list[_Worker] = []
+    workers = [_Worker(sampling, limits) for _ in range(num_workers)]
     try:
-        for path in queue:
-            yield Opened(path)
-            workers.append(_Worker(sampling, timeout_s))
-            workers[-1].begin(path)
-            if len(workers) == num_workers:
-                break
-        while busy := [worker for worker in workers if worker.path is not None]:
+        while True:
+            for worker in workers:
+                while worker.path is None and (path := next(queue, None)) is not None:
+                    yield from _begin(worker, path)
+            if not (busy := [worker for worker in workers if worker.path is not None]):
+                return
             for worker in _ready(busy):
                 event = worker.receive()
                 if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
                     log.debug("decoder: %s; once more in a fresh process", event.failure)
                     retried.add(event.path)
-                    yield Opened(event.path)
-                    worker.begin(event.path)
-                    continue
-                if event is not None:
+                    yield from _begin(worker, event.path)
+                elif event is not None:
                     yield event
-                if isinstance(event, Ended) and (following := next(queue, None)) is not None:
-                    yield Opened(following)
-                    worker.begin(following)
     finally:
         for worker in workers:
             worker.kill()
+
+
+def _begin(worker: _Worker, path: str) -> Iterator[Event]:
+    """Hand a file to a child, unless it needs none."""
+    yield Opened(path)
+    try:
+        descriptor = open_source(path)
+    except VideoError as error:
+        info = VideoInfo(size_bytes=0, sha256=hashlib.sha256().hexdigest()) if error.code == "empty" else None
+        yield Ended(path, info, Reason(error.code, str(error)))
+        return
+    try:
+        worker.begin(path, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _ready(busy: list[_Worker]) -> list[_Worker]:
@@ -122,46 +155,51 @@ def _ready(busy: list[_Worker]) -> list[_Worker]:
 
 
 class _Worker:
-    """One child process and the video it is at work on."""
+    """One child process, or its successors, and the video it is at work on."""
 
-    def __init__(self, sampling: Sampling, timeout_s: float) -> None:
+    def __init__(self, sampling: Sampling, limits: Limits) -> None:
         self._sampling = sampling
-        self._timeout_s = timeout_s
+        self._limits = limits
+        self._hang_s = limits.timeout_s + GRACE_S
+        self._process: subprocess.Popen[bytes] | None = None
+        self._num_videos = 0
         self.path: str | None = None
         self.is_lost = False
         """Whether the child of the last video did not live to its end."""
         self.deadline_s = 0.0
-        self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
         # A child that stops halfway through a picture must not hold the parent for ever.
-        limit_s = math.ceil(self._timeout_s + GRACE_S)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", limit_s, 0))
+        limit = struct.pack("ll", math.ceil(self._hang_s), 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self.connection = Connection(os.dup(self._socket.fileno()))
+        limits = json.dumps(asdict(self._limits))
         with theirs:
-            command = [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path), str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path), limits, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_environment(),
             )
-        self.connection = Connection(ours.detach())
+        self._num_videos = 0
 
-    def begin(self, path: str) -> None:
-        """Hand a video to the child, or to a new one if it is gone."""
-        if self._process.poll() is not None:
+    def begin(self, path: str, descriptor: int) -> None:
+        """Hand an open video to the child, or to a new one if there is none or it has served its time."""
+        if self._process is None or self._process.poll() is not None or self._num_videos >= MAX_VIDEOS_PER_CHILD:
+            self.kill()
             self._start()
-        job = {"path": path, "sampling": asdict(self._sampling), "timeout_s": self._timeout_s}
+        self._num_videos += 1
         self.path, self.is_lost = path, False
         self._expect()
         with suppress(OSError):  # it died just now: receive() meets the closed socket and says so
-            self.connection.send_bytes(json.dumps(job).encode())
+            self.connection.send_bytes(json.dumps({"sampling": asdict(self._sampling)}).encode())
+            socket.send_fds(self._socket, [b"."], [descriptor])
 
     def _expect(self) -> None:
-        self.deadline_s = time.monotonic() + self._timeout_s + GRACE_S
+        self.deadline_s = time.monotonic() + self._hang_s
 
     def receive(self) -> Event | None:
         """Take one message; a dead or hanging child gives an `Ended` with a failure."""
@@ -203,25 +241,28 @@ class _Worker:
         return ended
 
     def _hung(self) -> Ended:
-        return self._lost(Reason("timeout", f"the decoder hung for {self._timeout_s + GRACE_S:g} s and was stopped"))
+        return self._lost(Reason("timeout", f"the decoder hung for {self._hang_s:g} s and was stopped"))
 
     def _lost(self, reason: Reason | None) -> Ended:
         path, self.path = self.path, None
-        assert path is not None
+        process = self._process
+        assert path is not None and process is not None
         self.is_lost = True
         if reason is None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(DEATH_S)
+                process.wait(DEATH_S)
         self.kill()
-        if reason is None:
-            reason = Reason("crashed", f"the decoder died of {_exit_text(self._process.returncode)}")
-        return Ended(path, None, reason, None, False, 0.0, 0)
+        return Ended(path, None, reason or Reason("crashed", f"the decoder died of {_exit_text(process.returncode)}"))
 
     def kill(self) -> None:
-        """End the child at once and take its remains."""
+        """End the child at once, if there is one, and take its remains."""
+        if self._process is None:
+            return
         self._process.kill()
         self._process.wait()
+        self._process = None
         self.connection.close()
+        self._socket.close()
 
 
 def _exit_text(code: int) -> str:

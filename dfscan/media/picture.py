@@ -28,7 +28,7 @@ def is_hdr(frame: VideoFrame) -> bool:
 def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> NDArray[np.uint8]:
     """Convert to (H, W, 3) uint8 RGB, upright, with square pixels (the shorter side is stretched)."""
     width, height = _square_size(frame.width, frame.height, pixel_aspect)
-    pixels = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    pixels = frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
     return np.ascontiguousarray(_turn(np.asarray(pixels, dtype=np.uint8), _matrix(frame)))
 
 

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from io import BytesIO, FileIO
 from multiprocessing.connection import Connection
 from typing import Any
 
+import av
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
 from dfscan.errors import VideoError
+from dfscan.media import cage
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 
 MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
 """A file that cannot be judged is still fingerprinted, unless it is so large that this alone would take minutes."""
-
-
+NO_PART_OF_DECODING = (".__main__", ".datasets")
+"""Modules of PyAV that are programs or reach for the network."""
 HASH_BLOCK_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 """Of linux/prctl.h."""
@@ -52,15 +61,26 @@ class _BusyClock:
 
 
 def main() -> None:
-    """Serve decoding jobs until the parent closes the socket or dies."""
+    """Serve decoding jobs until the parent closes the socket or dies.
+
+    The arguments end in the limits, as JSON, and the number of the socket's descriptor. A job is a JSON message,
+    followed by one byte that carries the descriptor of the open file.
+    """
     _die_with_parent()
-    with Connection(int(sys.argv[-1])) as parent:
+    limits, descriptor = json.loads(sys.argv[-2]), int(sys.argv[-1])
+    status = _open_status()
+    if limits["sandbox"] and sys.platform == "linux":
+        _rehearse()
+    problem = _close_cage(limits)
+    with (
+        suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
+        socket.socket(fileno=descriptor) as handing,
+        Connection(os.dup(descriptor)) as parent,
+    ):
         while True:
-            try:
-                job = json.loads(parent.recv_bytes())
-                _serve(parent, job)
-            except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-                return
+            job = json.loads(parent.recv_bytes())
+            with FileIO(_receive_descriptor(handing)) as file:
+                _serve(parent, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
 
 
 def _die_with_parent() -> None:
@@ -69,36 +89,105 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _serve(parent: Connection, job: dict[str, Any]) -> None:
+def _close_cage(limits: dict[str, Any]) -> str | None:
+    """Give up what decoding does not need; tells what went wrong, and then nothing is to be decoded."""
+    try:
+        cage.limit(limits["max_memory_mb"] << 20)
+        if limits["sandbox"]:
+            cage.enter()
+    except OSError as error:
+        return f"the decoder cannot be caged here ({error.strerror}); if you trust the files, use --no-sandbox"
+    return None
+
+
+def _rehearse() -> None:
+    """Decode a tiny video, and fail once, so that Python has imported what it ever will: in the cage it cannot."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith(NO_PART_OF_DECODING):
+            importlib.import_module(module.name)
+    with FileIO(os.memfd_create("rehearsal"), "r+") as file:
+        file.write(_tiny_video())
+        list(Decoding(file, Sampling(1)).samples())
+    try:
+        raise ValueError
+    except ValueError:
+        traceback.format_exc()
+
+
+def _tiny_video() -> bytes:
+    data = BytesIO()
+    with av.open(data, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for _ in range(2):
+            container.mux(stream.encode(VideoFrame(16, 16, "yuv420p")))
+        container.mux(stream.encode(None))
+    return data.getvalue()
+
+
+def _receive_descriptor(handing: socket.socket) -> int:
+    _, descriptors, _, _ = socket.recv_fds(handing, 1, 1)
+    if not descriptors:
+        raise EOFError
+    return descriptors[0]
+
+
+def _serve(
+    parent: Connection, decoding: Decoding, limits: dict[str, Any], status: FileIO | None, problem: str | None
+) -> None:
     clock = _BusyClock()
     cpu_s = time.process_time()
-    decoding = None
+    decoding.check_time = _limit(clock, limits["timeout_s"])
+    end: dict[str, Any]
     try:
-        decoding = Decoding(job["path"], Sampling(**job["sampling"]), _limit(clock, job["timeout_s"]))
+        if problem:
+            raise VideoError("sandbox", problem)
         _send_samples(parent, decoding, clock)
-        end: dict[str, Any] = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
+        end = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
     except VideoError as error:
-        end = {"kind": "failed", "code": error.code, "message": str(error)}
+        end = _failed(error.code, str(error))
     except (BrokenPipeError, ConnectionResetError):
         raise  # the parent is gone
-    except OSError as error:
-        end = {"kind": "failed", "code": "unreadable", "message": f"cannot be read ({error.strerror})"}
     except MemoryError:
-        end = {"kind": "failed", "code": "too_large", "message": "decoding needs more memory than there is"}
+        end = _failed("too_large", f"decoding needs more memory than --max-memory {limits['max_memory_mb']} allows")
+    except OSError as error:
+        end = _failed("unreadable", f"cannot be read ({error.strerror})")
     except Exception as error:
-        end = {"kind": "failed", "code": "internal", "message": f"unexpected {type(error).__name__}: {error}"}
+        end = _failed("internal", f"unexpected {type(error).__name__}: {error}")
         end["traceback"] = traceback.format_exc()
-    end["info"] = _info(decoding, is_judged=end["kind"] == "done", tell=lambda: _say_alive(parent))
+    info = decoding.info
+    if end["kind"] == "done" or (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
+        try:
+            info = replace(info, sha256=_sha256(decoding.file, lambda: _say_alive(parent)))
+        except OSError as error:
+            end = _failed("unreadable", f"cannot be read ({error.strerror})")
+    end["info"] = asdict(info)
     end["cpu_s"] = time.process_time() - cpu_s
-    end["peak_rss_bytes"] = _peak_rss_bytes()
+    end["peak_rss_bytes"] = _peak_rss_bytes(status)
     parent.send_bytes(json.dumps(end).encode())
 
 
-def _peak_rss_bytes() -> int:
-    """Linux's own high-water mark: `getrusage` starts from the parent's size at the fork."""
-    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _failed(code: str, message: str) -> dict[str, Any]:
+    return {"kind": "failed", "code": code, "message": message}
+
+
+def _open_status() -> FileIO | None:
+    """Linux's own record of this process, to be read from inside the cage."""
+    with suppress(OSError):
+        return FileIO("/proc/self/status")
+    return None
+
+
+def _peak_rss_bytes(status: FileIO | None) -> int:
+    """From Linux's record: `getrusage` starts from the parent's size at the fork."""
+    if status is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status.seek(0)
+    lines = status.readall().decode("ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
@@ -121,28 +210,16 @@ def _send_samples(parent: Connection, decoding: Decoding, clock: _BusyClock) -> 
         clock.waiting(send)
 
 
-def _info(decoding: Decoding | None, *, is_judged: bool, tell: Callable[[], None]) -> dict[str, Any] | None:
-    if decoding is None:
-        return None
-    info = decoding.info
-    is_small = (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES
-    if os.path.isfile(decoding.path) and (is_judged or is_small):
-        # The row already says why a file cannot be read, or the parent will see that it changed.
-        with suppress(PermissionError, FileNotFoundError, IsADirectoryError):
-            info = replace(info, sha256=_sha256(decoding.path, tell))
-    return asdict(info)
-
-
-def _sha256(path: str, tell: Callable[[], None]) -> str:
+def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
     """Hash a file of any size, telling the parent now and then that this is work and no hang."""
     digest = hashlib.sha256()
     told_s = time.monotonic()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-            if time.monotonic() - told_s > ALIVE_EVERY_S:
-                tell()
-                told_s = time.monotonic()
+    file.seek(0)
+    while block := file.read(HASH_BLOCK_BYTES):
+        digest.update(block)
+        if time.monotonic() - told_s > ALIVE_EVERY_S:
+            tell()
+            told_s = time.monotonic()
     return digest.hexdigest()
 
 

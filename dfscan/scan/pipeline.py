@@ -27,7 +27,7 @@ from dfscan.faces.appearance import appearance, scene
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.track import link
-from dfscan.media.isolate import Decoded, Ended, Opened, decode_videos
+from dfscan.media.isolate import Decoded, Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan.ledger import FileIdentity
@@ -64,7 +64,7 @@ class Engine:
     sampling: Sampling
     rules: Rules
     num_workers: int
-    timeout_s: float
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,9 +158,7 @@ class _Scan:
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
-        events = decode_videos(
-            paths, sampling=engine.sampling, num_workers=engine.num_workers, timeout_s=engine.timeout_s
-        )
+        events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
         with closing(events):
             for event in events:
                 if isinstance(event, Opened):

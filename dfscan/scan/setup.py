@@ -12,6 +12,7 @@ from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read
 from dfscan.detector.runtime import create_runtime
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.detect import FaceDetector
+from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
@@ -93,7 +94,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
         rules=rules_for(settings, checkpoint),
         num_workers=settings.workers or workers,
-        timeout_s=settings.timeout,
+        limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
     )
 
 
@@ -121,7 +122,7 @@ def limit_threads(num_threads: int) -> None:
 
 NOT_IN_RECIPE = frozenset(
     "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger resume workers "
-    "timeout fail_on new_only exit_zero quiet log_file".split()
+    "timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""
 

@@ -189,7 +189,7 @@ def _judge_copies(
             condition,
             Path(folder),
             num_workers=engine.num_workers,
-            timeout_s=engine.timeout_s,
+            limits=engine.limits,
         )
         judged = judge(sources, engine, copies=copies.paths, listener=listener)
     for source in sources:

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Protocol
 import cv2
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from dfscan.config import Count, Probability
+from dfscan.config import Count, Memory, Probability, Timeout
 from dfscan.errors import ConfigError
 from dfscan.faces.detect import FaceDetector
-from dfscan.media.isolate import Ended, Opened, decode_videos
+from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.setup import DEFAULT_CPU_WORKERS, limit_threads
@@ -67,7 +67,9 @@ class PrepareSettings(BaseModel):
     device: str = "auto"
     workers: Count | None = None
     threads: Count = 1
-    timeout: Annotated[float, Field(gt=0, le=7 * 86400)] = 300.0
+    timeout: Timeout = 300.0
+    max_memory: Memory = 2048
+    sandbox: bool = True
     quiet: bool = False
     log_file: Path | None = None
 
@@ -178,7 +180,7 @@ class Extraction:
             paths,
             sampling=Sampling(settings.num_frames),
             num_workers=settings.workers or workers,
-            timeout_s=settings.timeout,
+            limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         )
         num_opened = 0
         with closing(events):

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dfscan.errors import OutputError
-from dfscan.media.isolate import Decoded, Ended, Opened, decode_videos
+from dfscan.media.isolate import Decoded, Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.train.degrade import blur, compress_jpeg
 from dfscan.types import Reason
@@ -81,7 +81,7 @@ def write_copies(
     folder: Path,
     *,
     num_workers: int,
-    timeout_s: float,
+    limits: Limits,
     max_frames: int = MAX_FRAMES,
 ) -> Copies:
     """Write a worse copy of each video, H.264 in MP4, every picture at its own time.
@@ -93,7 +93,7 @@ def write_copies(
         condition: what is done to them.
         folder: is there already, and empty.
         num_workers: videos decoded at once.
-        timeout_s: seconds of decoding that one video may cost.
+        limits: of each decoding child.
         max_frames: pictures of one video that are copied.
 
     Raises:
@@ -102,7 +102,7 @@ def write_copies(
     sampling = Sampling(every_s=ALL_FRAMES_EVERY_S, max_frames=max_frames)
     writers: dict[str, _Writer] = {}
     copies = Copies()
-    with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, timeout_s=timeout_s)) as events:
+    with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, limits=limits)) as events:
         numbers = itertools.count()
         for event in events:
             if isinstance(event, Opened) and event.path in writers:  # a second try, which begins anew

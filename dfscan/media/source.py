@@ -1,0 +1,41 @@
+"""The door for untrusted files: opened here, in the parent, and read elsewhere through the descriptor alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from dfscan.errors import VideoError
+
+
+def open_source(path: str) -> int:
+    """Open a regular file that is not empty for reading.
+
+    Returns:
+        A descriptor, which the caller closes.
+
+    Raises:
+        VideoError: ``not_found``, ``unreadable``, ``not_regular`` or ``empty``.
+    """
+    try:
+        _require_regular(os.stat(path).st_mode)  # opening some devices does something already
+        # Exchanged for a FIFO since: neither wait for it nor read from it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, ValueError) as error:
+        raise VideoError("not_found", "there is no such file any more; scan the folder again") from error
+    except OSError as error:
+        raise VideoError("unreadable", f"cannot be read ({error.strerror}); check its permissions") from error
+    try:
+        found = os.fstat(descriptor)
+        _require_regular(found.st_mode)
+        if not found.st_size:
+            raise VideoError("empty", "the file is empty")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise VideoError("not_regular", "not a regular file; pipes and devices are never opened")

@@ -1,0 +1,63 @@
+"""The door: what is not a regular file with something in it is never handed to a decoder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dfscan.errors import VideoError
+from dfscan.media import source
+from dfscan.media.source import open_source
+
+
+def refusal(path: str) -> str:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(VideoError) as caught:
+        open_source(path)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    return caught.value.code
+
+
+def test_a_file_is_read_through_its_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1234")
+    descriptor = open_source(str(tmp_path / "x"))
+    try:
+        assert os.read(descriptor, 9) == b"1234"
+        assert not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    expected = {"empty": "empty", "pipe": "not_regular", "none": "not_found", "loop": "unreadable", ".": "not_regular"}
+    assert {name: refusal(str(tmp_path / name)) for name in expected} == expected
+    assert refusal("/dev/zero") == "not_regular"
+    assert refusal(str(tmp_path / "a\0b")) == "not_found"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    (tmp_path / "x").chmod(0)
+    assert refusal(str(tmp_path / "x")) == "unreadable"
+
+
+def test_a_file_exchanged_for_a_pipe_between_look_and_open_is_no_trap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    look = source._require_regular
+
+    def exchange(mode: int) -> None:
+        if (tmp_path / "x").is_file():
+            (tmp_path / "x").unlink()
+            os.mkfifo(tmp_path / "x")
+        look(mode)
+
+    monkeypatch.setattr(source, "_require_regular", exchange)
+    assert refusal(str(tmp_path / "x")) == "not_regular"
