@@ -172,3 +172,26 @@ def test_a_gpu_finds_the_same_faces(detector):
         assert len(here) == len(there)
         for first, second in zip(here, there, strict=True):
             np.testing.assert_allclose(first.box_xyxy, second.box_xyxy, atol=1)
+
+
+def test_when_a_gpus_memory_runs_out_single_frames_are_tried_and_then_the_cpu_goes_on(monkeypatch, caplog):
+    import torch
+
+    frames = [astronaut(), nobody(width_px=512, height_px=512), astronaut()]
+    expected = make().detect(frames)
+    short = make()
+    short._device, short._batch = "cuda:0", 32
+    sizes = []
+
+    def out_of_memory(batch, **_):
+        sizes.append(len(batch))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(short._mtcnn, "detect", out_of_memory)
+    found = short.detect(frames)
+    assert sizes == [3, 1]
+    assert "one frame at a time" in caplog.messages[0]
+    assert "going on with the CPU" in caplog.messages[1]
+    assert [len(faces) for faces in found] == [1, 0, 1]
+    for here, there in zip(found, expected, strict=True):
+        assert [face.box_xyxy.tolist() for face in here] == [face.box_xyxy.tolist() for face in there]

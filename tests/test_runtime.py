@@ -123,26 +123,63 @@ class Memory:
         return self.forward(x)
 
 
-def test_batch_size_is_halved_when_memory_runs_out(tiny: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+class PretendedGpu(TorchRuntime):
+    """On the CPU, but it calls itself a GPU until it has moved."""
+
+    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        name, self.device = self.device, "cpu"
+        try:
+            return super()._run(batch)
+        finally:
+            self.device = name
+
+
+def pretended_gpu(tiny: Checkpoint, *, max_faces: int, batch_size: int) -> tuple[PretendedGpu, Memory]:
     network = load_network(tiny)
-    memory = network.forward_with_cam = Memory(network, max_faces=2)
-    torch_runtime = TorchRuntime(network, device="cpu", batch_size=8)
+    memory = network.forward_with_cam = Memory(network, max_faces)
+    gpu = PretendedGpu(network, device="cpu", batch_size=batch_size)
+    gpu.device = "cuda:7"
+    return gpu, memory
+
+
+def test_batch_size_is_halved_when_memory_runs_out(tiny: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    gpu, memory = pretended_gpu(tiny, max_faces=2, batch_size=8)
 
     with caplog.at_level(logging.WARNING, "dfscan"):
-        logits, _ = torch_runtime.predict(faces(5))
+        logits, _ = gpu.predict(faces(5))
 
     assert memory.sizes == [8, 4, 2, 2, 2]
-    assert torch_runtime.batch_size == 2
+    assert gpu.batch_size == 2
     assert [record.message[-2:] for record in caplog.records] == [" 4", " 2"]
     np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-5)
 
 
-def test_no_memory_for_one_face_is_a_sentence(tiny: Checkpoint) -> None:
+def test_without_memory_for_one_face_the_cpu_goes_on(
+    tiny: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, memory = pretended_gpu(tiny, max_faces=0, batch_size=4)
+    move = gpu._move_to_cpu
+
+    def moved() -> None:
+        move()
+        memory.max_faces = 9
+
+    monkeypatch.setattr(gpu, "_move_to_cpu", moved)
+    logits, _ = gpu.predict(faces(5))
+
+    assert memory.sizes == [4, 2, 1, 1, 1, 1, 1, 1]
+    assert gpu.device == "cpu"
+    assert [record.message[-2:] for record in caplog.records[:2]] == [" 2", " 1"]
+    assert "going on with the CPU" in caplog.records[2].message
+    np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-3)
+
+
+def test_no_memory_for_one_face_on_a_cpu_is_a_sentence(tiny: Checkpoint) -> None:
     network = load_network(tiny)
     network.forward_with_cam = Memory(network, max_faces=0)
 
-    with pytest.raises(DfscanError, match="--device cpu"):
-        TorchRuntime(network, device="cpu", batch_size=2).predict(faces(1))
+    with pytest.raises(DfscanError, match="cannot run on cpu"):
+        TorchRuntime(network, device="cpu", batch_size=1).predict(faces(1))
 
 
 def test_a_failing_device_is_a_sentence(tiny: Checkpoint) -> None:

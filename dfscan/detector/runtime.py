@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,8 @@ class OnnxRuntime:
     """ONNX Runtime on the CPU, one face at a time: there its fastest, its leanest and reproducible to the bit."""
 
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
+        # Its builds since 1.29 tell their maker of every session; what is looked at here is nobody's business.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -72,7 +75,8 @@ class TorchRuntime:
     """PyTorch in fp32 (TF32 off), meant for a GPU.
 
     Every batch is filled up to `batch_size`, because kernels are chosen by size: so the same kernels score a face
-    whatever comes with it. `batch_size` is halved when memory runs out.
+    whatever comes with it. When memory runs out `batch_size` is halved; where it does not do for one face, the network
+    moves to the CPU for good: a slow answer is better than none, and its logits differ by less than 1e-3.
     """
 
     def __init__(self, network: DeepfakeDetector, *, device: str, batch_size: int = DEFAULT_CUDA_BATCH_SIZE) -> None:
@@ -83,25 +87,27 @@ class TorchRuntime:
         torch.backends.cudnn.deterministic = True
         self.device = device
         self.batch_size = batch_size
-        network.eval().float()
+        self._network = network.eval().float()
         try:
             # Of network.to, which takes the format too, PyTorch's types know no such signature.
             self._network = network.to(device).to(memory_format=torch.channels_last)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
+        except torch.OutOfMemoryError:
+            self._move_to_cpu()
+        except RuntimeError as error:
             raise self._failure(error) from error
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """As `Runtime.predict`.
 
         Raises:
-            DfscanError: when memory does not do for a single face, or the device fails.
+            DfscanError: when the device fails, or even the CPU's memory does not do.
         """
         _check(batch)
         results: list[tuple[Floats, Floats]] = []
         while len(batch):
             result = self._try(batch[: self.batch_size])
             if result is None:
-                self._halve_batch()
+                self._make_room()
             else:
                 results.append(result)
                 batch = batch[len(result[0]) :]
@@ -113,7 +119,9 @@ class TorchRuntime:
 
         try:
             return self._run(faces)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if self.device == "cpu":
+                raise self._failure(error) from error
             return None
         except RuntimeError as error:
             raise self._failure(error) from error
@@ -128,17 +136,25 @@ class TorchRuntime:
             logits, cams = self._network.forward_with_cam(x)
         return logits[: len(faces), 0].cpu().numpy(), cams[: len(faces)].cpu().numpy()
 
-    def _halve_batch(self) -> None:
+    def _make_room(self) -> None:
         import torch
 
-        if self.batch_size == 1:
-            raise DfscanError(
-                f"{self.device} has not enough free memory for one face: "
-                "end other programs that use it, or use --device cpu"
-            )
-        self.batch_size //= 2
-        _log.warning("%s is out of memory: going on with --batch-size %d", self.device, self.batch_size)
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            _log.warning("%s is out of memory: going on with --batch-size %d", self.device, self.batch_size)
+        else:
+            self._move_to_cpu()
         torch.cuda.empty_cache()
+
+    def _move_to_cpu(self) -> None:
+        import torch
+
+        _log.warning(
+            "%s has no memory left for one face: going on with the CPU, slowly; end other programs that use the GPU",
+            self.device,
+        )
+        self.device, self.batch_size = "cpu", 1
+        self._network = self._network.to("cpu").to(memory_format=torch.channels_last)
 
     def _failure(self, error: RuntimeError) -> DfscanError:
         cause = str(error).partition("\n")[0]

@@ -8,7 +8,8 @@ and nowhere else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ CPU ms a frame        93    131    153    193    256
 SMALLEST_PX = 20.0
 """What MTCNN can see at all: its first network looks at 12 x 12 windows, its authors start at 20 px."""
 GPU_BATCH = 32
+
+log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,8 +87,11 @@ class FaceDetector:
         self.min_face_px = min_face_px
         self.max_faces = max_faces
         self.max_side_px = max_side_px
-        self._batch = 1 if torch.device(device).type == "cpu" else GPU_BATCH
-        self._mtcnn: Any = MTCNN(keep_all=True, device=torch.device(device))
+        self._torch = torch
+        self._load_mtcnn: Callable[[str], Any] = lambda where: MTCNN(keep_all=True, device=torch.device(where))
+        self._device = device
+        self._batch = 1 if device == "cpu" else GPU_BATCH
+        self._mtcnn = self._load_mtcnn(device)
 
     def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
         """Find the faces of every frame.
@@ -110,14 +116,34 @@ class FaceDetector:
         least_px = max(SMALLEST_PX, self.min_face_px * float(scale.max()))
         if min(size_px) * (12.0 / least_px) < 12:  # not one step in its pyramid: it would raise
             return [[] for _ in frames]
-        self._mtcnn.min_face_size = least_px
         found: list[list[Detection]] = []
-        for start in range(0, len(frames), self._batch):
-            batch = np.stack([_shrink(pixels, size_px) for pixels in frames[start : start + self._batch]])
-            for boxes, scores, landmarks in zip(*self._mtcnn.detect(batch, landmarks=True), strict=True):
+        while len(found) < len(frames):
+            batch = np.stack([_shrink(pixels, size_px) for pixels in frames[len(found) : len(found) + self._batch]])
+            for boxes, scores, landmarks in self._search(batch, least_px):
                 faces = [] if boxes is None else _detections(boxes, scores, landmarks, scale)
                 found.append(self._select(faces, height_px, width_px))
         return found
+
+    def _search(self, batch: Pixels, least_px: float) -> list[tuple[Any, Any, Any]]:
+        """Boxes, scores and landmarks of each frame; of none where memory ran out, for which room is made then."""
+        self._mtcnn.min_face_size = least_px
+        try:
+            return list(zip(*self._mtcnn.detect(batch, landmarks=True), strict=True))
+        except self._torch.OutOfMemoryError:
+            if self._device == "cpu":
+                raise
+        self._make_room()  # not before the exception, which holds on to the tensors, is gone
+        return []
+
+    def _make_room(self) -> None:
+        """After a GPU's memory ran out: search one frame at a time, then on the CPU."""
+        if self._batch > 1:
+            self._batch = 1
+            log.warning("%s is out of memory: searching one frame at a time for faces", self._device)
+        else:
+            log.warning("%s has no memory left to search one frame: going on with the CPU, slowly", self._device)
+            self._device, self._mtcnn = "cpu", self._load_mtcnn("cpu")
+        self._torch.cuda.empty_cache()
 
     def _searched_size(self, height_px: int, width_px: int) -> tuple[int, int]:
         """(width, height) of the copy that is searched."""
