@@ -78,6 +78,7 @@ def test_two_runs_give_the_same_bytes(clips: Path, untrained: Path, tmp_path: Pa
 
 
 NAMES = [b"=1+1.mp4", b"a,b.mp4", b'a"b.mp4', b"a\nb.mp4", "\N{GRINNING FACE}.mp4".encode(), b"[/b].mp4", b"\xff.mp4"]
+NAMES += [b"-rf.mp4", b"--out=x.mp4", b"http:a.mp4", b"concat:a|b.mp4", b"a%03d.mp4", b"n" * 251 + b".mp4"]
 
 
 def test_hostile_names_reach_pandas_and_duckdb_alike(

@@ -16,7 +16,7 @@ from typing import Any
 from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import choose_device
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions, write_meta
@@ -216,6 +216,8 @@ class _Outputs:
     def _open_report(self) -> ReportWriter:
         settings = self._settings
         kind = settings.format or format_for(settings.out)
+        if settings.out == "-" and sys.stdout is None:
+            raise OutputError("standard output is closed: name a file for the report with --out")
         target = sys.stdout.buffer if settings.out == "-" else settings.out
         return open_writer(target, REPORT_COLUMNS, format=kind, excel=settings.excel)
 
