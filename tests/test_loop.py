@@ -308,7 +308,7 @@ def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dfscan.detector.cache.os.replace", full)
+    monkeypatch.setattr("dfscan.cache.os.replace", full)
     with pytest.raises(OutputError, match=r"No space left.*free some space"):
         made._save(folder)
     assert folder.state_path.read_bytes() == before

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfscan.detector import cache as cache_module
+from dfscan import cache as cache_module
 from dfscan.detector import checkpoint as checkpoint_module
 from dfscan.detector import export, runtime
 from dfscan.detector.checkpoint import Checkpoint, init_checkpoint, load_network, verify
 from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
+from dfscan.graphs import export_failure
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +237,7 @@ def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
         calls.append(checkpoint.label)
         graph_path.write_bytes(graph)
 
-    monkeypatch.setattr(export, "_run_child", copy)
+    monkeypatch.setattr(export, "_export_in_child", copy)
     return calls
 
 
@@ -327,7 +328,7 @@ def test_child_tells_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Pat
     [(1, "noise\nOSError: broken", "OSError: broken"), (-9, "", "signal 9"), (5, "", "exit status 5")],
 )
 def test_child_that_fails_is_one_line(returncode: int, message: str, told: str, tiny: Checkpoint) -> None:
-    failure = export._failure(tiny, returncode, message)
+    failure = export_failure(str(tiny.path), returncode, message)
 
     assert type(failure) is DfscanError
     assert told in str(failure)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from pydantic import ValidationError
 
 import dfscan
-from dfscan.detector.cache import write_atomically
+from dfscan.cache import write_atomically
 from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.selftest import library_versions, mosaic, self_test_input, verify

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from dfscan.detector.checkpoint import Checkpoint, load_network
 from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
 from dfscan.errors import ConfigError, DfscanError
+from dfscan.graphs import open_session
 
 if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
@@ -51,17 +51,9 @@ class OnnxRuntime:
     """ONNX Runtime on the CPU, one face at a time: there its fastest, its leanest and reproducible to the bit."""
 
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
-        # Its builds since 1.29 tell their maker of every session; what is looked at here is nobody's business.
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         self.device = "cpu"
         self.batch_size = 1
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(graph, threads=threads)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """As `Runtime.predict`."""

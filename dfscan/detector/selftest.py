@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dfscan
-from dfscan.detector.cache import cache_dir, write_atomically
+from dfscan.cache import cache_dir, package_version, write_atomically
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.preprocess import to_input
 from dfscan.errors import CheckpointError
@@ -90,14 +88,6 @@ def library_versions() -> dict[str, str]:
     """Versions of dfscan and of the libraries that a score depends on."""
     names = ("torch", "timm", "onnxruntime")
     return {"dfscan": dfscan.__version__} | {name: package_version(name) for name in names}
-
-
-def package_version(name: str) -> str:
-    """Version of an installed library, without importing it where its metadata tells."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # such as onnxruntime-gpu, which is imported as onnxruntime
-        return str(importlib.import_module(name).__version__)
 
 
 def _stamp_path(device: str, checkpoint: Checkpoint) -> Path | None:

@@ -20,7 +20,7 @@ from torch.amp.grad_scaler import GradScaler  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
-from dfscan.detector.cache import write_atomically
+from dfscan.cache import write_atomically
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.errors import ConfigError, OutputError
 

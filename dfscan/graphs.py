@@ -1,0 +1,101 @@
+"""Networks as ONNX graphs: exported by a child process, once, kept in the cache folder, run by ONNX Runtime.
+
+PyTorch takes seconds and 0.9 GB to import; so only the child does, and only the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfscan.cache import recall, remember
+from dfscan.errors import DfscanError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_log = logging.getLogger("dfscan")
+
+# The child imports from where its parent does, and from nowhere else: `python -m` would put the working directory,
+# perhaps a folder of untrusted files, first.
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; sys.exit(main(sys.argv[2:]))"
+)
+
+
+def cached_graph(key: str, subject: str, export: Callable[[Path], None]) -> bytes:
+    """What was exported under this key, from the cache or newly exported.
+
+    Args:
+        key: changes with everything that the graph depends on.
+        subject: what is exported, for people.
+        export: writes it to the path that it is given.
+
+    Raises:
+        DfscanError: there is no room for it. What `export` raises passes through.
+    """
+    data = recall(key)
+    if data is None:
+        _log.info("exporting %s to ONNX, once: about 10 s", subject)
+        data = _exported(subject, export)
+        remember(key, data)
+    return data
+
+
+def _exported(subject: str, export: Callable[[Path], None]) -> bytes:
+    try:
+        with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
+            path = Path(folder) / "graph.onnx"
+            export(path)
+            return path.read_bytes()
+    except OSError as error:
+        raise DfscanError(
+            f"{subject} cannot be exported to ONNX ({error}): "
+            "it needs a writable temporary folder with some 200 MB, see TMPDIR"
+        ) from error
+
+
+def run_child(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run ``main(arguments)`` of a module in a process of its own; what it says on stderr is kept."""
+    command = [sys.executable, "-P", "-c", _CHILD.format(module=module), json.dumps(sys.path), *arguments]
+    return subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def export_failure(subject: str, returncode: int, message: str) -> DfscanError:
+    """What went wrong in a child, as one sentence."""
+    if returncode < 0:
+        message = f"its process was ended by signal {-returncode}; the export needs about 2.5 GB of memory"
+    last_line = message.rpartition("\n")[2] or f"exit status {returncode}"
+    return DfscanError(
+        f"{subject} cannot be exported to ONNX: {last_line}. "
+        "Check that torch, onnx and onnxruntime are whole with `dfscan info`"
+    )
+
+
+def open_session(graph: bytes, *, threads: int) -> InferenceSession:
+    """Load a graph for the CPU."""
+    # Its builds since 1.29 tell their maker of every session; what is looked at here is nobody's business.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
