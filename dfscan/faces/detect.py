@@ -1,21 +1,18 @@
-"""Find the faces of a frame: facenet-pytorch's MTCNN behind one small door.
-
-MTCNN (Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
-Networks") as facenet-pytorch 2.5.3 ships it, weights included. What is odd about its `detect` is dealt with here
-and nowhere else.
-"""
+"""Find the faces of a frame: MTCNN on a copy of bounded size, boxes and landmarks in pixels of the full frame."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from dfscan.faces.mtcnn import WINDOW_PX, Networks, find_faces
+from dfscan.faces.networks import OnnxNetworks, TorchNetworks
 
 Pixels = NDArray[np.uint8]
 
@@ -70,28 +67,23 @@ class FaceDetector:
         device: str = "cpu",
         max_side_px: int = MAX_SIDE_PX,
     ) -> None:
-        """Load MTCNN (the only place where torch is imported).
+        """Load MTCNN's networks; only for a GPU is PyTorch imported.
 
         Args:
-            threshold: least final probability of a face. MTCNN's own thresholds (0.6, 0.7, 0.7) stay, so
+            threshold: least final probability of a face. MTCNN's own thresholds (0.7 at each step) stay, so
                 that a value under 0.7 is as good as 0.7.
             min_face_px: least length of a box's shorter side, in pixels of the full frame.
             max_faces: most faces kept of one frame, the largest.
-            device: where the networks run, as torch names it.
+            device: where the networks run: ``cpu``, or a GPU as PyTorch names it.
             max_side_px: longest side of the copy that is searched; see `MAX_SIDE_PX`.
         """
-        import torch
-        from facenet_pytorch import MTCNN
-
         self.threshold = threshold
         self.min_face_px = min_face_px
         self.max_faces = max_faces
         self.max_side_px = max_side_px
-        self._torch = torch
-        self._load_mtcnn: Callable[[str], Any] = lambda where: MTCNN(keep_all=True, device=torch.device(where))
         self._device = device
         self._batch = 1 if device == "cpu" else GPU_BATCH
-        self._mtcnn = self._load_mtcnn(device)
+        self._networks: Networks = OnnxNetworks() if device == "cpu" else TorchNetworks(device)
 
     def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
         """Find the faces of every frame.
@@ -114,36 +106,49 @@ class FaceDetector:
         size_px = self._searched_size(height_px, width_px)
         scale = np.array([size_px[0] / max(width_px, 1), size_px[1] / max(height_px, 1)], np.float32)
         least_px = max(SMALLEST_PX, self.min_face_px * float(scale.max()))
-        if min(size_px) * (12.0 / least_px) < 12:  # not one step in its pyramid: it would raise
+        if min(size_px) * (WINDOW_PX / least_px) < WINDOW_PX:  # not one step in its pyramid
             return [[] for _ in frames]
         found: list[list[Detection]] = []
         while len(found) < len(frames):
-            batch = np.stack([_shrink(pixels, size_px) for pixels in frames[len(found) : len(found) + self._batch]])
-            for boxes, scores, landmarks in self._search(batch, least_px):
-                faces = [] if boxes is None else _detections(boxes, scores, landmarks, scale)
+            batch = [_shrink(pixels, size_px) for pixels in frames[len(found) : len(found) + self._batch]]
+            for faces in self._search(batch, least_px, scale):
                 found.append(self._select(faces, height_px, width_px))
         return found
 
-    def _search(self, batch: Pixels, least_px: float) -> list[tuple[Any, Any, Any]]:
-        """Boxes, scores and landmarks of each frame; of none where memory ran out, for which room is made then."""
-        self._mtcnn.min_face_size = least_px
-        try:
-            return list(zip(*self._mtcnn.detect(batch, landmarks=True), strict=True))
-        except self._torch.OutOfMemoryError:
-            if self._device == "cpu":
-                raise
-        self._make_room()  # not before the exception, which holds on to the tensors, is gone
-        return []
+    def _search(self, batch: list[Pixels], least_px: float, scale: NDArray[np.float32]) -> list[list[Detection]]:
+        """The faces of each frame; of none where a GPU's memory ran out, for which room is made then."""
+        if self._device == "cpu":
+            found = find_faces(batch, self._networks, min_face_px=least_px)
+        else:
+            import torch
+
+            try:
+                found = find_faces(batch, self._networks, min_face_px=least_px)
+            except torch.OutOfMemoryError:
+                found = []
+            if not found:  # not before the exception, which holds on to the tensors, is gone
+                self._make_room()
+        return [
+            [
+                Detection(box, landmarks, float(score))
+                for box, landmarks, score in zip(
+                    faces.boxes_xyxy / np.tile(scale, 2), faces.landmarks / scale, faces.scores, strict=True
+                )
+            ]
+            for faces in found
+        ]
 
     def _make_room(self) -> None:
         """After a GPU's memory ran out: search one frame at a time, then on the CPU."""
+        import torch
+
         if self._batch > 1:
             self._batch = 1
             log.warning("%s is out of memory: searching one frame at a time for faces", self._device)
         else:
             log.warning("%s has no memory left to search one frame: going on with the CPU, slowly", self._device)
-            self._device, self._mtcnn = "cpu", self._load_mtcnn("cpu")
-        self._torch.cuda.empty_cache()
+            self._device, self._networks = "cpu", OnnxNetworks()
+        torch.cuda.empty_cache()
 
     def _searched_size(self, height_px: int, width_px: int) -> tuple[int, int]:
         """(width, height) of the copy that is searched."""
@@ -166,13 +171,6 @@ def _shrink(pixels: Pixels, size_px: tuple[int, int]) -> Pixels:
     if pixels.shape[1::-1] == size_px:
         return pixels
     return np.asarray(cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _detections(boxes: Any, scores: Any, landmarks: Any, scale: NDArray[np.float32]) -> list[Detection]:
-    """From MTCNN's arrays, which are of objects or of numbers as it happens, to full-frame pixels."""
-    boxes_xyxy = np.array(boxes, np.float32) / np.tile(scale, 2)
-    points = np.array(landmarks, np.float32) / scale
-    return [Detection(box, five, float(score)) for box, five, score in zip(boxes_xyxy, points, scores, strict=True)]
 
 
 def _is_sound(face: Detection, height_px: int, width_px: int) -> bool:

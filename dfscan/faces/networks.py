@@ -1,0 +1,161 @@
+"""MTCNN's three networks with facenet-pytorch's weights: in ONNX Runtime on a CPU, in PyTorch on a GPU.
+
+For ONNX Runtime they are exported once, by a child process, so that a scan on a CPU never imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.cache import package_version
+from dfscan.graphs import cached_graph, export_failure, open_session, run_child
+
+Floats = NDArray[np.float32]
+
+SIDES_PX = {"pnet": 12, "rnet": 24, "onet": 48}
+"""The library's names of the networks, and the least side of what each takes."""
+EXPORT_FORMAT = 1
+MAX_EXPORT_ERROR = 1e-4
+SUBJECT = "the face detector"
+
+
+class _Networks:
+    """What the runtimes share: the library's outputs in the order of `mtcnn.Networks`."""
+
+    def propose(self, pictures: Floats) -> tuple[Floats, Floats]:
+        """As `mtcnn.Networks`."""
+        corrections, chances = self._run("pnet", pictures)
+        return corrections, chances[:, 1]
+
+    def refine(self, crops: Floats) -> tuple[Floats, Floats]:
+        """As `mtcnn.Networks`."""
+        corrections, chances = self._run("rnet", crops)
+        return corrections, chances[:, 1]
+
+    def decide(self, crops: Floats) -> tuple[Floats, Floats, Floats]:
+        """As `mtcnn.Networks`."""
+        corrections, landmarks, chances = self._run("onet", crops)
+        return corrections, landmarks, chances[:, 1]
+
+    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
+        raise NotImplementedError
+
+
+class OnnxNetworks(_Networks):
+    """The networks in ONNX Runtime, on the CPU."""
+
+    def __init__(self, *, threads: int = 1) -> None:
+        """Load them, exported first if need be.
+
+        Raises:
+            DfscanError: they cannot be exported.
+        """
+        graphs = _unpacked(_graphs())
+        self._sessions = {name: open_session(graphs[name], threads=threads) for name in SIDES_PX}
+
+    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
+        outputs: list[Floats] = self._sessions[name].run(None, {"pictures": pictures})
+        return outputs
+
+
+class TorchNetworks(_Networks):
+    """The networks in PyTorch, meant for a GPU."""
+
+    def __init__(self, device: str) -> None:
+        """Load them.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for them; each method raises it too.
+        """
+        import torch
+
+        self._torch = torch
+        self._device = device
+        self._networks = {name: network.to(device) for name, network in _library_networks().items()}
+
+    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
+        with self._torch.inference_mode():
+            outputs = self._networks[name](self._torch.from_numpy(pictures).to(self._device))
+            return [output.cpu().numpy() for output in outputs]
+
+
+def _library_networks() -> dict[str, Any]:
+    from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+
+    return {"pnet": PNet().eval(), "rnet": RNet().eval(), "onet": ONet().eval()}
+
+
+def _graphs() -> bytes:
+    """The three graphs, packed."""
+    facts = ["mtcnn", EXPORT_FORMAT, *(package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))]
+    return cached_graph(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32], SUBJECT, _export_in_child)
+
+
+def _export_in_child(path: Path) -> None:
+    child = run_child(__name__, [str(path)])
+    if child.returncode:
+        raise export_failure(SUBJECT, child.returncode, child.stderr.strip())
+
+
+# In the child
+
+
+def main(arguments: list[str]) -> int:
+    """Export to the path that is named. What goes wrong is one message on stderr."""
+    try:
+        write_graphs(Path(arguments[0]))
+    except Exception as error:  # shown by the parent as one line instead of a traceback
+        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+        return 1
+    return 0
+
+
+def write_graphs(path: Path) -> None:
+    """Export the networks and compare what the graphs give with PyTorch.
+
+    Raises:
+        ArithmeticError: they differ.
+    """
+    import torch
+
+    graphs = {}
+    graph_path = path.with_suffix(".part")
+    for name, network in _library_networks().items():
+        axes = {0: "pictures"} | ({2: "height", 3: "width"} if name == "pnet" else {})
+        pictures = torch.linspace(-1, 1, 2 * 3 * SIDES_PX[name] ** 2).reshape(2, 3, SIDES_PX[name], SIDES_PX[name])
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as in detector.export
+            torch.onnx.export(
+                network,
+                (pictures,),
+                graph_path,
+                dynamo=False,
+                input_names=["pictures"],
+                dynamic_axes={"pictures": axes},
+            )
+            expected = network(pictures)
+        graphs[name] = graph_path.read_bytes()
+        got = open_session(graphs[name], threads=1).run(None, {"pictures": pictures.numpy()})
+        for mine, theirs in zip(got, expected, strict=True):
+            if not np.all(np.abs(mine - theirs.numpy()) <= MAX_EXPORT_ERROR):  # a NaN must fail
+                raise ArithmeticError(f"ONNX Runtime does not give PyTorch's {name}")
+    path.write_bytes(_packed(graphs))
+
+
+def _packed(graphs: dict[str, bytes]) -> bytes:
+    """As one document: the graphs are small."""
+    return json.dumps({name: base64.b64encode(graph).decode() for name, graph in graphs.items()}).encode()
+
+
+def _unpacked(data: bytes) -> dict[str, bytes]:
+    return {name: base64.b64decode(graph) for name, graph in json.loads(data).items()}

@@ -1,0 +1,110 @@
+"""The cascade: its pieces against plain computations, its networks against the library's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfscan import graphs
+from dfscan.errors import DfscanError
+from dfscan.faces import networks as networks_module
+from dfscan.faces.mtcnn import PYRAMID_FACTOR, _best, _Boxes, _cut, _Picture, _squared, find_faces, pyramid
+from dfscan.faces.networks import OnnxNetworks, TorchNetworks
+from tests.pictures import astronaut, nobody, other_person, two_people
+
+
+def overlap(a: np.ndarray, b: np.ndarray, *, of_smaller: bool = False) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return float(width * height / (min(areas) if of_smaller else sum(areas) - width * height))
+
+
+@pytest.mark.parametrize("of_smaller", [False, True])
+def test_suppression_equals_comparing_each_with_each(of_smaller: bool) -> None:
+    rng = np.random.default_rng(3)
+    near = rng.uniform(0, 60, (80, 2))
+    boxes = np.concatenate([near, near + rng.uniform(5, 40, (80, 2))], axis=1).astype(np.float32)
+    scores = rng.uniform(size=80).astype(np.float32)
+    frame = rng.integers(0, 3, 80)
+    expected: list[int] = []
+    for i in sorted(range(80), key=lambda i: -scores[i]):
+        rivals = [j for j in expected if frame[j] == frame[i]]
+        if all(overlap(boxes[i], boxes[j], of_smaller=of_smaller) <= 0.5 for j in rivals):
+            expected.append(i)
+    assert _best(frame, boxes, scores, 0.5, of_smaller=of_smaller).tolist() == expected
+    assert 10 < len(expected) < 80
+
+
+def test_pyramid_begins_at_the_least_face_and_ends_with_the_frame() -> None:
+    scales = list(pyramid(480, 640, 48))
+    assert scales[0] * 48 == pytest.approx(12)
+    assert 480 * scales[-1] >= 12 > 480 * scales[-1] * PYRAMID_FACTOR
+    assert np.allclose(np.diff(np.log(scales)), np.log(PYRAMID_FACTOR))
+    assert list(pyramid(47, 640, 48)) == []
+
+
+def test_squares_keep_their_centre_and_longer_side() -> None:
+    squares = _squared(np.array([[0, 10, 20, 20], [5, 5, 6, 9]], np.float32))
+    assert squares.tolist() == [[0, 5, 20, 25], [3.5, 5, 7.5, 9]]
+
+
+def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
+    frame = np.zeros((40, 60, 3), np.uint8)
+    frame[:20, :30] = 255
+    xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
+    boxes = _Boxes(np.zeros(4, np.intp), xyxy, np.arange(4, dtype=np.float32), xyxy)
+    kept, crops = _cut([_Picture(frame)], boxes, 24)
+    assert kept.scores.tolist() == [0, 1]
+    assert crops.shape == (2, 3, 24, 24)
+    assert np.ptp(crops[0]) == np.ptp(crops[1]) == 0
+    assert crops[0, 0, 0, 0] == pytest.approx(127.5 / 128)
+    assert crops[1, 0, 0, 0] == pytest.approx(-127.5 / 128)
+
+
+def test_both_runtimes_find_the_same() -> None:
+    frames = [two_people(right=other_person()), two_people(left=nobody(), right=nobody()), two_people()]
+    found = [find_faces(frames, each, min_face_px=48) for each in (OnnxNetworks(), TorchNetworks("cpu"))]
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(here.boxes_xyxy, there.boxes_xyxy, atol=0.05)
+        np.testing.assert_allclose(here.landmarks, there.landmarks, atol=0.05)
+        np.testing.assert_allclose(here.scores, there.scores, atol=1e-3)
+    assert [len(here.scores) for here in found[0]] == [2, 0, 2]
+
+
+def test_frames_together_give_what_each_gives_alone() -> None:
+    networks = OnnxNetworks()
+    frames = [two_people(), two_people(right=nobody())]
+    for frame, together in zip(frames, find_faces(frames, networks, min_face_px=48), strict=True):
+        (alone,) = find_faces([frame], networks, min_face_px=48)
+        np.testing.assert_allclose(alone.boxes_xyxy, together.boxes_xyxy, atol=0.05)
+
+
+def test_the_most_probable_face_comes_first() -> None:
+    (found,) = find_faces([two_people(right=other_person())], OnnxNetworks(), min_face_px=20)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks_module, "MAX_EXPORT_ERROR", -1.0)
+    assert networks_module.main([str(tmp_path / "x")]) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_child_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(graphs, "_CHILD", "import sys; sys.stderr.write('OSError: broken'); sys.exit(1)  # {module}")
+    with pytest.raises(DfscanError, match="face detector cannot be exported to ONNX: OSError: broken"):
+        OnnxNetworks()
+
+
+def test_the_graphs_are_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    OnnxNetworks()
+    monkeypatch.setattr(networks_module, "_export_in_child", lambda _: pytest.fail("exported again"))
+    networks = OnnxNetworks()
+    (found,) = find_faces([astronaut()], networks, min_face_px=48)
+    assert len(found.scores) == 1
+    assert len(list((tmp_path / "dfscan").iterdir())) == 1
