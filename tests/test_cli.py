@@ -376,12 +376,28 @@ def test_info_says_when_torch_and_torchvision_do_not_fit(monkeypatch: pytest.Mon
 def test_bench_adds_up(clips: Path, untrained: Path) -> None:
     result = run("bench", clips, "--checkpoint", untrained, "--num-frames", 4, "--json")
     figures = json.loads(result.stdout)
-    stages = figures["stages"]
-    assert figures["videos"] == 4
-    assert stages["detect"]["count"] == stages["decode"]["count"] == 12
-    assert stages["classify"]["count"] == stages["crop"]["count"] == 12
+    stages, floor = figures["stages"], figures["floor"]
+    assert figures["videos"] == stages["open"]["count"] == stages["write"]["count"] == 4
+    assert figures["frames"] == stages["detect"]["count"] == stages["decode"]["count"] == 12
+    assert figures["faces"] == stages["classify"]["count"] == stages["crop"]["count"] == 12
     assert 0 < sum(stage["cpu_s"] for stage in stages.values()) <= figures["cpu_s"] * 1.05
+    assert floor["cpu_s"] == pytest.approx(floor["decode_cpu_s"] + floor["classify_cpu_s"])
+    assert figures["ratio_to_floor"] == pytest.approx(figures["cpu_s"] / floor["cpu_s"])
+    assert figures["peak_all_rss_bytes"] > figures["peak_rss_bytes"] > 0
     assert "videos an hour" in run("bench", clips / "nobody.mp4", "--checkpoint", untrained).stdout
+
+
+def test_a_second_scan_on_a_cpu_imports_no_torch(clips: Path, untrained: Path) -> None:
+    arguments = ["scan", str(clips / "one.mp4"), "--checkpoint", str(untrained), "--device", "cpu", "--num-frames", "4"]
+    assert run(*arguments).exit_code == 0
+    code = (
+        "import sys; from dfscan.cli import app\n"
+        "try: app()\n"
+        "finally: print(sorted({'torch', 'timm', 'facenet_pytorch'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.stdout.count("inconclusive") == 1
 
 
 # As a process

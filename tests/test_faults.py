@@ -133,7 +133,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{i}.mp4").write_bytes(b"1")
 
     def judged(
-        paths: list[str], engine: object, *, dumps: DumpFolder, num_dumped: int, listener: object
+        paths: list[str], engine: object, *, dumps: DumpFolder, num_dumped: int, listener: object, timings: object
     ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         picture = np.zeros((8, 8, 3), np.uint8)
         row = {"score": 0.5, "time_s": 1.0, "frame": 0, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}

@@ -253,7 +253,7 @@ class Trap:
         b"\xff\xfe",
         b'{"kind": "frame", "shape": [1, 1, 3], "index": 0, "time_s": 0}',
         b'{"kind": "failed"}',
-        b'{"kind": "done", "info": {"surprise": 1}, "cpu_s": 0, "peak_rss_bytes": 0}',
+        b'{"kind": "done", "info": {"surprise": 1}, "cpu_s": 0, "open_cpu_s": 0, "peak_rss_bytes": 0}',
         "pickle",
     ],
 )

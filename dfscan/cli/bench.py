@@ -56,10 +56,17 @@ def _table(figures: dict[str, Any]) -> list[str]:
     for name, stage in figures["stages"].items():
         cells = f"{stage['count']:>8}{stage['wall_s']:>10.2f}{stage['cpu_s']:>10.2f}{stage['cpu_share']:>11.1%}"
         lines.append(f"{name:<10}{cells}")
+    floor = figures["floor"]
     lines.append(f"{'whole':<10}{figures['videos']:>8}{figures['wall_s']:>10.2f}{figures['cpu_s']:>10.2f}")
+    lines.append(f"{'floor':<10}{'':>8}{floor['wall_s']:>10.2f}{floor['cpu_s']:>10.2f}")
+    ratio = figures["ratio_to_floor"]
     lines.append(
-        f"{figures['videos_per_hour']:.0f} videos an hour on {figures['device']}, {figures['cpus']} CPUs; "
-        f"peak memory {figures['peak_rss_bytes'] / 1e9:.2f} GB, of a decoder "
-        f"{figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB"
+        f"floor: decoding alone {floor['decode_cpu_s']:.2f}, classification alone {floor['classify_cpu_s']:.2f} CPU s; "
+        f"the whole costs {f'{ratio:.2f} times that' if ratio else 'more'}"
+    )
+    lines.append(
+        f"{figures['videos_per_hour']:.0f} videos an hour, {figures['faces_per_s']:.1f} faces a second on "
+        f"{figures['device']}, {figures['cpus']} CPUs; peak memory {figures['peak_all_rss_bytes'] / 1e9:.2f} GB, of it "
+        f"{figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB in each decoder"
     )
     return lines

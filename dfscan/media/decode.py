@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,8 @@ class Decoding:
         self.num_errors = 0
         self.num_corrupt = 0
         self.is_cut_short = False
+        self.surveyed_cpu_s = 0.0
+        """CPU seconds of this process when the survey was done; 0 before."""
         self._survey_damage: str | None = None
         self._end_missing_s = 0.0
 
@@ -69,6 +72,7 @@ class Decoding:
             VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
         """
         surveyed = survey(self.file, self.check_time)
+        self.surveyed_cpu_s = time.process_time()
         plan = plan_samples(surveyed.timeline, self.sampling)
         self.is_cut_short = plan.is_cut_short
         self._survey_damage = surveyed.damage

@@ -72,6 +72,8 @@ class Ended:
     damage: str | None = None
     is_cut_short: bool = False
     cpu_s: float = 0.0
+    open_cpu_s: float = 0.0
+    """Of `cpu_s`, what it took to open the file and to survey its packets."""
     peak_rss_bytes: int = 0
 
 
@@ -235,6 +237,7 @@ class _Worker:
             message.get("damage"),
             message.get("is_cut_short", False),
             message["cpu_s"],
+            message["open_cpu_s"],
             message["peak_rss_bytes"],
         )
         self.path = None

@@ -166,6 +166,7 @@ def _serve(
             end = _failed("unreadable", f"cannot be read ({error.strerror})")
     end["info"] = asdict(info)
     end["cpu_s"] = time.process_time() - cpu_s
+    end["open_cpu_s"] = max(0.0, decoding.surveyed_cpu_s - cpu_s)
     end["peak_rss_bytes"] = _peak_rss_bytes(status)
     parent.send_bytes(json.dumps(end).encode())
 

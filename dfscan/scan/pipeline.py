@@ -167,8 +167,7 @@ class _Scan:
                     self._look(self._videos[event.path], event.frame)
                 else:
                     self._videos[event.path].end(event)
-                    self._timings.add("decode", cpu_s=event.cpu_s, count=self._videos[event.path].num_frames)
-                    self._timings.note_child_rss(event.peak_rss_bytes)
+                    self._note(event, self._videos[event.path].num_frames)
                 self._queue.deliver()
                 yield from self._finished()
         self._queue.flush()
@@ -176,6 +175,12 @@ class _Scan:
 
     def close(self) -> None:
         self._queue.close()
+
+    def _note(self, ended: Ended, num_frames: int) -> None:
+        self._timings.add("open", cpu_s=ended.open_cpu_s)
+        self._timings.add("decode", cpu_s=ended.cpu_s - ended.open_cpu_s, count=num_frames)
+        self._timings.note_child_rss(ended.peak_rss_bytes)
+        self._timings.video_s += (ended.info.duration_s or 0.0) if ended.info else 0.0
 
     def _look(self, video: _Video, frame: Frame) -> None:
         video.num_frames += 1

@@ -27,6 +27,7 @@ from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
+from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, Reason, VideoResult
 
 MAY_PASS = frozenset("changed crashed internal no_decoder not_found timeout too_large unreadable".split())
@@ -87,6 +88,7 @@ def run_scan(
     listed: Sequence[str] = (),
     listener: Listener | None = None,
     on_discovered: Callable[[int], None] | None = None,
+    timings: Timings | None = None,
 ) -> Tally:
     """Scan and write every output that the settings name.
 
@@ -96,6 +98,7 @@ def run_scan(
         listed: entries of ``--files-from``.
         listener: told how it goes on.
         on_discovered: called with the number of videos once it is known.
+        timings: adds up the cost of the stages.
 
     Raises:
         ConfigError: an input or option is unusable; nothing has been done.
@@ -104,6 +107,7 @@ def run_scan(
         OutputError: a report, ledger or dump cannot be written; an old report is still there.
     """
     started = datetime.now(UTC)
+    timings = timings or Timings()
     found = discover(
         inputs,
         listed=listed,
@@ -125,9 +129,12 @@ def run_scan(
             outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
             known = _recalled(found.paths, outputs, tally, listener) if settings.takes_known else set()
             paths = [path for path in found.paths if path not in known]
-            engine = load_engine(settings, checkpoint) if paths else None
-            for result, identity in _results(found.problems, paths, engine, outputs.dumps, settings, listener):
-                tally.count(result, is_new=outputs.record(result, identity))
+            with timings.stage("start"):
+                engine = load_engine(settings, checkpoint) if paths else None
+            judged = _results(found.problems, paths, engine, outputs.dumps, settings, listener, timings)
+            for result, identity in judged:
+                with timings.stage("write"):
+                    tally.count(result, is_new=outputs.record(result, identity))
                 if listener:
                     listener.video_done(result)
             outputs.write_index()
@@ -186,13 +193,16 @@ def _results(
     dumps: DumpFolder | None,
     settings: ScanSettings,
     listener: Listener | None,
+    timings: Timings,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """First the inputs that are never opened, then the judged ones as they are complete."""
     for path, reason in problems.items():
         yield failed(path, reason), None
     if engine is None:
         return
-    judged = scan_videos(paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener)
+    judged = scan_videos(
+        paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
+    )
     with closing(judged):
         yield from judged
 

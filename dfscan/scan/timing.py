@@ -17,7 +17,7 @@ class StageTime:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     count: int = 0
-    """Items that went through: videos, frames or faces, as the stage has it."""
+    """Items that went through: videos, frames, faces or rows, as the stage has it."""
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Timings:
 
     stages: dict[str, StageTime] = field(default_factory=lambda: defaultdict(StageTime))
     peak_child_rss_bytes: int = 0
+    video_s: float = 0.0
+    """Duration of all videos that were judged."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
