@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from dfscan import graphs
 from dfscan.errors import DfscanError
 from dfscan.faces import networks as networks_module
-from dfscan.faces.mtcnn import PYRAMID_FACTOR, _best, _Boxes, _cut, _Picture, _squared, find_faces, pyramid
+from dfscan.faces.mtcnn import PYRAMID_FACTOR, _best, _Boxes, _cut, _edges, _shrunk, _squared, find_faces, pyramid
 from dfscan.faces.networks import OnnxNetworks, TorchNetworks
 from tests.pictures import astronaut, nobody, other_person, two_people
 
@@ -56,12 +57,39 @@ def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
     boxes = _Boxes(np.zeros(4, np.intp), xyxy, np.arange(4, dtype=np.float32), xyxy)
-    kept, crops = _cut([_Picture(frame)], boxes, 24)
+    kept, crops = _cut(cv2.integral(frame)[None], boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
     assert np.ptp(crops[0]) == np.ptp(crops[1]) == 0
     assert crops[0, 0, 0, 0] == pytest.approx(127.5 / 128)
     assert crops[1, 0, 0, 0] == pytest.approx(-127.5 / 128)
+
+
+@pytest.mark.parametrize("size_px", [(24, 24), (31, 17), (100, 75), (199, 140)])
+def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) -> None:
+    import torch
+
+    frame = np.random.default_rng(1).integers(0, 256, (200, 141, 3), dtype=np.uint8)
+    sums = cv2.integral(frame)[None]
+
+    def by_torch(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        picture = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+        pooled: np.ndarray = torch.nn.functional.adaptive_avg_pool2d(picture, size).numpy()
+        return (pooled - 127.5) / 128
+
+    np.testing.assert_allclose(_shrunk(sums, *size_px), by_torch(frame, size_px), atol=1e-5)
+    width, height = size_px[1] - 10, size_px[0] - 10
+    xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # as MTCNN counts pixels: both ends are inside
+    _, crops = _cut(sums, _Boxes(np.zeros(1, np.intp), xyxy, xyxy[:, 0], xyxy), 48)
+    np.testing.assert_allclose(crops, by_torch(frame[5 : 5 + height, 10 : 10 + width], (48, 48)), atol=1e-5)
+
+
+def test_parts_reach_to_the_next_whole_pixel() -> None:
+    assert [edge.tolist() for edge in _edges(5, 2)] == [[0, 2], [3, 5]]
+    assert [edge.tolist() for edge in _edges(np.array([2, 4]), 4)] == [
+        [[0, 0, 1, 1], [0, 1, 2, 3]],
+        [[1, 1, 2, 2], [1, 2, 3, 4]],
+    ]
 
 
 def test_both_runtimes_find_the_same() -> None:
