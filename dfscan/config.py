@@ -22,7 +22,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Timeout = Annotated[float, Field(gt=0, le=7 * 86400)]
 Memory = Annotated[int, Field(ge=512, le=1 << 24)]
-"""MiB of a decoding child: Python and FFmpeg alone need half of the least."""
+"""MiB of a decoding child, of which Python and FFmpeg alone take 210."""
 
 
 def _split(value: object) -> object:

@@ -75,8 +75,9 @@ def test_empty_files_by_the_thousand_take_little_memory_and_their_rows_stream(
     num_files: int, untrained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "empty"
+    for i in range(100):
+        (folder / f"{i:02}").mkdir(parents=True)
     for i in range(num_files):
-        (folder / f"{i % 100:02}").mkdir(parents=True, exist_ok=True) if i < 100 else None
         (folder / f"{i % 100:02}" / f"{i:06}.mp4").touch()
     deep = folder / "deep"
     for _ in range(200):

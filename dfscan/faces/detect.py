@@ -28,7 +28,7 @@ longest side         640    800    960   1280   1920
 =================  =====  =====  =====  =====  =====
 found, 48 px       0.950  1.000  1.000  1.000  1.000
 found, 64-200 px   1.000  1.000  1.000  1.000  1.000
-CPU ms a frame        93    131    153    193    256
+CPU ms, in PyTorch    93    131    153    193    256
 =================  =====  =====  =====  =====  =====
 """
 SMALLEST_PX = 20.0
@@ -70,7 +70,7 @@ class FaceDetector:
         """Load MTCNN's networks; only for a GPU is PyTorch imported.
 
         Args:
-            threshold: least final probability of a face. MTCNN's own thresholds (0.7 at each step) stay, so
+            threshold: least final probability of a face. MTCNN's own thresholds (0.6, 0.7, 0.7) stay, so
                 that a value under 0.7 is as good as 0.7.
             min_face_px: least length of a box's shorter side, in pixels of the full frame.
             max_faces: most faces kept of one frame, the largest.

@@ -30,7 +30,7 @@ from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpo
 from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, Reason, VideoResult
 
-MAY_PASS = frozenset("changed crashed internal no_decoder not_found timeout too_large unreadable".split())
+MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())
 """Reasons of an error that another machine, limit or moment may not give: such files are tried again every time."""
 
 
