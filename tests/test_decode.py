@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 from dfscan.errors import VideoError
 from dfscan.media import container
+from dfscan.media import decode as decode_module
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
@@ -453,15 +456,35 @@ def test_a_stream_without_end_is_surveyed_up_to_a_limit(tmp_path: Path, monkeypa
     assert job.damage == "only its first 5 pictures are looked at"
 
 
-def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_video(tmp_path / "x.mkv", numbered(9))
+def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Callable[..., Any]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
 
-    def fail(*_: object) -> None:
-        raise av.error.MemoryError(12, "Cannot allocate memory")
+        return fail
 
-    monkeypatch.setattr("dfscan.media.decode.is_encrypted", fail)
-    with pytest.raises(MemoryError):
-        decode(tmp_path / "x.mkv")
+    def decoded(error: Exception) -> int:
+        """Errors that are counted when a packet's decoder fails so."""
+        job = SimpleNamespace(check_time=lambda: None, num_errors=0)
+        packet = SimpleNamespace(has_sidedata=lambda _: False, decode=failing(error))
+        reader: Any = SimpleNamespace(_job=job)
+        assert list(decode_module._Reader._tolerant(reader, iter([packet]))) == []  # type: ignore[list-item]
+        return job.num_errors
+
+    def surveyed(error: Exception) -> None:
+        broken: Any = SimpleNamespace(demux=failing(error))
+        container._survey_packets(broken, broken, lambda: None)
+
+    damage, out_of_memory = av.error.InvalidDataError(1, "damaged"), av.error.MemoryError(12, "out of memory")
+    assert decoded(damage) == 1
+    with pytest.raises(VideoError, match="reading broke off"):
+        surveyed(damage)
+    for read in (decoded, surveyed):
+        with pytest.raises(MemoryError):
+            read(out_of_memory)
+    monkeypatch.setattr(av, "open", failing(out_of_memory))
+    with FileIO(__file__) as file, pytest.raises(MemoryError), container.open_video(file):
+        pass
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untra
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("num_ends", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_ends", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
     untrained: Path, tmp_path: Path, number: int, num_ends: int
 ) -> None:
