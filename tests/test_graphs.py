@@ -1,0 +1,27 @@
+"""Sessions of ONNX Runtime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfscan.graphs import open_session
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the variable once, when it is loaded; a trace of one short scan may well show nothing either way."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os\n"
+        "AT_IMPORT = os.environ.get('ORT_DISABLE_TELEMETRY')\n"
+        "class SessionOptions: pass\n"
+        "def InferenceSession(graph, options, providers): return AT_IMPORT\n"
+    )
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    try:
+        assert open_session(b"", threads=1) == "1"
+    finally:
+        sys.modules.pop("onnxruntime", None)
