@@ -439,7 +439,10 @@ def test_closed_pipe_ends_quietly(clips: Path, untrained: Path) -> None:
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_deaf_stderr_changes_no_exit_code() -> None:
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_deaf_stderr_changes_no_exit_code(is_buffered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffered, as it is unless the environment says otherwise, what could not be written waits for the exit."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "" if is_buffered else "1")
     with open("/dev/full", "wb") as full:
         command = program("scan", "nowhere")
         assert subprocess.run(command, stderr=full, check=False).returncode == 2

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -39,7 +38,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except DfscanError as error:
             _fail(str(error), error.exit_code)
         except BrokenPipeError:
-            _silence_stdout()
+            _silence(1)
             raise typer.Exit(EXIT_CLOSED_PIPE) from None
         except KeyboardInterrupt:
             say("interrupted")
@@ -67,7 +66,7 @@ def _fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
         try:
             sys.stdout.flush()
         except OSError:
-            _silence_stdout()
+            _silence(1)
     raise typer.Exit(code)
 
 
@@ -84,9 +83,9 @@ def _leave_at_once(number: int, _: object) -> NoReturn:
     os._exit(128 + number)  # the kernel ends the decoding children with us
 
 
-def _silence_stdout() -> None:
-    """Point stdout at nothing, or Python complains once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _silence(descriptor: int) -> None:
+    """Point stdout (1) or stderr (2) at nothing, or Python fails once more, and exits with 120, when it flushes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def say(message: str) -> None:
@@ -94,8 +93,10 @@ def say(message: str) -> None:
     from dfscan.report.text import printable
 
     if sys.stderr is not None:  # closed by the caller
-        with suppress(OSError, ValueError):  # where nobody can hear, the exit code still tells
+        try:
             print(f"dfscan: {printable(message)}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # where nobody can hear, the exit code still tells
+            _silence(2)
 
 
 class _StderrHandler(logging.Handler):
