@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
 from dfscan.media import cage
@@ -34,7 +35,7 @@ from dfscan.types import Frame, Reason, VideoInfo
 GRACE_S = 5.0
 """A child gets this long to notice a time-out itself; then it hangs, and is killed."""
 MAX_MESSAGE_BYTES = 1 << 20
-MAX_PIXEL_BYTES = 3 * 4 * 8192 * 4352
+MAX_PIXELS = 4 * 8192 * 4352
 """The largest picture that is decoded, its pixels made square."""
 MAX_VIDEOS_PER_CHILD = 100
 DEATH_S = 1.0
@@ -223,8 +224,7 @@ class _Worker:
         if message["kind"] == "alive":
             return None
         if message["kind"] == "frame":
-            pixels = np.frombuffer(self.connection.recv_bytes(MAX_PIXEL_BYTES), dtype=np.uint8)
-            pixels = pixels.reshape(message["shape"])
+            pixels = self._receive_pixels(*message["shape"])
             return Decoded(self.path, Frame(pixels, message["index"], message["time_s"], message["burst"]))
         if "traceback" in message:
             log.debug("decoder: %s", message["traceback"])
@@ -242,6 +242,18 @@ class _Worker:
         )
         self.path = None
         return ended
+
+    def _receive_pixels(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Straight into their array: what `Connection` gathers bytes in would be a second copy, left in pieces."""
+        if min(height, width) <= 0 or height * width > MAX_PIXELS:
+            raise ValueError("no picture that is ever sent")
+        pixels = np.empty((height, width, 3), np.uint8)
+        rest = pixels.data.cast("B")
+        while rest:
+            if not (num_read := self._socket.recv_into(rest)):
+                raise EOFError
+            rest = rest[num_read:]
+        return pixels
 
     def _hung(self) -> Ended:
         return self._lost(Reason("timeout", f"the decoder hung for {self._hang_s:g} s and was stopped"))

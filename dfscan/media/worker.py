@@ -1,7 +1,7 @@
 """The decoding child: reads jobs from a socket, answers with pictures. Started by `media.isolate` only.
 
-Every message is one JSON object; a ``frame`` is followed by its raw pixels. JSON and bytes, never pickle: a child
-taken over by a hostile file must not be able to run code in the parent.
+Every message is one JSON object; a ``frame`` is followed by its raw pixels, height x width x 3 bytes. JSON and bytes,
+never pickle: a child taken over by a hostile file must not be able to run code in the parent.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def main() -> None:
     problem = _close_cage(limits)
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
-        socket.socket(fileno=descriptor) as handing,
+        socket.socket(fileno=descriptor) as stream,
         Connection(os.dup(descriptor)) as parent,
     ):
         while True:
             job = json.loads(parent.recv_bytes())
-            with FileIO(_receive_descriptor(handing)) as file:
-                _serve(parent, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
+            with FileIO(_receive_descriptor(stream)) as file:
+                _serve(parent, stream, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
 
 
 def _die_with_parent() -> None:
@@ -128,15 +128,20 @@ def _tiny_video() -> bytes:
     return data.getvalue()
 
 
-def _receive_descriptor(handing: socket.socket) -> int:
-    _, descriptors, _, _ = socket.recv_fds(handing, 1, 1)
+def _receive_descriptor(stream: socket.socket) -> int:
+    _, descriptors, _, _ = socket.recv_fds(stream, 1, 1)
     if not descriptors:
         raise EOFError
     return descriptors[0]
 
 
 def _serve(
-    parent: Connection, decoding: Decoding, limits: dict[str, Any], status: FileIO | None, problem: str | None
+    parent: Connection,
+    stream: socket.socket,
+    decoding: Decoding,
+    limits: dict[str, Any],
+    status: FileIO | None,
+    problem: str | None,
 ) -> None:
     clock = _BusyClock()
     cpu_s = time.process_time()
@@ -145,7 +150,7 @@ def _serve(
     try:
         if problem:
             raise VideoError("sandbox", problem)
-        _send_samples(parent, decoding, clock)
+        _send_samples(parent, stream, decoding, clock)
         end = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
     except VideoError as error:
         end = _failed(error.code, str(error))
@@ -199,14 +204,14 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
     return check
 
 
-def _send_samples(parent: Connection, decoding: Decoding, clock: _BusyClock) -> None:
+def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock) -> None:
     for frame in decoding.samples():
         head = {"kind": "frame", "index": frame.index, "time_s": frame.time_s, "burst": frame.burst}
-        head["shape"] = frame.pixels.shape
+        head["shape"] = frame.pixels.shape[:2]
 
         def send(head: dict[str, Any] = head, pixels: memoryview = frame.pixels.data) -> None:
             parent.send_bytes(json.dumps(head).encode())
-            parent.send_bytes(pixels.cast("B"))
+            stream.sendall(pixels)
 
         clock.waiting(send)
 
