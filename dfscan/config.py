@@ -65,7 +65,7 @@ class ScanSettings(BaseModel):
     explain_format: Literal["png", "jpg"] = "png"
     # behaviour
     workers: Count | None = None
-    threads: Count = 1
+    threads: Count | None = None
     timeout: Timeout = 300.0
     max_memory: Memory = 2048
     sandbox: bool = True

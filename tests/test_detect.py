@@ -17,8 +17,8 @@ from tests.pictures import FACE_XYXY, astronaut, moved, nobody, on_canvas, other
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make(*, device="cpu", **options) -> FaceDetector:
-    return FaceDetector(**{"threshold": 0.95, "min_face_px": 48, "max_faces": 10} | options, device=device)
+def make(**options) -> FaceDetector:
+    return FaceDetector(**{"threshold": 0.95, "min_face_px": 48, "max_faces": 10} | options)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def assert_equal_faces(faces: list[Detection], boxes, scores, landmarks):
 
 @pytest.mark.parametrize("picture", [astronaut(), moved(astronaut(), 20, 90, 1.3)])
 def test_equals_the_library_on_equal_input(detector, picture):
-    assert_equal_faces(detector.detect([picture])[0], *library_faces(picture, 48.0))
+    assert_equal_faces(detector.detect(picture), *library_faces(picture, 48.0))
 
 
 def test_equals_the_library_on_the_same_smaller_copy():
@@ -53,13 +53,13 @@ def test_equals_the_library_on_the_same_smaller_copy():
     scale = np.float32([812 / 1624, 256 / 512])
     small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
     boxes, scores, landmarks = library_faces(small, 60 * 0.5)
-    faces = make(min_face_px=60, max_side_px=812).detect([picture])[0]
+    faces = make(min_face_px=60, max_side_px=812).detect(picture)
     assert len(faces) == 2
     assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)
 
 
 def test_values_are_plain_and_in_range(detector):
-    (face,) = detector.detect([astronaut()])[0]
+    (face,) = detector.detect(astronaut())
     assert face.box_xyxy.shape == (4,)
     assert face.landmarks.shape == (5, 2)
     assert face.box_xyxy.dtype == face.landmarks.dtype == np.float32
@@ -73,7 +73,7 @@ def test_values_are_plain_and_in_range(detector):
 
 def test_a_shrunk_search_maps_back_to_the_full_frame():
     picture = cv2.resize(astronaut(), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
-    (face,) = make(max_side_px=512).detect([picture])[0]
+    (face,) = make(max_side_px=512).detect(picture)
     np.testing.assert_allclose(face.box_xyxy, 3 * np.array(FACE_XYXY), atol=20)
 
 
@@ -82,60 +82,39 @@ def test_a_shrunk_search_maps_back_to_the_full_frame():
 )
 @pytest.mark.parametrize("min_face_px", [1, 48])
 def test_small_and_thin_frames_have_no_faces(shape, min_face_px):
-    assert make(min_face_px=min_face_px).detect([np.full((*shape, 3), 128, np.uint8)]) == [[]]
+    assert make(min_face_px=min_face_px).detect(np.full((*shape, 3), 128, np.uint8)) == []
 
 
-def test_no_frames_and_no_faces(detector):
-    assert detector.detect([]) == []
-    assert detector.detect([nobody(), nobody()]) == [[], []]
-
-
-def test_frames_of_many_sizes_keep_their_order(detector):
-    frames = [nobody(), astronaut(), on_canvas(astronaut(), width_px=600, height_px=520), two_people(), nobody()]
-    found = detector.detect(frames)
-    assert [len(faces) for faces in found] == [0, 1, 1, 2, 0]
-    for frame, faces in zip(frames, found, strict=True):
-        (alone,) = detector.detect([frame])
-        assert [face.box_xyxy.tolist() for face in alone] == [face.box_xyxy.tolist() for face in faces]
-        assert [face.landmarks.tolist() for face in alone] == [face.landmarks.tolist() for face in faces]
-        assert [face.score for face in alone] == [face.score for face in faces]
-
-
-def test_a_batch_finds_what_single_frames_give(detector, monkeypatch):
-    frames = [two_people(), two_people(right=nobody()), two_people(left=nobody(), right=nobody())]
-    one_by_one = detector.detect(frames)
-    monkeypatch.setattr(detector, "_batch", 8)
-    for alone, together in zip(one_by_one, detector.detect(frames), strict=True):
-        assert len(alone) == len(together)
-        for first, second in zip(alone, together, strict=True):
-            np.testing.assert_allclose(first.box_xyxy, second.box_xyxy, atol=0.05)
+def test_nobody_is_no_face(detector):
+    assert detector.detect(nobody()) == []
+    assert detector.find_again(nobody(), []) == []
 
 
 def test_read_only_frames_do_not_warn(detector):
     frame = astronaut()
     frame.setflags(write=False)
-    assert len(detector.detect([frame])[0]) == 1
+    assert len(detector.detect(frame)) == 1
 
 
 def test_largest_first_and_at_most_max_faces():
     small = cv2.resize(astronaut(), None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
     picture = two_people(left=on_canvas(small, width_px=512, height_px=512))
-    both = make().detect([picture])[0]
+    both = make().detect(picture)
     assert [face.box_xyxy[0] > 512 for face in both] == [True, False]
     assert both[0].area_px > both[1].area_px
-    (largest,) = make(max_faces=1).detect([picture])[0]
+    (largest,) = make(max_faces=1).detect(picture)
     np.testing.assert_array_equal(largest.box_xyxy, both[0].box_xyxy)
 
 
 @pytest.mark.parametrize(("min_face_px", "num_faces"), [(80, 1), (100, 0)])
 def test_faces_under_the_least_size_are_dropped(min_face_px, num_faces):
-    assert len(make(min_face_px=min_face_px).detect([astronaut()])[0]) == num_faces
+    assert len(make(min_face_px=min_face_px).detect(astronaut())) == num_faces
 
 
 def test_threshold_applies_to_the_final_probability(detector):
-    (face,) = detector.detect([astronaut()])[0]
-    assert len(make(threshold=face.score).detect([astronaut()])[0]) == 1
-    assert make(threshold=1.0).detect([astronaut()]) == [[]]
+    (face,) = detector.detect(astronaut())
+    assert len(make(threshold=face.score).detect(astronaut())) == 1
+    assert make(threshold=1.0).detect(astronaut()) == []
 
 
 NAN = float("nan")
@@ -157,8 +136,8 @@ def test_unsound_boxes_are_dropped_and_border_ones_left_whole(detector, monkeypa
     landmarks = np.full((1, 5, 2), 30.0, np.float32)
     landmarks[0, 0, 0] = eye_x
     answer = Found(np.array([box], np.float32), np.array([0.99], np.float32), landmarks)
-    monkeypatch.setattr("dfscan.faces.detect.find_faces", lambda *_, **__: [answer])
-    faces = detector.detect([nobody(width_px=200, height_px=200)])[0]
+    monkeypatch.setattr("dfscan.faces.detect.find_faces", lambda *_, **__: answer)
+    faces = detector.detect(nobody(width_px=200, height_px=200))
     assert [face.box_xyxy.tolist() for face in faces] == ([list(box)] if kept else [])
 
 
@@ -166,39 +145,7 @@ def test_once_exported_it_works_without_torch():
     make()
     code = (
         "import sys; from dfscan.faces.detect import FaceDetector; from tests.pictures import astronaut; "
-        "found = FaceDetector(threshold=0.95, min_face_px=48, max_faces=1).detect([astronaut()]); "
-        "assert len(found[0]) == 1; assert not {'torch', 'facenet_pytorch'} & set(sys.modules)"
+        "found = FaceDetector(threshold=0.95, min_face_px=48, max_faces=1).detect(astronaut()); "
+        "assert len(found) == 1; assert not {'torch', 'facenet_pytorch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-@pytest.mark.cuda
-def test_a_gpu_finds_the_same_faces(detector):
-    frames = [astronaut(), moved(astronaut(), 30), two_people(), nobody()]
-    for here, there in zip(detector.detect(frames), make(device="cuda").detect(frames), strict=True):
-        assert len(here) == len(there)
-        for first, second in zip(here, there, strict=True):
-            np.testing.assert_allclose(first.box_xyxy, second.box_xyxy, atol=1)
-
-
-def test_when_a_gpus_memory_runs_out_single_frames_are_tried_and_then_the_cpu_goes_on(monkeypatch, caplog):
-    import torch
-
-    frames = [astronaut(), nobody(width_px=512, height_px=512), astronaut()]
-    expected = make().detect(frames)
-    short = make()
-    short._device, short._batch = "cuda:0", 32
-    sizes = []
-
-    def out_of_memory(pictures):
-        sizes.append(len(pictures))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(short._networks, "propose", out_of_memory)
-    found = short.detect(frames)
-    assert sizes == [3, 1]
-    assert "one frame at a time" in caplog.messages[0]
-    assert "going on with the CPU" in caplog.messages[1]
-    assert [len(faces) for faces in found] == [1, 0, 1]
-    for here, there in zip(found, expected, strict=True):
-        assert [face.box_xyxy.tolist() for face in here] == [face.box_xyxy.tolist() for face in there]

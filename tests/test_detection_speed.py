@@ -1,4 +1,4 @@
-"""The face detector beside facenet-pytorch's at full resolution: time as a ratio, faces found, false faces.
+"""The search for faces beside facenet-pytorch's of each frame at full size: time as a ratio, faces, false faces.
 
 ``pytest --slow -n 0 -s tests/test_detection_speed.py`` prints the numbers; it needs the portraits of ../shared.
 """
@@ -15,10 +15,17 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import FaceDetector
+from dfscan.faces.follow import Follower
+from dfscan.types import Frame
 from tests.test_mtcnn import overlap
 
 Pixels = np.ndarray
-WIDTH_PX, HEIGHT_PX, NUM_FRAMES = 1920, 1080, 24
+Made = tuple[Pixels, np.ndarray]
+"""A frame, and the boxes of its faces."""
+WIDTH_PX, HEIGHT_PX = 1920, 1080
+NUM_VIDEOS, NUM_FRAMES = 3, 12
+STEP = 0.15
+"""Most that a face moves from one sample to the next, in its own sides, along x and y."""
 FACES_PX = (64, 80, 100, 140, 200)
 MARGIN = 0.5
 """Of a portrait, this much of the face's side is kept all round it."""
@@ -38,28 +45,41 @@ def portraits(folder: Path) -> list[tuple[Pixels, np.ndarray]]:
     return found
 
 
-def made_frame(chance: np.random.Generator, people: Sequence[tuple[Pixels, np.ndarray]]) -> tuple[Pixels, np.ndarray]:
-    """A 1080p frame of soft noise with a portrait of each size in a column of its own, and the boxes of the faces."""
+def made_video(chance: np.random.Generator, people: Sequence[tuple[Pixels, np.ndarray]]) -> list[Made]:
+    """1080p frames of soft noise, with a portrait of each size going up or down in a column of its own.
+
+    Two of them come later than the first frame, and one of those leaves before the last.
+    """
     noise = chance.integers(0, 256, (HEIGHT_PX // 40, WIDTH_PX // 40, 3), dtype=np.uint8)
-    frame = cv2.resize(noise, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
-    boxes = []
+    empty = cv2.resize(noise, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
+    frames = [empty.copy() for _ in range(NUM_FRAMES)]
+    boxes: list[list[np.ndarray]] = [[] for _ in frames]
+    late = dict(zip(chance.permutation(len(FACES_PX))[:2].tolist(), ((5, NUM_FRAMES), (2, 7)), strict=True))
     for column, side_px in enumerate(FACES_PX):
         pixels, box = people[chance.integers(len(people))]
         scale = side_px / float(np.max(box[2:] - box[:2]))
         reach = MARGIN / 2 * float(np.max(box[2:] - box[:2]))
         x1, y1, x2, y2 = np.concatenate([box[:2] - reach, box[2:] + reach]).round().astype(int)
         part = cv2.resize(pixels[y1:y2, x1:x2], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        x, y = column * WIDTH_PX // len(FACES_PX), int(chance.integers(0, HEIGHT_PX - len(part)))
-        frame[y : y + len(part), x : x + part.shape[1]] = part
-        boxes.append(np.tile([x - x1 * scale, y - y1 * scale], 2) + box * scale)
-    return np.ascontiguousarray(frame), np.array(boxes)
+        steps = chance.uniform(-STEP, STEP, (NUM_FRAMES, 2)) * side_px
+        start = np.array([column * WIDTH_PX // len(FACES_PX) + 40, chance.integers(0, HEIGHT_PX)])
+        most = np.array([WIDTH_PX - part.shape[1], HEIGHT_PX - part.shape[0]])
+        places = (start + steps.cumsum(axis=0)).clip(0, most).astype(int)
+        for i in range(*late.get(column, (0, NUM_FRAMES))):
+            x, y = places[i]
+            frames[i][y : y + len(part), x : x + part.shape[1]] = part
+            boxes[i].append(np.tile([x - x1 * scale, y - y1 * scale], 2) + box * scale)
+    return [(frame, np.array(each)) for frame, each in zip(frames, boxes, strict=True)]
 
 
-def measured(find: Callable[[Pixels], np.ndarray], frames: Sequence[Pixels]) -> tuple[list[np.ndarray], float]:
-    find(frames[0])
+def timed(
+    find: Callable[[Sequence[Pixels]], list[np.ndarray]], videos: Sequence[Sequence[Pixels]]
+) -> tuple[list[np.ndarray], float]:
+    """The boxes in each frame, and CPU seconds for each."""
+    find(videos[0][:2])
     start_s = time.process_time()
-    found = [find(frame) for frame in frames]
-    return found, (time.process_time() - start_s) / len(frames)
+    found = [boxes for frames in videos for boxes in find(frames)]
+    return found, (time.process_time() - start_s) / len(found)
 
 
 def hits(boxes: np.ndarray, others: np.ndarray) -> list[bool]:
@@ -81,26 +101,32 @@ def test_it_finds_what_the_library_finds_at_full_size_and_says_in_what_time(shar
     cv2.setNumThreads(1)
     chance = np.random.default_rng(5)
     people = portraits(shared_data / "faces")
-    made = [made_frame(chance, people) for _ in range(NUM_FRAMES)]
+    made = [made_video(chance, people) for _ in range(NUM_VIDEOS)]
     library, detector = MTCNN(keep_all=True), FaceDetector(threshold=0.95, min_face_px=48, max_faces=99)
 
-    def by_library(frame: Pixels) -> np.ndarray:
-        boxes, scores = library.detect(frame)
-        return np.empty((0, 4)) if boxes is None else boxes[np.asarray(scores, float) >= 0.95].astype(float)
+    def by_library(frames: Sequence[Pixels]) -> list[np.ndarray]:
+        found = [library.detect(frame) for frame in frames]
+        return [
+            np.empty((0, 4)) if boxes is None else boxes[np.asarray(scores, float) >= 0.95].astype(float)
+            for boxes, scores in found
+        ]
 
-    def by_dfscan(frame: Pixels) -> np.ndarray:
-        return np.array([face.box_xyxy for face in detector.detect([frame])[0]]).reshape(-1, 4)
+    def by_dfscan(frames: Sequence[Pixels]) -> list[np.ndarray]:
+        follower = Follower(detector)
+        looks = [look for i, frame in enumerate(frames) for look in follower.look(Frame(frame, i, i / 4, 0))]
+        looks += follower.finish()
+        return [np.array([face.box_xyxy for face in look.faces]).reshape(-1, 4) for look in looks]
 
-    frames = [frame for frame, _ in made]
-    theirs, their_s = measured(by_library, frames)
-    mine, my_s = measured(by_dfscan, frames)
+    videos = [[frame for frame, _ in video] for video in made]
+    theirs, their_s = timed(by_library, videos)
+    mine, my_s = timed(by_dfscan, videos)
     large = [boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= 64] for boxes in theirs]
     again = [hit for boxes, others in zip(large, mine, strict=True) for hit in hits(boxes, others)]
-    true = [boxes for _, boxes in made]
+    true = [boxes for video in made for _, boxes in video]
     my_false = sum(not hit for boxes, faces in zip(mine, true, strict=True) for hit in hits(boxes, faces))
     their_false = sum(not hit for boxes, faces in zip(theirs, true, strict=True) for hit in hits(boxes, faces))
     print(
-        f"{NUM_FRAMES} frames of {WIDTH_PX} x {HEIGHT_PX}, {len(np.concatenate(true))} faces: library {their_s:.3f}, "
+        f"{len(mine)} frames of {WIDTH_PX} x {HEIGHT_PX}, {len(np.concatenate(true))} faces: library {their_s:.3f}, "
         f"dfscan {my_s:.3f} CPU s a frame, {their_s / my_s:.1f} times less; {sum(again)} of its {len(again)} faces of "
         f"64 px or more found too; of all faces the library finds {recall(true, theirs)}, dfscan {recall(true, mine)}; "
         f"false: library {their_false}, dfscan {my_false}"

@@ -17,7 +17,7 @@ Points = NDArray[np.float32]
 def portrait() -> tuple[Pixels, Points]:
     """The face 1.75 times its box, with the landmarks that the detector finds: 192 px."""
     picture = astronaut()
-    (face,) = FaceDetector(threshold=0.9, min_face_px=40, max_faces=1).detect([picture])[0]
+    (face,) = FaceDetector(threshold=0.9, min_face_px=40, max_faces=1).detect(picture)
     x1, y1, x2, y2 = crop_square_xyxy(np.array(FACE_XYXY, np.float32), margin=1.75)
     return picture[y1:y2, x1:x2].copy(), face.landmarks - np.array([x1, y1], np.float32)
 

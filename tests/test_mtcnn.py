@@ -11,9 +11,20 @@ import pytest
 from dfscan import graphs
 from dfscan.errors import DfscanError
 from dfscan.faces import networks as networks_module
-from dfscan.faces.mtcnn import PYRAMID_FACTOR, _best, _Boxes, _cut, _edges, _shrunk, _squared, find_faces, pyramid
-from dfscan.faces.networks import OnnxNetworks, TorchNetworks
-from tests.pictures import astronaut, nobody, other_person, two_people
+from dfscan.faces.mtcnn import (
+    PYRAMID_FACTOR,
+    _best,
+    _Boxes,
+    _cut,
+    _edges,
+    _shrunk,
+    _squared,
+    find_again,
+    find_faces,
+    pyramid,
+)
+from dfscan.faces.networks import OnnxNetworks
+from tests.pictures import astronaut, other_person, two_people
 
 
 def overlap(a: np.ndarray, b: np.ndarray, *, of_smaller: bool = False) -> float:
@@ -29,13 +40,11 @@ def test_suppression_equals_comparing_each_with_each(of_smaller: bool) -> None:
     near = rng.uniform(0, 60, (80, 2))
     boxes = np.concatenate([near, near + rng.uniform(5, 40, (80, 2))], axis=1).astype(np.float32)
     scores = rng.uniform(size=80).astype(np.float32)
-    frame = rng.integers(0, 3, 80)
     expected: list[int] = []
     for i in sorted(range(80), key=lambda i: -scores[i]):
-        rivals = [j for j in expected if frame[j] == frame[i]]
-        if all(overlap(boxes[i], boxes[j], of_smaller=of_smaller) <= 0.5 for j in rivals):
+        if all(overlap(boxes[i], boxes[j], of_smaller=of_smaller) <= 0.5 for j in expected):
             expected.append(i)
-    assert _best(frame, boxes, scores, 0.5, of_smaller=of_smaller).tolist() == expected
+    assert _best(boxes, scores, 0.5, of_smaller=of_smaller).tolist() == expected
     assert 10 < len(expected) < 80
 
 
@@ -56,8 +65,8 @@ def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
-    boxes = _Boxes(np.zeros(4, np.intp), xyxy, np.arange(4, dtype=np.float32), xyxy)
-    kept, crops = _cut(cv2.integral(frame)[None], boxes, 24)
+    boxes = _Boxes(xyxy, np.arange(4, dtype=np.float32), xyxy)
+    kept, crops = _cut(cv2.integral(frame), boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
     assert np.ptp(crops[0]) == np.ptp(crops[1]) == 0
@@ -70,7 +79,7 @@ def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) 
     import torch
 
     frame = np.random.default_rng(1).integers(0, 256, (200, 141, 3), dtype=np.uint8)
-    sums = cv2.integral(frame)[None]
+    sums = cv2.integral(frame)
 
     def by_torch(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         picture = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
@@ -80,7 +89,7 @@ def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) 
     np.testing.assert_allclose(_shrunk(sums, *size_px), by_torch(frame, size_px), atol=1e-5)
     width, height = size_px[1] - 10, size_px[0] - 10
     xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # as MTCNN counts pixels: both ends are inside
-    _, crops = _cut(sums, _Boxes(np.zeros(1, np.intp), xyxy, xyxy[:, 0], xyxy), 48)
+    _, crops = _cut(sums, _Boxes(xyxy, xyxy[:, 0], xyxy), 48)
     np.testing.assert_allclose(crops, by_torch(frame[5 : 5 + height, 10 : 10 + width], (48, 48)), atol=1e-5)
 
 
@@ -92,27 +101,31 @@ def test_parts_reach_to_the_next_whole_pixel() -> None:
     ]
 
 
-def test_both_runtimes_find_the_same() -> None:
-    frames = [two_people(right=other_person()), two_people(left=nobody(), right=nobody()), two_people()]
-    found = [find_faces(frames, each, min_face_px=48) for each in (OnnxNetworks(), TorchNetworks("cpu"))]
-    for here, there in zip(*found, strict=True):
-        np.testing.assert_allclose(here.boxes_xyxy, there.boxes_xyxy, atol=0.05)
-        np.testing.assert_allclose(here.landmarks, there.landmarks, atol=0.05)
-        np.testing.assert_allclose(here.scores, there.scores, atol=1e-3)
-    assert [len(here.scores) for here in found[0]] == [2, 0, 2]
-
-
-def test_frames_together_give_what_each_gives_alone() -> None:
-    networks = OnnxNetworks()
-    frames = [two_people(), two_people(right=nobody())]
-    for frame, together in zip(frames, find_faces(frames, networks, min_face_px=48), strict=True):
-        (alone,) = find_faces([frame], networks, min_face_px=48)
-        np.testing.assert_allclose(alone.boxes_xyxy, together.boxes_xyxy, atol=0.05)
-
-
 def test_the_most_probable_face_comes_first() -> None:
-    (found,) = find_faces([two_people(right=other_person())], OnnxNetworks(), min_face_px=20)
+    found = find_faces(two_people(right=other_person()), OnnxNetworks(), min_face_px=20)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_a_search_passes_over_what_is_known() -> None:
+    networks, picture = OnnxNetworks(), two_people(right=other_person())
+    both = find_faces(picture, networks, min_face_px=48)
+    assert len(both.scores) == 2
+    for i in range(2):
+        (other,) = find_faces(picture, networks, min_face_px=48, known_xyxy=both.boxes_xyxy[[i]]).boxes_xyxy
+        np.testing.assert_array_equal(other, both.boxes_xyxy[1 - i])
+    assert len(find_faces(picture, networks, min_face_px=48, known_xyxy=both.boxes_xyxy).scores) == 0
+
+
+def test_faces_are_found_again_near_where_they_were() -> None:
+    networks, picture = OnnxNetworks(), two_people(right=other_person())
+    both = find_faces(picture, networks, min_face_px=48)
+    sides = both.boxes_xyxy[:, 2:] - both.boxes_xyxy[:, :2]
+    again = find_again(picture, networks, both.boxes_xyxy + np.tile(0.15 * sides, 2))
+    assert len(again.scores) == 2
+    for box in again.boxes_xyxy:
+        assert max(overlap(box, true) for true in both.boxes_xyxy) > 0.8
+    assert len(find_again(picture, networks, both.boxes_xyxy, known_xyxy=both.boxes_xyxy[:1]).scores) == 1
+    assert len(find_again(picture, networks, both.boxes_xyxy + np.tile(2 * sides, 2)).scores) == 0
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +146,5 @@ def test_the_graphs_are_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     OnnxNetworks()
     monkeypatch.setattr(networks_module, "_export_in_child", lambda _: pytest.fail("exported again"))
     networks = OnnxNetworks()
-    (found,) = find_faces([astronaut()], networks, min_face_px=48)
-    assert len(found.scores) == 1
+    assert len(find_faces(astronaut(), networks, min_face_px=48).scores) == 1
     assert len(list((tmp_path / "dfscan").iterdir())) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import pytest
 from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.runtime import TorchRuntime
+from dfscan.media.isolate import Decoded, Event, decode_videos
 from dfscan.report.dumps import DumpFolder
-from dfscan.scan import pipeline
+from dfscan.scan import pipeline, stages
 from dfscan.scan.ledger import from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
@@ -59,11 +60,11 @@ def test_people_are_found_followed_and_scored(clips: Path, untrained: Path) -> N
     assert nobody.verdict.score is None
 
 
-def test_results_do_not_depend_on_workers(clips: Path, untrained: Path) -> None:
-    engine = engine_for(untrained)
-    expected = [to_json(result) for result in scan(inputs(clips), replace(engine, num_workers=1))]
-    for num_workers in (2, 4):
-        assert [to_json(result) for result in scan(inputs(clips), replace(engine, num_workers=num_workers))] == expected
+def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Path) -> None:
+    expected = [to_json(result) for result in scan(inputs(clips), engine_for(untrained, workers=1, threads=1))]
+    for workers, threads in ((2, 1), (4, 2), (1, 16)):
+        engine = engine_for(untrained, workers=workers, threads=threads)
+        assert [to_json(result) for result in scan(inputs(clips), engine)] == expected
 
 
 def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:
@@ -109,24 +110,22 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_under_the_scan_is_an_error_and_the_rest_unaffected(
-    change: str, clips: Path, untrained: Path, tmp_path: Path
+    change: str, clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes((clips / "one.mp4").read_bytes())
     before = len(os.listdir("/proc/self/fd"))
 
-    class Changer:
+    def decode_and_change(*arguments: Any, **options: Any) -> Iterator[Event]:
         has_changed = False
-
-        def faces_scored(self, count: int) -> None:
-            if not self.has_changed:
+        for event in decode_videos(*arguments, **options):
+            yield event
+            if isinstance(event, Decoded) and event.path == str(clip) and not has_changed:
                 CHANGES[change](clip)
-            self.has_changed = True
+                has_changed = True
 
-        def video_done(self, result: VideoResult) -> None:
-            pass
-
-    result, other = scan([clip, clips / "two.mkv"], engine_for(untrained), listener=Changer())
+    monkeypatch.setattr(pipeline, "decode_videos", decode_and_change)
+    result, other = scan([clip, clips / "two.mkv"], engine_for(untrained))
     assert result.verdict.reason is not None
     assert (result.verdict.label, result.verdict.reason.code) == ("error", "changed")
     assert other.status == "ok"
@@ -161,10 +160,10 @@ def test_a_picture_that_breaks_the_detector_costs_one_row(
     engine = engine_for(untrained)
     detect = engine.detector.detect
 
-    def fragile(frames: Any) -> Any:
-        if frames[0].shape[1] == 320:  # nobody.mp4
+    def fragile(pixels: Any, **more: Any) -> Any:
+        if pixels.shape[1] == 320:  # nobody.mp4
             raise IndexError("index 3 is out of bounds")
-        return detect(frames)
+        return detect(pixels, **more)
 
     monkeypatch.setattr(engine.detector, "detect", fragile)
     nobody, one, _, _ = scan(inputs(clips), engine)
@@ -173,18 +172,27 @@ def test_a_picture_that_breaks_the_detector_costs_one_row(
     assert one.verdict.label == "inconclusive"
 
 
-def test_waiting_faces_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 0
-    start = pipeline._ScoringQueue._start
+def test_what_waits_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for(untrained, threads=1)
+    most_frames = most_batches = 0
+    submit, flush = stages.SearchStage.submit, stages.ScoreStage.flush
 
-    def watched(queue: pipeline._ScoringQueue) -> None:
-        nonlocal most
-        start(queue)
-        most = max(most, len(queue._running))
+    def watched_submit(stage: stages.SearchStage, video: Any, frame: Any) -> None:
+        nonlocal most_frames
+        submit(stage, video, frame)
+        most_frames = max(most_frames, stage._num_waiting)
 
-    monkeypatch.setattr(pipeline._ScoringQueue, "_start", watched)
-    scan(inputs(clips), engine_for(untrained))
-    assert 1 <= most <= pipeline.MAX_WAITING_BATCHES + 1
+    def watched_flush(stage: stages.ScoreStage) -> None:
+        nonlocal most_batches
+        flush(stage)
+        most_batches = max(most_batches, len(stage._running))
+
+    monkeypatch.setattr(stages.SearchStage, "submit", watched_submit)
+    monkeypatch.setattr(stages.ScoreStage, "flush", watched_flush)
+    results = scan(inputs(clips), engine)
+    assert [result.num_frames for result in results] == [4, 4, 0, 4]
+    assert 1 <= most_frames <= stages.MAX_WAITING_FRAMES + 1
+    assert 1 <= most_batches <= 1 + stages.MAX_WAITING_BATCHES + 1
 
 
 def test_damaged_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_path: Path) -> None:
@@ -250,8 +258,8 @@ def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: 
     def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
         return recipe(ScanSettings(num_frames=4, **change), read_card(checkpoint), device=device).digest
 
-    assert digest(workers=7, out="x.csv", quiet=True) == digest()
+    assert digest(workers=7, threads=5, out="x.csv", quiet=True) == digest()
     assert digest(device="cuda:0") == digest(device="cuda:1") != digest()
-    for change in ({"threshold": 0.5}, {"min_face_px": 60}, {"every": 2.0}, {"explain_top": 9}, {"threads": 2}):
+    for change in ({"threshold": 0.5}, {"min_face_px": 60}, {"every": 2.0}, {"explain_top": 9}):
         assert digest(**change) != digest()
     assert digest(trained) != digest()

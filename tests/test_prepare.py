@@ -56,7 +56,7 @@ def _cut_short(data: bytes) -> bytes:
 
 
 def settings(out: Path, **changes: Any) -> PrepareSettings:
-    return build(PrepareSettings, {"out": out, "num_frames": 3, "device": "cpu", **changes})
+    return build(PrepareSettings, {"out": out, "num_frames": 3, **changes})
 
 
 @dataclass
@@ -135,7 +135,7 @@ def test_a_face_is_found_again_where_the_manifest_has_it(made: tuple[Path, Prepa
     out, _ = made
     detector = FaceDetector(threshold=0.9, min_face_px=40, max_faces=1)
     for sample in read_manifest(out)[::3]:
-        ((found,),) = detector.detect([read_crop(out / sample.crop)])
+        (found,) = detector.detect(read_crop(out / sample.crop))
         side_px = float(np.max(sample.box_xyxy[2:] - sample.box_xyxy[:2]))
         assert np.abs(found.landmarks - sample.landmarks).max() < 0.03 * side_px
         assert np.abs(found.box_xyxy - sample.box_xyxy).max() < 0.08 * side_px
@@ -228,7 +228,7 @@ def test_control_c(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Journal, "append", append_then_interrupt)
-    result = run("prepare", footage, "-o", tmp_path / "d", "--num-frames", 3, "--device", "cpu")
+    result = run("prepare", footage, "-o", tmp_path / "d", "--num-frames", 3)
     assert (result.exit_code, result.stderr) == (130, "dfscan: interrupted\n")
     assert (tmp_path / "d/progress.jsonl").read_bytes().count(b"\n") == 2
     assert not (tmp_path / "d/manifest.csv").exists()
@@ -263,7 +263,7 @@ def test_given_splits_that_leak(footage: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.csv"
     lines = [f"{footage}/real/one.mp4,real,train", f"{footage}/real/torn.mp4,real,test"]
     listing.write_text("\n".join(["path,label,split", *lines]))
-    result = run("prepare", listing, "-o", tmp_path / "d", "--num-frames", 3, "--device", "cpu")
+    result = run("prepare", listing, "-o", tmp_path / "d", "--num-frames", 3)
     assert result.exit_code == 2
     assert "the splits leak: group in more than one split: " in result.stderr
     assert len(read_manifest(tmp_path / "d")) >= 4
@@ -319,7 +319,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_command(footage: Path, tmp_path: Path) -> None:
-    result = run("prepare", footage / "real/still.png", "--label", "real", "--out", tmp_path / "d", "--device", "cpu")
+    result = run("prepare", footage / "real/still.png", "--label", "real", "--out", tmp_path / "d")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
     assert re.fullmatch(

@@ -216,7 +216,7 @@ def test_real_detections_of_two_moving_people(detector, right):
         Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, looks, view)
         for index, shift in enumerate(shifts_px)
         for pixels in [moved(picture, dx_px=shift, dy_px=shift / 4, zoom=1 + index / 100)]
-        for d in detector.detect([pixels])[0]
+        for d in detector.detect(pixels)
         for looks, view in [(appearance(pixels, d.landmarks), scene(pixels))]
     ]
     tracks = link(faces)

@@ -112,10 +112,15 @@ MinFaces = Annotated[
 
 Workers = Annotated[
     int | None,
-    option("--workers", panel=BEHAVIOUR, help="Videos decoded at once. Default: 2, with a GPU up to 8."),
+    option(
+        "--workers",
+        panel=BEHAVIOUR,
+        help="Videos decoded at once. Default: half --threads, with a GPU all.",
+    ),
 ]
 Threads = Annotated[
-    int | None, option("--threads", panel=BEHAVIOUR, help="Threads of each library and process. Default: 1.")
+    int | None,
+    option("--threads", panel=BEHAVIOUR, help="Threads that find and judge faces. Default: one a core, up to 8."),
 ]
 Timeout = Annotated[
     float | None,

@@ -73,9 +73,7 @@ def prepare(
         float | None, _own("--test", panel=SPLITS, help="Fraction of the groups for the test. Default: 0.15.")
     ] = None,
     seed: Annotated[int | None, _own("--seed", panel=SPLITS, help="Another one splits otherwise. Default: 0.")] = None,
-    device: options.Device = None,
     workers: options.Workers = None,
-    threads: options.Threads = None,
     timeout: options.Timeout = None,
     max_memory: options.MaxMemory = None,
     sandbox: options.Sandbox = None,

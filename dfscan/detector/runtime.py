@@ -33,6 +33,8 @@ class Runtime(Protocol):
     """``cpu``, ``cuda:0``, ..."""
     batch_size: int
     """So many faces are run at once; more may be given."""
+    threads: int
+    """So many threads may call `predict` at once."""
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """Score faces; the logit of one does not depend on its neighbours.
@@ -48,12 +50,13 @@ class Runtime(Protocol):
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, one face at a time: there its fastest, its leanest and reproducible to the bit."""
+    """ONNX Runtime on the CPU, one face at a time in each thread: there its fastest, and reproducible to the bit."""
 
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
         self.device = "cpu"
         self.batch_size = 1
-        self._session = open_session(graph, threads=threads)
+        self.threads = threads
+        self._session = open_session(graph, threads=1)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """As `Runtime.predict`."""
@@ -79,6 +82,7 @@ class TorchRuntime:
         torch.backends.cudnn.deterministic = True
         self.device = device
         self.batch_size = batch_size
+        self.threads = 1
         self._network = network.eval().float()
         try:
             # Of network.to, which takes the format too, PyTorch's types know no such signature.
@@ -174,7 +178,7 @@ def create_runtime(
         checkpoint: from `checkpoint.read_card`.
         device: as for `choose_device`.
         batch_size: faces that a GPU scores at once, 32 if None; a CPU scores one at a time whatever is asked.
-        threads: of ONNX Runtime, on a CPU.
+        threads: that are to call `predict` at once, on a CPU.
 
     Raises:
         ConfigError: for a device that does not exist, or a number below 1.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.mtcnn import WINDOW_PX, Networks, find_faces
-from dfscan.faces.networks import OnnxNetworks, TorchNetworks
+from dfscan.faces.mtcnn import WINDOW_PX, Found, Networks, find_again, find_faces
+from dfscan.faces.networks import OnnxNetworks
 
 Pixels = NDArray[np.uint8]
 
@@ -33,9 +31,8 @@ CPU ms, in PyTorch    93    131    153    193    256
 """
 SMALLEST_PX = 20.0
 """What MTCNN can see at all: its first network looks at 12 x 12 windows, its authors start at 20 px."""
-GPU_BATCH = 32
-
-log = logging.getLogger("dfscan")
+ROOM = 0.75
+"""Kept round the boxes that a search goes on from, in box sides: what corrections of two networks can reach."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,106 +53,68 @@ class Detection:
 
 
 class FaceDetector:
-    """Finds faces in frames of any size, down to one pixel."""
+    """Finds faces in frames of any size, down to one pixel. On the CPU, whatever the classifier runs on.
 
-    def __init__(
-        self,
-        *,
-        threshold: float,
-        min_face_px: int,
-        max_faces: int,
-        device: str = "cpu",
-        max_side_px: int = MAX_SIDE_PX,
-    ) -> None:
-        """Load MTCNN's networks; only for a GPU is PyTorch imported.
+    Several threads may use it at once.
+    """
+
+    def __init__(self, *, threshold: float, min_face_px: int, max_faces: int, max_side_px: int = MAX_SIDE_PX) -> None:
+        """Load MTCNN's networks.
 
         Args:
             threshold: least final probability of a face. MTCNN's own thresholds (0.6, 0.7, 0.7) stay, so
                 that a value under 0.7 is as good as 0.7.
             min_face_px: least length of a box's shorter side, in pixels of the full frame.
             max_faces: most faces kept of one frame, the largest.
-            device: where the networks run: ``cpu``, or a GPU as PyTorch names it.
             max_side_px: longest side of the copy that is searched; see `MAX_SIDE_PX`.
         """
         self.threshold = threshold
         self.min_face_px = min_face_px
         self.max_faces = max_faces
         self.max_side_px = max_side_px
-        self._device = device
-        self._batch = 1 if device == "cpu" else GPU_BATCH
-        self._networks: Networks = OnnxNetworks() if device == "cpu" else TorchNetworks(device)
+        self._networks: Networks = OnnxNetworks()
 
-    def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
-        """Find the faces of every frame.
-
-        On a GPU neighbours of one size are searched together; on a CPU one frame at a time is faster, and what
-        is found in a frame then never depends on its neighbours.
+    def detect(self, pixels: Pixels, *, known: Sequence[Detection] = ()) -> list[Detection]:
+        """Find the faces of a frame.
 
         Args:
-            frames: each (H, W, 3), RGB, any sizes.
+            pixels: (H, W, 3), RGB, any size.
+            known: faces of this frame that have been found already, see `find_again`; the search passes over them,
+                which halves its cost.
 
         Returns:
-            For each frame its faces, largest first, ties by position; an empty list where there is none.
+            Known and new ones, largest first, ties by position; an empty list where there is none.
         """
-        found: list[list[Detection]] = []
-        for (height, width), same_size in itertools.groupby(frames, key=lambda pixels: pixels.shape[:2]):
-            found += self._detect_same_size(list(same_size), height, width)
-        return found
+        copy = _Copy.of_all(pixels, self.max_side_px)
+        least_px = max(SMALLEST_PX, self.min_face_px * float(copy.scale.max()))
+        if min(copy.pixels.shape[:2]) * (WINDOW_PX / least_px) < WINDOW_PX:  # not one step in its pyramid
+            return []
+        boxes = copy.inward(known)
+        found = find_faces(copy.pixels, self._networks, min_face_px=least_px, known_xyxy=boxes)
+        return self._select([*known, *copy.outward(found)], pixels)
 
-    def _detect_same_size(self, frames: list[Pixels], height_px: int, width_px: int) -> list[list[Detection]]:
-        size_px = self._searched_size(height_px, width_px)
-        scale = np.array([size_px[0] / max(width_px, 1), size_px[1] / max(height_px, 1)], np.float32)
-        least_px = max(SMALLEST_PX, self.min_face_px * float(scale.max()))
-        if min(size_px) * (WINDOW_PX / least_px) < WINDOW_PX:  # not one step in its pyramid
-            return [[] for _ in frames]
-        found: list[list[Detection]] = []
-        while len(found) < len(frames):
-            batch = [_shrink(pixels, size_px) for pixels in frames[len(found) : len(found) + self._batch]]
-            for faces in self._search(batch, least_px, scale):
-                found.append(self._select(faces, height_px, width_px))
-        return found
+    def find_again(
+        self, pixels: Pixels, near: Sequence[Detection], *, known: Sequence[Detection] = ()
+    ) -> list[Detection]:
+        """Find faces of a neighbouring frame again, at a tenth of what a search costs.
 
-    def _search(self, batch: list[Pixels], least_px: float, scale: NDArray[np.float32]) -> list[list[Detection]]:
-        """The faces of each frame; of none where a GPU's memory ran out, for which room is made then."""
-        if self._device == "cpu":
-            found = find_faces(batch, self._networks, min_face_px=least_px)
-        else:
-            import torch
+        Args:
+            pixels: (H, W, 3), RGB.
+            near: faces of a frame of the same size.
+            known: other faces of this frame; they are not found a second time.
 
-            try:
-                found = find_faces(batch, self._networks, min_face_px=least_px)
-            except torch.OutOfMemoryError:
-                found = []
-            if not found:  # not before the exception, which holds on to the tensors, is gone
-                self._make_room()
-        return [
-            [
-                Detection(box, landmarks, float(score))
-                for box, landmarks, score in zip(
-                    faces.boxes_xyxy / np.tile(scale, 2), faces.landmarks / scale, faces.scores, strict=True
-                )
-            ]
-            for faces in found
-        ]
+        Returns:
+            As `detect`, besides the known ones at most one for each of `near`: a face that is gone or has moved far is
+            not found, nor is one that has come.
+        """
+        if not near:
+            return list(known)
+        copy = _Copy.around(pixels, self.max_side_px, np.array([face.box_xyxy for face in near]))
+        found = find_again(copy.pixels, self._networks, copy.inward(near), known_xyxy=copy.inward(known))
+        return self._select([*known, *copy.outward(found)], pixels)
 
-    def _make_room(self) -> None:
-        """After a GPU's memory ran out: search one frame at a time, then on the CPU."""
-        import torch
-
-        if self._batch > 1:
-            self._batch = 1
-            log.warning("%s is out of memory: searching one frame at a time for faces", self._device)
-        else:
-            log.warning("%s has no memory left to search one frame: going on with the CPU, slowly", self._device)
-            self._device, self._networks = "cpu", OnnxNetworks()
-        torch.cuda.empty_cache()
-
-    def _searched_size(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """(width, height) of the copy that is searched."""
-        scale = min(1.0, self.max_side_px / max(height_px, width_px, 1))
-        return max(1, round(width_px * scale)), max(1, round(height_px * scale))
-
-    def _select(self, faces: list[Detection], height_px: int, width_px: int) -> list[Detection]:
+    def _select(self, faces: list[Detection], pixels: Pixels) -> list[Detection]:
+        height_px, width_px = pixels.shape[:2]
         kept = [
             face
             for face in faces
@@ -165,6 +124,50 @@ class FaceDetector:
         ]
         kept.sort(key=lambda face: (-face.area_px, *face.box_xyxy.tolist()))
         return kept[: self.max_faces]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Copy:
+    """A frame, or a part of it, at the size at which it is searched."""
+
+    pixels: Pixels
+    scale: NDArray[np.float32]
+    """(2,) pixels of the copy in one of the frame, along x and y."""
+    corner: NDArray[np.float32]
+    """(2,) where the part begins, in pixels of the frame."""
+
+    @classmethod
+    def of_all(cls, pixels: Pixels, max_side_px: int) -> _Copy:
+        size_px = np.array(pixels.shape[1::-1])
+        return cls.of_part(pixels, max_side_px, np.zeros(2, int), size_px)
+
+    @classmethod
+    def around(cls, pixels: Pixels, max_side_px: int, boxes_xyxy: NDArray[np.float32]) -> _Copy:
+        """The part that holds all the boxes with as much as corrections may move them."""
+        room = ROOM * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True)
+        size_px = np.array(pixels.shape[1::-1])
+        near = np.floor((boxes_xyxy[:, :2] - room).min(axis=0)).astype(int).clip(0, size_px - 1)
+        far = np.ceil((boxes_xyxy[:, 2:] + room).max(axis=0)).astype(int).clip(near + 1, size_px)
+        return cls.of_part(pixels, max_side_px, near, far)
+
+    @classmethod
+    def of_part(cls, pixels: Pixels, max_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> _Copy:
+        shrink = min(1.0, max_side_px / max(*pixels.shape[:2], 1))
+        part_px = far - near
+        size_px = np.maximum(np.rint(part_px * shrink), 1).astype(int)
+        part = _shrink(pixels[near[1] : far[1], near[0] : far[0]], (int(size_px[0]), int(size_px[1])))
+        return cls(part, (size_px / np.maximum(part_px, 1)).astype(np.float32), near.astype(np.float32))
+
+    def inward(self, faces: Sequence[Detection]) -> NDArray[np.float32]:
+        """[F, 4] boxes in pixels of the copy."""
+        boxes = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4)
+        return (boxes - np.tile(self.corner, 2)) * np.tile(self.scale, 2)
+
+    def outward(self, found: Found) -> list[Detection]:
+        """In pixels of the frame."""
+        boxes = found.boxes_xyxy / np.tile(self.scale, 2) + np.tile(self.corner, 2)
+        landmarks = found.landmarks / self.scale + self.corner
+        return [Detection(*each) for each in zip(boxes, landmarks, found.scores.tolist(), strict=True)]
 
 
 def _shrink(pixels: Pixels, size_px: tuple[int, int]) -> Pixels:

@@ -4,12 +4,12 @@ Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded 
 a network that slides over a pyramid of smaller copies proposes boxes, a second one sorts them, a third one decides and
 gives five landmarks; each also corrects the boxes, and overlapping ones are reduced to the best after each step.
 What the paper leaves open (rounding, which boxes are a pixel longer) is as in facenet-pytorch 2.5.3, whose weights are
-used; what it does one candidate at a time on the networks' device is done here for all at once, on the CPU.
+used; what it does one candidate at a time on the networks' device is done here for all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Sums = NDArray[np.int32]
-"""[N, H + 1, W + 1, 3]: of each frame and channel, the sum of all levels above and left of a corner."""
+"""[H + 1, W + 1, 3]: of each channel, the sum of all levels above and left of a corner."""
 
 PYRAMID_FACTOR = 0.709
 """From one copy to the next: about half the area."""
@@ -32,13 +32,14 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 """Least probability of a face, for each network."""
 OVERLAP_IN_SCALE, OVERLAP = 0.5, 0.7
 """Of two boxes that overlap more the less probable is dropped: within one copy, and from then on."""
+NO_BOXES: Floats = np.empty((0, 4), np.float32)
 
 
 class Networks(Protocol):
     """The three networks; pictures are float32 NCHW, RGB in [-1, 1]."""
 
-    def propose(self, pictures: Floats) -> tuple[Floats, Floats]:
-        """Of pictures [N, 3, H, W]: corrections [N, 4, h, w] and probabilities [N, h, w] of each window."""
+    def propose(self, picture: Floats) -> tuple[Floats, Floats]:
+        """Of a picture [1, 3, H, W]: corrections [4, h, w] and probabilities [h, w] of each window."""
         ...
 
     def refine(self, crops: Floats) -> tuple[Floats, Floats]:
@@ -61,13 +62,15 @@ class Found:
     landmarks: Floats
     """[F, 5, 2]: eyes, nose, corners of the mouth; x and y in pixels."""
 
+    def __getitem__(self, kept: Any) -> Found:
+        """Those that an index array or mask picks."""
+        return Found(self.boxes_xyxy[kept], self.scores[kept], self.landmarks[kept])
+
 
 @dataclass(slots=True, eq=False)
 class _Boxes:
-    """Candidates of all frames."""
+    """Candidates."""
 
-    frame: NDArray[np.intp]
-    """[K] the frame that each belongs to."""
     xyxy: Floats
     """[K, 4]"""
     scores: Floats
@@ -77,7 +80,7 @@ class _Boxes:
 
     def __getitem__(self, kept: Any) -> _Boxes:
         """Those that an index array or mask picks."""
-        return _Boxes(self.frame[kept], self.xyxy[kept], self.scores[kept], self.corrections[kept])
+        return _Boxes(self.xyxy[kept], self.scores[kept], self.corrections[kept])
 
     def corrected(self, *, unit_px: float) -> Floats:
         """The boxes moved by their corrections; the library takes sides as one pixel longer from the second step on."""
@@ -85,20 +88,50 @@ class _Boxes:
         return self.xyxy + self.corrections * np.tile(sides, 2)
 
 
-def find_faces(frames: Sequence[Pixels], networks: Networks, *, min_face_px: float) -> list[Found]:
-    """Find the faces of frames of one size.
+def find_faces(frame: Pixels, networks: Networks, *, min_face_px: float, known_xyxy: Floats = NO_BOXES) -> Found:
+    """Find the faces of a frame.
 
     Args:
-        frames: each (H, W, 3) uint8 RGB.
+        frame: (H, W, 3) uint8 RGB.
         networks: what runs the three networks.
         min_face_px: smallest face that is looked for; below 12 makes no sense.
+        known_xyxy: [B, 4] boxes of faces that are known already: they are not looked at and not given again.
     """
-    sums = np.stack([np.asarray(cv2.integral(frame), np.int32) for frame in frames])
+    sums = _sums(frame)
     proposed = _propose(sums, networks, min_face_px)
-    refined = _refine(sums, networks, proposed)
-    boxes, landmarks = _decide(sums, networks, refined)
-    of_frame = [np.flatnonzero(boxes.frame == i) for i in range(len(frames))]
-    return [Found(boxes.xyxy[kept], boxes.scores[kept], landmarks[kept]) for kept in of_frame]
+    found = _judge(sums, networks, proposed[~_is_covered(proposed.xyxy, known_xyxy)])
+    return found[~_is_covered(found.boxes_xyxy, known_xyxy)]
+
+
+def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xyxy: Floats = NO_BOXES) -> Found:
+    """Find faces that are about where they are thought to be, without the first network.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        networks: what runs the three networks.
+        near_xyxy: [B, 4] where they were in a neighbouring frame.
+        known_xyxy: as for `find_faces`.
+
+    Returns:
+        At most as many; fewer where one is no longer there, or has moved by more than about a third of its size.
+    """
+    nothing = np.zeros(len(near_xyxy), np.float32)
+    found = _judge(_sums(frame), networks, _Boxes(_squared(near_xyxy), nothing, np.zeros_like(near_xyxy)))
+    return found[~_is_covered(found.boxes_xyxy, known_xyxy)]
+
+
+def _judge(sums: Sums, networks: Networks, boxes: _Boxes) -> Found:
+    boxes, landmarks = _decide(sums, networks, _refine(sums, networks, boxes))
+    return Found(boxes.xyxy, boxes.scores, landmarks)
+
+
+def _is_covered(boxes_xyxy: Floats, known_xyxy: Floats) -> NDArray[np.bool_]:
+    """[K] whether a box overlaps with a known one so far that the library would keep one of the two."""
+    near = np.maximum(boxes_xyxy[:, None, :2], known_xyxy[None, :, :2])
+    far = np.minimum(boxes_xyxy[:, None, 2:], known_xyxy[None, :, 2:])
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (boxes_xyxy, known_xyxy)]
+    common = np.maximum(far - near, 0).prod(axis=2)
+    return np.asarray((common > OVERLAP * np.minimum(areas[0][:, None], areas[1])).any(axis=1), np.bool_)
 
 
 def pyramid(height_px: int, width_px: int, min_face_px: float) -> Iterator[float]:
@@ -111,23 +144,21 @@ def pyramid(height_px: int, width_px: int, min_face_px: float) -> Iterator[float
 
 def _propose(sums: Sums, networks: Networks, min_face_px: float) -> _Boxes:
     height, width = _size_px(sums)
-    parts = [_no_boxes()]
+    parts = [_Boxes(NO_BOXES, NO_BOXES[:, 0], NO_BOXES)]
     for scale in pyramid(height, width, min_face_px):
-        copies = _shrunk(sums, int(height * scale + 1), int(width * scale + 1))
-        corrections, scores = networks.propose(copies)
-        frame, y, x = np.nonzero(scores >= THRESHOLDS[0])
+        corrections, scores = networks.propose(_shrunk(sums, int(height * scale + 1), int(width * scale + 1)))
+        y, x = np.nonzero(scores >= THRESHOLDS[0])
         corner = STRIDE_PX * np.stack([x, y], axis=1)
         near, far = np.floor((corner + 1) / scale), np.floor((corner + WINDOW_PX) / scale)
         boxes = np.concatenate([near, far], axis=1).astype(np.float32)
-        part = _Boxes(frame, boxes, scores[frame, y, x], corrections[frame, :, y, x])
-        parts.append(part[_best(part.frame, part.xyxy, part.scores, OVERLAP_IN_SCALE)])
+        part = _Boxes(boxes, scores[y, x], corrections[:, y, x].T)
+        parts.append(part[_best(part.xyxy, part.scores, OVERLAP_IN_SCALE)])
     found = _Boxes(
-        np.concatenate([part.frame for part in parts]),
         np.concatenate([part.xyxy for part in parts]),
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.corrections for part in parts]),
     )
-    found = found[_best(found.frame, found.xyxy, found.scores, OVERLAP)]
+    found = found[_best(found.xyxy, found.scores, OVERLAP)]
     found.xyxy = _squared(found.corrected(unit_px=0))
     return found
 
@@ -138,7 +169,7 @@ def _refine(sums: Sums, networks: Networks, boxes: _Boxes) -> _Boxes:
         return boxes
     boxes.corrections, boxes.scores = networks.refine(crops)
     boxes = boxes[boxes.scores > THRESHOLDS[1]]
-    boxes = boxes[_best(boxes.frame, boxes.xyxy, boxes.scores, OVERLAP)]
+    boxes = boxes[_best(boxes.xyxy, boxes.scores, OVERLAP)]
     boxes.xyxy = _squared(boxes.corrected(unit_px=1))
     return boxes
 
@@ -153,13 +184,8 @@ def _decide(sums: Sums, networks: Networks, boxes: _Boxes) -> tuple[_Boxes, Floa
     sides = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2] + 1
     landmarks = np.stack([points[:, :5], points[:, 5:]], axis=2) * sides[:, None] + boxes.xyxy[:, None, :2] - 1
     boxes.xyxy = boxes.corrected(unit_px=1)
-    kept = _best(boxes.frame, boxes.xyxy, boxes.scores, OVERLAP, of_smaller=True)
+    kept = _best(boxes.xyxy, boxes.scores, OVERLAP, of_smaller=True)
     return boxes[kept], landmarks[kept]
-
-
-def _no_boxes() -> _Boxes:
-    nothing = np.empty((0, 4), np.float32)
-    return _Boxes(np.empty(0, np.intp), nothing, nothing[:, 0], nothing)
 
 
 # The library averages every pixel that an output pixel touches, neighbours' shared ones too (PyTorch's adaptive average
@@ -167,9 +193,13 @@ def _no_boxes() -> _Boxes:
 # From sums over all that is above and left of a corner, the mean of any rectangle takes four of them.
 
 
+def _sums(frame: Pixels) -> Sums:
+    return np.asarray(cv2.integral(frame), np.int32)
+
+
 def _size_px(sums: Sums) -> tuple[int, int]:
-    """Height and width of the frames."""
-    height, width = sums.shape[1:3]
+    """Height and width of the frame."""
+    height, width = sums.shape[:2]
     return height - 1, width - 1
 
 
@@ -183,10 +213,10 @@ def _edges(size_px: int | NDArray[np.intp], parts: int) -> tuple[NDArray[np.intp
 
 
 def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
-    """The whole frames at a smaller size, as the networks take them."""
+    """The whole frame at a smaller size, as the networks take it."""
     (top, bottom), (left, right) = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
-    rows = sums[:, bottom] - sums[:, top]
-    return _normalised(rows[:, :, right] - rows[:, :, left], np.outer(bottom - top, right - left))
+    rows = sums[bottom] - sums[top]
+    return _normalised((rows[:, right] - rows[:, left])[None], np.outer(bottom - top, right - left))
 
 
 def _normalised(totals: Sums, areas: NDArray[np.intp]) -> Floats:
@@ -213,19 +243,15 @@ def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
     boxes, near, far = boxes[is_inside], near[is_inside], far[is_inside]
     left, right = (near[:, :1] + edge for edge in _edges(far[:, 0] - near[:, 0], side_px))
     top, bottom = (near[:, 1:] + edge for edge in _edges(far[:, 1] - near[:, 1], side_px))
-    frame = boxes.frame[:, None, None]
-    totals = sums[frame, bottom[:, :, None], right[:, None]] - sums[frame, top[:, :, None], right[:, None]]
-    totals += sums[frame, top[:, :, None], left[:, None]] - sums[frame, bottom[:, :, None], left[:, None]]
+    totals = sums[bottom[:, :, None], right[:, None]] - sums[top[:, :, None], right[:, None]]
+    totals += sums[top[:, :, None], left[:, None]] - sums[bottom[:, :, None], left[:, None]]
     return boxes, _normalised(totals, (bottom - top)[:, :, None] * (right - left)[:, None])
 
 
-def _best(
-    frame: NDArray[np.intp], boxes_xyxy: Floats, scores: Floats, overlap: float, *, of_smaller: bool = False
-) -> NDArray[np.intp]:
-    """Non-maximum suppression within each frame: positions of the boxes that no more probable one covers.
+def _best(boxes_xyxy: Floats, scores: Floats, overlap: float, *, of_smaller: bool = False) -> NDArray[np.intp]:
+    """Non-maximum suppression: positions of the boxes that no more probable one covers.
 
     Args:
-        frame: [K].
         boxes_xyxy: [K, 4].
         scores: [K].
         overlap: from which share of their union a box is dropped.
@@ -235,15 +261,15 @@ def _best(
         Positions, by descending score.
     """
     if of_smaller:
-        return _best_by_smaller(frame, boxes_xyxy, scores, overlap)
+        return _best_by_smaller(boxes_xyxy, scores, overlap)
     if not len(scores):
         return np.empty(0, np.intp)
     places = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1).astype(float)
-    kept = cv2.dnn.NMSBoxesBatched(places.tolist(), scores.tolist(), frame.tolist(), 0.0, overlap)
+    kept = cv2.dnn.NMSBoxes(places.tolist(), scores.tolist(), 0.0, overlap)
     return np.asarray(kept, np.intp)
 
 
-def _best_by_smaller(frame: NDArray[np.intp], boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
+def _best_by_smaller(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
     """OpenCV knows the union only; by now there are few boxes."""
     kept: list[int] = []
     waiting = np.argsort(-scores, kind="stable")
@@ -253,5 +279,5 @@ def _best_by_smaller(frame: NDArray[np.intp], boxes_xyxy: Floats, scores: Floats
         best, rest = waiting[0], waiting[1:]
         kept.append(int(best))
         common = np.maximum(np.minimum(far[best], far[rest]) - np.maximum(near[best], near[rest]), 0).prod(axis=1)
-        waiting = rest[(common <= overlap * np.minimum(areas[best], areas[rest])) | (frame[rest] != frame[best])]
+        waiting = rest[common <= overlap * np.minimum(areas[best], areas[rest])]
     return np.array(kept, np.intp)

@@ -1,6 +1,6 @@
-"""MTCNN's three networks with facenet-pytorch's weights: in ONNX Runtime on a CPU, in PyTorch on a GPU.
+"""MTCNN's three networks with facenet-pytorch's weights, in ONNX Runtime.
 
-For ONNX Runtime they are exported once, by a child process, so that a scan on a CPU never imports PyTorch.
+They are exported once, by a child process, so that a scan on a CPU never imports PyTorch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,22 @@ MAX_EXPORT_ERROR = 1e-4
 SUBJECT = "the face detector"
 
 
-class _Networks:
-    """What the runtimes share: the library's outputs in the order of `mtcnn.Networks`."""
+class OnnxNetworks:
+    """The networks in ONNX Runtime, on the CPU; several threads may use them at once."""
 
-    def propose(self, pictures: Floats) -> tuple[Floats, Floats]:
+    def __init__(self) -> None:
+        """Load them, exported first if need be.
+
+        Raises:
+            DfscanError: they cannot be exported.
+        """
+        graphs = _unpacked(_graphs())
+        self._sessions = {name: open_session(graphs[name], threads=1) for name in SIDES_PX}
+
+    def propose(self, picture: Floats) -> tuple[Floats, Floats]:
         """As `mtcnn.Networks`."""
-        corrections, chances = self._run("pnet", pictures)
-        return corrections, chances[:, 1]
+        corrections, chances = self._run("pnet", picture)
+        return corrections[0], chances[0, 1]
 
     def refine(self, crops: Floats) -> tuple[Floats, Floats]:
         """As `mtcnn.Networks`."""
@@ -48,45 +57,8 @@ class _Networks:
         return corrections, landmarks, chances[:, 1]
 
     def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
-        raise NotImplementedError
-
-
-class OnnxNetworks(_Networks):
-    """The networks in ONNX Runtime, on the CPU."""
-
-    def __init__(self, *, threads: int = 1) -> None:
-        """Load them, exported first if need be.
-
-        Raises:
-            DfscanError: they cannot be exported.
-        """
-        graphs = _unpacked(_graphs())
-        self._sessions = {name: open_session(graphs[name], threads=threads) for name in SIDES_PX}
-
-    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
         outputs: list[Floats] = self._sessions[name].run(None, {"pictures": pictures})
         return outputs
-
-
-class TorchNetworks(_Networks):
-    """The networks in PyTorch, meant for a GPU."""
-
-    def __init__(self, device: str) -> None:
-        """Load them.
-
-        Raises:
-            torch.OutOfMemoryError: the device has no room for them; each method raises it too.
-        """
-        import torch
-
-        self._torch = torch
-        self._device = device
-        self._networks = {name: network.to(device) for name, network in _library_networks().items()}
-
-    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
-        with self._torch.inference_mode():
-            outputs = self._networks[name](self._torch.from_numpy(pictures).to(self._device))
-            return [output.cpu().numpy() for output in outputs]
 
 
 def _library_networks() -> dict[str, Any]:

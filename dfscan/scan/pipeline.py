@@ -1,46 +1,32 @@
-"""The stages of a scan, wired: decoding children -> detection -> crops -> classifier -> tracks -> verdict.
+"""The stages of a scan, wired: decoding children -> search -> crops -> classifier -> tracks -> verdict.
 
-Several videos are under way at once. Faces of all of them share the classifier's batches, which run in a thread of
-their own while the next frames are searched for faces; a result comes out as soon as its video is complete. A frame's
-pixels live until its faces are scored, or as long as it is among the best of its video when dumps are asked for.
+Several videos are under way at once, and every stage is at work on a piece of its own; a result comes out as soon as
+its video is complete. A frame's pixels live until its faces are cut out, or as long as it is among the best of its
+video when dumps are asked for.
 """
 
 from __future__ import annotations
 
-import heapq
-import logging
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from dfscan.detector import gradcam
-from dfscan.detector.preprocess import Preprocessing, to_input
+from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
-from dfscan.faces.appearance import appearance, scene
-from dfscan.faces.crop import crop_face, crop_square_xyxy
-from dfscan.faces.detect import Detection, FaceDetector
+from dfscan.faces.crop import crop_square_xyxy
+from dfscan.faces.detect import FaceDetector
+from dfscan.faces.follow import Follower
 from dfscan.faces.track import link
-from dfscan.media.isolate import Decoded, Ended, Limits, Opened, decode_videos
+from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan.ledger import FileIdentity
+from dfscan.scan.stages import ScoredCrop, ScoreStage, Searched, SearchStage, VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide
-from dfscan.types import Face, FaceCrop, FaceScore, Frame, Reason, Scene, Track, Verdict, VideoInfo, VideoResult
-
-MAX_WAITING_BATCHES = 3
-"""Batches of faces that may wait for the classifier before the search for more pauses."""
-
-Floats = NDArray[np.float32]
-
-log = logging.getLogger("dfscan")
+from dfscan.types import FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class Listener(Protocol):
@@ -64,52 +50,10 @@ class Engine:
     sampling: Sampling
     rules: Rules
     num_workers: int
+    """Videos decoded at once."""
+    threads: int
+    """Videos searched for faces at once."""
     limits: Limits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scored:
-    """A judged face with what an explanation needs."""
-
-    scored: FaceScore
-    crop: FaceCrop
-    frame: Frame | None
-    cam: Floats
-
-
-@dataclass(eq=False)
-class _Video:
-    """A video under way."""
-
-    path: str
-    identity: FileIdentity | None
-    num_best: int
-    num_frames: int = 0
-    num_waiting: int = 0
-    ended: Ended | None = None
-    has_changed: bool = False
-    failure: Reason | None = None
-    faces: list[FaceScore] = field(default_factory=list)
-    best: list[tuple[float, int, _Scored]] = field(default_factory=list)
-
-    def end(self, ended: Ended) -> None:
-        self.ended = ended
-        self.has_changed = self.identity != FileIdentity.of(self.path)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.ended is not None and not self.num_waiting
-
-    def take(self, scored: _Scored) -> None:
-        self.num_waiting -= 1
-        self.faces.append(scored.scored)
-        if not self.num_best:
-            return
-        entry = (scored.scored.logit, -len(self.faces), scored)
-        if len(self.best) < self.num_best:
-            heapq.heappush(self.best, entry)
-        else:
-            heapq.heappushpop(self.best, entry)
 
 
 def scan_videos(
@@ -152,29 +96,62 @@ class _Scan:
         self._engine = engine
         self._dumps = dumps
         self._num_dumped = num_dumped
+        self._listener = listener
         self._timings = timings
-        self._queue = _ScoringQueue(engine, listener, timings)
-        self._videos: dict[str, _Video] = {}
+        self._search = SearchStage(engine.preprocessing, timings, threads=engine.threads)
+        self._score = ScoreStage(engine.runtime, engine.preprocessing, timings)
+        self._videos: dict[str, VideoUnderWay] = {}
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
         events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
         with closing(events):
             for event in events:
-                if isinstance(event, Opened):
-                    self._videos[event.path] = _Video(event.path, FileIdentity.of(event.path), self._num_dumped)
-                elif isinstance(event, Decoded):
-                    self._look(self._videos[event.path], event.frame)
-                else:
-                    self._videos[event.path].end(event)
-                    self._note(event, self._videos[event.path].num_frames)
-                self._queue.deliver()
+                self._take(event)
                 yield from self._finished()
-        self._queue.flush()
+        while self._search.is_busy:
+            self._look_over(self._search.wait())
+        self._score.flush()
+        while self._score.is_busy:
+            self._keep(self._score.wait())
         yield from self._finished()
 
     def close(self) -> None:
-        self._queue.close()
+        self._search.close()
+        self._score.close()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            identity = FileIdentity.of(event.path)
+            self._videos[event.path] = VideoUnderWay(
+                event.path, identity, Follower(self._engine.detector), self._num_dumped
+            )
+        elif isinstance(event, Decoded):
+            self._search.submit(self._videos[event.path], event.frame)
+        else:
+            video = self._videos[event.path]
+            video.end(event)
+            self._search.submit(video, None)
+            self._note(event, video.num_frames)
+        while (searched := self._search.next()) is not None:
+            self._look_over(searched)
+        while (scored := self._score.next()) is not None:
+            self._keep(scored)
+
+    def _look_over(self, searched: Searched) -> None:
+        """Send the faces of searched frames on to the classifier."""
+        for look in searched.looks:
+            for crop in look.crops:
+                self._score.submit(searched.video, crop, look.frame if self._num_dumped else None)
+                while (scored := self._score.next()) is not None:
+                    self._keep(scored)
+
+    def _keep(self, scored: list[tuple[VideoUnderWay, ScoredCrop]]) -> None:
+        for video, each in scored:
+            logit = each.logit / self._engine.temperature
+            video.keep(FaceScore(each.crop.face, logit), each)
+        if self._listener:
+            self._listener.faces_scored(len(scored))
 
     def _note(self, ended: Ended, num_frames: int) -> None:
         self._timings.add("open", cpu_s=ended.open_cpu_s)
@@ -182,46 +159,12 @@ class _Scan:
         self._timings.note_child_rss(ended.peak_rss_bytes)
         self._timings.video_s += (ended.info.duration_s or 0.0) if ended.info else 0.0
 
-    def _look(self, video: _Video, frame: Frame) -> None:
-        video.num_frames += 1
-        try:
-            crops = self._find(frame)
-        except (IndexError, ValueError, cv2.error) as error:  # what odd pictures can do to MTCNN and OpenCV
-            log.debug("face detection", exc_info=True)
-            video.failure = Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
-            return
-        for crop in crops:
-            video.num_waiting += 1
-            self._queue.submit(video, crop, frame if self._num_dumped else None)
-
-    def _find(self, frame: Frame) -> list[FaceCrop]:
-        with self._timings.stage("detect"):
-            (detections,) = self._engine.detector.detect([frame.pixels])
-        with self._timings.stage("crop", count=len(detections)):
-            view = scene(frame.pixels) if detections else None
-            return [self._crop(frame, detection, view) for detection in detections]
-
-    def _crop(self, frame: Frame, detection: Detection, view: Scene | None) -> FaceCrop:
-        preprocessing = self._engine.preprocessing
-        face = Face(
-            frame_index=frame.index,
-            time_s=frame.time_s,
-            burst=frame.burst,
-            box_xyxy=detection.box_xyxy,
-            landmarks=detection.landmarks,
-            detection_score=detection.score,
-            appearance=appearance(frame.pixels, detection.landmarks),
-            scene=view,
-        )
-        margin, size = preprocessing.crop_margin, preprocessing.input_size_px
-        return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=margin, size=size))
-
     def _finished(self) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         for video in [video for video in self._videos.values() if video.is_complete]:
             del self._videos[video.path]
             yield self._result(video), video.identity
 
-    def _result(self, video: _Video) -> VideoResult:
+    def _result(self, video: VideoUnderWay) -> VideoResult:
         ended = video.ended
         assert ended is not None
         failure = ended.failure or video.failure
@@ -243,67 +186,13 @@ class _Scan:
             dumps=self._dump(video),
         )
 
-    def _dump(self, video: _Video) -> tuple[dict[str, object], ...]:
+    def _dump(self, video: VideoUnderWay) -> tuple[dict[str, object], ...]:
         if self._dumps is None:
             return ()
-        best = [scored for _, _, scored in sorted(video.best, key=lambda entry: entry[:2], reverse=True)]
+        best = video.best_first()
         with self._timings.stage("explain", count=len(best)):
-            exhibits = [_exhibit(scored, self._engine.preprocessing.crop_margin) for scored in best]
+            exhibits = [_exhibit(*each, self._engine.preprocessing.crop_margin) for each in best]
             return tuple(self._dumps.write(video.path, exhibits))
-
-
-_Waiting = tuple[_Video, FaceCrop, Frame | None]
-
-
-class _ScoringQueue:
-    """Collects faces of all videos into batches, scores them in one thread, and hands the scores back in order."""
-
-    def __init__(self, engine: Engine, listener: Listener | None, timings: Timings) -> None:
-        self._engine = engine
-        self._listener = listener
-        self._timings = timings
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="classify")
-        self._batch: list[_Waiting] = []
-        self._running: deque[tuple[Future[tuple[Floats, Floats]], list[_Waiting]]] = deque()
-
-    def submit(self, video: _Video, crop: FaceCrop, frame: Frame | None) -> None:
-        self._batch.append((video, crop, frame))
-        if len(self._batch) >= self._engine.runtime.batch_size:
-            self._start()
-        while len(self._running) > MAX_WAITING_BATCHES:
-            self._take_oldest()
-
-    def _start(self) -> None:
-        batch, self._batch = self._batch, []
-        if batch:
-            self._running.append((self._thread.submit(self._score, [crop for _, crop, _ in batch]), batch))
-
-    def _score(self, crops: list[FaceCrop]) -> tuple[Floats, Floats]:
-        with self._timings.stage("classify", count=len(crops)):
-            return self._engine.runtime.predict(to_input([crop.pixels for crop in crops], self._engine.preprocessing))
-
-    def _take_oldest(self) -> None:
-        future, batch = self._running.popleft()
-        logits, cams = future.result()
-        for (video, crop, frame), logit, cam in zip(batch, logits, cams, strict=True):
-            scored = FaceScore(crop.face, float(logit) / self._engine.temperature)
-            video.take(_Scored(scored, crop, frame, cam))
-        if self._listener:
-            self._listener.faces_scored(len(batch))
-
-    def deliver(self) -> None:
-        """Hand back what is ready, without waiting."""
-        while self._running and self._running[0][0].done():
-            self._take_oldest()
-
-    def flush(self) -> None:
-        """Score what has been collected, full batch or not, and wait for all of it."""
-        self._start()
-        while self._running:
-            self._take_oldest()
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_frames: int = 0) -> VideoResult:
@@ -327,12 +216,12 @@ def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
     return tuple(Track(i, tuple(by_face[id(face)] for face in faces)) for i, faces in enumerate(linked))
 
 
-def _exhibit(scored: _Scored, margin: float) -> Exhibit:
-    face, pixels = scored.crop.face, scored.crop.pixels
+def _exhibit(score: FaceScore, scored: ScoredCrop, margin: float) -> Exhibit:
+    face, pixels = score.face, scored.crop.pixels
     assert scored.frame is not None
     square = crop_square_xyxy(face.box_xyxy, margin=margin)
     x1, y1, x2, y2 = (float(edge) for edge in face.box_xyxy)
-    row = {"score": scored.scored.score, "time_s": face.time_s, "frame": face.frame_index}
+    row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_index}
     return Exhibit(
         face=pixels,
         heat_map=gradcam.overlay(pixels, gradcam.heat_map(scored.cam, pixels.shape[0])),

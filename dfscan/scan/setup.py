@@ -18,8 +18,10 @@ from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.verdict import Rules
 
-DEFAULT_CPU_WORKERS = 2
-"""One child decodes while the other, a video ahead, has its first pictures ready; more only cost memory."""
+MIN_WORKERS = 2
+"""One child decodes while the other, a video ahead, has its first pictures ready."""
+MAX_DEFAULT_THREADS = 8
+"""Each costs memory, and a container's share of the cores is not seen; `--threads` takes more."""
 
 log = logging.getLogger("dfscan")
 
@@ -72,9 +74,8 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         ConfigError: the device is not there.
         CheckpointError: the weights cannot be used, or no longer give the scores that the checkpoint promises.
     """
-    runtime = create_runtime(
-        checkpoint, device=settings.device, batch_size=settings.batch_size, threads=settings.threads
-    )
+    threads = settings.threads or default_threads()
+    runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
     verify(runtime, checkpoint)
     assert settings.num_frames and settings.detection_threshold is not None and settings.min_face_px
     assert settings.max_faces and settings.min_faces
@@ -82,10 +83,8 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         threshold=settings.detection_threshold,
         min_face_px=settings.min_face_px,
         max_faces=settings.max_faces,
-        device=runtime.device,
     )
-    limit_threads(settings.threads)  # only now is torch imported, on a CPU by the face detector
-    workers = DEFAULT_CPU_WORKERS if runtime.device == "cpu" else min(8, os.cpu_count() or 1)
+    limit_threads()
     return Engine(
         detector=detector,
         runtime=runtime,
@@ -93,7 +92,8 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         temperature=checkpoint.card.calibration.temperature,
         sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
         rules=rules_for(settings, checkpoint),
-        num_workers=settings.workers or workers,
+        num_workers=settings.workers or default_workers(threads, runtime.device),
+        threads=threads,
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
     )
 
@@ -111,18 +111,29 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
     )
 
 
-def limit_threads(num_threads: int) -> None:
-    """Keep libraries from opening a pool of threads each: on busy cores the pools fight, eightfold slower."""
+def default_threads() -> int:
+    """One for each core that this process may use, up to `MAX_DEFAULT_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_DEFAULT_THREADS)
+
+
+def default_workers(threads: int, device: str) -> int:
+    """Videos to decode at once: a fast classifier wants more."""
+    return max(MIN_WORKERS, threads // 2 if device == "cpu" else threads)
+
+
+def limit_threads() -> None:
+    """Keep OpenCV and PyTorch from opening pools of threads beside ours: on busy cores they fight, eightfold slower."""
     import cv2
 
-    cv2.setNumThreads(num_threads)
+    cv2.setNumThreads(1)
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(1)
 
 
 NOT_IN_RECIPE = frozenset(
     "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger resume workers "
-    "timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
+    "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""
 

@@ -20,7 +20,7 @@ from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import FileIdentity
-from dfscan.scan.setup import DEFAULT_CPU_WORKERS, limit_threads
+from dfscan.scan.setup import default_threads, default_workers, limit_threads
 from dfscan.train.crops import CropFormat, LooseCrop, cut, encode
 from dfscan.train.duplicates import fingerprint
 from dfscan.train.journal import CropRecord, Entry, Journal, writing
@@ -64,9 +64,7 @@ class PrepareSettings(BaseModel):
     test: Annotated[float, Field(ge=0, lt=1, validate_default=True)] = 0.15
     seed: int = 0
     # behaviour
-    device: str = "auto"
     workers: Count | None = None
-    threads: Count = 1
     timeout: Timeout = 300.0
     max_memory: Memory = 2048
     sandbox: bool = True
@@ -98,10 +96,10 @@ class Listener(Protocol):
         """One more source is finished; `reason` says why it gave none, or not all, of its faces."""
 
 
-def recipe(settings: PrepareSettings, device: str) -> dict[str, Any]:
+def recipe(settings: PrepareSettings) -> dict[str, Any]:
     """Everything besides the sources that crops depend on, as the journal keeps it."""
     values = settings.model_dump(mode="json", include=set(CUTTING))
-    return {**values, "device": device.partition(":")[0], "cutting_version": CUTTING_VERSION}
+    return {**values, "cutting_version": CUTTING_VERSION}
 
 
 @dataclass(eq=False)
@@ -122,13 +120,11 @@ class Extraction:
     def __init__(
         self,
         settings: PrepareSettings,
-        device: str,
         journal: Journal,
         sources: Sequence[Source],
         listener: Listener | None,
     ) -> None:
         self._settings = settings
-        self._device = device
         self._journal = journal
         self._listener = listener
         self._sources = {source.path: source for source in sources}
@@ -175,11 +171,10 @@ class Extraction:
     def _decode(self, paths: Sequence[str]) -> None:
         settings = self._settings
         detector = self._load_detector()
-        workers = DEFAULT_CPU_WORKERS if self._device == "cpu" else min(8, os.cpu_count() or 1)
         events = decode_videos(
             paths,
             sampling=Sampling(settings.num_frames),
-            num_workers=settings.workers or workers,
+            num_workers=settings.workers or default_workers(default_threads(), "cpu"),
             limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         )
         num_opened = 0
@@ -199,15 +194,14 @@ class Extraction:
             threshold=settings.detection_threshold,
             min_face_px=settings.min_face_px,
             max_faces=settings.max_faces,
-            device=self._device,
         )
-        limit_threads(settings.threads)
+        limit_threads()
         return detector
 
     def _look(self, work: _Work, frame: Frame, detector: FaceDetector) -> None:
         work.num_frames += 1
         try:
-            (detections,) = detector.detect([frame.pixels])
+            detections = detector.detect(frame.pixels)
         except (IndexError, ValueError, cv2.error) as error:  # what odd pictures can do to MTCNN and OpenCV
             work.failure = f"internal: face detection failed on a picture ({type(error).__name__})"
             return

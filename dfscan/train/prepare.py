@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.report.schema import Column
 from dfscan.report.text import report_order
@@ -75,9 +74,8 @@ def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Liste
     """
     found = read_sources(inputs, settings.source_options)
     sources = _without_own_crops(found.items, settings.out)
-    device = choose_device(settings.device)
-    with Journal(settings.out, recipe(settings, device)) as journal:
-        extraction = Extraction(settings, device, journal, sources, listener)
+    with Journal(settings.out, recipe(settings)) as journal:
+        extraction = Extraction(settings, journal, sources, listener)
         extraction.run()
         notes = dict(found.skipped) | extraction.failures
         entries = {path: entry for path, entry in journal.entries.items() if path not in extraction.failures}
