@@ -7,6 +7,7 @@ never pickle: a child taken over by a hostile file must not be able to run code 
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import importlib
 import json
@@ -72,6 +73,7 @@ def main() -> None:
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
     problem = _close_cage(limits)
+    gc.freeze()
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
         socket.socket(fileno=descriptor) as stream,
@@ -81,6 +83,7 @@ def main() -> None:
             job = json.loads(parent.recv_bytes())
             with FileIO(_receive_descriptor(stream)) as file:
                 _serve(parent, stream, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
+            gc.collect()  # PyAV's objects hold each other, and with them the last video's pictures
 
 
 def _die_with_parent() -> None:
