@@ -90,14 +90,14 @@ def export_failure(subject: str, returncode: int, message: str) -> DfscanError:
     )
 
 
-def open_session(graph: bytes, *, threads: int) -> InferenceSession:
-    """Load a graph for the CPU."""
+def open_session(graph: bytes) -> InferenceSession:
+    """Load a graph for the CPU; a call of ``run`` takes the caller's thread only, several may be made at once."""
     # Its builds since 1.29 tell their maker of every session; what is looked at here is nobody's business.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

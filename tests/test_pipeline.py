@@ -69,7 +69,8 @@ def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Pa
 
 def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:
     alone = engine_for(untrained)
-    together = replace(alone, runtime=TorchRuntime(load_network(read_card(untrained)), device="cpu", batch_size=5))
+    network = load_network(read_card(untrained))
+    together = replace(alone, runtime=TorchRuntime(network, device="cpu", batch_size=5, threads=3))
     for one, other in zip(scan(inputs(clips), alone), scan(inputs(clips), together), strict=True):
         logits, others = ([face.logit for track in r.tracks for face in track.faces] for r in (one, other))
         assert logits == pytest.approx(others, abs=1e-3)

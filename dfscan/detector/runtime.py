@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,7 +57,7 @@ class OnnxRuntime:
         self.device = "cpu"
         self.batch_size = 1
         self.threads = threads
-        self._session = open_session(graph, threads=1)
+        self._session = open_session(graph)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """As `Runtime.predict`."""
@@ -72,9 +73,13 @@ class TorchRuntime:
     Every batch is filled up to `batch_size`, because kernels are chosen by size: so the same kernels score a face
     whatever comes with it. When memory runs out `batch_size` is halved; where it does not do for one face, the network
     moves to the CPU for good: a slow answer is better than none, and its logits differ by less than 1e-3.
+
+    One batch runs at a time; further threads prepare the next ones meanwhile.
     """
 
-    def __init__(self, network: DeepfakeDetector, *, device: str, batch_size: int = DEFAULT_CUDA_BATCH_SIZE) -> None:
+    def __init__(
+        self, network: DeepfakeDetector, *, device: str, batch_size: int = DEFAULT_CUDA_BATCH_SIZE, threads: int = 1
+    ) -> None:
         import torch
 
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -82,7 +87,8 @@ class TorchRuntime:
         torch.backends.cudnn.deterministic = True
         self.device = device
         self.batch_size = batch_size
-        self.threads = 1
+        self.threads = threads
+        self._lock = threading.Lock()
         self._network = network.eval().float()
         try:
             # Of network.to, which takes the format too, PyTorch's types know no such signature.
@@ -101,12 +107,13 @@ class TorchRuntime:
         _check(batch)
         results: list[tuple[Floats, Floats]] = []
         while len(batch):
-            result = self._try(batch[: self.batch_size])
-            if result is None:
-                self._make_room()
-            else:
-                results.append(result)
-                batch = batch[len(result[0]) :]
+            with self._lock:
+                result = self._try(batch[: self.batch_size])
+                if result is None:
+                    self._make_room()
+                    continue
+            results.append(result)
+            batch = batch[len(result[0]) :]
         return _join(results)
 
     def _try(self, faces: Floats) -> tuple[Floats, Floats] | None:
@@ -127,7 +134,10 @@ class TorchRuntime:
 
         num_missing = self.batch_size - len(faces)
         full = np.pad(faces, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
-        x = torch.from_numpy(full).to(self.device).contiguous(memory_format=torch.channels_last)
+        x = torch.from_numpy(full)
+        if self.device != "cpu":
+            x = x.pin_memory()  # from where the GPU fetches it itself
+        x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             logits, cams = self._network.forward_with_cam(x)
         return logits[: len(faces), 0].cpu().numpy(), cams[: len(faces)].cpu().numpy()
@@ -178,7 +188,7 @@ def create_runtime(
         checkpoint: from `checkpoint.read_card`.
         device: as for `choose_device`.
         batch_size: faces that a GPU scores at once, 32 if None; a CPU scores one at a time whatever is asked.
-        threads: that are to call `predict` at once, on a CPU.
+        threads: that are to call `predict` at once.
 
     Raises:
         ConfigError: for a device that does not exist, or a number below 1.
@@ -192,7 +202,7 @@ def create_runtime(
     device = choose_device(device)
     if device == "cpu":
         return OnnxRuntime(onnx_graph(checkpoint), threads=threads)
-    return TorchRuntime(load_network(checkpoint), device=device, batch_size=batch_size)
+    return TorchRuntime(load_network(checkpoint), device=device, batch_size=batch_size, threads=threads)
 
 
 def choose_device(name: str) -> str:

@@ -39,7 +39,7 @@ class OnnxNetworks:
             DfscanError: they cannot be exported.
         """
         graphs = _unpacked(_graphs())
-        self._sessions = {name: open_session(graphs[name], threads=1) for name in SIDES_PX}
+        self._sessions = {name: open_session(graphs[name]) for name in SIDES_PX}
 
     def propose(self, picture: Floats) -> tuple[Floats, Floats]:
         """As `mtcnn.Networks`."""
@@ -117,7 +117,7 @@ def write_graphs(path: Path) -> None:
             )
             expected = network(pictures)
         graphs[name] = graph_path.read_bytes()
-        got = open_session(graphs[name], threads=1).run(None, {"pictures": pictures.numpy()})
+        got = open_session(graphs[name]).run(None, {"pictures": pictures.numpy()})
         for mine, theirs in zip(got, expected, strict=True):
             if not np.all(np.abs(mine - theirs.numpy()) <= MAX_EXPORT_ERROR):  # a NaN must fail
                 raise ArithmeticError(f"ONNX Runtime does not give PyTorch's {name}")
