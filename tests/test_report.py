@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,15 @@ import numpy as np
 import pytest
 
 from dfscan.errors import OutputError
-from dfscan.report import writers
+from dfscan.report import tables, writers
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, Column, frame_rows, report_row
+from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 from dfscan.report.writers import AtomicFile, format_for, open_writer
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+
+SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
 
 NAMES = {
     b"=1+1.mp4": "./=1+1.mp4",
@@ -244,7 +248,10 @@ def test_json_lines(tmp_path: Path) -> None:
 def read_pandas(path: Path) -> list[dict[str, object]]:
     import pandas as pd
 
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True, precise_float=True)
+    if path.suffix == ".jsonl":
+        table = pd.read_json(path, lines=True, precise_float=True)
+    else:
+        table = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": pd.read_parquet}[path.suffix](path)
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
@@ -253,8 +260,12 @@ def read_duckdb(path: Path) -> list[dict[str, object]]:
     return [dict(zip(table.columns, values, strict=True)) for values in table.fetchall()]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.parametrize("read", [read_pandas, read_duckdb])
+READERS = [(read_pandas, suffix) for suffix in SUFFIXES] + [
+    (read_duckdb, suffix) for suffix in SUFFIXES if suffix != "xlsx"
+]
+
+
+@pytest.mark.parametrize(("read", "suffix"), READERS)
 def test_pandas_and_duckdb_read_every_value(tmp_path: Path, read, suffix: str) -> None:
     make_result = [judged, unjudged]
     rows = [row(make_result[index % 2](os.fsdecode(name))) for index, name in enumerate(NAMES)]
@@ -286,7 +297,15 @@ def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("r.csv", "csv"), ("r.jsonl", "jsonl"), ("r.NDJSON", "jsonl"), ("r", "csv"), ("r.json", "csv")],
+    [
+        ("r.csv", "csv"),
+        ("r.jsonl", "jsonl"),
+        ("r.NDJSON", "jsonl"),
+        ("r", "csv"),
+        ("r.json", "csv"),
+        ("a.b/r.XLSX", "xlsx"),
+        ("r.parquet", "parquet"),
+    ],
 )
 def test_format_for(name: str, expected: str) -> None:
     assert format_for(name) == format_for(Path(name)) == expected
@@ -309,9 +328,10 @@ def rows_until(error: type[BaseException]) -> Iterator[dict[str, object]]:
     raise error
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_old_report_survives_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
-    path = tmp_path / "r.csv"
+def test_old_report_survives_an_exception(tmp_path: Path, error: type[BaseException], suffix: str) -> None:
+    path = tmp_path / f"r.{suffix}"
     path.write_text("old")
     with pytest.raises(error):
         write(path, rows_until(error))
@@ -319,16 +339,19 @@ def test_old_report_survives_an_exception(tmp_path: Path, error: type[BaseExcept
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_old_report_survives_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_old_report_survives_a_failing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, suffix: str
+) -> None:
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    path = tmp_path / "r.csv"
+    path = tmp_path / f"r.{suffix}"
     path.write_text("old")
-    writer = open_writer(path, REPORT_COLUMNS, format="csv")
+    writer = open_writer(path, REPORT_COLUMNS, format=format_for(path))
     monkeypatch.setattr(writers.os, step, fail)
-    with pytest.raises(OutputError, match=r"r\.csv': No space left on device. Free some space"):
+    with pytest.raises(OutputError, match=rf"r\.{suffix}': No space left on device. Free some space"):
         writer.close()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -381,7 +404,7 @@ def test_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert steps == ["fsync", "replace", "fsync"]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -440,10 +463,65 @@ def test_closed_pipe_passes_through() -> None:
 
 
 def test_same_results_give_the_same_bytes(tmp_path: Path) -> None:
-    for suffix in ("csv", "jsonl"):
+    for suffix in SUFFIXES:
         rows = [row(judged("a")), row(unjudged("b"))]
-        first, second = (write(tmp_path / f"{n}.{suffix}", rows).read_bytes() for n in (1, 2))
-        assert first == second
+        first = write(tmp_path / f"1.{suffix}", rows).read_bytes()
+        time.sleep(2 if suffix == "xlsx" else 0)  # the clock of a zip file counts two seconds
+        assert write(tmp_path / f"2.{suffix}", rows).read_bytes() == first
+
+
+@pytest.mark.parametrize("suffix", ["xlsx", "parquet"])
+def test_a_report_without_rows_has_its_columns(tmp_path: Path, suffix: str) -> None:
+    import pandas as pd
+
+    path = write(tmp_path / f"r.{suffix}", [])
+    table = pd.read_excel(path) if suffix == "xlsx" else pd.read_parquet(path)
+    assert list(table.columns) == [column.name for column in REPORT_COLUMNS]
+    assert table.empty
+
+
+def test_workbook(tmp_path: Path) -> None:
+    import openpyxl
+
+    rows = [{**row(judged("=1+1.mp4")), LINK: "dumps/a%20b"}, row(unjudged("b.mp4"))]
+    rows[0]["codec"] = "=cmd|'/c calc'!A1"
+    about = {"checkpoint": "b2-plain", "settings": "=1"}
+    book = openpyxl.load_workbook(write(tmp_path / "r.xlsx", rows, about=about))
+    sheet = book["report"]
+    cells = {column.name: sheet.cell(2, i) for i, column in enumerate(REPORT_COLUMNS, start=1)}
+    assert all(cell.data_type in ("s", "n") for line in sheet.iter_rows() for cell in line)
+    assert cells["codec"].value == "'=cmd|'/c calc'!A1"
+    assert cells["path"].value == "./=1+1.mp4"
+    assert cells["path"].hyperlink.target == "dumps/a%20b"
+    assert sheet["A3"].hyperlink is None
+    assert (cells["score"].value, cells["score"].number_format) == (0.123457, "0.000000")
+    assert cells["size_bytes"].value == 1234567890123
+    assert cells["verdict"].fill.fgColor.rgb.endswith(VERDICT_COLOURS["fake"])
+    assert sheet.freeze_panes == "B2"
+    assert sheet.auto_filter.ref == "A1:V3"
+    assert [[cell.value for cell in line] for line in book["about"].iter_rows()] == [
+        list(each) for each in about.items()
+    ]
+
+
+def test_workbook_with_more_rows_than_excel_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_XLSX_ROWS", 1)
+    with pytest.raises(OutputError, match=r"1 rows at most; write .csv or .parquet"):
+        write(tmp_path / "r.xlsx", [row(judged("a")), row(judged("b"))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parquet_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 2)
+    path = write(tmp_path / "r.parquet", [row(judged("a")), row(unjudged("b")), row(unjudged("c"))])
+    file = pyarrow.parquet.ParquetFile(path)
+    types = {field.name: str(field.type) for field in file.schema_arrow}
+    kinds = {"path": "string", "text": "string", "int": "int64", "score": "double", "time": "double"}
+    assert types == {column.name: kinds[column.kind] for column in REPORT_COLUMNS}
+    assert file.num_row_groups == 2
+    assert file.read()["score"].to_pylist() == [0.123457, None, None]
 
 
 def test_meta(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from dfscan.errors import OutputError
 from dfscan.report.schema import DIGITS, Column, finite
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 
-Format = Literal["csv", "jsonl"]
+Format = Literal["csv", "jsonl", "xlsx", "parquet"]
+SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".xlsx": "xlsx", ".parquet": "parquet"}
+"""Of names that ask for another format than CSV."""
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space there or write somewhere else.",
@@ -35,8 +37,8 @@ _REMEDIES = {
 
 
 def format_for(path: str | os.PathLike[str]) -> Format:
-    """Return the format that a name asks for: JSON Lines for ``.jsonl`` and ``.ndjson``, else CSV."""
-    return "jsonl" if os.fspath(path).lower().endswith((".jsonl", ".ndjson")) else "csv"
+    """Return the format that a name asks for by its suffix, see `SUFFIXES`, else CSV."""
+    return SUFFIXES.get(os.path.splitext(os.fspath(path))[1].lower(), "csv")
 
 
 def open_writer(
@@ -45,6 +47,7 @@ def open_writer(
     *,
     format: Format,
     excel: bool = False,
+    about: Mapping[str, str] | None = None,
 ) -> ReportWriter:
     """Open a report for writing.
 
@@ -52,14 +55,21 @@ def open_writer(
         target: the path of the report, replaced whole when the writer is closed; or a binary stream such as
             ``sys.stdout.buffer``, which gets every row at once and is left open.
         columns: the columns in order; rows are looked up by their names.
-        format: ``csv`` or ``jsonl``, see `format_for`.
+        format: see `format_for`.
         excel: start CSV with a byte order mark, without which Excel misreads UTF-8.
+        about: for a second sheet of a workbook: names and values of what the rows have in common.
 
     Raises:
         OutputError: the file cannot be created there, or the header cannot be written.
     """
     sink: Sink = AtomicFile(target) if isinstance(target, (str, os.PathLike)) else _Stream(target)
-    return CsvWriter(sink, columns, excel=excel) if format == "csv" else JsonLinesWriter(sink, columns)
+    if format == "csv":
+        return CsvWriter(sink, columns, excel=excel)
+    if format == "jsonl":
+        return JsonLinesWriter(sink, columns)
+    from dfscan.report.tables import ParquetWriter, XlsxWriter
+
+    return XlsxWriter(sink, columns, about=about or {}) if format == "xlsx" else ParquetWriter(sink, columns)
 
 
 class Sink(Protocol):
@@ -81,7 +91,6 @@ class ReportWriter:
     def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
         self._sink = sink
         self._columns = tuple(columns)
-
         self._is_begun = False
 
     def append(self, row: Mapping[str, object]) -> None:
@@ -141,7 +150,7 @@ class JsonLinesWriter(ReportWriter):
     """
 
     def _line(self, row: Mapping[str, object]) -> str:
-        record = {column.name: _cell(column, row[column.name]) for column in self._columns}
+        record = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
         path = row.get("path")
         if isinstance(path, str) and is_escaped(path):
             record["path_bytes"] = base64.b64encode(os.fsencode(path)).decode()
@@ -282,8 +291,8 @@ def _sync_directory(directory: str) -> None:
             os.close(fd)
 
 
-def _cell(column: Column, value: object) -> str | int | float | None:
-    """Return the value as both formats give it: printable text, an integer, or a rounded number."""
+def typed_cell(column: Column, value: object) -> str | int | float | None:
+    """Return the value as all formats give it: printable text, an integer, or a rounded number."""
     if value is None:
         return None
     if column.kind == "path":
@@ -299,7 +308,7 @@ def _cell(column: Column, value: object) -> str | int | float | None:
 
 
 def _csv_cell(column: Column, value: object) -> str:
-    cell = _cell(column, value)
+    cell = typed_cell(column, value)
     if isinstance(cell, str):
         return _quoted(guard_formula(cell))
     if isinstance(cell, float):

@@ -102,7 +102,7 @@ class RunFolder:
         """Write a CSV file, replaced whole."""
         import pandas as pd
 
-        table = pd.DataFrame(list(rows), columns=list(header))
+        table = pd.DataFrame(list(rows), columns=list(header), dtype=object)
         self._replace(self.path / name, table.to_csv(index=False, lineterminator="\n"))
 
     def close(self) -> None:

@@ -143,7 +143,8 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
 
     from dfscan.report.writers import AtomicFile
 
-    table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS))
+    # As Python's own objects: Arrow, in which pandas keeps text, holds no name that is not UTF-8.
+    table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS), dtype=object)
     sink = AtomicFile(path)
     sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))
     sink.commit()

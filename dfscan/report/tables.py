@@ -1,0 +1,169 @@
+"""The report formats that libraries write: Excel workbooks and Parquet.
+
+Both give the values of the CSV, typed. Neither holds a clock: the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from io import BytesIO
+from typing import Any
+
+from dfscan.errors import OutputError
+from dfscan.report.schema import DIGITS, Column
+from dfscan.report.text import guard_formula, printable
+from dfscan.report.writers import ReportWriter, Sink, reported, typed_cell
+
+MAX_XLSX_ROWS = 1_048_575
+"""What Excel opens, besides the header."""
+MAX_XLSX_TEXT = 32_767
+ROWS_PER_GROUP = 10_000
+VERDICT_COLOURS = {"fake": "F8CBAD", "real": "C6E0B4", "inconclusive": "FFE699", "no_face": "DDDDDD", "error": "D9B3FF"}
+WIDTHS = {"path": 60, "verdict": 14, "reason": 50, "sha256": 30, "checkpoint": 24}
+DEFAULT_WIDTH = 12
+LINK = "dumps_folder"
+"""Key of a row, no column: where the video's dumps are, relative to the report."""
+EPOCH = datetime(1980, 1, 1)  # the first moment that a zip file knows
+
+
+class XlsxWriter(ReportWriter):
+    """An Excel workbook: typed cells, a header that stays and filters, verdicts in colour, a sheet about the scan.
+
+    Paths of rows that have a `LINK` are linked to it. The rows wait in memory for the end.
+    """
+
+    def __init__(self, sink: Sink, columns: Sequence[Column], *, about: Mapping[str, str]) -> None:
+        super().__init__(sink, columns)
+        self._about = about
+        self._rows: list[tuple[list[str | int | float | None], object]] = []
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """As `ReportWriter.append`.
+
+        Raises:
+            OutputError: there are more rows than Excel opens.
+        """
+        if len(self._rows) == MAX_XLSX_ROWS:
+            raise OutputError(f"a workbook holds {MAX_XLSX_ROWS} rows at most; write .csv or .parquet instead")
+        self._rows.append(([typed_cell(column, row[column.name]) for column in self._columns], row.get(LINK)))
+
+    def close(self) -> None:
+        """As `ReportWriter.close`."""
+        try:
+            with reported(tempfile.gettempdir()):  # where openpyxl writes first
+                packed = self._packed()
+        except BaseException:
+            self._sink.discard()
+            raise
+        self._sink.write(_without_clock(packed))
+        self._sink.commit()
+
+    def _packed(self) -> bytes:
+        from openpyxl import Workbook
+
+        book = Workbook(write_only=True)
+        book.properties.creator = "dfscan"
+        book.properties.created = EPOCH
+        self._add_rows(book.create_sheet("report"))
+        sheet = book.create_sheet("about")
+        sheet.column_dimensions["A"].width, sheet.column_dimensions["B"].width = 30, 100
+        for name, value in self._about.items():
+            sheet.append([_text(sheet, name), _text(sheet, value)])
+        packed = BytesIO()
+        book.save(packed)
+        return packed.getvalue()
+
+    def _add_rows(self, sheet: Any) -> None:
+        from openpyxl.styles import Font
+        from openpyxl.utils import get_column_letter
+
+        letters = [get_column_letter(i) for i in range(1, len(self._columns) + 1)]
+        for letter, column in zip(letters, self._columns, strict=True):
+            sheet.column_dimensions[letter].width = WIDTHS.get(column.name, DEFAULT_WIDTH)
+        sheet.freeze_panes = "B2"
+        sheet.auto_filter.ref = f"A1:{letters[-1]}{len(self._rows) + 1}"
+        head = [_text(sheet, column.name) for column in self._columns]
+        for cell in head:
+            cell.font = Font(bold=True)
+        sheet.append(head)
+        for values, link in self._rows:
+            cells = zip(self._columns, values, strict=True)
+            sheet.append([_xlsx_cell(sheet, column, value, link) for column, value in cells])
+
+
+def _xlsx_cell(sheet: Any, column: Column, value: str | int | float | None, link: object) -> Any:
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.styles import Font, PatternFill
+
+    if not isinstance(value, str):
+        cell = WriteOnlyCell(sheet, value=value)
+        if column.kind in DIGITS:
+            cell.number_format = f"0.{'0' * DIGITS[column.kind]}"
+        return cell
+    cell = _text(sheet, guard_formula(value))
+    if column.name == "verdict" and value in VERDICT_COLOURS:
+        cell.fill = PatternFill("solid", fgColor=VERDICT_COLOURS[value])
+    if column.name == "path" and link:
+        cell.hyperlink = str(link)
+        cell.font = Font(underline="single")
+    return cell
+
+
+def _text(sheet: Any, text: str) -> Any:
+    """A cell that is text and nothing else, whatever it begins with."""
+    from openpyxl.cell import WriteOnlyCell
+
+    cell = WriteOnlyCell(sheet, value=printable(text)[:MAX_XLSX_TEXT])
+    cell.data_type = "s"
+    return cell
+
+
+class ParquetWriter(ReportWriter):
+    """Apache Parquet: text, 64-bit integers and doubles, all nullable."""
+
+    def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        super().__init__(sink, columns)
+        types = {"path": pyarrow.string(), "text": pyarrow.string(), "int": pyarrow.int64()}
+        fields = [(column.name, types.get(column.kind, pyarrow.float64())) for column in self._columns]
+        self._schema = pyarrow.schema(fields)
+        self._packed = BytesIO()
+        self._file = pyarrow.parquet.ParquetWriter(self._packed, self._schema)
+        self._rows: list[dict[str, object]] = []
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """As `ReportWriter.append`."""
+        self._rows.append({column.name: typed_cell(column, row[column.name]) for column in self._columns})
+        if len(self._rows) >= ROWS_PER_GROUP:
+            self._write_group()
+
+    def close(self) -> None:
+        """As `ReportWriter.close`."""
+        self._write_group()
+        self._file.close()
+        self._sink.write(self._packed.getvalue())
+        self._sink.commit()
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        self._file.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+def _without_clock(packed: bytes) -> bytes:
+    """The same workbook, it and its members dated `EPOCH`."""
+    result = BytesIO()
+    with zipfile.ZipFile(BytesIO(packed)) as source, zipfile.ZipFile(result, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == "docProps/core.xml":  # openpyxl has just put the time there
+                data = re.sub(rb"(<dcterms:modified[^>]*>)[^<]*", rb"\g<1>" + f"{EPOCH.isoformat()}Z".encode(), data)
+            target.writestr(zipfile.ZipInfo(name, EPOCH.timetuple()[:6]), data, zipfile.ZIP_DEFLATED)
+    return result.getvalue()
