@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
+PictureKind = Literal["face", "heat_map"]
 
 LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -155,6 +156,19 @@ class Verdict:
     reason: Reason | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A small picture of one judged face, for people to look at."""
+
+    kind: PictureKind
+    track_id: int
+    frame_index: int
+    time_s: float
+    score: float
+    """Of this face, in [0, 1]."""
+    jpeg: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class VideoResult:
     """Everything known of one video after a scan."""
@@ -169,6 +183,8 @@ class VideoResult:
     tracks: tuple[Track, ...] = ()
     dumps: tuple[dict[str, Any], ...] = field(default=())
     """Index rows of the Grad-CAM dumps written for this video, as in `report.dumps`."""
+    pictures: tuple[Picture, ...] = field(default=(), compare=False)
+    """Where they are wanted: faces of each track in order of time, heat maps of the highest scores, best first."""
 
 
 def sigmoid(logit: float) -> float:

@@ -1,0 +1,491 @@
+"use strict";
+// The table and the details of the report. Text reaches the page only as textContent, never as markup.
+(() => {
+  const CHUNK = 200; // rows shown at first and with each "show more"
+  const MOST_PRINTED = 2000; // rows
+  const SVG = "http://www.w3.org/2000/svg";
+
+  const load = (id) => JSON.parse(document.getElementById(id).textContent);
+  const data = load("data");
+  const leftOut = load("left-out");
+  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "people", "duration"];
+  const videos = data.rows.map((values, row) => {
+    const video = { row };
+    FIELDS.forEach((field, i) => (video[field] = values[i]));
+    video.rank = data.verdicts.indexOf(video.verdict);
+    video.haystack = `${video.path}\n${video.code}: ${video.reason}`.toLowerCase();
+    return video;
+  });
+
+  // ---- Words and numbers -------------------------------------------------------------------------------------
+
+  const count = (number) => number.toLocaleString("en");
+  const counted = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
+  const words = (verdict) => verdict.replace("_", " ");
+  const score = (value) => (value === null ? "–" : value.toFixed(4));
+  const person = (track) => `person ${track + 1}`;
+  const last = (list) => list[list.length - 1];
+  const range = (list, show) => {
+    const known = list.filter((value) => value !== null);
+    return known.length ? `${show(Math.min(...known))} to ${show(Math.max(...known))}` : "not known";
+  };
+
+  /** Seconds as m:ss.s, or h:mm:ss.s. */
+  function time(seconds, digits = 1) {
+    if (seconds === null) return "–";
+    const all = Number(seconds.toFixed(digits));
+    const rest = (all % 60).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
+    const minutes = Math.floor(all / 60);
+    if (minutes < 60) return `${minutes}:${rest}`;
+    return `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
+  }
+
+  function bytes(number) {
+    const power = number < 1000 ? 0 : Math.min(4, Math.floor(Math.log10(number) / 3));
+    if (power === 0) return counted(number, "byte", "bytes");
+    return `${(number / 1000 ** power).toFixed(1)} ${["", "kB", "MB", "GB", "TB"][power]} (${count(number)} bytes)`;
+  }
+
+  // ---- Making elements ---------------------------------------------------------------------------------------
+
+  function fill(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value !== null) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null));
+    return node;
+  }
+  const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+  const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+  const foreign = (tag, text) => make(tag, {}, make("bdi", {}, text)); // text of any direction, kept to its place
+  const dim = (text) => make("span", { class: "dim" }, text);
+  const icon = (name, width, height, ...shapes) =>
+    draw("svg", { class: name, width, height, "aria-hidden": "true" }, ...shapes);
+  const mark = (verdict) => icon(`mark ${verdict}`, 14, 14, draw("use", { href: `#mark-${verdict}` }));
+
+  // ---- The table ---------------------------------------------------------------------------------------------
+
+  const number = (title, value, show) => ({
+    title,
+    value,
+    first: "descending",
+    kind: "number",
+    cell: (video) => show(value(video)),
+  });
+  const text = (title, value, cell) => ({
+    title,
+    value: (video) => value(video) || null,
+    first: "ascending",
+    kind: "text",
+    cell,
+  });
+  const COLUMNS = {
+    name: { title: "Video", value: (video) => video.row, first: "ascending", kind: "text", cell: nameCell },
+    verdict: { title: "Verdict", value: (video) => video.rank, first: "ascending", kind: "text", cell: verdictCell },
+    score: { ...number("Score", (video) => video.score), cell: scoreCell },
+    threshold: number("Fake from", (video) => video.threshold, score),
+    status: text("Status", (video) => video.status, (video) => video.status),
+    reason: text("Reason", (video) => video.code, codeCell),
+    faces: number("Faces", (video) => video.faces, count),
+    people: number("People", (video) => video.people, count),
+    duration: number("Duration", (video) => video.duration, time),
+  };
+  const SUSPICIOUS = "suspicious"; // the order at first
+
+  const form = document.querySelector(".controls");
+  const table = document.querySelector("#videos table");
+  const status = document.querySelector(".shown");
+  const more = document.querySelector(".more button");
+  const printNote = document.querySelector(".print-note");
+  let body = table.appendChild(make("tbody", { role: "rowgroup" }));
+  let matching = videos;
+  let numShown = 0;
+  let direction = null; // in which a column is sorted; null for the one that is its own at first
+  const open = new Set(); // rows whose details are shown
+
+  function nameCell(video) {
+    const cut = video.path.lastIndexOf("/") + 1;
+    const folder = video.path.slice(0, cut);
+    return make(
+      "button",
+      { type: "button", class: "open", "aria-expanded": "false" },
+      make("bdi", { class: "file" }, video.path.slice(cut) || video.path),
+      folder === "./" || folder === "" ? null : make("bdi", { class: "folder" }, folder),
+    );
+  }
+
+  function codeCell(video) {
+    if (!video.code) return "–";
+    const parts = video.code.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]); // long codes break between words
+    return make("code", {}, make("bdi", {}, ...parts));
+  }
+
+  function verdictCell(video) {
+    return make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), words(video.verdict));
+  }
+
+  function scoreCell(video) {
+    if (video.score === null) return "–";
+    const meter = icon("meter", 60, 8, draw("rect", { class: "rail", width: 60, height: 8, rx: 2 }));
+    meter.append(draw("rect", { class: "level", width: 60 * video.score, height: 8, rx: 2 }));
+    if (video.threshold !== null) {
+      meter.append(draw("rect", { class: "tick", x: 60 * video.threshold - 1, width: 2, height: 8 }));
+    }
+    return make("span", { class: "score" }, make("strong", {}, score(video.score)), meter);
+  }
+
+  function rowOf(video) {
+    const line = make("tr", { role: "row", class: `video ${video.verdict}`, "data-row": video.row });
+    for (const [key, column] of Object.entries(COLUMNS)) {
+      const cell = make("td", { role: "cell", class: `${key} ${column.kind}`, "data-title": column.title });
+      cell.append(column.cell(video));
+      line.append(cell);
+    }
+    return line;
+  }
+
+  function comparison(key) {
+    if (key === SUSPICIOUS) return (a, b) => a.rank - b.rank || (b.score ?? -1) - (a.score ?? -1) || a.row - b.row;
+    const { value, first } = COLUMNS[key];
+    const sign = (direction ?? first) === "ascending" ? 1 : -1;
+    return (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === y) return a.row - b.row;
+      if (x === null || y === null) return x === null ? 1 : -1; // what is missing comes last either way
+      return x < y ? -sign : sign;
+    };
+  }
+
+  function filtered() {
+    const fields = new FormData(form);
+    const verdicts = new Set(fields.getAll("verdict"));
+    const part = fields.get("text").trim().toLowerCase();
+    const least = fields.get("score") === "" ? null : Number(fields.get("score"));
+    const isWanted = (video) => least === null || (video.score !== null && video.score >= least);
+    return videos.filter((video) => verdicts.has(video.verdict) && isWanted(video) && video.haystack.includes(part));
+  }
+
+  function show() {
+    const key = form.elements.order.value;
+    matching = filtered().sort(comparison(key));
+    numShown = 0;
+    const fresh = make("tbody", { role: "rowgroup" });
+    body.replaceWith(fresh);
+    body = fresh;
+    for (const [name, column] of Object.entries(COLUMNS)) {
+      const head = table.tHead.querySelector(`.${name}`);
+      if (name === key) head.setAttribute("aria-sort", direction ?? column.first);
+      else head.removeAttribute("aria-sort");
+    }
+    showMore(CHUNK);
+  }
+
+  function showMore(most) {
+    const next = matching.slice(numShown, numShown + most);
+    const lines = document.createDocumentFragment();
+    next.forEach((video) => lines.append(rowOf(video)));
+    body.append(lines);
+    numShown += next.length;
+    next.filter((video) => open.has(video.row)).forEach((video) => unfold(lineOf(video.row)));
+    announce();
+  }
+
+  function announce() {
+    const rest = matching.length - numShown;
+    const all = matching.length === videos.length ? "" : ` that match, of ${count(videos.length)} in all`;
+    const part = rest ? `${count(numShown)} of ` : "";
+    status.textContent = `Showing ${part}${counted(matching.length, "video", "videos")}${all}.`;
+    more.hidden = rest === 0;
+    more.textContent = `Show ${count(Math.min(rest, CHUNK))} more of the ${count(rest)} left`;
+    printNote.hidden = rest === 0;
+    printNote.textContent = `Only the first ${count(numShown)} of ${count(matching.length)} videos are printed.`;
+  }
+
+  // ---- Opening and closing -----------------------------------------------------------------------------------
+
+  const lineOf = (row) => body.querySelector(`tr.video[data-row="${row}"]`);
+  const buttonOf = (row) => lineOf(row).querySelector(".open");
+
+  function unfold(line) {
+    const row = Number(line.dataset.row);
+    const cell = make("td", { role: "cell", colspan: Object.keys(COLUMNS).length });
+    line.after(make("tr", { role: "row", class: "detail", id: `detail-${row}`, "data-row": row }, cell));
+    buttonOf(row).setAttribute("aria-expanded", "true");
+    buttonOf(row).setAttribute("aria-controls", `detail-${row}`);
+    open.add(row);
+    cell.append(detailOf(videos[row], factsOf(row), Math.max(280, cell.clientWidth - 48)));
+  }
+
+  function fold(line) {
+    const row = Number(line.dataset.row);
+    document.getElementById(`detail-${row}`).remove();
+    buttonOf(row).setAttribute("aria-expanded", "false");
+    buttonOf(row).removeAttribute("aria-controls");
+    open.delete(row);
+  }
+
+  const toggle = (line) => (open.has(Number(line.dataset.row)) ? fold(line) : unfold(line));
+
+  let factLines = null;
+  function factsOf(row) {
+    factLines ??= document.getElementById("details").textContent.split("\n");
+    return JSON.parse(factLines[row + 1].replace(/,$/, "")); // the first line only opens the list
+  }
+
+  // ---- One video in detail -----------------------------------------------------------------------------------
+
+  function detailOf(video, facts, width_px) {
+    const pictures = picturesOf(video.row);
+    const box = make("div", { class: "inside" }, why(video, facts), notice(video));
+    if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
+    const people = facts.tracks.map((track, i) => personOf(track, i, facts, pictures));
+    const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
+    if (decided > 0) people.unshift(...people.splice(decided, 1)); // whoever decides comes first
+    box.append(...people);
+    if (facts.tracks.length && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
+    const maps = pictures.filter((picture) => picture.kind === "heat_map");
+    if (maps.length) box.append(heatMaps(maps));
+    box.append(fileFacts(video, facts));
+    return box;
+  }
+
+  function picturesOf(row) {
+    const block = document.getElementById(`pictures-${row}`);
+    const records = block ? JSON.parse(block.textContent) : [];
+    return records.map(([kind, track, time_s, value, jpeg]) => ({ kind, track, time_s, value, jpeg }));
+  }
+
+  function whyNoPictures(row) {
+    if (!leftOut.rows.includes(row)) return "No pictures: this scan kept none of this video.";
+    return `No pictures: they were left out to keep the pictures of this page within ${leftOut.max_mb} MB.`;
+  }
+
+  /** One sentence on how the verdict came about. */
+  function why(video, facts) {
+    const real = data.checkpoints[facts.checkpoint].real;
+    const judged = facts.decided === undefined ? "" : `Person ${facts.decided + 1} scores ${score(video.score)}`;
+    const low = real === null ? "low enough" : `the highest here; up to ${score(real)} is low enough`;
+    const sentences = {
+      fake: `${judged}, at or above ${score(video.threshold)}, from which a video is called fake.`,
+      real: `${judged}, ${low} to be called real.`,
+      inconclusive: judged ? `${judged}; that decides neither way.` : "It could not be decided.",
+      no_face: "No face was found in the frames that were looked at.",
+      error: "Nothing of this video could be judged.",
+    };
+    return make("p", { class: "why" }, make("strong", {}, words(video.verdict), ". "), sentences[video.verdict]);
+  }
+
+  function notice(video) {
+    if (!video.code && video.status === "ok") return null;
+    const partial = video.status === "partial" ? "Only a part of this video was seen. " : "";
+    const reason = video.code ? [foreign("code", video.code), " ", make("bdi", {}, video.reason)] : [];
+    return make("p", { class: "notice" }, partial, ...reason);
+  }
+
+  function personOf(track, i, facts, pictures) {
+    const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
+    const faces = pictures.filter((picture) => picture.kind === "face" && picture.track === track.id);
+    const num_faces = counted(track.times.length, "face", "faces");
+    const about = `${num_faces} · ${span_s} · scores ${range(track.scores, score)}`;
+    const name = make("h4", {}, sample(i), `Person ${track.id + 1} `, dim(`track ${track.id}`));
+    const tag = track.id === facts.decided ? make("span", { class: "tag" }, "decides") : null;
+    const head = make("div", { class: "person-head" }, name, tag, make("span", { class: "about" }, about));
+    return make("section", { class: "person" }, head, faces.length ? gallery(faces, "Face") : null);
+  }
+
+  function heatMaps(maps) {
+    const note = "A heat map shows where the network looked; it is no proof of manipulation.";
+    const head = [make("h4", {}, "Heat maps (Grad-CAM)"), make("p", { class: "dim" }, note)];
+    return make("section", { class: "person" }, ...head, gallery(maps, "Heat map"));
+  }
+
+  function gallery(pictures, kind) {
+    const figures = pictures.map((picture) => {
+      const alt = `${kind} of ${person(picture.track)} at ${time(picture.time_s)}, score ${score(picture.value)}`;
+      const image = make("img", { src: `data:image/jpeg;base64,${picture.jpeg}`, alt });
+      const whose = kind === "Face" ? null : dim(` ${person(picture.track)}`);
+      const caption = [make("strong", {}, score(picture.value)), ` ${time(picture.time_s)}`, whose];
+      return make("figure", {}, image, fill(make("figcaption"), {}, caption));
+    });
+    return make("div", { class: "gallery" }, ...figures);
+  }
+
+  function fileFacts(video, facts) {
+    const pairs = {
+      Path: foreign("code", video.path),
+      Size: facts.size === undefined ? null : bytes(facts.size),
+      Resolution: facts.width === undefined ? null : `${facts.width} × ${facts.height ?? "?"} px`,
+      "Frame rate": facts.fps === undefined ? null : `${facts.fps} frames a second`,
+      Codec: facts.codec === undefined ? null : make("bdi", {}, facts.codec),
+      Duration: video.duration === null ? null : time(video.duration),
+      Turned: facts.turned === undefined ? null : `by ${facts.turned}° to stand upright`,
+      Colours: facts.hdr === undefined ? null : "high dynamic range",
+      Sampling: `${counted(facts.looked, "frame", "frames")} looked at`,
+      Checkpoint: foreign("code", data.checkpoints[facts.checkpoint].label),
+      "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
+      "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
+    };
+    const known = Object.entries(pairs).filter(([, value]) => value !== null);
+    const isWide = (name) => ["Path", "SHA-256"].includes(name);
+    const list = known.map(([name, value]) =>
+      make("div", { class: isWide(name) ? "wide" : null }, make("dt", {}, name), make("dd", {}, value)),
+    );
+    return make("section", { class: "person" }, make("h4", {}, "File"), make("dl", { class: "facts" }, ...list));
+  }
+
+  // ---- The timeline ------------------------------------------------------------------------------------------
+
+  const SHAPES = [
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "M-3.6-3.6h7.2v7.2h-7.2Z",
+    "M0-4.8 4.6 3.6H-4.6Z",
+    "M0-5 5 0 0 5-5 0Z",
+    "M0 4.8-4.6-3.6H4.6Z",
+  ];
+  const DASHES = [null, "7 4", "2 3", "9 3 2 3"];
+  const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
+  const round = (pixels) => Math.round(pixels * 10) / 10;
+
+  // Colour, shape and dash of the i-th person: they repeat together only after twenty.
+  const lineAs = (i, d) => draw("path", { class: `line t${i % 5}`, "stroke-dasharray": DASHES[i % 4], d });
+  const pointAs = (i, x, y, ...inside) =>
+    draw("path", { class: `point t${i % 5}`, d: SHAPES[i % 5], transform: `translate(${x} ${y})` }, ...inside);
+  const sample = (i) => icon("sample", 34, 12, lineAs(i, "M0 6H34"), pointAs(i, 17, 6));
+
+  /** A chart of the scores: `x` and `y` turn seconds and scores into pixels. */
+  function timeline(video, facts, width_px) {
+    const [left, right, top, bottom] = [44, width_px - 14, 26, 216];
+    const end_s = facts.tracks.reduce((end, track) => Math.max(end, last(track.times) ?? 0), video.duration ?? 0) || 1;
+    const x = (time_s) => round(left + ((right - left) * time_s) / end_s);
+    const y = (value) => round(bottom - (bottom - top) * value);
+    const frame = { left, right, top, bottom, end_s, x, y };
+    const [title, words] = [`title-${video.row}`, `words-${video.row}`];
+    const chart = draw("svg", { class: "timeline", viewBox: `0 0 ${width_px} ${bottom + 40}`, role: "img" });
+    chart.setAttribute("aria-labelledby", `${title} ${words}`);
+    chart.append(draw("title", { id: title }, "Scores of the faces through time"));
+    chart.append(draw("desc", { id: words }, inWords(video, facts)), ...span(facts, frame), ...axes(frame));
+    facts.tracks.forEach((track, i) => chart.append(...trackShapes(track, i, frame)));
+    const real = data.checkpoints[facts.checkpoint].real;
+    chart.append(...limit("fake", video.threshold, "fake from", -6, frame));
+    chart.append(...limit("real", real, "real up to", real < 0.08 ? -6 : 14, frame));
+    return make("div", { class: "chart" }, chart);
+  }
+
+  function axes({ left, right, bottom, end_s, x, y }) {
+    const parts = [0, 0.25, 0.5, 0.75, 1].flatMap((value) => [
+      draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }),
+      draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)),
+    ]);
+    const most = Math.max(2, Math.floor((right - left) / 70));
+    const step_s = STEPS_S.find((each) => end_s / each <= most) ?? end_s / 2;
+    for (let time_s = 0; time_s <= end_s * 1.0001; time_s += step_s) {
+      const name = time(time_s, step_s < 1 ? 1 : 0);
+      parts.push(draw("path", { class: "grid", d: `M${x(time_s)} ${bottom}v5` }));
+      parts.push(draw("text", { x: x(time_s), y: bottom + 18, "text-anchor": "middle" }, name));
+    }
+    parts.push(draw("text", { class: "axis", x: left, y: bottom + 35 }, "score of each face over time (m:ss)"));
+    return parts;
+  }
+
+  /** The time of the person who decided, marked from top to bottom. */
+  function span(facts, { top, bottom, right, x }) {
+    const track = facts.tracks.find((each) => each.id === facts.decided);
+    if (!track) return [];
+    const [from, to] = [x(track.times[0]), x(last(track.times))];
+    const middle = Math.min(Math.max((from + to) / 2, 100), right - 60);
+    const place = { class: "span-name", x: middle, y: top - 9, "text-anchor": "middle" };
+    return [
+      draw("rect", { class: "span", x: from - 5, width: to - from + 10, y: top, height: bottom - top }),
+      draw("text", place, `${person(track.id)} decides`),
+    ];
+  }
+
+  function limit(kind, value, name, shift, { left, right, y }) {
+    if (value === null) return [];
+    const place = { class: `limit-name ${kind}`, x: right - 4, y: y(value) + shift, "text-anchor": "end" };
+    return [
+      draw("path", { class: `limit ${kind}`, d: `M${left} ${y(value)}H${right}` }),
+      draw("text", place, `${name} ${score(value)}`),
+    ];
+  }
+
+  function trackShapes(track, i, { x, y }) {
+    const known = track.times.map((time_s, n) => [time_s, track.scores[n]]).filter((pair) => !pair.includes(null));
+    if (!known.length) return [];
+    const points = known.map(([time_s, value]) => {
+      const words = `${person(track.id)} at ${time(time_s)}: ${score(value)}`;
+      return pointAs(i, x(time_s), y(value), draw("title", {}, words));
+    });
+    return [lineAs(i, `M${known.map(([time_s, value]) => `${x(time_s)} ${y(value)}`).join("L")}`), ...points];
+  }
+
+  function inWords(video, facts) {
+    const people = facts.tracks.map((track) => {
+      const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
+      const faces = counted(track.times.length, "face", "faces");
+      return `${person(track.id)}: ${faces} from ${span_s}, scores ${range(track.scores, score)}`;
+    });
+    const threshold = video.threshold === null ? "No threshold" : `Fake from ${score(video.threshold)}`;
+    return `${people.join("; ")}. ${threshold}.`;
+  }
+
+  // ---- Wiring ------------------------------------------------------------------------------------------------
+
+  function headOf(key) {
+    const column = COLUMNS[key];
+    const button = make("button", { type: "button" }, column.title);
+    button.addEventListener("click", () => {
+      const turned = (direction ?? column.first) === "ascending" ? "descending" : "ascending";
+      direction = form.elements.order.value === key ? turned : null;
+      form.elements.order.value = key;
+      show();
+    });
+    return make("th", { role: "columnheader", scope: "col", class: `${key} ${column.kind}` }, button);
+  }
+
+  function onKey(event) {
+    const line = event.target.closest("tr[data-row]");
+    if (event.key === "Escape" && !event.target.closest("form")) {
+      const row = line ? Number(line.dataset.row) : last([...open]); // without a row: the one opened last
+      if (!open.has(row) || !lineOf(row)) return;
+      fold(lineOf(row));
+      buttonOf(row).focus();
+    } else if (["ArrowDown", "ArrowUp"].includes(event.key) && event.target.matches(".open")) {
+      const buttons = [...body.querySelectorAll(".open")];
+      buttons[buttons.indexOf(event.target) + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
+      event.preventDefault();
+    }
+  }
+
+  table.tHead.rows[0].append(...Object.keys(COLUMNS).map(headOf));
+  form.elements.order.append(make("option", { value: SUSPICIOUS }, "Most suspicious first"));
+  for (const [key, column] of Object.entries(COLUMNS)) {
+    const name = key === "name" ? "name" : column.title.toLowerCase();
+    form.elements.order.append(make("option", { value: key }, `By ${name}`));
+  }
+  form.reset(); // some browsers fill in what was there before a reload
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "order") direction = null;
+    show();
+  });
+  form.querySelector("button").addEventListener("click", () => {
+    form.reset();
+    direction = null;
+    show();
+  });
+  table.addEventListener("click", (event) => {
+    const line = event.target.closest("tr.video");
+    if (line && (event.target.closest(".open") || getSelection().isCollapsed)) toggle(line);
+  });
+  document.addEventListener("keydown", onKey);
+  more.addEventListener("click", () => {
+    const first = numShown;
+    showMore(CHUNK);
+    buttonOf(matching[first].row).focus();
+  });
+  addEventListener("beforeprint", () => showMore(Math.max(0, MOST_PRINTED - numShown)));
+
+  form.hidden = table.hidden = videos.length === 0;
+  show();
+})();

@@ -1,0 +1,68 @@
+"""Small pictures of judged faces for the report page, kept in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.detector import gradcam
+from dfscan.types import FaceCrop, Picture, Track
+
+FACE_PX = 96
+HEAT_MAP_PX = 192
+JPEG_QUALITY = 80
+MAX_FACES_OF_TRACK = 8
+"""So many faces of one person are shown, spread over the time that the person is seen."""
+MAX_HELD = 640
+"""So many faces of one video wait for the end of it; of longer ones those of every second frame, every fourth..."""
+
+Pixels = NDArray[np.uint8]
+
+
+class FacePictures:
+    """The faces of one video, until it is known which of them are to be shown."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[int, bytes]] = {}
+        """Of a face, by its identity: the number of its frame, and its picture."""
+        self._every = 1
+
+    def add(self, crop: FaceCrop) -> None:
+        """Hold one face."""
+        if crop.face.frame_index % self._every:
+            return
+        self._held[id(crop.face)] = crop.face.frame_index, _jpeg(crop.pixels, FACE_PX)
+        if len(self._held) > MAX_HELD:
+            self._every *= 2
+            self._held = {key: held for key, held in self._held.items() if held[0] % self._every == 0}
+
+    def of(self, tracks: Sequence[Track]) -> Iterator[Picture]:
+        """Faces of each track, in order of time."""
+        for track in tracks:
+            held = [scored for scored in track.faces if id(scored.face) in self._held]
+            at = np.unique(np.linspace(0, len(held) - 1, min(len(held), MAX_FACES_OF_TRACK)).round().astype(int))
+            for scored in (held[i] for i in at):
+                face, jpeg = scored.face, self._held[id(scored.face)][1]
+                yield Picture("face", track.track_id, face.frame_index, face.time_s, scored.score, jpeg)
+
+
+def heat_map_jpeg(pixels: Pixels, cam: NDArray[np.float32]) -> bytes:
+    """The heat map of a face over its picture.
+
+    Args:
+        pixels: (S, S, 3) RGB.
+        cam: (h, w) as from `Runtime.predict`.
+    """
+    return _jpeg(gradcam.overlay(pixels, gradcam.heat_map(cam, pixels.shape[0])), HEAT_MAP_PX)
+
+
+def _jpeg(pixels: Pixels, side_px: int) -> bytes:
+    method = cv2.INTER_AREA if pixels.shape[0] > side_px else cv2.INTER_CUBIC
+    small = cv2.resize(pixels, (side_px, side_px), interpolation=method)
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
+    assert is_encoded  # in memory, and of a size that JPEG knows
+    return data.tobytes()
