@@ -29,6 +29,10 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _several(value: object) -> object:
+    return [str(value)] if isinstance(value, (str, Path)) else [str(each) for each in value]  # type: ignore[attr-defined]
+
+
 class ScanSettings(BaseModel):
     """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
 
@@ -38,6 +42,7 @@ class ScanSettings(BaseModel):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     follow_symlinks: bool = False
+    shard: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
     # sampling
     num_frames: Count | None = None
     every: Annotated[float, Field(gt=0)] | None = None
@@ -54,9 +59,12 @@ class ScanSettings(BaseModel):
     threshold: Probability | None = None
     min_faces: Count | None = None
     # output
-    out: str = "-"
-    format: Literal["csv", "jsonl"] | None = None
+    out: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("-",)
+    format: Literal["csv", "jsonl", "xlsx", "parquet"] | None = None
     frames_out: Path | None = None
+    html: Path | None = None
+    html_max_mb: Annotated[float, Field(ge=0)] = 50.0
+    keep_pictures: bool | None = None
     excel: bool = False
     ledger: Path | None = None
     resume: bool | None = None
@@ -74,6 +82,16 @@ class ScanSettings(BaseModel):
     exit_zero: bool = False
     quiet: bool = False
     log_file: Path | None = None
+
+    @property
+    def out_files(self) -> tuple[str, ...]:
+        """Reports that are files, not standard output."""
+        return tuple(name for name in self.out if name != "-")
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether the ledger gets pictures of faces."""
+        return self.html is not None if self.keep_pictures is None else self.keep_pictures
 
     @property
     def takes_known(self) -> bool:

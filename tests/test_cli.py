@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -22,7 +26,7 @@ from dfscan.config import ScanSettings
 from dfscan.report.schema import REPORT_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("scan", "explain", "prepare", "train", "evaluate", "init-checkpoint", "info", "bench")
+COMMANDS = ("scan", "report", "explain", "prepare", "train", "evaluate", "init-checkpoint", "info", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -420,6 +424,65 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Usage: {' '.join(['dfscan', *arguments[:-1][:1]])} " in done.stdout
+
+
+def on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
+    """Exit code of a program, and what it shows on a terminal of 120 columns that is its stderr."""
+    shown, stderr = os.openpty()
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "TERM": "xterm-256color", **environment}
+    ) as process:
+        os.close(stderr)
+        text = b""
+        with suppress(OSError):  # Linux has no end of a terminal, but an error
+            while data := os.read(shown, 65536):
+                text += data
+        os.close(shown)
+    return process.returncode, text.decode()
+
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9\d|10[0-7])(?:;\d+)*m")
+
+
+def test_a_terminal_shows_how_it_goes_on_and_the_summary_last(clips: Path, untrained: Path) -> None:
+    command = program("scan", clips, "--checkpoint", untrained, "--device", "cpu", "--num-frames", 4, "--exit-zero")
+    code, shown = on_a_terminal(command)
+    assert code == 0
+    assert COLOUR.search(shown)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n")
+    assert re.search(r"\d/4 .*faces/s .*1 (error|no_face|inconclusive)", plain)
+    lines = [line for line in plain.split("\n") if line.strip()]
+    assert lines[-1].startswith("dfscan: 4 videos: 0 fake, 0 real, 2 inconclusive, 1 no_face, 1 error")
+    assert sum("dfscan: 4 videos" in line for line in lines) == 1
+
+
+def test_no_color_is_heeded(clips: Path, untrained: Path) -> None:
+    command = program("scan", clips, "--checkpoint", untrained, "--device", "cpu", "--num-frames", 4, "--exit-zero")
+    code, shown = on_a_terminal(command, NO_COLOR="1")
+    assert code == 0
+    assert "faces/s" in shown
+    assert not COLOUR.search(shown)
+
+
+def test_a_quiet_scan_shows_nothing_on_a_terminal(clips: Path, untrained: Path) -> None:
+    command = program("scan", clips / "one.mp4", "--checkpoint", untrained, "--device", "cpu", "--num-frames", 2, "-q")
+    assert on_a_terminal(command) == (0, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    def completed(words: str) -> str:
+        number = str(len(words.split()) - 1)
+        asked = {"_DFSCAN_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": number}
+        asked |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        code = "import sys; sys.argv = ['dfscan']; from dfscan.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+        assert done.stderr == ""
+        return done.stdout
+
+    assert "scan" in completed("dfscan sc")
+    assert "--html" in completed("dfscan scan --ht")
 
 
 def test_version() -> None:

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sqlite3
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,17 @@ from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan import ledger as keeping
 from dfscan.scan import run as scanning
 from dfscan.scan.ledger import FileIdentity
-from dfscan.types import Verdict, VideoInfo, VideoResult
+from dfscan.types import Picture, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run
 from tests.test_cli import surroundings as surroundings
 
-MAX_CALLS = 100
+MAX_CALLS = 300
 KINDS = ("open", "write", "fsync", "rename", "imwrite", "sqlite")
 OLD_REPORT = b"the old report\n"
+ROWS = ("r.csv", "r.jsonl", "r.parquet")
+"""Reports that are equal in every folder; the others name the folder of the dumps."""
+REPORTS = (*ROWS, "r.xlsx")
+SHOWN = Picture("face", 0, 0, 1.0, 0.5, b"\xff\xd8picture")
 
 
 class Faults:
@@ -86,11 +91,18 @@ class Database:
         return self._connection.__exit__(*error)
 
     def execute(self, *arguments: Any) -> Any:
+        self._pass_through()
+        return self._connection.execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> Any:
+        self._pass_through()
+        return self._connection.executemany(*arguments)
+
+    def _pass_through(self) -> None:
         try:
             self._faults.pass_through("sqlite")
         except OSError as error:
             raise sqlite3.OperationalError("disk I/O error") from error
-        return self._connection.execute(*arguments)
 
 
 @pytest.fixture
@@ -133,7 +145,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{i}.mp4").write_bytes(b"1")
 
     def judged(
-        paths: list[str], engine: object, *, dumps: DumpFolder, num_dumped: int, listener: object, timings: object
+        paths: list[str], engine: object, *, dumps: DumpFolder, **_: object
     ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         picture = np.zeros((8, 8, 3), np.uint8)
         row = {"score": 0.5, "time_s": 1.0, "frame": 0, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}
@@ -141,7 +153,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             index = dumps.write(path, [Exhibit(picture, picture, picture, row)])
             verdict = Verdict("no_face", threshold=0.5)
             yield (
-                VideoResult(path, "ok", verdict, VideoInfo(size_bytes=1), 4, dumps=tuple(index)),
+                VideoResult(path, "ok", verdict, VideoInfo(size_bytes=1), 4, dumps=tuple(index), pictures=(SHOWN,)),
                 FileIdentity.of(path),
             )
 
@@ -161,12 +173,13 @@ def test_a_call_that_fails_is_never_a_success_with_a_short_report(
         folder.mkdir()
         with open(folder / "r.csv", "wb") as file:
             file.write(OLD_REPORT)
-        outputs = ("--frames-out", folder / "f.csv", "--explain", folder / "d")
-        return run("scan", videos, "--checkpoint", trained, "--device", "cpu", "-o", folder / "r.csv", *outputs)
+        outputs = [argument for name in REPORTS for argument in ("-o", folder / name)]
+        outputs += ["--frames-out", folder / "f.csv", "--html", folder / "r.html", "--explain", folder / "d"]
+        return run("scan", videos, "--checkpoint", trained, "--device", "cpu", *outputs)
 
     assert scan(tmp_path / "whole").exit_code == 0
     assert set(faults.counts) == set(KINDS)
-    expected = {name: (tmp_path / "whole" / name).read_bytes() for name in ("r.csv", "f.csv", "d/index.csv")}
+    expected = {name: (tmp_path / "whole" / name).read_bytes() for name in (*ROWS, "f.csv", "d/index.csv")}
     assert expected["r.csv"].count(b"\n") == 4
 
     num_struck = 0
@@ -180,6 +193,8 @@ def test_a_call_that_fails_is_never_a_success_with_a_short_report(
         num_struck += 1
         if done.exit_code == 0:  # it was something that no row depends on, such as syncing a directory
             assert {name: (folder / name).read_bytes() for name in expected} == expected
+            assert (folder / "r.html").read_text().rstrip().endswith("</html>")
+            assert zipfile.is_zipfile(folder / "r.xlsx")
         else:
             assert done.exit_code == 2, done.stderr
             assert "Traceback" not in done.stderr

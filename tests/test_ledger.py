@@ -7,15 +7,16 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dfscan.errors import OutputError
-from dfscan.scan.ledger import FileIdentity, Ledger, Recipe, from_json, to_json
-from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.errors import ConfigError, OutputError
+from dfscan.scan.ledger import FileIdentity, Ledger, OldLedger, Recipe, from_json, to_json
+from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 def face(frame_index: int) -> FaceScore:
@@ -65,7 +66,8 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 def test_the_table_of_fields_leaves_none_at_its_default() -> None:
     for value in (FULL, FULL.verdict, FULL.info):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
-            assert getattr(value, field.name) != field.default, field.name
+            if field.name != "pictures":  # beside the JSON, in a table of their own
+                assert getattr(value, field.name) != field.default, field.name
 
 
 def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
@@ -210,3 +212,91 @@ def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:
     assert first.size_bytes == 2
     os.utime(path, ns=(0, first.mtime_ns + 1_000_000))
     assert FileIdentity.of(str(path)) != first
+
+
+# Pictures, and ledgers that are only read
+
+PICTURES = (Picture("face", 0, 3, 1.5, 0.25, b"\xff\xd8one"), Picture("heat_map", 1, 4, 2.5, 0.75, b"\xff\xd8two"))
+
+
+def values(pictures: Iterable[Picture]) -> list[tuple[Any, ...]]:
+    return [dataclasses.astuple(each) for each in pictures]
+
+
+def test_pictures_go_with_their_result(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    with Ledger(path, recipe=OTHER) as ledger:
+        ledger.put(dataclasses.replace(FULL, pictures=PICTURES[:1]), None)
+    with Ledger(path, recipe=RECIPE) as ledger:
+        assert ledger.pictures(FULL.path, None) == []
+        ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
+        assert values(ledger.pictures(FULL.path, None)) == values(PICTURES)
+        assert ledger.pictures("clips/b.mp4", None) == []
+        ledger.put(dataclasses.replace(FULL, pictures=PICTURES[1:]), None)
+        assert values(ledger.pictures(FULL.path, None)) == values(PICTURES[1:])
+        found = ledger.get(FULL.path, None)
+        assert found is not None
+        assert found.pictures == ()
+    with Ledger(path, recipe=OTHER) as ledger:
+        assert values(ledger.pictures(FULL.path, None)) == values(PICTURES[:1])
+
+
+def test_an_old_ledger_tells_the_latest_of_each_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    other = dataclasses.replace(FULL, path="clips/b.mp4")
+    with Ledger(path, recipe=RECIPE, card={"name": "first"}) as ledger:
+        ledger.put(FULL, None)
+        ledger.put(other, None)
+    with Ledger(path, recipe=OTHER, card={"name": "second"}) as ledger:
+        ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=PICTURES), None)
+    with OldLedger(path) as old:
+        records = {record.result.path: record for record in old.records()}
+        assert {path: record.recipe for path, record in records.items()} == {FULL.path: OTHER, other.path: RECIPE}
+        assert records[FULL.path].result.num_frames == 7
+        assert values(old.pictures(records[FULL.path])) == values(PICTURES)
+        assert old.pictures(records[other.path]) == []
+        assert old.cards()[OTHER.checkpoint_sha256] == {"name": "second"}
+
+
+def test_a_ledger_from_before_pictures_can_be_read_and_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    with Ledger(path, recipe=RECIPE) as ledger:
+        ledger.put(FULL, None)
+    with sqlite3.connect(path) as database:
+        database.executescript("DROP TABLE pictures; DROP TABLE checkpoints")
+    database.close()
+    with OldLedger(path) as old:
+        (record,) = old.records()
+        assert (old.pictures(record), old.cards()) == ([], {})
+    with Ledger(path, recipe=RECIPE) as ledger:
+        ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
+        assert len(ledger.pictures(FULL.path, None)) == 2
+
+
+def spoil(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE videos SET result = '{\"path\": 1}'")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such ledger"),
+        (lambda path: path.write_text("no database" * 100), "cannot be read as a ledger"),
+        (lambda path: path.touch(), "no ledger of this version"),
+        (lambda path: path.mkdir(), "no such ledger"),
+    ],
+)
+def test_what_is_no_ledger_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    make(tmp_path / "x.ledger")
+    with pytest.raises(ConfigError, match=message):
+        OldLedger(tmp_path / "x.ledger")
+
+
+def test_a_damaged_record_is_said(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        ledger.put(FULL, None)
+    spoil(tmp_path / "x.ledger")
+    with OldLedger(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+        list(old.records())

@@ -134,7 +134,8 @@ def test_a_file_that_changes_under_the_scan_is_an_error_and_the_rest_unaffected(
 
 
 def test_dumps_are_of_the_highest_scoring_faces(clips: Path, untrained: Path, tmp_path: Path) -> None:
-    (result,) = scan([clips / "two.mkv"], engine_for(untrained), dumps=DumpFolder(tmp_path, suffix="png"), num_dumped=3)
+    dumps = DumpFolder(tmp_path, suffix="png")
+    (result,) = scan([clips / "two.mkv"], engine_for(untrained), dumps=dumps, num_explained=3)
     scores = sorted((face.score for track in result.tracks for face in track.faces), reverse=True)
     assert [row["score"] for row in result.dumps] == pytest.approx(scores[:3], abs=1e-9)
     assert all(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from dfscan.scan.run import MAY_PASS
+from dfscan.scan.outputs import MAY_PASS
 from tests.test_cli import children_of, program, run
 from tests.test_cli import surroundings as surroundings
 from tests.videos import write_video

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dfscan import __version__
-from dfscan.cli import bench, evaluate, explain, info, init_checkpoint, prepare, scan, train
+from dfscan.cli import bench, evaluate, explain, info, init_checkpoint, prepare, report, scan, train
 from dfscan.cli.help import SectionedCommand
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
+app.command("report", cls=SectionedCommand)(report.report)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("train", cls=SectionedCommand)(train.train)

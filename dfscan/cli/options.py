@@ -40,6 +40,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         values = read_file(path, ScanSettings)
         if isinstance(values.get("fail_on"), list):
             values["fail_on"] = ",".join(values["fail_on"])  # as its flag has it
+        if isinstance(values.get("out"), str):
+            values["out"] = [values["out"]]
         context.default_map = {**(context.default_map or {}), **values}
     return path
 
@@ -67,6 +69,37 @@ Exclude = Annotated[
 FollowSymlinks = Annotated[
     bool | None,
     option("--follow-symlinks/--no-follow-symlinks", panel=INPUT, help="Follow links inside folders. Default: no."),
+]
+
+Out = Annotated[
+    list[Path] | None,
+    option(
+        "--out",
+        "-o",
+        panel=OUTPUT,
+        help="Report: .csv, .jsonl, .xlsx or .parquet by its name; - is stdout. Repeatable. Default: stdout.",
+        metavar="FILE",
+    ),
+]
+Format = Annotated[
+    str | None,
+    option("--format", panel=OUTPUT, help="csv, jsonl, xlsx or parquet. Default: by the name of --out, else csv."),
+]
+FramesOut = Annotated[
+    Path | None,
+    option("--frames-out", panel=OUTPUT, help="Also write one row per face here, in the format of its name."),
+]
+Html = Annotated[
+    Path | None,
+    option("--html", panel=OUTPUT, help="Also write a page for people: scores in time, faces, heat maps."),
+]
+HtmlMaxMb = Annotated[
+    float | None,
+    option("--html-max-mb", panel=OUTPUT, help="Most MB of pictures in the page. Default: 50.", metavar="MB"),
+]
+Excel = Annotated[
+    bool | None,
+    option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
 ]
 
 NumFrames = Annotated[

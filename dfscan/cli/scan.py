@@ -34,20 +34,29 @@ def scan(
     include: options.Include = None,
     exclude: options.Exclude = None,
     follow_symlinks: options.FollowSymlinks = None,
-    out: Annotated[
+    shard: Annotated[
         str | None,
-        option("--out", "-o", panel=OUTPUT, help="Report file; - is stdout. Default: stdout.", metavar="FILE"),
+        option(
+            "--shard",
+            panel=INPUT,
+            help="Only the I-th of N parts of the inputs, for several machines; join their ledgers with dfscan report.",
+            metavar="I/N",
+        ),
     ] = None,
-    format: Annotated[
-        str | None, option("--format", panel=OUTPUT, help="csv or jsonl. Default: by the name of --out, else csv.")
-    ] = None,
-    frames_out: Annotated[
-        Path | None, option("--frames-out", panel=OUTPUT, help="Also write one row per face here (.csv or .jsonl).")
-    ] = None,
-    excel: Annotated[
+    out: options.Out = None,
+    format: options.Format = None,
+    frames_out: options.FramesOut = None,
+    html: options.Html = None,
+    html_max_mb: options.HtmlMaxMb = None,
+    keep_pictures: Annotated[
         bool | None,
-        option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
+        option(
+            "--keep-pictures/--no-keep-pictures",
+            panel=OUTPUT,
+            help="Keep small pictures of faces in the ledger, for a page made later. Default: only with --html.",
+        ),
     ] = None,
+    excel: options.Excel = None,
     ledger: Annotated[
         Path | None,
         option(
@@ -125,7 +134,7 @@ def scan(
 
     \b
       dfscan scan ./videos --out report.csv
-      dfscan scan clip.mp4 --out report.csv --explain ./dumps
+      dfscan scan ./videos --out report.xlsx --html report.html
       dfscan scan /srv/video --out tonight.csv --ledger all-nights.ledger --new-only
 
     Exit codes:
@@ -177,5 +186,6 @@ def _read_list(name: str, *, is_null: bool) -> list[str]:
 
 
 def _summary(tally: Tally, settings: ScanSettings, seconds: float) -> str:
-    written = "" if settings.out == "-" else f" - {settings.out}"
+    files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
+    written = f" - {', '.join(files)}" if files else ""
     return f"{tally.summary()} in {seconds:.0f} s{written}"

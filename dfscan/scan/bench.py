@@ -42,8 +42,8 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     timings = Timings()
     start_s, start_cpu_s = time.perf_counter(), _cpu_s()
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
-        outputs: dict[str, Any] = {"out": str(Path(folder) / "report.csv"), "ledger": None, "resume": False}
-        outputs |= {"frames_out": None, "explain": Path(folder) / "dumps" if settings.explain else None}
+        outputs: dict[str, Any] = {"out": (str(Path(folder) / "report.csv"),), "ledger": None, "resume": False}
+        outputs |= {"frames_out": None, "html": None, "explain": Path(folder) / "dumps" if settings.explain else None}
         run_scan(inputs, settings.model_copy(update=outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     checkpoint = find_checkpoint(settings)

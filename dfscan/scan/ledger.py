@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from dfscan.errors import OutputError
-from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.errors import ConfigError, OutputError
+from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -37,6 +37,24 @@ CREATE TABLE IF NOT EXISTS videos (
     recipe TEXT NOT NULL,
     result TEXT NOT NULL,
     PRIMARY KEY (path, size_bytes, mtime_ns, sha256, recipe)
+);
+CREATE TABLE IF NOT EXISTS pictures (
+    path BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    recipe TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    track_id INTEGER NOT NULL,
+    frame_index INTEGER NOT NULL,
+    time_s REAL NOT NULL,
+    score REAL NOT NULL,
+    jpeg BLOB NOT NULL,
+    PRIMARY KEY (path, size_bytes, mtime_ns, recipe, position)
+);
+CREATE TABLE IF NOT EXISTS checkpoints (
+    sha256 TEXT PRIMARY KEY,
+    card TEXT NOT NULL
 );
 """
 
@@ -83,21 +101,26 @@ class Recipe:
         return hashlib.sha256(self.document.encode()).hexdigest()
 
 
+_OF_FILE = "WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND recipe = ?"
+
+
 class Ledger:
     """A SQLite file of results; a context manager. Each `put` is durable when it returns."""
 
-    def __init__(self, path: Path | None, *, recipe: Recipe) -> None:
+    def __init__(self, path: Path | None, *, recipe: Recipe, card: Mapping[str, Any] | None = None) -> None:
         """Open or make the ledger.
 
         Args:
             path: the file; None keeps the record in a temporary file that goes with the process.
             recipe: under which results are put and looked up.
+            card: of the recipe's checkpoint, for later reports.
 
         Raises:
             OutputError: the file cannot be made or is no dfscan ledger of this version.
         """
         self._name = str(path) if path else "temporary ledger"
         self._recipe = recipe
+        self._card = card
         with self._explained():
             self._database = sqlite3.connect(path or "")
             try:
@@ -117,6 +140,9 @@ class Ledger:
         self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         row = (self._recipe.digest, self._recipe.document)
         self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
+        if self._card is not None:
+            row = (self._recipe.checkpoint_sha256, json.dumps(self._card))
+            self._database.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", row)
         self._database.commit()
 
     def put(self, result: VideoResult, identity: FileIdentity | None) -> None:
@@ -132,19 +158,31 @@ class Ledger:
             self._recipe.digest,
             json.dumps(to_json(result)),
         )
+        key = (row[0], *_size_and_time(identity), self._recipe.digest)
+        pictures = [
+            (*key, i, each.kind, each.track_id, each.frame_index, each.time_s, each.score, each.jpeg)
+            for i, each in enumerate(result.pictures)
+        ]
         with self._explained(), self._database:
             self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._database.execute(f"DELETE FROM pictures {_OF_FILE}", key)
+            self._database.executemany(f"INSERT INTO pictures VALUES ({','.join('?' * 11)})", pictures)
 
     def get(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
-        """The latest result of a file as it is, under this ledger's recipe; it has the path that is asked for."""
-        query = (
-            "SELECT result FROM videos WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND recipe = ? "
-            "ORDER BY rowid DESC LIMIT 1"
-        )
+        """The latest result of a file as it is, under this ledger's recipe; it has the path that is asked for.
+
+        Its pictures are left where they are, see `pictures`.
+        """
         with self._explained():
             key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+            query = f"SELECT result FROM videos {_OF_FILE} ORDER BY rowid DESC LIMIT 1"
             row = self._database.execute(query, key).fetchone()
         return _named(from_json(json.loads(row[0])), path) if row else None
+
+    def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
+        """The pictures that were put with a result."""
+        with self._explained():
+            return _pictures(self._database, (_key(path), *_size_and_time(identity), self._recipe.digest))
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +198,79 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise OutputError(f"{self._name}: {error}; check the disk, or name another file with --ledger") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The latest result of one file, and under which recipe it was found."""
+
+    result: VideoResult
+    recipe: Recipe
+    key: tuple[bytes, int, int, str]
+    """Of its pictures."""
+
+
+class OldLedger:
+    """A ledger that is only read, whatever recipes are in it; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            ConfigError: there is no dfscan ledger of this version.
+        """
+        self._path = path
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such ledger; name the .ledger file beside a report")
+        try:
+            # Not mode=ro: that cannot read a write-ahead log that nobody else has open.
+            self._database = sqlite3.connect(path)
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path}: cannot be read as a ledger ({error})") from error
+        if version != SCHEMA_VERSION or not {"videos", "recipes"} <= tables:
+            self._database.close()
+            raise ConfigError(f"{path}: no ledger of this version of dfscan")
+        self._has_pictures = "pictures" in tables
+
+    def records(self) -> Iterator[Record]:
+        """The latest result of every file, in the order in which they were recorded.
+
+        Raises:
+            ConfigError: a record is damaged.
+        """
+        query = (
+            "SELECT path, size_bytes, mtime_ns, recipe, document, result FROM videos JOIN recipes USING (recipe) "
+            "WHERE videos.rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY videos.rowid"
+        )
+        try:
+            for path, size_bytes, mtime_ns, digest, document, result in self._database.execute(query):
+                recipe = Recipe(**json.loads(document))
+                yield Record(from_json(json.loads(result)), recipe, (path, size_bytes, mtime_ns, digest))
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
+
+    def pictures(self, record: Record) -> list[Picture]:
+        """The pictures that were kept with a result."""
+        return _pictures(self._database, record.key) if self._has_pictures else []
+
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """Cards of checkpoints, by the sha256 of their file."""
+        if not self._has_pictures:
+            return {}
+        return {sha256: json.loads(card) for sha256, card in self._database.execute("SELECT * FROM checkpoints")}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+
+def _pictures(database: sqlite3.Connection, key: tuple[object, ...]) -> list[Picture]:
+    query = f"SELECT kind, track_id, frame_index, time_s, score, jpeg FROM pictures {_OF_FILE} ORDER BY position"
+    return [Picture(*row) for row in database.execute(query, key)]
 
 
 def _size_and_time(identity: FileIdentity | None) -> tuple[int, int]:

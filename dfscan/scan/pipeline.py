@@ -23,10 +23,11 @@ from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_v
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan.ledger import FileIdentity
+from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.stages import ScoredCrop, ScoreStage, Searched, SearchStage, VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide
-from dfscan.types import FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class Listener(Protocol):
@@ -61,7 +62,8 @@ def scan_videos(
     engine: Engine,
     *,
     dumps: DumpFolder | None = None,
-    num_dumped: int = 0,
+    num_explained: int = 0,
+    keeps_pictures: bool = False,
     listener: Listener | None = None,
     timings: Timings | None = None,
 ) -> Generator[tuple[VideoResult, FileIdentity | None], None, None]:
@@ -70,8 +72,9 @@ def scan_videos(
     Args:
         paths: regular files.
         engine: models and settings.
-        dumps: where Grad-CAM dumps of the `num_dumped` highest-scoring faces of each video go, if anywhere.
-        num_dumped: see `dumps`.
+        dumps: where Grad-CAM dumps of the `num_explained` highest-scoring faces of each video go, if anywhere.
+        num_explained: see `dumps`.
+        keeps_pictures: whether results hold small pictures of faces, with heat maps of the `num_explained` highest.
         listener: told of every batch of faces.
         timings: adds up the cost of the stages.
 
@@ -82,7 +85,7 @@ def scan_videos(
         OutputError: a dump cannot be written.
         DfscanError: the classifier's device fails.
     """
-    scan = _Scan(engine, dumps, num_dumped if dumps else 0, listener, timings or Timings())
+    scan = _Scan(engine, dumps, num_explained, keeps_pictures, listener, timings or Timings())
     try:
         yield from scan.run(paths)
     finally:
@@ -91,11 +94,18 @@ def scan_videos(
 
 class _Scan:
     def __init__(
-        self, engine: Engine, dumps: DumpFolder | None, num_dumped: int, listener: Listener | None, timings: Timings
+        self,
+        engine: Engine,
+        dumps: DumpFolder | None,
+        num_explained: int,
+        keeps_pictures: bool,
+        listener: Listener | None,
+        timings: Timings,
     ) -> None:
         self._engine = engine
         self._dumps = dumps
-        self._num_dumped = num_dumped
+        self._num_explained = num_explained if dumps or keeps_pictures else 0
+        self._keeps_pictures = keeps_pictures
         self._listener = listener
         self._timings = timings
         self._search = SearchStage(engine.preprocessing, timings, threads=engine.threads)
@@ -122,9 +132,12 @@ class _Scan:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Opened):
-            identity = FileIdentity.of(event.path)
             self._videos[event.path] = VideoUnderWay(
-                event.path, identity, Follower(self._engine.detector), self._num_dumped
+                event.path,
+                FileIdentity.of(event.path),
+                Follower(self._engine.detector),
+                self._num_explained,
+                pictures=FacePictures() if self._keeps_pictures else None,
             )
         elif isinstance(event, Decoded):
             self._search.submit(self._videos[event.path], event.frame)
@@ -142,7 +155,7 @@ class _Scan:
         """Send the faces of searched frames on to the classifier."""
         for look in searched.looks:
             for crop in look.crops:
-                self._score.submit(searched.video, crop, look.frame if self._num_dumped else None)
+                self._score.submit(searched.video, crop, look.frame if self._dumps else None)
                 while (scored := self._score.next()) is not None:
                     self._keep(scored)
 
@@ -184,7 +197,26 @@ class _Scan:
             num_frames=video.num_frames,
             tracks=tracks,
             dumps=self._dump(video),
+            pictures=self._pictures(video, tracks),
         )
+
+    def _pictures(self, video: VideoUnderWay, tracks: tuple[Track, ...]) -> tuple[Picture, ...]:
+        if video.pictures is None:
+            return ()
+        track_of = {id(each.face): track.track_id for track in tracks for each in track.faces}
+        with self._timings.stage("explain", count=0):
+            heat_maps = [
+                Picture(
+                    "heat_map",
+                    track_of[id(score.face)],
+                    score.face.frame_index,
+                    score.face.time_s,
+                    score.score,
+                    heat_map_jpeg(scored.crop.pixels, scored.cam),
+                )
+                for score, scored in video.best_first()
+            ]
+            return (*video.pictures.of(tracks), *heat_maps)
 
     def _dump(self, video: VideoUnderWay) -> tuple[dict[str, object], ...]:
         if self._dumps is None:

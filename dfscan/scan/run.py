@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,18 @@ from typing import Any
 from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import choose_device
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.dumps import DumpFolder
-from dfscan.report.meta import versions, write_meta
-from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
+from dfscan.report.meta import versions
 from dfscan.report.text import report_order
-from dfscan.report.writers import ReportWriter, format_for, open_writer, remove_leftovers
-from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
+from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
+from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
 from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, Reason, VideoResult
-
-MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())
-"""Reasons of an error that another machine, limit or moment may not give: such files are tried again every time."""
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Tally:
         self.labels[result.verdict.label] += 1
         self.num_partial += result.status == "partial"
         if is_new:
-            self.news |= _findings(result)
+            self.news |= findings(result)
 
     @property
     def num_videos(self) -> int:
@@ -74,11 +71,6 @@ class Tally:
         skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.passed_over.items()))
         known = f"; {self.num_known} known from the ledger" if self.num_known else ""
         return f"{self.num_videos} {plural}: {counts}{extra}{known}" + (f"; passed over: {skipped}" if skipped else "")
-
-
-def _findings(result: VideoResult) -> set[str]:
-    """What `fail_on` can name of one result."""
-    return {result.verdict.label} | ({"partial"} if result.status == "partial" else set())
 
 
 def run_scan(
@@ -115,8 +107,9 @@ def run_scan(
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
     )
-    _refuse_overwriting(settings, found)
-    if settings.takes_known and _ledger_path(settings) is None:
+    found = _share(found, settings.shard)
+    refuse_overwriting(settings, found.paths)
+    if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume goes on from a ledger: name the report with --out, or the ledger with --ledger")
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
@@ -124,9 +117,10 @@ def run_scan(
     tally = Tally(passed_over=Counter(found.passed_over))
     if on_discovered:
         on_discovered(len(found.paths) + len(found.problems))
-    with only_run(_written_files(settings)):
-        with ExitStack() as stack:
-            outputs = _Outputs(settings, made_by, sorted([*found.paths, *found.problems], key=report_order), stack)
+    card = checkpoint.card.model_dump(mode="json")
+    order = sorted([*found.paths, *found.problems], key=report_order)
+    with only_run(written_files(settings)):
+        with Outputs(settings, made_by, order, card=card) as outputs:
             known = _recalled(found.paths, outputs, tally, listener) if settings.takes_known else set()
             paths = [path for path in found.paths if path not in known]
             with timings.stage("start"):
@@ -137,12 +131,32 @@ def run_scan(
                     tally.count(result, is_new=outputs.record(result, identity))
                 if listener:
                     listener.video_done(result)
-            outputs.write_index()
+            outputs.finish(tally.passed_over)
         outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
     return tally
 
 
-def _recalled(paths: Sequence[str], outputs: _Outputs, tally: Tally, listener: Listener | None) -> set[str]:
+def _share(found: Discovery, shard: str | None) -> Discovery:
+    """The I-th of N parts of the inputs; which part a file is in depends on its path alone.
+
+    Raises:
+        ConfigError: I is more than N.
+    """
+    if shard is None:
+        return found
+    part, num_parts = map(int, shard.split("/"))
+    if part > num_parts:
+        raise ConfigError(f"--shard {shard}: there is no part {part} of {num_parts}; count from 1/{num_parts}")
+
+    def is_ours(path: str) -> bool:
+        return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8]) % num_parts == part - 1
+
+    paths = [path for path in found.paths if is_ours(path)]
+    problems = {path: reason for path, reason in found.problems.items() if is_ours(path)}
+    return replace(found, paths=paths, problems=problems)
+
+
+def _recalled(paths: Sequence[str], outputs: Outputs, tally: Tally, listener: Listener | None) -> set[str]:
     """Those of the paths whose results are taken from the ledger."""
     known = set()
     for path in paths:
@@ -153,37 +167,6 @@ def _recalled(paths: Sequence[str], outputs: _Outputs, tally: Tally, listener: L
             if listener:
                 listener.video_done(result)
     return known
-
-
-def _refuse_overwriting(settings: ScanSettings, found: Discovery) -> None:
-    """Refuse an output that would replace an input or another output: a slip such as ``-o *.mp4``.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    named = {"--out": None if settings.out == "-" else Path(settings.out), "--frames-out": settings.frames_out}
-    named |= {"--ledger": _ledger_path(settings), "--log-file": settings.log_file}
-    if named["--out"]:
-        named["the metadata of --out"] = Path(f"{settings.out}.meta.json")
-    outputs = {option: path for option, path in named.items() if path is not None}
-    by_place: dict[str, str] = {}
-    for option, path in outputs.items():
-        other = by_place.setdefault(os.path.realpath(path), option)
-        if other != option:
-            raise ConfigError(f"{option} and {other} are the same file, {path}; name different ones")
-    there = {place: option for option, path in outputs.items() if (place := _place(path))}
-    for video in found.paths if there else ():
-        if (place := _place(video)) in there:
-            raise ConfigError(f"{there[place]} would overwrite the input {video}; name another file")
-
-
-def _place(path: str | Path) -> tuple[int, int] | None:
-    """Device and number of a file that is there."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _results(
@@ -201,100 +184,16 @@ def _results(
     if engine is None:
         return
     judged = scan_videos(
-        paths, engine, dumps=dumps, num_dumped=settings.explain_top, listener=listener, timings=timings
+        paths,
+        engine,
+        dumps=dumps,
+        num_explained=settings.explain_top,
+        keeps_pictures=settings.keeps_pictures,
+        listener=listener,
+        timings=timings,
     )
     with closing(judged):
         yield from judged
-
-
-class _Outputs:
-    """Everything that a scan writes. Reports are opened before models are loaded, so that a typo costs no night."""
-
-    def __init__(self, settings: ScanSettings, made_by: Recipe, paths: list[str], stack: ExitStack) -> None:
-        self._settings = settings
-        self._recipe = made_by
-        self._waiting = deque(paths)
-        self._recorded: dict[str, FileIdentity | None] = {}
-        self._index: list[dict[str, Any]] = []
-        for path in _written_files(settings):
-            remove_leftovers(path)
-        self._report = stack.enter_context(self._open_report())
-        self._frames = stack.enter_context(self._open_frames()) if settings.frames_out else None
-        self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
-        self._ledger = stack.enter_context(Ledger(_ledger_path(settings), recipe=made_by))
-
-    def _open_report(self) -> ReportWriter:
-        settings = self._settings
-        kind = settings.format or format_for(settings.out)
-        if settings.out == "-" and sys.stdout is None:
-            raise OutputError("standard output is closed: name a file for the report with --out")
-        target = sys.stdout.buffer if settings.out == "-" else settings.out
-        return open_writer(target, REPORT_COLUMNS, format=kind, excel=settings.excel)
-
-    def _open_frames(self) -> ReportWriter:
-        assert self._settings.frames_out
-        path = self._settings.frames_out
-        return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=self._settings.excel)
-
-    def recall(self, path: str) -> VideoResult | None:
-        """What the ledger knows of the file as it is now, unless that is worth another try; its row is written."""
-        identity = FileIdentity.of(path)
-        known = self._ledger.get(path, identity) if identity else None
-        if known is None or not self._is_final(known):
-            return None
-        self._take(path, identity)
-        return known
-
-    def _is_final(self, known: VideoResult) -> bool:
-        reason = known.verdict.reason
-        if known.verdict.label == "error" and reason and reason.code in MAY_PASS:
-            return False
-        return self.dumps is None or self.dumps.holds(known.dumps)
-
-    def record(self, result: VideoResult, identity: FileIdentity | None) -> bool:
-        """Put a result into the ledger; tells whether the ledger did not say the same of the file before."""
-        before = self._ledger.get(result.path, identity)
-        self._ledger.put(result, identity)
-        self._take(result.path, identity)
-        return before is None or _findings(before) != _findings(result)
-
-    def _take(self, path: str, identity: FileIdentity | None) -> None:
-        """Reports get from the ledger all rows whose turn has come."""
-        self._recorded[path] = identity
-        while self._waiting and self._waiting[0] in self._recorded:
-            path = self._waiting.popleft()
-            self._write_rows(path, self._recorded.pop(path))
-
-    def _write_rows(self, path: str, identity: FileIdentity | None) -> None:
-        kept = self._ledger.get(path, identity)
-        assert kept is not None
-        self._report.append(report_row(kept, checkpoint=self._recipe.checkpoint, version=self._recipe.version))
-        self._index.extend(kept.dumps)
-        if self._frames:
-            for row in frame_rows(kept):
-                self._frames.append(row)
-
-    def write_index(self) -> None:
-        """Write the index of the dumps, if there are any to be."""
-        if self.dumps:
-            self.dumps.write_index(self._index)
-
-    def write_meta(self, document: dict[str, Any]) -> None:
-        """Write the side file of a report that is a file."""
-        if self._settings.out != "-":
-            write_meta(self._settings.out, document)
-
-
-def _written_files(settings: ScanSettings) -> list[Path]:
-    """What no two runs may write at once."""
-    named = (None if settings.out == "-" else Path(settings.out), settings.frames_out, _ledger_path(settings))
-    return [path for path in named if path]
-
-
-def _ledger_path(settings: ScanSettings) -> Path | None:
-    if settings.ledger:
-        return settings.ledger
-    return Path(f"{settings.out}.ledger") if settings.out != "-" else None
 
 
 def _metadata(
@@ -336,6 +235,6 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
     dumps = DumpFolder(folder, suffix=settings.explain_format)
     engine = load_engine(settings, checkpoint)
-    ((result, _),) = scan_videos(found.paths, engine, dumps=dumps, num_dumped=settings.explain_top)
+    ((result, _),) = scan_videos(found.paths, engine, dumps=dumps, num_explained=settings.explain_top)
     dumps.write_index(result.dumps)
     return result

@@ -132,7 +132,8 @@ def limit_threads() -> None:
 
 
 NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint device batch_size out format frames_out excel ledger resume workers "
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
+    "keep_pictures shard excel ledger resume workers "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""

@@ -24,6 +24,7 @@ from dfscan.faces.detect import Detection
 from dfscan.faces.follow import Follower
 from dfscan.media.isolate import Ended
 from dfscan.scan.ledger import FileIdentity
+from dfscan.scan.pictures import FacePictures
 from dfscan.scan.timing import Timings
 from dfscan.types import Face, FaceCrop, FaceScore, Frame, Reason, Scene
 
@@ -67,6 +68,8 @@ class VideoUnderWay:
     has_changed: bool = False
     failure: Reason | None = None
     faces: list[FaceScore] = field(default_factory=list)
+    pictures: FacePictures | None = None
+    """Where they are wanted."""
     _best: list[tuple[float, int, FaceScore, ScoredCrop]] = field(default_factory=list)
 
     def end(self, ended: Ended) -> None:
@@ -83,6 +86,8 @@ class VideoUnderWay:
         """Take one score."""
         self.num_unscored -= 1
         self.faces.append(score)
+        if self.pictures:
+            self.pictures.add(scored.crop)
         if self.num_best:
             heapq.heappush(self._best, (score.logit, -len(self.faces), score, scored))
             if len(self._best) > self.num_best:

@@ -1,0 +1,53 @@
+"""``dfscan report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfscan.cli import options
+from dfscan.cli.guard import guarded, say, start_logging
+
+
+@guarded
+def report(
+    context: typer.Context,
+    ledgers: Annotated[
+        list[Path], typer.Argument(help="Ledgers of scans: REPORT.ledger, or what --ledger named.", show_default=False)
+    ],
+    out: options.Out = None,
+    format: options.Format = None,
+    frames_out: options.FramesOut = None,
+    html: options.Html = None,
+    html_max_mb: options.HtmlMaxMb = None,
+    excel: options.Excel = None,
+    quiet: options.Quiet = None,
+) -> None:
+    """Write reports again from ledgers, in any format, without scanning.
+
+    They hold every file that the ledgers know, as it was last judged; of a file that several know, the last ledger's
+    result counts. With --html alone nothing goes to stdout.
+
+    Examples:
+
+    \b
+      dfscan report report.csv.ledger --html report.html
+      dfscan report machine1.ledger machine2.ledger --out all.xlsx
+      dfscan report all-nights.ledger --format jsonl | jq -r .verdict
+    """
+    from dfscan.config import ScanSettings, build
+    from dfscan.scan.again import report_again
+    from dfscan.types import LABELS
+
+    given = options.chosen(context)
+    settings = build(ScanSettings, given)
+    if settings.html and "out" not in given:
+        settings = settings.model_copy(update={"out": ()})
+    start_logging(is_quiet=settings.quiet)
+    labels = report_again(ledgers, settings)
+    if not settings.quiet:
+        files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
+        counts = ", ".join(f"{labels[label]} {label}" for label in LABELS)
+        say(f"{labels.total()} videos: {counts}" + (f" - {', '.join(files)}" if files else ""))

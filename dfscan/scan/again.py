@@ -1,0 +1,103 @@
+"""Reports made again from ledgers, without scanning anything."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfscan.config import ScanSettings
+from dfscan.errors import ConfigError
+from dfscan.report.meta import versions
+from dfscan.report.page import Method
+from dfscan.report.reports import Reports
+from dfscan.report.text import report_order
+from dfscan.report.writers import remove_leftovers
+from dfscan.scan.ledger import OldLedger, Recipe, Record
+from dfscan.scan.lock import only_run
+from dfscan.scan.outputs import about, warn_of_missing
+from dfscan.types import Picture, VideoResult
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    record: Record
+    ledger: OldLedger
+
+
+def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
+    """Write the reports that the settings name, over every file that the ledgers know, as it was last judged.
+
+    Args:
+        ledgers: of nights or machines; of a file that several know the last one's result counts.
+        settings: outputs only.
+
+    Returns:
+        How many videos have each verdict.
+
+    Raises:
+        ConfigError: a ledger cannot be read, or would be overwritten.
+        LockedError: another run writes the same report.
+        OutputError: a report cannot be written; an old one is still there.
+    """
+    written = _written_files(ledgers, settings)
+    with only_run(written), ExitStack() as stack:
+        for path in written:
+            remove_leftovers(path)
+        known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
+        recipes = list({each.record.recipe.digest: each.record.recipe for each in known}.values())
+        reports = stack.enter_context(
+            Reports(
+                settings.out,
+                format=settings.format,
+                frames_out=settings.frames_out,
+                html=settings.html,
+                html_max_mb=settings.html_max_mb,
+                excel=settings.excel,
+                about=about(recipes),
+            )
+        )
+        for each in known:
+            recipe = each.record.recipe
+            reports.append(
+                each.record.result,
+                checkpoint=recipe.checkpoint,
+                version=recipe.version,
+                dumps_dir=recipe.settings.get("explain"),
+            )
+        by_result = {id(each.record.result): each for each in known}
+
+        def pictures(result: VideoResult) -> list[Picture]:
+            each = by_result[id(result)]
+            return each.ledger.pictures(each.record)
+
+        warn_of_missing(reports.write_page(pictures, lambda: _method(known, recipes)))
+    return Counter(each.record.result.verdict.label for each in known)
+
+
+def _known(ledgers: Sequence[OldLedger]) -> list[_Known]:
+    latest = {record.key[0]: _Known(record, ledger) for ledger in ledgers for record in ledger.records()}
+    return sorted(latest.values(), key=lambda each: report_order(each.record.result.path))
+
+
+def _method(known: Sequence[_Known], recipes: Sequence[Recipe]) -> Method:
+    by_sha256: dict[str, dict[str, Any]] = {}
+    for ledger in {id(each.ledger): each.ledger for each in known}.values():
+        by_sha256 |= ledger.cards()
+    labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
+    cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}
+    return Method(cards, recipes[0].settings if len(recipes) == 1 else {}, versions(), {})
+
+
+def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:
+    named = [Path(name) for name in settings.out_files]
+    named += [path for path in (settings.frames_out, settings.html) if path]
+    places = [os.path.realpath(path) for path in [*ledgers, *named]]
+    for place, path in zip(places[len(ledgers) :], named, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{path} is named twice, or is a ledger; name different files")
+    return named

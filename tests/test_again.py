@@ -1,0 +1,161 @@
+"""Several reports at once, and reports made again from ledgers: the same bytes, without scanning."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dfscan.scan.ledger import OldLedger
+from tests.test_cli import run
+from tests.test_cli import surroundings as surroundings
+
+REPORTS = ("r.csv", "r.jsonl", "r.xlsx", "r.parquet")
+
+
+@pytest.fixture(scope="module")
+def scanned(clips: Path, trained: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every report of one scan."""
+    folder = tmp_path_factory.mktemp("scanned")
+    outs = [argument for name in REPORTS for argument in ("--out", folder / name)]
+    outs += ["--html", folder / "r.html", "--frames-out", folder / "f.csv", "--explain", folder / "dumps"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(session_cache))
+        done = run("scan", clips, "--checkpoint", trained, "--device", "cpu", "--num-frames", 4, "--exit-zero", *outs)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    return folder
+
+
+def paths(csv_text: str) -> list[str]:
+    return [row["path"] for row in csv.DictReader(io.StringIO(csv_text))]
+
+
+def test_reports_again_are_those_of_the_scan(scanned: Path, tmp_path: Path) -> None:
+    outs = [argument for name in REPORTS for argument in ("-o", tmp_path / name)]
+    done = run("report", scanned / "r.csv.ledger", *outs, "--frames-out", tmp_path / "f.csv")
+    assert (done.exit_code, done.stdout) == (0, "")
+    for name in ("r.csv", "r.jsonl", "r.parquet", "f.csv"):
+        assert (tmp_path / name).read_bytes() == (scanned / name).read_bytes(), name
+
+
+def test_a_page_again_holds_the_same_pictures(scanned: Path, tmp_path: Path) -> None:
+    ledger, page = scanned / "r.csv.ledger", tmp_path / "again.html"
+    assert run("report", ledger, "--html", page).stdout == ""
+    pictures = (scanned / "r.html").read_text().count("/9j/")
+    assert page.read_text().count("/9j/") == pictures > 8
+    without = tmp_path / "small.html"
+    done = run("report", ledger, "--html", without, "--html-max-mb", 0)
+    assert "raise --html-max-mb" in done.stderr
+    assert without.read_text().count("/9j/") == 0
+
+
+def test_pictures_are_of_the_faces(scanned: Path) -> None:
+    with OldLedger(scanned / "r.csv.ledger") as ledger:
+        records = {Path(record.result.path).name: record for record in ledger.records()}
+        two = records["two.mkv"]
+        pictures = ledger.pictures(two)
+        assert [each.track_id for each in pictures if each.kind == "face"] == [0] * 4 + [1] * 4
+        assert ledger.pictures(records["nobody.mp4"]) == []
+    heat_maps = [each for each in pictures if each.kind == "heat_map"]
+    scores = sorted((face.score for track in two.result.tracks for face in track.faces), reverse=True)
+    assert [each.score for each in heat_maps] == pytest.approx(scores[:3])
+    for each, side_px in [(pictures[0], 96), (heat_maps[0], 192)]:
+        pixels = cv2.imdecode(np.frombuffer(each.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
+        assert pixels.shape == (side_px, side_px, 3)
+        assert pixels.std() > 20
+
+
+def test_the_workbook_links_to_dumps(scanned: Path) -> None:
+    import openpyxl
+
+    sheet = openpyxl.load_workbook(scanned / "r.xlsx")["report"]
+    links = [cell.hyperlink.target for (cell,) in sheet.iter_rows(min_row=2, max_col=1) if cell.hyperlink]
+    assert len(links) >= 2
+    assert all((scanned / link).is_dir() for link in links)
+
+
+def test_pictures_that_are_missing_are_made_by_a_scan_that_resumes(clips: Path, trained: Path, tmp_path: Path) -> None:
+    def scan(*more: object) -> str:
+        base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 3, "-o", tmp_path / "r.csv", "--resume")
+        done = run("scan", clips / "one.mp4", clips / "nobody.mp4", *base, *more)
+        assert done.exit_code == 0
+        return done.stderr
+
+    assert "known from the ledger" not in scan()
+    assert "2 known" in scan()
+    assert "1 known" in scan("--html", tmp_path / "r.html")
+    assert "2 known" in scan("--html", tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text().count("/9j/") == 3 + 3
+
+
+def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, scanned: Path) -> None:
+    ledgers = []
+    for i in (1, 2):
+        out = tmp_path / f"{i}.csv"
+        base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 4, "--exit-zero")
+        assert run("scan", clips, *base, "-o", out, "--shard", f"{i}/2").exit_code == 0
+        ledgers.append(f"{out}.ledger")
+    parts = [paths((tmp_path / f"{i}.csv").read_text()) for i in (1, 2)]
+    assert all(parts)
+    whole = run("report", *ledgers).stdout
+    assert sorted(parts[0] + parts[1]) == sorted(paths(whole))
+    assert whole == (scanned / "r.csv").read_text()
+
+
+def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, trained: Path, tmp_path: Path) -> None:
+    for frames in (3, 4):
+        base = ("--checkpoint", trained, "--device", "cpu", "--exit-zero", "-q")
+        run("scan", clips / "one.mp4", *base, "--num-frames", frames, "-o", tmp_path / f"{frames}.csv")
+    for first, last in ((3, 4), (4, 3)):
+        done = run("report", tmp_path / f"{first}.csv.ledger", tmp_path / f"{last}.csv.ledger")
+        assert done.stdout == (tmp_path / f"{last}.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "no.ledger"], "there is no such ledger"),
+        (["report", "{ledger}", "-o", "{ledger}"], "is named twice, or is a ledger"),
+        (["report", "{ledger}", "-o", "x.csv", "-o", "./x.csv"], "is named twice"),
+        (["report", "{ledger}", "-o", "no/x.csv"], "Create its directory first"),
+        (["scan", ".", "-o", "x.csv", "-o", "./x.csv"], "are the same file"),
+        (["scan", ".", "-o", "x.csv", "--html", "x.csv"], "are the same file"),
+        (["scan", ".", "--shard", "3/2"], "there is no part 3 of 2"),
+        (["scan", ".", "--shard", "0/2"], "shard: string should match"),
+    ],
+)
+def test_slips_are_refused(
+    scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (scanned / "r.csv.ledger").read_bytes()
+    done = run(*(argument.format(ledger=scanned / "r.csv.ledger") for argument in arguments))
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert (scanned / "r.csv.ledger").read_bytes() == before
+
+
+def test_several_outs_from_environment_and_file(
+    clips: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", "--num-frames", 2)
+    (tmp_path / "c.toml").write_text('out = ["a b.csv", "c.jsonl"]')
+    assert run(*base, "--config", "c.toml").stdout == ""
+    assert (tmp_path / "a b.csv").exists()
+    assert (tmp_path / "c.jsonl").exists()
+    monkeypatch.setenv("DFSCAN_OUT", "e 1.csv:e2.xlsx")
+    assert run(*base, "--config", "c.toml").stdout == ""
+    assert (tmp_path / "e 1.csv").exists()
+    assert (tmp_path / "e2.xlsx").exists()
+    assert run(*base, "-o", "-", "-o", "f.csv").stdout == (tmp_path / "f.csv").read_text()
+    (tmp_path / "one.toml").write_text('out = "single.csv"')
+    monkeypatch.delenv("DFSCAN_OUT")
+    assert run(*base, "--config", "one.toml").stdout == ""
+    assert (tmp_path / "single.csv").exists()
