@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dfscan.media.discover import Discovery
 from dfscan.scan.ledger import OldLedger
+from dfscan.scan.run import share
+from dfscan.types import Reason
+from tests.pictures import astronaut, other_person
 from tests.test_cli import run
 from tests.test_cli import surroundings as surroundings
+from tests.videos import write_video
 
 REPORTS = ("r.csv", "r.jsonl", "r.xlsx", "r.parquet")
 
@@ -29,6 +36,10 @@ def scanned(clips: Path, trained: Path, session_cache: Path, tmp_path_factory: p
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     return folder
+
+
+def jpegs(page: str) -> list[str]:
+    return re.findall(r'"(/9j/[^"]+)"', page)
 
 
 def paths(csv_text: str) -> list[str]:
@@ -56,13 +67,12 @@ def test_a_page_again_holds_the_same_pictures(scanned: Path, tmp_path: Path) -> 
 
 def test_pictures_are_of_the_faces(scanned: Path) -> None:
     with OldLedger(scanned / "r.csv.ledger") as ledger:
-        records = {Path(record.result.path).name: record for record in ledger.records()}
-        two = records["two.mkv"]
-        pictures = ledger.pictures(two)
+        entries = {Path(entry.path).name: entry for entry in ledger.entries()}
+        two, pictures = ledger.result(entries["two.mkv"]), ledger.pictures(entries["two.mkv"])
         assert [each.track_id for each in pictures if each.kind == "face"] == [0] * 4 + [1] * 4
-        assert ledger.pictures(records["nobody.mp4"]) == []
+        assert ledger.pictures(entries["nobody.mp4"]) == []
     heat_maps = [each for each in pictures if each.kind == "heat_map"]
-    scores = sorted((face.score for track in two.result.tracks for face in track.faces), reverse=True)
+    scores = sorted((face.score for track in two.tracks for face in track.faces), reverse=True)
     assert [each.score for each in heat_maps] == pytest.approx(scores[:3])
     for each, side_px in [(pictures[0], 96), (heat_maps[0], 192)]:
         pixels = cv2.imdecode(np.frombuffer(each.jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -102,10 +112,20 @@ def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, sc
         assert run("scan", clips, *base, "-o", out, "--shard", f"{i}/2").exit_code == 0
         ledgers.append(f"{out}.ledger")
     parts = [paths((tmp_path / f"{i}.csv").read_text()) for i in (1, 2)]
-    assert all(parts)
     whole = run("report", *ledgers).stdout
     assert sorted(parts[0] + parts[1]) == sorted(paths(whole))
     assert whole == (scanned / "r.csv").read_text()
+
+
+def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> None:
+    paths = [f"clips/{i}.mp4" for i in range(1000)]
+    problems = {f"gone/{i}.mp4": Reason("not_found", "it is not there") for i in range(100)}
+    parts = [share(Discovery(paths, problems, Counter()), f"{i}/4") for i in range(1, 5)]
+    assert sorted(path for part in parts for path in part.paths) == sorted(paths)
+    assert sum(len(part.problems) for part in parts) == 100
+    assert all(200 < len(part.paths) < 300 for part in parts)
+    fewer = share(Discovery(paths[::7], {}, Counter()), "2/4")
+    assert fewer.paths == [path for path in parts[1].paths if path in set(paths[::7])]
 
 
 def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, trained: Path, tmp_path: Path) -> None:
@@ -115,6 +135,23 @@ def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, traine
     for first, last in ((3, 4), (4, 3)):
         done = run("report", tmp_path / f"{first}.csv.ledger", tmp_path / f"{last}.csv.ledger")
         assert done.stdout == (tmp_path / f"{last}.csv").read_text()
+
+
+def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {"a": astronaut(), "b": other_person()}
+    for name, picture in pictures.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        write_video(Path("clip.mp4"), [picture] * 3)
+        base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 3, "--detection-threshold", 0.9, "-q")
+        assert run("scan", "clip.mp4", *base, "-o", "r.csv", "--html", "r.html").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("report", "a/r.csv.ledger", "b/r.csv.ledger", "--html", "both.html").exit_code == 0
+    both = jpegs(Path("both.html").read_text())
+    assert len(both) > 2
+    assert both == jpegs(Path("a/r.html").read_text()) + jpegs(Path("b/r.html").read_text())
 
 
 @pytest.mark.parametrize(

@@ -250,11 +250,12 @@ def test_an_old_ledger_tells_the_latest_of_each_file(tmp_path: Path) -> None:
     with Ledger(path, recipe=OTHER, card={"name": "second"}) as ledger:
         ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=PICTURES), None)
     with OldLedger(path) as old:
-        records = {record.result.path: record for record in old.records()}
-        assert {path: record.recipe for path, record in records.items()} == {FULL.path: OTHER, other.path: RECIPE}
-        assert records[FULL.path].result.num_frames == 7
-        assert values(old.pictures(records[FULL.path])) == values(PICTURES)
-        assert old.pictures(records[other.path]) == []
+        entries = {entry.path: entry for entry in old.entries()}
+        assert {path: entry.recipe for path, entry in entries.items()} == {FULL.path: OTHER, other.path: RECIPE}
+        assert old.result(entries[FULL.path]).num_frames == 7
+        assert old.result(entries[other.path]).path == other.path
+        assert values(old.pictures(entries[FULL.path])) == values(PICTURES)
+        assert old.pictures(entries[other.path]) == []
         assert old.cards()[OTHER.checkpoint_sha256] == {"name": "second"}
 
 
@@ -266,17 +267,11 @@ def test_a_ledger_from_before_pictures_can_be_read_and_written(tmp_path: Path) -
         database.executescript("DROP TABLE pictures; DROP TABLE checkpoints")
     database.close()
     with OldLedger(path) as old:
-        (record,) = old.records()
-        assert (old.pictures(record), old.cards()) == ([], {})
+        (entry,) = old.entries()
+        assert (old.pictures(entry), old.cards()) == ([], {})
     with Ledger(path, recipe=RECIPE) as ledger:
         ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
         assert len(ledger.pictures(FULL.path, None)) == 2
-
-
-def spoil(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("UPDATE videos SET result = '{\"path\": 1}'")
-    database.close()
 
 
 @pytest.mark.parametrize(
@@ -294,9 +289,12 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path, make: Callable[[Path], obj
         OldLedger(tmp_path / "x.ledger")
 
 
-def test_a_damaged_record_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("result", ["no JSON", '{"path": 1}', '{"path": "eA=="}', "{}"])
+def test_a_damaged_record_is_said(tmp_path: Path, result: str) -> None:
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
-    spoil(tmp_path / "x.ledger")
+    with sqlite3.connect(tmp_path / "x.ledger") as database:
+        database.execute("UPDATE videos SET result = ?", (result,))
+    database.close()
     with OldLedger(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
-        list(old.records())
+        old.result(old.entries()[0])

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,12 @@ from dfscan.report.page import Method
 from dfscan.report.reports import Reports
 from dfscan.report.text import report_order
 from dfscan.report.writers import remove_leftovers
-from dfscan.scan.ledger import OldLedger, Recipe, Record
+from dfscan.scan.ledger import Entry, OldLedger, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, warn_of_missing
 from dfscan.types import Picture, VideoResult
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Known:
-    record: Record
-    ledger: OldLedger
+Known = tuple[Entry, OldLedger]
 
 
 def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
@@ -49,7 +44,7 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
         for path in written:
             remove_leftovers(path)
         known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
-        recipes = list({each.record.recipe.digest: each.record.recipe for each in known}.values())
+        recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
         reports = stack.enter_context(
             Reports(
                 settings.out,
@@ -61,32 +56,38 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
                 about=about(recipes),
             )
         )
-        for each in known:
-            recipe = each.record.recipe
-            reports.append(
-                each.record.result,
-                checkpoint=recipe.checkpoint,
-                version=recipe.version,
-                dumps_dir=recipe.settings.get("explain"),
-            )
-        by_result = {id(each.record.result): each for each in known}
+        labels = Counter[str]()
+        shown: dict[int, Known] = {}
+        for entry, ledger in known:
+            result = ledger.result(entry)
+            labels[result.verdict.label] += 1
+            _append(reports, result, entry.recipe)
+            if settings.html:
+                shown[id(result)] = entry, ledger
 
         def pictures(result: VideoResult) -> list[Picture]:
-            each = by_result[id(result)]
-            return each.ledger.pictures(each.record)
+            # Not by its path: ./a.mp4 of two machines are two videos.
+            entry, ledger = shown[id(result)]
+            return ledger.pictures(entry)
 
         warn_of_missing(reports.write_page(pictures, lambda: _method(known, recipes)))
-    return Counter(each.record.result.verdict.label for each in known)
+    return labels
 
 
-def _known(ledgers: Sequence[OldLedger]) -> list[_Known]:
-    latest = {record.key[0]: _Known(record, ledger) for ledger in ledgers for record in ledger.records()}
-    return sorted(latest.values(), key=lambda each: report_order(each.record.result.path))
+def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
+    """Of every file the last ledger's entry, in the order of a report."""
+    latest = {entry.key[0]: (entry, ledger) for ledger in ledgers for entry in ledger.entries()}
+    return sorted(latest.values(), key=lambda known: report_order(known[0].path))
 
 
-def _method(known: Sequence[_Known], recipes: Sequence[Recipe]) -> Method:
+def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:
+    dumps_dir = recipe.settings.get("explain")
+    reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
+
+
+def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> Method:
     by_sha256: dict[str, dict[str, Any]] = {}
-    for ledger in {id(each.ledger): each.ledger for each in known}.values():
+    for ledger in {id(ledger): ledger for _, ledger in known}.values():
         by_sha256 |= ledger.cards()
     labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
     cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}

@@ -201,13 +201,16 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """The latest result of one file, and under which recipe it was found."""
+class Entry:
+    """Where a ledger has the latest result of one file."""
 
-    result: VideoResult
+    path: str
+    """As it was given to the scan."""
     recipe: Recipe
+    """Under which it was judged."""
     key: tuple[bytes, int, int, str]
-    """Of its pictures."""
+    """Absolute path, size, time and recipe."""
+    row: int
 
 
 class OldLedger:
@@ -234,26 +237,44 @@ class OldLedger:
             raise ConfigError(f"{path}: no ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
 
-    def records(self) -> Iterator[Record]:
-        """The latest result of every file, in the order in which they were recorded.
+    def entries(self) -> list[Entry]:
+        """The latest result of every file, by its absolute path.
 
         Raises:
             ConfigError: a record is damaged.
         """
         query = (
-            "SELECT path, size_bytes, mtime_ns, recipe, document, result FROM videos JOIN recipes USING (recipe) "
-            "WHERE videos.rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY videos.rowid"
+            "SELECT path, size_bytes, mtime_ns, recipe, rowid, json_extract(result, '$.path') FROM videos "
+            "WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY path"
         )
+        with self._damage_said():
+            documents = self._database.execute("SELECT recipe, document FROM recipes")
+            recipes = {digest: Recipe(**json.loads(document)) for digest, document in documents}
+            return [
+                Entry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), row)
+                for path, size_bytes, mtime_ns, digest, row, given in self._database.execute(query)
+            ]
+
+    def result(self, entry: Entry) -> VideoResult:
+        """The whole result, without its pictures.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        with self._damage_said():
+            (document,) = self._database.execute("SELECT result FROM videos WHERE rowid = ?", (entry.row,)).fetchone()
+            return from_json(json.loads(document))
+
+    def pictures(self, entry: Entry) -> list[Picture]:
+        """The pictures that were kept with a result."""
+        return _pictures(self._database, entry.key) if self._has_pictures else []
+
+    @contextmanager
+    def _damage_said(self) -> Iterator[None]:
         try:
-            for path, size_bytes, mtime_ns, digest, document, result in self._database.execute(query):
-                recipe = Recipe(**json.loads(document))
-                yield Record(from_json(json.loads(result)), recipe, (path, size_bytes, mtime_ns, digest))
+            yield
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
-
-    def pictures(self, record: Record) -> list[Picture]:
-        """The pictures that were kept with a result."""
-        return _pictures(self._database, record.key) if self._has_pictures else []
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Cards of checkpoints, by the sha256 of their file."""
@@ -323,7 +344,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
     if verdict["reason"]:
         verdict["reason"] = Reason(**verdict["reason"])
     return VideoResult(
-        path=os.fsdecode(base64.b64decode(document["path"])),
+        path=_path_from_json(document["path"]),
         status=document["status"],
         verdict=Verdict(**verdict),
         info=VideoInfo(**document["info"]),
@@ -331,6 +352,10 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         tracks=tuple(_track_from_json(track) for track in document["tracks"]),
         dumps=tuple(document["dumps"]),
     )
+
+
+def _path_from_json(encoded: str) -> str:
+    return os.fsdecode(base64.b64decode(encoded))
 
 
 def _track_from_json(document: dict[str, Any]) -> Track:

@@ -107,7 +107,7 @@ def run_scan(
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
     )
-    found = _share(found, settings.shard)
+    found = share(found, settings.shard)
     refuse_overwriting(settings, found.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume goes on from a ledger: name the report with --out, or the ledger with --ledger")
@@ -136,7 +136,7 @@ def run_scan(
     return tally
 
 
-def _share(found: Discovery, shard: str | None) -> Discovery:
+def share(found: Discovery, shard: str | None) -> Discovery:
     """The I-th of N parts of the inputs; which part a file is in depends on its path alone.
 
     Raises:
