@@ -30,7 +30,9 @@ def _split(value: object) -> object:
 
 
 def _several(value: object) -> object:
-    return [str(value)] if isinstance(value, (str, Path)) else [str(each) for each in value]  # type: ignore[attr-defined]
+    if isinstance(value, (str, Path)):
+        return [str(value)]
+    return [str(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class ScanSettings(BaseModel):

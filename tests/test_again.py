@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import cv2
 import numpy as np
@@ -40,6 +43,10 @@ def scanned(clips: Path, trained: Path, session_cache: Path, tmp_path_factory: p
 
 def jpegs(page: str) -> list[str]:
     return re.findall(r'"(/9j/[^"]+)"', page)
+
+
+def labels(csv_text: str) -> list[str]:
+    return [row["verdict"] for row in csv.DictReader(io.StringIO(csv_text))]
 
 
 def paths(csv_text: str) -> list[str]:
@@ -137,6 +144,69 @@ def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, traine
         assert done.stdout == (tmp_path / f"{last}.csv").read_text()
 
 
+def test_a_file_that_was_gone_for_a_night_is_told_as_it_was_found_again(
+    clips: Path, trained: Path, tmp_path: Path
+) -> None:
+    video, elsewhere = tmp_path / "one.mp4", tmp_path / "elsewhere"
+    shutil.copy(clips / "one.mp4", video)
+    (tmp_path / "list").write_text(f"{video}\n")
+    told = []
+    for move in (None, (video, elsewhere), (elsewhere, video)):
+        if move:
+            move[0].rename(move[1])
+        base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 3, "-q", "--exit-zero")
+        run("scan", "--files-from", tmp_path / "list", *base, "--ledger", tmp_path / "l", "-o", tmp_path / "r.csv")
+        assert run("report", tmp_path / "l").stdout == (tmp_path / "r.csv").read_text()
+        told.append(labels((tmp_path / "r.csv").read_text()))
+    assert told == [["inconclusive"], ["error"], ["inconclusive"]]
+
+
+def test_a_report_never_replaces_a_video(clips: Path, trained: Path, tmp_path: Path) -> None:
+    video = tmp_path / "one.mp4"
+    shutil.copy(clips / "one.mp4", video)
+    run("scan", video, "--checkpoint", trained, "--device", "cpu", "--num-frames", 2, "-o", tmp_path / "r.csv")
+    (tmp_path / "link").symlink_to(video)
+    for out in (video, tmp_path / "link"):
+        for option in ("--out", "--html", "--frames-out"):
+            done = run("report", tmp_path / "r.csv.ledger", option, out)
+            assert done.exit_code == 2
+            assert "would overwrite the input" in done.stderr
+    assert video.read_bytes() == (clips / "one.mp4").read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_judged(clips: Path, tmp_path: Path) -> None:
+    done = run("scan", clips, "-o", tmp_path / "r.csv", "--html", tmp_path)
+    assert done.exit_code == 2
+    assert "it is a directory" in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "r.csv.lock"] == []
+
+
+def test_dumps_in_a_folder_with_an_odd_name(clips: Path, trained: Path, tmp_path: Path) -> None:
+    import openpyxl
+
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 3, "--explain", folder)
+    done = run("scan", clips / "one.mp4", *base, "-o", tmp_path / "r.csv", "-o", tmp_path / "r.xlsx")
+    assert done.exit_code == 0, done.stderr
+    link = openpyxl.load_workbook(tmp_path / "r.xlsx")["report"]["A2"].hyperlink.target
+    assert (tmp_path / os.fsdecode(unquote_to_bytes(link))).is_dir()
+    assert run("report", tmp_path / "r.csv.ledger", "-o", tmp_path / "again.xlsx").exit_code == 0
+    assert openpyxl.load_workbook(tmp_path / "again.xlsx")["report"]["A2"].hyperlink.target == link
+    shutil.rmtree(folder)
+    assert run("report", tmp_path / "r.csv.ledger", "-o", tmp_path / "without.xlsx").exit_code == 0
+    assert openpyxl.load_workbook(tmp_path / "without.xlsx")["report"]["A2"].hyperlink is None
+
+
+def test_files_that_differ_between_ledgers_are_counted(clips: Path, trained: Path, tmp_path: Path) -> None:
+    for i, name in enumerate(("one.mp4", "nobody.mp4")):
+        shutil.copy(clips / name, tmp_path / "a.mp4")
+        base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 2, "-q")
+        run("scan", tmp_path / "a.mp4", *base, "-o", tmp_path / f"{i}.csv")
+    done = run("report", tmp_path / "0.csv.ledger", tmp_path / "1.csv.ledger")
+    assert "1 files are not the same in all ledgers" in done.stderr
+    assert labels(done.stdout) == ["no_face"]
+
+
 def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +233,8 @@ def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
         (["report", "{ledger}", "-o", "no/x.csv"], "Create its directory first"),
         (["scan", ".", "-o", "x.csv", "-o", "./x.csv"], "are the same file"),
         (["scan", ".", "-o", "x.csv", "--html", "x.csv"], "are the same file"),
+        (["report", "{ledger}", "-o", "-", "-o", "-"], "names standard output twice"),
+        (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "--shard", "3/2"], "there is no part 3 of 2"),
         (["scan", ".", "--shard", "0/2"], "shard: string should match"),
     ],

@@ -259,6 +259,48 @@ def test_an_old_ledger_tells_the_latest_of_each_file(tmp_path: Path) -> None:
         assert old.cards()[OTHER.checkpoint_sha256] == {"name": "second"}
 
 
+def test_what_holds_again_is_the_latest_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    gone = dataclasses.replace(BARE, path=FULL.path)
+    identity = FileIdentity(7, 8, 9)
+    with Ledger(path, recipe=RECIPE) as ledger:
+        ledger.put(FULL, identity)
+        ledger.put(gone, None)
+
+        def latest() -> str:
+            with OldLedger(path) as old:
+                (entry,) = old.entries()
+                return old.result(entry).verdict.label
+
+        assert latest() == "error"
+        ledger.renew(FULL.path, identity)
+        assert latest() == "fake"
+        found = ledger.get(FULL.path, identity)
+        assert found is not None
+        assert to_json(found) == to_json(FULL)
+
+
+def test_what_is_read_is_of_one_moment(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    with Ledger(path, recipe=RECIPE) as ledger:
+        ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
+        with OldLedger(path) as old:
+            (entry,) = old.entries()
+            ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=()), None)
+            assert old.result(entry).num_frames == FULL.num_frames
+            assert values(old.pictures(entry)) == values(PICTURES)
+
+
+def test_a_damaged_card_is_said(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE, card={}) as ledger:
+        ledger.put(FULL, None)
+    with sqlite3.connect(tmp_path / "x.ledger") as database:
+        database.execute("UPDATE checkpoints SET card = 'no JSON'")
+    database.close()
+    with OldLedger(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+        old.cards()
+
+
 def test_a_ledger_from_before_pictures_can_be_read_and_written(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:

@@ -148,7 +148,7 @@ Workers = Annotated[
     option(
         "--workers",
         panel=BEHAVIOUR,
-        help="Videos decoded at once. Default: half --threads, with a GPU all.",
+        help="Videos decoded at once. Default: half --threads, with a GPU all, and 2 at least.",
     ),
 ]
 Threads = Annotated[

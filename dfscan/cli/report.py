@@ -24,6 +24,7 @@ def report(
     html_max_mb: options.HtmlMaxMb = None,
     excel: options.Excel = None,
     quiet: options.Quiet = None,
+    config: options.Config = None,
 ) -> None:
     """Write reports again from ledgers, in any format, without scanning.
 
@@ -43,7 +44,7 @@ def report(
 
     given = options.chosen(context)
     settings = build(ScanSettings, given)
-    if settings.html and "out" not in given:
+    if settings.html and not {"out", "format"} & set(given):
         settings = settings.model_copy(update={"out": ()})
     start_logging(is_quiet=settings.quiet)
     labels = report_again(ledgers, settings)

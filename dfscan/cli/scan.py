@@ -39,7 +39,8 @@ def scan(
         option(
             "--shard",
             panel=INPUT,
-            help="Only the I-th of N parts of the inputs, for several machines; join their ledgers with dfscan report.",
+            help="Only the I-th of N parts of the inputs, by their paths as given, for several machines; "
+            "dfscan report joins their ledgers.",
             metavar="I/N",
         ),
     ] = None,

@@ -25,6 +25,8 @@ _log = logging.getLogger("dfscan")
 Floats = NDArray[np.float32]
 
 DEFAULT_CUDA_BATCH_SIZE = 32
+MAX_GPU_THREADS = 4
+"""One waits for the GPU, the others prepare batches; each batch that waits holds its frames where dumps are wanted."""
 
 
 class Runtime(Protocol):
@@ -202,7 +204,9 @@ def create_runtime(
     device = choose_device(device)
     if device == "cpu":
         return OnnxRuntime(onnx_graph(checkpoint), threads=threads)
-    return TorchRuntime(load_network(checkpoint), device=device, batch_size=batch_size, threads=threads)
+    return TorchRuntime(
+        load_network(checkpoint), device=device, batch_size=batch_size, threads=min(threads, MAX_GPU_THREADS)
+    )
 
 
 def choose_device(name: str) -> str:

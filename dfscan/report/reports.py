@@ -14,8 +14,8 @@ from urllib.parse import quote
 from dfscan.errors import OutputError
 from dfscan.report.page import Method, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
-from dfscan.report.tables import LINK
-from dfscan.report.writers import Format, ReportWriter, format_for, open_writer
+from dfscan.report.tables import LINK, XlsxWriter
+from dfscan.report.writers import AtomicFile, Format, ReportWriter, format_for, open_writer
 from dfscan.types import Picture, VideoResult
 
 STDOUT = "-"
@@ -57,6 +57,8 @@ class Reports:
                 (name, opened.enter_context(_open(name, format, excel=excel, about=about))) for name in outs
             ]
             self._frames = opened.enter_context(_open_frames(frames_out, excel=excel)) if frames_out else None
+            if html:
+                opened.callback(AtomicFile(html).discard)  # only to see that the page can be written there
             self._stack = opened.pop_all()
 
     def append(self, result: VideoResult, *, checkpoint: str, version: str, dumps_dir: str | None = None) -> None:
@@ -73,7 +75,7 @@ class Reports:
         """
         row = report_row(result, checkpoint=checkpoint, version=version)
         for name, report in self._reports:
-            report.append({**row, LINK: _link(result, dumps_dir, name)})
+            report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
         if self._frames:
             for face_row in frame_rows(result):
                 self._frames.append(face_row)
@@ -117,4 +119,6 @@ def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None
     if not result.dumps or dumps_dir is None or report == STDOUT:
         return None
     folder = os.path.dirname(os.path.join(dumps_dir, result.dumps[0]["face_file"]))
-    return quote(os.path.relpath(folder, os.path.dirname(report) or "."))
+    if not os.path.isdir(folder):  # a ledger that was brought from elsewhere
+        return None
+    return quote(os.fsencode(os.path.relpath(folder, os.path.dirname(report) or ".")))

@@ -21,6 +21,7 @@ from dfscan.report.writers import ReportWriter, Sink, reported, typed_cell
 MAX_XLSX_ROWS = 1_048_575
 """What Excel opens, besides the header."""
 MAX_XLSX_TEXT = 32_767
+MAX_XLSX_LINKS = 65_530
 ROWS_PER_GROUP = 10_000
 VERDICT_COLOURS = {"fake": "F8CBAD", "real": "C6E0B4", "inconclusive": "FFE699", "no_face": "DDDDDD", "error": "D9B3FF"}
 WIDTHS = {"path": 60, "verdict": 14, "reason": 50, "sha256": 30, "checkpoint": 24}
@@ -90,8 +91,9 @@ class XlsxWriter(ReportWriter):
         for cell in head:
             cell.font = Font(bold=True)
         sheet.append(head)
-        for values, link in self._rows:
+        for i, (values, link) in enumerate(self._rows):
             cells = zip(self._columns, values, strict=True)
+            link = link if i < MAX_XLSX_LINKS else None
             sheet.append([_xlsx_cell(sheet, column, value, link) for column, value in cells])
 
 
@@ -117,7 +119,8 @@ def _text(sheet: Any, text: str) -> Any:
     """A cell that is text and nothing else, whatever it begins with."""
     from openpyxl.cell import WriteOnlyCell
 
-    cell = WriteOnlyCell(sheet, value=printable(text)[:MAX_XLSX_TEXT])
+    exact = re.sub(r"_(?=x[0-9A-Fa-f]{4}_)", "_x005F_", printable(text))  # Excel reads _x0041_ as A
+    cell = WriteOnlyCell(sheet, value=exact[:MAX_XLSX_TEXT])
     cell.data_type = "s"
     return cell
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
-from dfscan.report.meta import versions
+from dfscan.report.meta import versions, write_meta
 from dfscan.report.page import Method
 from dfscan.report.reports import Reports
 from dfscan.report.text import report_order
 from dfscan.report.writers import remove_leftovers
 from dfscan.scan.ledger import Entry, OldLedger, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import about, warn_of_missing
+from dfscan.scan.outputs import about, spare_videos, warn_of_missing
 from dfscan.types import Picture, VideoResult
 
 Known = tuple[Entry, OldLedger]
+
+log = logging.getLogger("dfscan")
 
 
 def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
@@ -40,10 +44,22 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
         OutputError: a report cannot be written; an old one is still there.
     """
     written = _written_files(ledgers, settings)
-    with only_run(written), ExitStack() as stack:
+    with only_run(written):
         for path in written:
             remove_leftovers(path)
+        labels = _write(ledgers, settings, written)
+        made_from = {"made_utc": datetime.now(UTC).isoformat(timespec="seconds"), "ledgers": list(map(str, ledgers))}
+        for report in settings.out_files:
+            write_meta(report, {**made_from, "counts": dict(labels), "versions": versions()})
+    return labels
+
+
+def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Path]) -> Counter[str]:
+    labels = Counter[str]()
+    shown: dict[int, Known] = {}
+    with ExitStack() as stack:
         known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
+        spare_videos([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
         reports = stack.enter_context(
             Reports(
@@ -56,8 +72,6 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
                 about=about(recipes),
             )
         )
-        labels = Counter[str]()
-        shown: dict[int, Known] = {}
         for entry, ledger in known:
             result = ledger.result(entry)
             labels[result.verdict.label] += 1
@@ -76,7 +90,15 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
 
 def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
     """Of every file the last ledger's entry, in the order of a report."""
-    latest = {entry.key[0]: (entry, ledger) for ledger in ledgers for entry in ledger.entries()}
+    latest: dict[bytes, Known] = {}
+    num_changed = 0
+    for ledger in ledgers:
+        for entry in ledger.entries():
+            before = latest.get(entry.key[0])
+            num_changed += before is not None and before[0].key[1:3] != entry.key[1:3]
+            latest[entry.key[0]] = entry, ledger
+    if num_changed:
+        log.warning("%d files are not the same in all ledgers; of each the last ledger's result counts", num_changed)
     return sorted(latest.values(), key=lambda known: report_order(known[0].path))
 
 
@@ -97,6 +119,8 @@ def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> Method:
 def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:
     named = [Path(name) for name in settings.out_files]
     named += [path for path in (settings.frames_out, settings.html) if path]
+    if settings.out.count("-") > 1:
+        raise ConfigError("--out names standard output twice; name a file for the second report")
     places = [os.path.realpath(path) for path in [*ledgers, *named]]
     for place, path in zip(places[len(ledgers) :], named, strict=True):
         if places.count(place) > 1:

@@ -179,6 +179,20 @@ class Ledger:
             row = self._database.execute(query, key).fetchone()
         return _named(from_json(json.loads(row[0])), path) if row else None
 
+    def renew(self, path: str, identity: FileIdentity | None) -> None:
+        """Make the result of a file the latest of its path again: it holds now, whatever was found in between.
+
+        Raises:
+            OutputError: the record cannot be written.
+        """
+        query = f"SELECT max(rowid), (SELECT max(rowid) FROM videos WHERE path = ?) FROM videos {_OF_FILE}"
+        key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+        with self._explained(), self._database:
+            row, latest = self._database.execute(query, (key[0], *key)).fetchone()
+            if row != latest:
+                newest = "UPDATE videos SET rowid = (SELECT max(rowid) + 1 FROM videos) WHERE rowid = ?"
+                self._database.execute(newest, (row,))
+
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
         """The pictures that were put with a result."""
         with self._explained():
@@ -228,6 +242,7 @@ class OldLedger:
         try:
             # Not mode=ro: that cannot read a write-ahead log that nobody else has open.
             self._database = sqlite3.connect(path)
+            self._database.execute("BEGIN")  # all reads see one moment, even beside a scan that writes
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
@@ -266,8 +281,9 @@ class OldLedger:
             return from_json(json.loads(document))
 
     def pictures(self, entry: Entry) -> list[Picture]:
-        """The pictures that were kept with a result."""
-        return _pictures(self._database, entry.key) if self._has_pictures else []
+        """The pictures that were kept with a result; raises as `result`."""
+        with self._damage_said():
+            return _pictures(self._database, entry.key) if self._has_pictures else []
 
     @contextmanager
     def _damage_said(self) -> Iterator[None]:
@@ -277,10 +293,11 @@ class OldLedger:
             raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
 
     def cards(self) -> dict[str, dict[str, Any]]:
-        """Cards of checkpoints, by the sha256 of their file."""
+        """Cards of checkpoints, by the sha256 of their file; raises as `result`."""
         if not self._has_pictures:
             return {}
-        return {sha256: json.loads(card) for sha256, card in self._database.execute("SELECT * FROM checkpoints")}
+        with self._damage_said():
+            return {sha256: json.loads(card) for sha256, card in self._database.execute("SELECT * FROM checkpoints")}
 
     def __enter__(self) -> Self:
         return self

@@ -76,6 +76,7 @@ class Outputs:
         known = self._ledger.get(path, identity) if identity else None
         if known is None or not self._is_final(known, identity):
             return None
+        self._ledger.renew(path, identity)
         self._take(path, identity)
         return known
 
@@ -176,6 +177,8 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
     Raises:
         ConfigError: naming both.
     """
+    if settings.out.count("-") > 1:
+        raise ConfigError("--out names standard output twice; name a file for the second report")
     by_place: dict[str, str] = {}
     named = _named_files(settings)
     for option, path in named:
@@ -183,6 +186,19 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
         if place in by_place:
             raise ConfigError(f"{option} and {by_place[place]} are the same file, {path}; name different ones")
         by_place[place] = option
+    spare_videos(named, videos)
+
+
+def spare_videos(named: Iterable[tuple[str, Path]], videos: Iterable[str]) -> None:
+    """Refuse to overwrite a video, under whatever name.
+
+    Args:
+        named: options and the files that they write.
+        videos: inputs.
+
+    Raises:
+        ConfigError: naming both.
+    """
     there = {found: option for option, path in named if (found := _place(path))}
     for video in videos if there else ():
         if (found := _place(video)) in there:
