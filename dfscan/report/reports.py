@@ -6,16 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from dfscan.config import ScanSettings
 from dfscan.errors import OutputError
 from dfscan.report.page import Method, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.tables import LINK, XlsxWriter
-from dfscan.report.writers import AtomicFile, Format, ReportWriter, format_for, open_writer
+from dfscan.report.writers import AtomicFile, ReportWriter, format_for, open_writer
 from dfscan.types import Picture, VideoResult
 
 STDOUT = "-"
@@ -24,41 +24,24 @@ STDOUT = "-"
 class Reports:
     """A context manager: reports are opened at once, so that a typo costs no night, and take their names at its end."""
 
-    def __init__(
-        self,
-        outs: Sequence[str],
-        *,
-        format: Format | None = None,
-        frames_out: Path | None = None,
-        html: Path | None = None,
-        html_max_mb: float = 50.0,
-        excel: bool = False,
-        about: Mapping[str, str],
-    ) -> None:
+    def __init__(self, settings: ScanSettings, *, about: Mapping[str, str]) -> None:
         """Open them.
 
         Args:
-            outs: files, each in the format of its suffix; ``-`` is standard output.
-            format: of all `outs` instead.
-            frames_out: gets a row for every face.
-            html: gets the page, by `write_page`.
-            html_max_mb: of pictures in the page.
-            excel: start CSV with a byte order mark.
+            settings: name them: `out`, `format`, `excel`, `frames_out`, `html` and `html_max_mb`.
             about: what workbooks say of the scan.
 
         Raises:
             OutputError: one cannot be written there.
         """
-        self._html = html
-        self._html_max_mb = html_max_mb
+        self._html = settings.html
+        self._html_max_mb = settings.html_max_mb
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
-            self._reports = [
-                (name, opened.enter_context(_open(name, format, excel=excel, about=about))) for name in outs
-            ]
-            self._frames = opened.enter_context(_open_frames(frames_out, excel=excel)) if frames_out else None
-            if html:
-                opened.callback(AtomicFile(html).discard)  # only to see that the page can be written there
+            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
+            self._frames = opened.enter_context(_open_frames(settings)) if settings.frames_out else None
+            if settings.html:
+                opened.callback(AtomicFile(settings.html).discard)  # only to see that the page can be written there
             self._stack = opened.pop_all()
 
     def append(self, result: VideoResult, *, checkpoint: str, version: str, dumps_dir: str | None = None) -> None:
@@ -103,15 +86,18 @@ class Reports:
         self._stack.__exit__(kind, error, trace)
 
 
-def _open(name: str, format: Format | None, *, excel: bool, about: Mapping[str, str]) -> ReportWriter:
+def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> ReportWriter:
     if name == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed: name a file for the report with --out")
     target = sys.stdout.buffer if name == STDOUT else name
-    return open_writer(target, REPORT_COLUMNS, format=format or format_for(name), excel=excel, about=about)
+    kind = settings.format or format_for(name)
+    return open_writer(target, REPORT_COLUMNS, format=kind, excel=settings.excel, about=about)
 
 
-def _open_frames(path: Path, *, excel: bool) -> ReportWriter:
-    return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=excel)
+def _open_frames(settings: ScanSettings) -> ReportWriter:
+    assert settings.frames_out
+    path = settings.frames_out
+    return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel)
 
 
 def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None:

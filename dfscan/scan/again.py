@@ -61,17 +61,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
         known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
         spare_videos([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
-        reports = stack.enter_context(
-            Reports(
-                settings.out,
-                format=settings.format,
-                frames_out=settings.frames_out,
-                html=settings.html,
-                html_max_mb=settings.html_max_mb,
-                excel=settings.excel,
-                about=about(recipes),
-            )
-        )
+        reports = stack.enter_context(Reports(settings, about=about(recipes)))
         for entry, ledger in known:
             result = ledger.result(entry)
             labels[result.verdict.label] += 1

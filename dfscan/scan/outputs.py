@@ -55,17 +55,7 @@ class Outputs:
         for path in written_files(settings):
             remove_leftovers(path)
         with ExitStack() as opened:
-            self._reports = opened.enter_context(
-                Reports(
-                    settings.out,
-                    format=settings.format,
-                    frames_out=settings.frames_out,
-                    html=settings.html,
-                    html_max_mb=settings.html_max_mb,
-                    excel=settings.excel,
-                    about=about([made_by]),
-                )
-            )
+            self._reports = opened.enter_context(Reports(settings, about=about([made_by])))
             self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
             self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=made_by, card=card))
             self._stack = opened.pop_all()
