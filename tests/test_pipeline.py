@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,15 @@ def test_people_are_found_followed_and_scored(clips: Path, untrained: Path) -> N
 
 
 def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Path) -> None:
-    expected = [to_json(result) for result in scan(inputs(clips), engine_for(untrained, workers=1, threads=1))]
-    for workers, threads in ((2, 1), (4, 2), (1, 16)):
+    def found(workers: int, threads: int) -> list[Any]:
         engine = engine_for(untrained, workers=workers, threads=threads)
-        assert [to_json(result) for result in scan(inputs(clips), engine)] == expected
+        results = scan(inputs(clips), engine, num_explained=3, keeps_pictures=True)
+        return [(to_json(result), [astuple(each) for each in result.pictures]) for result in results]
+
+    expected = found(1, 1)
+    assert [len(pictures) for _, pictures in expected] == [0, 4 + 3, 0, 8 + 3]
+    for workers, threads in ((2, 1), (4, 2), (1, 16)):
+        assert found(workers, threads) == expected
 
 
 def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:

@@ -44,7 +44,7 @@ class Follower:
         """Take the next frame.
 
         Returns:
-            Frames whose faces are all known now, in order; at most `SEARCH_EVERY` are held back.
+            Frames whose faces are all known now, in order; fewer than `SEARCH_EVERY` are held back.
         """
         settled = [] if self._goes_on(frame) else self.finish()
         look, last, self._last = Look(frame, []), self._last, None
