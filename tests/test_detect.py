@@ -53,7 +53,7 @@ def test_equals_the_library_on_the_same_smaller_copy():
     scale = np.float32([812 / 1624, 256 / 512])
     small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
     boxes, scores, landmarks = library_faces(small, 60 * 0.5)
-    faces = make(min_face_px=60, max_side_px=812).detect(picture)
+    faces = make(min_face_px=60, least_side_px=812).detect(picture)
     assert len(faces) == 2
     assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)
 
@@ -73,7 +73,7 @@ def test_values_are_plain_and_in_range(detector):
 
 def test_a_shrunk_search_maps_back_to_the_full_frame():
     picture = cv2.resize(astronaut(), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
-    (face,) = make(max_side_px=512).detect(picture)
+    (face,) = make(least_side_px=512).detect(picture)
     np.testing.assert_allclose(face.box_xyxy, 3 * np.array(FACE_XYXY), atol=20)
 
 

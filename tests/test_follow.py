@@ -141,9 +141,9 @@ def test_a_face_at_the_border_and_a_part_beyond_it() -> None:
     assert detector.find_again(astronaut(), [gone]) == []
 
 
-@pytest.mark.parametrize("max_side_px", [512, 300])
-def test_found_again_in_a_part_of_a_shrunk_frame(max_side_px: int) -> None:
-    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10, max_side_px=max_side_px)
+@pytest.mark.parametrize("least_side_px", [512, 256])
+def test_found_again_in_a_part_of_a_shrunk_frame(least_side_px: int) -> None:
+    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10, least_side_px=least_side_px)
     picture = two_people(right=other_person())
     left, right = sorted(detector.detect(picture), key=lambda face: float(face.box_xyxy[0]))
     (again,) = detector.find_again(picture, [right])

@@ -23,6 +23,8 @@ DISTANCE_SCALE = 10.0
 NUM_VALUES = CELLS * CELLS * 3
 SCENE_CELLS = 16
 """Cells along either side of the frame."""
+SCENE_ROWS = 8
+"""So many rows of pixels in each cell are averaged; `scene_change` differs by 0.03 from that of all rows."""
 
 
 def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -60,7 +62,8 @@ def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
         frame_pixels: (H, W, 3) RGB.
     """
     height_px, width_px = frame_pixels.shape[:2]
-    cells = cv2.resize(frame_pixels, (SCENE_CELLS, SCENE_CELLS), interpolation=cv2.INTER_AREA)
+    some_rows = frame_pixels[:: max(1, height_px // (SCENE_CELLS * SCENE_ROWS))]
+    cells = cv2.resize(some_rows, (SCENE_CELLS, SCENE_CELLS), interpolation=cv2.INTER_AREA)
     lab = np.asarray(cv2.cvtColor(cells.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
     return Scene(lab, (width_px / SCENE_CELLS, height_px / SCENE_CELLS))
 
@@ -73,9 +76,9 @@ def scene_change(first: Scene, second: Scene, box_xyxy: NDArray[np.float32]) -> 
     """
     if first.cell_px != second.cell_px:
         return float("inf")
-    rows, columns = _around(box_xyxy, first.cell_px)
-    change = np.maximum(_distance_to_nearest(first, second), _distance_to_nearest(second, first))
-    return float(change[rows, columns].mean())
+    around = _around(box_xyxy, first.cell_px)
+    change = np.maximum(_distance_to_nearest(first, second, around), _distance_to_nearest(second, first, around))
+    return float(change.mean())
 
 
 def _around(box_xyxy: NDArray[np.float32], cell_px: tuple[float, float]) -> tuple[slice, slice]:
@@ -93,11 +96,12 @@ def _cells(start_px: float, stop_px: float, cell_px: float) -> slice:
     return slice(first, last + 1)
 
 
-def _distance_to_nearest(first: Scene, second: Scene) -> NDArray[np.float32]:
-    """(16, 16) distance of each cell of the first to the likest of the 3 x 3 cells there of the second."""
-    padded = np.pad(second.cells, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    neighbours = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
-    squares = np.square(neighbours - first.cells[..., None, None]).sum(axis=2)
+def _distance_to_nearest(first: Scene, second: Scene, around: tuple[slice, slice]) -> NDArray[np.float32]:
+    """Distance of each of these cells of the first to the likest of the 3 x 3 cells there of the second."""
+    edged = np.arange(-1, SCENE_CELLS + 1).clip(0, SCENE_CELLS - 1)
+    padded = second.cells[edged][:, edged]
+    neighbours = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[around]
+    squares = np.square(neighbours - first.cells[around][..., None, None]).sum(axis=2)
     return np.asarray(np.sqrt(squares.min(axis=(2, 3))), np.float32)
 
 

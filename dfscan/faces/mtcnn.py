@@ -9,7 +9,7 @@ used; what it does one candidate at a time on the networks' device is done here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,7 +85,8 @@ class _Boxes:
     def corrected(self, *, unit_px: float) -> Floats:
         """The boxes moved by their corrections; the library takes sides as one pixel longer from the second step on."""
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2] + unit_px
-        return self.xyxy + self.corrections * np.tile(sides, 2)
+        moves: Floats = self.corrections * np.concatenate([sides, sides], axis=1)
+        return self.xyxy + moves
 
 
 def find_faces(frame: Pixels, networks: Networks, *, min_face_px: float, known_xyxy: Floats = NO_BOXES) -> Found:
@@ -214,15 +215,33 @@ def _edges(size_px: int | NDArray[np.intp], parts: int) -> tuple[NDArray[np.intp
 
 def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
     """The whole frame at a smaller size, as the networks take it."""
-    (top, bottom), (left, right) = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
-    rows = sums[bottom] - sums[top]
-    return _normalised((rows[:, right] - rows[:, left])[None], np.outer(bottom - top, right - left))
+    rows, columns = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
+    return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns])
 
 
-def _normalised(totals: Sums, areas: NDArray[np.intp]) -> Floats:
-    """From totals [N, H, W, 3] of levels and areas [N or none, H, W] to float32 [N, 3, H, W] in [-1, 1]."""
-    means = totals.astype(np.float32) / areas[..., None].astype(np.float32)
-    return np.ascontiguousarray((means.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(128))
+def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]]) -> Floats:
+    """Mean levels of rectangles, as the networks take them.
+
+    Args:
+        sums: of a frame.
+        rows: where each of the H rows of N pictures begins and ends, [N, H] each.
+        columns: the same for W columns.
+
+    Returns:
+        float32 [N, 3, H, W] in [-1, 1].
+    """
+    (top, bottom), (left, right) = ([edge[:, :, None] for edge in rows], [edge[:, None] for edge in columns])
+    # Flat positions: taking them is four times as fast as indexing rows and columns.
+    flat, above, below = sums.reshape(-1, 3), top * sums.shape[1], bottom * sums.shape[1]
+    totals = flat.take(below + right, axis=0)
+    totals -= flat.take(above + right, axis=0)
+    totals -= flat.take(below + left, axis=0)
+    totals += flat.take(above + left, axis=0)
+    shares = np.reciprocal((bottom - top) * (right - left) * np.float32(128), dtype=np.float32)
+    pictures = np.empty((len(totals), 3, *totals.shape[1:3]), np.float32)
+    np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=pictures)
+    pictures -= np.float32(127.5 / 128)
+    return pictures
 
 
 def _squared(boxes_xyxy: Floats) -> Floats:
@@ -241,11 +260,8 @@ def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
     far = np.minimum(bounded[:, 2:], (width, height))
     is_inside = (far > near).all(axis=1)
     boxes, near, far = boxes[is_inside], near[is_inside], far[is_inside]
-    left, right = (near[:, :1] + edge for edge in _edges(far[:, 0] - near[:, 0], side_px))
-    top, bottom = (near[:, 1:] + edge for edge in _edges(far[:, 1] - near[:, 1], side_px))
-    totals = sums[bottom[:, :, None], right[:, None]] - sums[top[:, :, None], right[:, None]]
-    totals += sums[top[:, :, None], left[:, None]] - sums[bottom[:, :, None], left[:, None]]
-    return boxes, _normalised(totals, (bottom - top)[:, :, None] * (right - left)[:, None])
+    columns, rows = ([near[:, [i]] + edge for edge in _edges(far[:, i] - near[:, i], side_px)] for i in (0, 1))
+    return boxes, _means(sums, rows, columns)
 
 
 def _best(boxes_xyxy: Floats, scores: Floats, overlap: float, *, of_smaller: bool = False) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,8 +25,8 @@ from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
-FLOOR_FACES = 32
-"""So many faces, of noise, are judged to learn what one costs."""
+FLOOR_S = 2.0
+"""Faces of noise are judged for at least so long to learn what one costs."""
 
 
 def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
@@ -78,10 +78,8 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
 def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_faces: int) -> dict[str, float]:
     """CPU seconds of both, and wall seconds: they can run beside each other, but not on more cores than there are."""
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
-    decode = _timed(lambda: _decode_only(paths, engine))
-    pixels = engine.preprocessing.input_size_px
-    noise = np.random.default_rng(0).standard_normal((FLOOR_FACES, 3, pixels, pixels)).astype(np.float32)
-    classify = [each * num_faces / FLOOR_FACES for each in _timed(lambda: _classify(engine.runtime, noise))]
+    decode = _decode_only(paths, engine)
+    classify = [each * num_faces for each in _classify_only(engine.runtime, engine.preprocessing.input_size_px)]
     cpu_s = decode[1] + classify[1]
     return {
         "decode_cpu_s": decode[1],
@@ -91,23 +89,29 @@ def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_fa
     }
 
 
-def _timed(work: Callable[[], float]) -> tuple[float, float]:
-    """Wall and CPU seconds of work in this process; what it returns, CPU seconds spent elsewhere, is added."""
+def _decode_only(paths: Sequence[str], engine: Engine) -> tuple[float, float]:
+    """Wall and CPU seconds, those of the decoding children among them."""
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    elsewhere_s = work()
-    return time.perf_counter() - start_s, time.process_time() - start_cpu_s + elsewhere_s
-
-
-def _decode_only(paths: Sequence[str], engine: Engine) -> float:
     events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
     with closing(events):
-        return sum(event.cpu_s for event in events if isinstance(event, Ended))
+        children_cpu_s = sum(event.cpu_s for event in events if isinstance(event, Ended))
+    return time.perf_counter() - start_s, time.process_time() - start_cpu_s + children_cpu_s
 
 
-def _classify(runtime: Runtime, faces: np.ndarray[Any, np.dtype[np.float32]]) -> float:
+def _classify_only(runtime: Runtime, size_px: int) -> tuple[float, float]:
+    """Wall and CPU seconds of one face, in full batches on all threads."""
+    shape = (runtime.threads, runtime.batch_size, 3, size_px, size_px)
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    num_faces, wall_s, cpu_s = 0, 0.0, 0.0
     with ThreadPoolExecutor(runtime.threads) as pool:
-        list(pool.map(runtime.predict, np.array_split(faces, runtime.threads)))
-    return 0.0
+        list(pool.map(runtime.predict, noise))  # a GPU's first batch takes longer
+        while wall_s < FLOOR_S:
+            start_s, start_cpu_s = time.perf_counter(), time.process_time()
+            list(pool.map(runtime.predict, noise))
+            wall_s += time.perf_counter() - start_s
+            cpu_s += time.process_time() - start_cpu_s
+            num_faces += runtime.threads * runtime.batch_size
+    return wall_s / num_faces, cpu_s / num_faces
 
 
 def _stage(timings: Timings, name: str, total_cpu_s: float) -> dict[str, float | int]:
