@@ -14,9 +14,11 @@ import pytest
 from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.runtime import TorchRuntime
+from dfscan.faces import batched
+from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.media.isolate import Decoded, Event, decode_videos
 from dfscan.report.dumps import DumpFolder
-from dfscan.scan import pipeline, stages
+from dfscan.scan import pipeline, search, stages
 from dfscan.scan.ledger import from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
@@ -79,6 +81,39 @@ def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untr
     for one, other in zip(scan(inputs(clips), alone), scan(inputs(clips), together), strict=True):
         logits, others = ([face.logit for track in r.tracks for face in track.faces] for r in (one, other))
         assert logits == pytest.approx(others, abs=1e-3)
+
+
+def as_with_a_gpu(engine: Engine, checkpoint: Path, **more: Any) -> Engine:
+    """What a GPU would do, on the CPU: faces searched for and judged in batches across videos, in float16."""
+    options = {"batch_size": 4, "threads": 2, "mixed_precision": True} | more
+    runtime = TorchRuntime(load_network(read_card(checkpoint)), device="cpu", **options)
+    return replace(engine, runtime=runtime, batched_detector=BatchedFaceDetector(engine.detector, device="cpu"))
+
+
+def logits_of(result: VideoResult) -> list[float]:
+    scored = [score for track in result.tracks for score in track.faces]
+    return [score.logit for score in sorted(scored, key=lambda each: (each.face.time_s, each.face.box_xyxy[0]))]
+
+
+def test_the_path_of_a_gpu_gives_the_verdicts_of_the_cpu(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_FRAMES", 5)
+    monkeypatch.setattr(batched, "MAX_FRAMES", 5)
+    engine = engine_for(untrained)
+    on_cpu = scan(inputs(clips), engine)
+    on_gpu = scan(inputs(clips), as_with_a_gpu(engine, untrained))
+    in_fp32 = scan(inputs(clips), as_with_a_gpu(engine, untrained, mixed_precision=False))
+    assert [len(logits_of(result)) for result in on_gpu] == [0, 4, 0, 8]
+    for one, other, precise in zip(on_cpu, on_gpu, in_fp32, strict=True):
+        assert (one.verdict.label, one.num_frames) == (other.verdict.label, other.num_frames)
+        assert [len(track.faces) for track in one.tracks] == [len(track.faces) for track in other.tracks]
+        assert logits_of(other) == pytest.approx(logits_of(precise), abs=2e-2)
+        assert logits_of(other) == pytest.approx(logits_of(one), abs=0.1)  # boxes that are followed differ
+    assert logits_of(on_gpu[1]) != logits_of(in_fp32[1])
+    engine = engine_for(untrained, workers=3, threads=5)
+    again = scan(inputs(clips), as_with_a_gpu(engine, untrained))
+    assert [to_json(result) for result in again] == [to_json(result) for result in on_gpu]
 
 
 def test_temperature_divides_logits(clips: Path, untrained: Path, trained: Path) -> None:
@@ -173,18 +208,55 @@ def test_a_picture_that_breaks_the_detector_costs_one_row(
         return detect(pixels, **more)
 
     monkeypatch.setattr(engine.detector, "detect", fragile)
-    nobody, one, _, _ = scan(inputs(clips), engine)
+    nobody, one, _, two = scan(inputs(clips), engine)
     assert nobody.verdict.reason is not None
     assert (nobody.verdict.label, nobody.verdict.reason.code) == ("error", "internal")
-    assert one.verdict.label == "inconclusive"
+    assert (one.verdict.label, len(logits_of(two))) == ("inconclusive", 8)
+
+
+def test_a_picture_that_breaks_a_batch_costs_one_row(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = as_with_a_gpu(engine_for(untrained), untrained)
+    assert engine.batched_detector is not None
+    detect, sizes = engine.detector.detect, []
+
+    def fragile(frames: Any) -> Any:
+        sizes.append(len(frames))
+        if any(pixels.shape[1] == 320 for pixels in frames):  # nobody.mp4
+            raise IndexError("index 3 is out of bounds")
+        return [detect(pixels) for pixels in frames]
+
+    monkeypatch.setattr(engine.batched_detector, "detect", fragile)
+    nobody, one, _, two = scan(inputs(clips), engine)
+    assert (sizes[0], sorted(sizes[1:])) == (12, [0] * 4 + [1] * 12)  # together, then each alone
+    assert nobody.verdict.reason is not None
+    assert (nobody.verdict.label, nobody.verdict.reason.code) == ("error", "internal")
+    assert (one.verdict.label, len(logits_of(two))) == ("inconclusive", 8)
+
+
+def test_batches_that_wait_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_FRAMES", 1)
+    engine = as_with_a_gpu(engine_for(untrained, threads=1), untrained)
+    monkeypatch.setattr(engine.batched_detector, "detect", lambda frames: [engine.detector.detect(f) for f in frames])
+    most, submit = [0], search.BatchedSearch.submit
+
+    def watched(stage: search.BatchedSearch, video: Any, frame: Any) -> None:
+        submit(stage, video, frame)
+        most.append(len(stage._running))
+
+    monkeypatch.setattr(search.BatchedSearch, "submit", watched)
+    results = scan(inputs(clips), engine)
+    assert [result.num_frames for result in results] == [4, 4, 0, 4]
+    assert max(most) == 2
 
 
 def test_what_waits_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_for(untrained, threads=1)
     most_frames = most_batches = 0
-    submit, flush = stages.SearchStage.submit, stages.ScoreStage.flush
+    submit, flush = search.FollowingSearch.submit, stages.ScoreStage.flush
 
-    def watched_submit(stage: stages.SearchStage, video: Any, frame: Any) -> None:
+    def watched_submit(stage: search.FollowingSearch, video: Any, frame: Any) -> None:
         nonlocal most_frames
         submit(stage, video, frame)
         most_frames = max(most_frames, stage._num_waiting)
@@ -194,11 +266,11 @@ def test_what_waits_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest
         flush(stage)
         most_batches = max(most_batches, len(stage._running))
 
-    monkeypatch.setattr(stages.SearchStage, "submit", watched_submit)
+    monkeypatch.setattr(search.FollowingSearch, "submit", watched_submit)
     monkeypatch.setattr(stages.ScoreStage, "flush", watched_flush)
     results = scan(inputs(clips), engine)
     assert [result.num_frames for result in results] == [4, 4, 0, 4]
-    assert 1 <= most_frames <= stages.MAX_WAITING_FRAMES + 1
+    assert 1 <= most_frames <= search.MAX_WAITING_FRAMES + 1
     assert 1 <= most_batches <= 1 + stages.MAX_WAITING_BATCHES + 1
 
 

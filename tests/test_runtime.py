@@ -13,10 +13,21 @@ import pytest
 from dfscan import cache as cache_module
 from dfscan.detector import checkpoint as checkpoint_module
 from dfscan.detector import export, runtime
-from dfscan.detector.checkpoint import Checkpoint, init_checkpoint, load_network, verify
+from dfscan.detector.checkpoint import (
+    Checkpoint,
+    default_checkpoint_path,
+    init_checkpoint,
+    load_network,
+    read_card,
+    verify,
+)
+from dfscan.detector.preprocess import to_input
 from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
+from dfscan.detector.selftest import MIXED_TOLERANCE
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
+from dfscan.faces.crop import crop_face
 from dfscan.graphs import export_failure
+from tests.pictures import FACE_XYXY, astronaut, moved, other_person
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +118,60 @@ def test_self_test_notices_changed_weights(tiny: Checkpoint) -> None:
 
 
 # PyTorch
+
+
+def test_mixed_precision_is_close_and_a_face_scores_the_same_whatever_its_neighbours(tiny: Checkpoint) -> None:
+    runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=4, mixed_precision=True)
+    batch = faces(6)
+    logits, cams = runtime.predict(batch)
+    expected_logits, expected_cams = by_torch(tiny, batch)
+
+    assert (logits.dtype, cams.dtype) == (np.float32, np.float32)
+    assert 0 < np.abs(logits - expected_logits).max() <= MIXED_TOLERANCE
+    np.testing.assert_allclose(cams, expected_cams, atol=0.03 * float(expected_cams.max()))
+    assert logits.tolist() == [runtime.predict(batch[i : i + 1])[0][0] for i in range(6)]
+
+
+def test_the_embedded_checkpoint_is_as_precise_in_mixed_precision() -> None:
+    path = default_checkpoint_path()
+    assert path is not None
+    checkpoint = read_card(path)
+    box, preprocessing = np.array(FACE_XYXY, np.float32), checkpoint.card.preprocessing
+    looks = [moved(picture, 0, 0, zoom) for picture in (astronaut(), other_person()) for zoom in (1, 0.7)]
+    crops = [crop_face(each, box, margin=preprocessing.crop_margin, size=preprocessing.input_size_px) for each in looks]
+    batch = to_input(crops, preprocessing)
+    runtime = TorchRuntime(load_network(checkpoint), device="cpu", batch_size=4, mixed_precision=True)
+    logits, expected = runtime.predict(batch)[0], by_torch(checkpoint, batch)[0]
+    assert np.abs(expected).max() < 20
+    assert 0 < np.abs(logits - expected).max() <= MIXED_TOLERANCE
+    verify(runtime, checkpoint)
+    assert runtime.mixed_precision
+
+
+def test_the_self_test_keeps_mixed_precision_where_it_is_precise(tiny: Checkpoint, cache: Path) -> None:
+    runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
+    verify(runtime, tiny)
+    assert runtime.mixed_precision
+    assert len(list(cache.glob("verified-*"))) == 1
+
+
+def test_the_self_test_switches_mixed_precision_off_where_it_is_not(
+    tiny: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
+    run = runtime._run
+
+    def overflowing(x: object) -> tuple[np.ndarray, np.ndarray]:
+        logits, cams = run(x)
+        return logits * np.float32(np.nan if runtime.mixed_precision else 1), cams
+
+    monkeypatch.setattr(runtime, "_run", overflowing)
+    with caplog.at_level(logging.WARNING, "dfscan"):
+        verify(runtime, tiny)
+    assert not runtime.mixed_precision
+    assert "going on in float32" in caplog.text
+    assert list(cache.glob("verified-*")) == []  # looked at again next time
+    np.testing.assert_allclose(runtime.predict(faces(3))[0], by_torch(tiny, faces(3))[0], atol=1e-5)
 
 
 class Memory:

@@ -69,4 +69,10 @@ def _table(figures: dict[str, Any]) -> list[str]:
         f"{figures['device']}, {figures['cpus']} CPUs; peak memory {figures['peak_all_rss_bytes'] / 1e9:.2f} GB, of it "
         f"{figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB in each decoder"
     )
+    if figures["peak_gpu_bytes"] is not None:
+        lines.append(
+            f"GPU: at work {figures['gpu_share']:.0%} of the time, {figures['peak_gpu_bytes'] / 1e9:.2f} GB; in wall "
+            f"seconds the whole is {figures['wall_ratio_to_floor']:.2f} times the slower of decoding alone "
+            f"({floor['decode_wall_s']:.2f}) and classification alone ({floor['classify_wall_s']:.2f})"
+        )
     return lines

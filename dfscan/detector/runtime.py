@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,8 @@ from dfscan.errors import ConfigError, DfscanError
 from dfscan.graphs import open_session
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dfscan.detector.network import DeepfakeDetector
 
 _log = logging.getLogger("dfscan")
@@ -38,6 +41,10 @@ class Runtime(Protocol):
     """So many faces are run at once; more may be given."""
     threads: int
     """So many threads may call `predict` at once."""
+    mixed_precision: bool
+    """Whether convolutions run in float16; `verify` switches it off where logits shift too far by it."""
+    busy_s: float
+    """So long a GPU, or its driver, was at work; 0 without one."""
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """Score faces; the logit of one does not depend on its neighbours.
@@ -59,6 +66,8 @@ class OnnxRuntime:
         self.device = "cpu"
         self.batch_size = 1
         self.threads = threads
+        self.mixed_precision = False
+        self.busy_s = 0.0
         self._session = open_session(graph)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
@@ -70,7 +79,7 @@ class OnnxRuntime:
 
 
 class TorchRuntime:
-    """PyTorch in fp32 (TF32 off), meant for a GPU.
+    """PyTorch, meant for a GPU: in fp32 (TF32 off), or with `mixed_precision` in float16 where autocast takes it.
 
     Every batch is filled up to `batch_size`, because kernels are chosen by size: so the same kernels score a face
     whatever comes with it. When memory runs out `batch_size` is halved; where it does not do for one face, the network
@@ -80,7 +89,13 @@ class TorchRuntime:
     """
 
     def __init__(
-        self, network: DeepfakeDetector, *, device: str, batch_size: int = DEFAULT_CUDA_BATCH_SIZE, threads: int = 1
+        self,
+        network: DeepfakeDetector,
+        *,
+        device: str,
+        batch_size: int = DEFAULT_CUDA_BATCH_SIZE,
+        threads: int = 1,
+        mixed_precision: bool = False,
     ) -> None:
         import torch
 
@@ -90,6 +105,8 @@ class TorchRuntime:
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
+        self.mixed_precision = mixed_precision
+        self.busy_s = 0.0
         self._lock = threading.Lock()
         self._network = network.eval().float()
         try:
@@ -109,45 +126,57 @@ class TorchRuntime:
         _check(batch)
         results: list[tuple[Floats, Floats]] = []
         while len(batch):
+            x = self._full(batch)
             with self._lock:
-                result = self._try(batch[: self.batch_size])
+                result = self._try(x)
                 if result is None:
-                    self._make_room()
+                    self._make_room(len(x))
                     continue
-            results.append(result)
-            batch = batch[len(result[0]) :]
+            num_faces = min(len(batch), len(x))
+            results.append((result[0][:num_faces], result[1][:num_faces]))
+            batch = batch[num_faces:]
         return _join(results)
 
-    def _try(self, faces: Floats) -> tuple[Floats, Floats] | None:
+    def _full(self, faces: Floats) -> Tensor:
+        """As many as run at once, filled up with zeros, in memory from where a GPU fetches them itself."""
+        import torch
+
+        shape = (self.batch_size, *faces.shape[1:])
+        x = torch.zeros(shape, pin_memory=self.device != "cpu" and torch.cuda.is_available())
+        x[: len(faces)] = torch.from_numpy(faces[: len(x)])
+        return x
+
+    def _try(self, x: Tensor) -> tuple[Floats, Floats] | None:
         """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
         import torch
 
+        start_s = time.perf_counter()
         try:
-            return self._run(faces)
+            return self._run(x)
         except torch.OutOfMemoryError as error:
             if self.device == "cpu":
                 raise self._failure(error) from error
             return None
         except RuntimeError as error:
             raise self._failure(error) from error
+        finally:
+            self.busy_s += time.perf_counter() - start_s
 
-    def _run(self, faces: Floats) -> tuple[Floats, Floats]:
+    def _run(self, x: Tensor) -> tuple[Floats, Floats]:
         import torch
 
-        num_missing = self.batch_size - len(faces)
-        full = np.pad(faces, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
-        x = torch.from_numpy(full)
-        if self.device != "cpu":
-            x = x.pin_memory()  # from where the GPU fetches it itself
         x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=self.mixed_precision):
             logits, cams = self._network.forward_with_cam(x)
-        return logits[: len(faces), 0].cpu().numpy(), cams[: len(faces)].cpu().numpy()
+        return logits[:, 0].cpu().numpy(), cams.cpu().numpy()
 
-    def _make_room(self) -> None:
+    def _make_room(self, num_tried: int) -> None:
         import torch
 
-        if self.batch_size > 1:
+        if self.batch_size < num_tried:
+            pass  # another thread has found out already
+        elif self.batch_size > 1:
             self.batch_size //= 2
             _log.warning("%s is out of memory: going on with --batch-size %d", self.device, self.batch_size)
         else:
@@ -161,7 +190,7 @@ class TorchRuntime:
             "%s has no memory left for one face: going on with the CPU, slowly; end other programs that use the GPU",
             self.device,
         )
-        self.device, self.batch_size = "cpu", 1
+        self.device, self.batch_size, self.mixed_precision = "cpu", 1, False
         self._network = self._network.to("cpu").to(memory_format=torch.channels_last)
 
     def _failure(self, error: RuntimeError) -> DfscanError:
@@ -205,7 +234,11 @@ def create_runtime(
     if device == "cpu":
         return OnnxRuntime(onnx_graph(checkpoint), threads=threads)
     return TorchRuntime(
-        load_network(checkpoint), device=device, batch_size=batch_size, threads=min(threads, MAX_GPU_THREADS)
+        load_network(checkpoint),
+        device=device,
+        batch_size=batch_size,
+        threads=min(threads, MAX_GPU_THREADS),
+        mixed_precision=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 SELF_TEST_TOLERANCE = 1e-3
 """Largest allowed difference in logits, in fp32, between what a checkpoint promises and what it gives."""
+MIXED_TOLERANCE = 2e-2
+"""The same in mixed precision, for logits up to 20; of larger ones, as mosaics get them, a thousandth."""
+
+_log = logging.getLogger("dfscan")
 
 
 def self_test_input(card: CheckpointCard) -> NDArray[np.float32]:
@@ -50,19 +55,30 @@ def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> NDArr
 def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
     """Make sure that the checkpoint still gives the logits it promised, here, on this device, with these libraries.
 
+    In mixed precision they may differ by `MIXED_TOLERANCE`; where they differ by more, the runtime is set to fp32.
+
     A pass is remembered in the cache folder for this checkpoint, these versions and this device; without a
     writable cache the test runs every time.
 
     Raises:
-        CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE`.
+        CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE` in fp32.
     """
-    stamp = _stamp_path(runtime.device, checkpoint)
+    stamp = _stamp_path(runtime, checkpoint)
     if stamp is not None and stamp.is_file():
         return
     expected = np.asarray(checkpoint.card.self_test.expected_logits)
-    got = runtime.predict(self_test_input(checkpoint.card))[0]
+    inputs = self_test_input(checkpoint.card)
+    is_mixed, runtime.mixed_precision = runtime.mixed_precision, False
+    got = runtime.predict(inputs)[0]
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
         _refuse_scores(runtime.device, checkpoint, got)
+    if is_mixed:
+        runtime.mixed_precision = True
+        shift = np.abs(runtime.predict(inputs)[0] - expected)
+        if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
+            runtime.mixed_precision = False
+            _log.warning("float16 shifts this checkpoint's logits by %.3f: going on in float32, slower", shift.max())
+            return
     _leave_stamp(stamp, checkpoint)
 
 
@@ -90,10 +106,10 @@ def library_versions() -> dict[str, str]:
     return {"dfscan": dfscan.__version__} | {name: package_version(name) for name in names}
 
 
-def _stamp_path(device: str, checkpoint: Checkpoint) -> Path | None:
+def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
     if (folder := cache_dir()) is None:
         return None
-    facts = json.dumps([checkpoint.sha256, library_versions(), device])
+    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, runtime.mixed_precision])
     return folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.mtcnn import WINDOW_PX, Found, Networks, find_again, find_faces
+from dfscan.faces.mtcnn import NO_BOXES, WINDOW_PX, Found, Networks, find_again, find_faces
 from dfscan.faces.networks import OnnxNetworks
 
 Pixels = NDArray[np.uint8]
@@ -89,13 +89,22 @@ class FaceDetector:
         Returns:
             Known and new ones, largest first, ties by position; an empty list where there is none.
         """
-        copy = _Copy.of_all(pixels, self.least_side_px)
-        least_px = max(SMALLEST_PX, self.min_face_px * float(copy.scale.max()))
-        if min(copy.pixels.shape[:2]) * (WINDOW_PX / least_px) < WINDOW_PX:  # not one step in its pyramid
+        copy = Copy.of_all(pixels, self.least_side_px)
+        least_px = self.least_px(copy)
+        if least_px is None:
             return []
-        boxes = copy.inward(known)
-        found = find_faces(copy.pixels, self._networks, min_face_px=least_px, known_xyxy=boxes)
-        return self._select([*known, *copy.outward(found)], pixels)
+        found = self.search(copy.pixels, least_px, known_xyxy=copy.inward(known))
+        return self.select([*known, *copy.outward(found)], pixels)
+
+    def search(self, copy: Pixels, least_px: float, *, known_xyxy: NDArray[np.float32] = NO_BOXES) -> Found:
+        """Find the faces of a copy, in its pixels; `least_px` and `known_xyxy` as for `mtcnn.find_faces`."""
+        return find_faces(copy, self._networks, min_face_px=least_px, known_xyxy=known_xyxy)
+
+    def least_px(self, copy: Copy) -> float | None:
+        """Smallest face that is looked for in a copy, in its pixels; None where it is too small for any."""
+        least_px = max(SMALLEST_PX, self.min_face_px * float(copy.scale.max()))
+        has_a_level = min(copy.pixels.shape[:2]) * (WINDOW_PX / least_px) >= WINDOW_PX
+        return least_px if has_a_level else None
 
     def find_again(
         self, pixels: Pixels, near: Sequence[Detection], *, known: Sequence[Detection] = ()
@@ -113,11 +122,12 @@ class FaceDetector:
         """
         if not near:
             return list(known)
-        copy = _Copy.around(pixels, self.least_side_px, np.array([face.box_xyxy for face in near]))
+        copy = Copy.around(pixels, self.least_side_px, np.array([face.box_xyxy for face in near]))
         found = find_again(copy.pixels, self._networks, copy.inward(near), known_xyxy=copy.inward(known))
-        return self._select([*known, *copy.outward(found)], pixels)
+        return self.select([*known, *copy.outward(found)], pixels)
 
-    def _select(self, faces: list[Detection], pixels: Pixels) -> list[Detection]:
+    def select(self, faces: list[Detection], pixels: Pixels) -> list[Detection]:
+        """Those that are sure, sound and large enough, the largest first."""
         height_px, width_px = pixels.shape[:2]
         kept = [
             face
@@ -131,7 +141,7 @@ class FaceDetector:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Copy:
+class Copy:
     """A frame, or a part of it, at the size at which it is searched."""
 
     pixels: Pixels
@@ -141,12 +151,13 @@ class _Copy:
     """(2,) where the part begins, in pixels of the frame."""
 
     @classmethod
-    def of_all(cls, pixels: Pixels, least_side_px: int) -> _Copy:
+    def of_all(cls, pixels: Pixels, least_side_px: int) -> Copy:
+        """The whole frame, halved as `LEAST_SIDE_PX` says."""
         size_px = np.array(pixels.shape[1::-1])
         return cls.of_part(pixels, least_side_px, np.zeros(2, int), size_px)
 
     @classmethod
-    def around(cls, pixels: Pixels, least_side_px: int, boxes_xyxy: NDArray[np.float32]) -> _Copy:
+    def around(cls, pixels: Pixels, least_side_px: int, boxes_xyxy: NDArray[np.float32]) -> Copy:
         """The part that holds all the boxes with as much as corrections may move them."""
         room = ROOM * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True)
         size_px = np.array(pixels.shape[1::-1])
@@ -155,7 +166,8 @@ class _Copy:
         return cls.of_part(pixels, least_side_px, near, far)
 
     @classmethod
-    def of_part(cls, pixels: Pixels, least_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> _Copy:
+    def of_part(cls, pixels: Pixels, least_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> Copy:
+        """What lies between two corners, x and y, halved as the whole frame would be."""
         part = pixels[near[1] : far[1], near[0] : far[0]]
         side_px = max(pixels.shape[:2])
         while side_px >= 2 * least_side_px:

@@ -277,7 +277,7 @@ def _best(boxes_xyxy: Floats, scores: Floats, overlap: float, *, of_smaller: boo
         Positions, by descending score.
     """
     if of_smaller:
-        return _best_by_smaller(boxes_xyxy, scores, overlap)
+        return best_by_smaller(boxes_xyxy, scores, overlap)
     if not len(scores):
         return np.empty(0, np.intp)
     places = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1).astype(float)
@@ -285,8 +285,8 @@ def _best(boxes_xyxy: Floats, scores: Floats, overlap: float, *, of_smaller: boo
     return np.asarray(kept, np.intp)
 
 
-def _best_by_smaller(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
-    """OpenCV knows the union only; by now there are few boxes."""
+def best_by_smaller(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
+    """As `_best` with `of_smaller`: OpenCV knows the union only, and by now there are few boxes."""
     kept: list[int] = []
     waiting = np.argsort(-scores, kind="stable")
     near, far = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]

@@ -61,7 +61,8 @@ class OnnxNetworks:
         return outputs
 
 
-def _library_networks() -> dict[str, Any]:
+def library_networks() -> dict[str, Any]:
+    """facenet-pytorch's ``pnet``, ``rnet`` and ``onet`` with their weights, in eval mode."""
     from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 
     return {"pnet": PNet().eval(), "rnet": RNet().eval(), "onet": ONet().eval()}
@@ -102,7 +103,7 @@ def write_graphs(path: Path) -> None:
 
     graphs = {}
     graph_path = path.with_suffix(".part")
-    for name, network in _library_networks().items():
+    for name, network in library_networks().items():
         axes = {0: "pictures"} | ({2: "height", 3: "width"} if name == "pnet" else {})
         pictures = torch.linspace(-1, 1, 2 * 3 * SIDES_PX[name] ** 2).reshape(2, 3, SIDES_PX[name], SIDES_PX[name])
         with warnings.catch_warnings(), torch.inference_mode():

@@ -67,6 +67,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         "peak_rss_bytes": _peak_rss_bytes(),
         "peak_decoder_rss_bytes": timings.peak_child_rss_bytes,
         "peak_all_rss_bytes": _peak_rss_bytes() + engine.num_workers * timings.peak_child_rss_bytes,
+        "gpu_share": timings.gpu_s / wall_s,
         "peak_gpu_bytes": _peak_gpu_bytes(engine.runtime.device),
         "stages": {name: _stage(timings, name, cpu_s) for name in STAGES},
         "floor": floor,
@@ -82,7 +83,9 @@ def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_fa
     classify = [each * num_faces for each in _classify_only(engine.runtime, engine.preprocessing.input_size_px)]
     cpu_s = decode[1] + classify[1]
     return {
+        "decode_wall_s": decode[0],
         "decode_cpu_s": decode[1],
+        "classify_wall_s": classify[0],
         "classify_cpu_s": classify[1],
         "cpu_s": cpu_s,
         "wall_s": max(decode[0], classify[0], cpu_s / (os.cpu_count() or 1)),

@@ -15,16 +15,17 @@ from typing import Protocol
 from dfscan.detector import gradcam
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
+from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.follow import Follower
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
-from dfscan.scan.stages import ScoredCrop, ScoreStage, Searched, SearchStage, VideoUnderWay
+from dfscan.scan.search import BatchedSearch, FollowingSearch, Searched, SearchStage
+from dfscan.scan.stages import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide
 from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
@@ -45,6 +46,8 @@ class Engine:
     """What does the work: models and numbers, the same for every video of a scan."""
 
     detector: FaceDetector
+    batched_detector: BatchedFaceDetector | None
+    """With a GPU this one searches, the other one goes on where it cannot."""
     runtime: Runtime
     preprocessing: Preprocessing
     temperature: float
@@ -55,6 +58,11 @@ class Engine:
     threads: int
     """Videos searched for faces at once."""
     limits: Limits
+
+    @property
+    def gpu_s(self) -> float:
+        """Wall seconds for which a GPU has been at work."""
+        return self.runtime.busy_s + (self.batched_detector.busy_s if self.batched_detector else 0.0)
 
 
 def scan_videos(
@@ -108,9 +116,15 @@ class _Scan:
         self._keeps_pictures = keeps_pictures
         self._listener = listener
         self._timings = timings
-        self._search = SearchStage(engine.preprocessing, timings, threads=engine.threads)
+        self._search = self._search_stage()
         self._score = ScoreStage(engine.runtime, engine.preprocessing, timings)
         self._videos: dict[str, VideoUnderWay] = {}
+
+    def _search_stage(self) -> SearchStage:
+        engine, timings = self._engine, self._timings
+        if engine.batched_detector:
+            return BatchedSearch(engine.batched_detector, engine.preprocessing, timings, threads=engine.threads)
+        return FollowingSearch(engine.detector, engine.preprocessing, timings, threads=engine.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
@@ -129,35 +143,38 @@ class _Scan:
     def close(self) -> None:
         self._search.close()
         self._score.close()
+        self._timings.gpu_s = self._engine.gpu_s
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Opened):
             self._videos[event.path] = VideoUnderWay(
                 event.path,
                 FileIdentity.of(event.path),
-                Follower(self._engine.detector),
                 self._num_explained,
                 pictures=FacePictures() if self._keeps_pictures else None,
             )
         elif isinstance(event, Decoded):
-            self._search.submit(self._videos[event.path], event.frame)
+            video = self._videos[event.path]
+            video.num_frames += 1
+            self._search.submit(video, event.frame)
         else:
             video = self._videos[event.path]
             video.end(event)
             self._search.submit(video, None)
             self._note(event, video.num_frames)
-        while (searched := self._search.next()) is not None:
+        while searched := self._search.next():
             self._look_over(searched)
         while (scored := self._score.next()) is not None:
             self._keep(scored)
 
-    def _look_over(self, searched: Searched) -> None:
+    def _look_over(self, searched: list[Searched]) -> None:
         """Send the faces of searched frames on to the classifier."""
-        for look in searched.looks:
-            for crop in look.crops:
-                self._score.submit(searched.video, crop, look.frame if self._dumps else None)
-                while (scored := self._score.next()) is not None:
-                    self._keep(scored)
+        for each in searched:
+            for look in each.looks:
+                for crop in look.crops:
+                    self._score.submit(each.video, crop, look.frame if self._dumps else None)
+                    while (scored := self._score.next()) is not None:
+                        self._keep(scored)
 
     def _keep(self, scored: list[tuple[VideoUnderWay, ScoredCrop]]) -> None:
         for video, each in scored:

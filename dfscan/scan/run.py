@@ -208,6 +208,7 @@ def _metadata(
         "command_line": sys.argv,
         "settings": settings.model_dump(mode="json"),
         "device": engine.runtime.device if engine else None,
+        "mixed_precision": engine.runtime.mixed_precision if engine else None,
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,

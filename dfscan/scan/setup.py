@@ -11,6 +11,7 @@ from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
 from dfscan.detector.runtime import create_runtime
 from dfscan.errors import CheckpointError, ConfigError
+from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
@@ -84,9 +85,11 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         min_face_px=settings.min_face_px,
         max_faces=settings.max_faces,
     )
+    is_on_gpu = runtime.device != "cpu"
     limit_threads()
     return Engine(
         detector=detector,
+        batched_detector=BatchedFaceDetector(detector, device=runtime.device) if is_on_gpu else None,
         runtime=runtime,
         preprocessing=checkpoint.card.preprocessing,
         temperature=checkpoint.card.calibration.temperature,

@@ -26,6 +26,8 @@ class Timings:
 
     stages: dict[str, StageTime] = field(default_factory=lambda: defaultdict(StageTime))
     peak_child_rss_bytes: int = 0
+    gpu_s: float = 0.0
+    """Wall seconds for which a GPU was at work."""
     video_s: float = 0.0
     """Duration of all videos that were judged."""
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -1,0 +1,190 @@
+"""MTCNN's cascade for many frames at once, in PyTorch: `mtcnn` as a GPU likes it.
+
+The steps, windows and thresholds are those of `mtcnn`. Each network runs for the candidates of all frames, in batches
+that are filled up to one size: kernels are chosen by size, and so what is found in a frame does not depend on the
+frames beside it. The host waits for the device six times in all, where it has to know how many boxes are left.
+
+This module is PyTorch's own: import it only inside functions that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torch.nn.functional import adaptive_avg_pool2d, pad  # noqa: TID253
+from torchvision.ops import nms  # noqa: TID253
+
+from dfscan.faces.mtcnn import (
+    DECIDED_PX,
+    OVERLAP,
+    OVERLAP_IN_SCALE,
+    REFINED_PX,
+    STRIDE_PX,
+    THRESHOLDS,
+    WINDOW_PX,
+    Found,
+    best_by_smaller,
+    pyramid,
+)
+
+REFINE_BATCH, DECIDE_BATCH = 512, 64
+"""So many candidates go through the second and the third network at once."""
+
+
+@dataclass(slots=True, eq=False)
+class _Boxes:
+    """Candidates of all frames."""
+
+    frame: Tensor
+    """[K] which frame, int64."""
+    xyxy: Tensor
+    """[K, 4]"""
+    scores: Tensor
+    """[K]"""
+    corrections: Tensor
+    """[K, 4] of the corners, in widths and heights of the box."""
+
+    def __getitem__(self, kept: Tensor) -> _Boxes:
+        """Those that an index tensor picks."""
+        return _Boxes(self.frame[kept], self.xyxy[kept], self.scores[kept], self.corrections[kept])
+
+    def corrected(self, *, unit_px: float) -> Tensor:
+        """As in `mtcnn`."""
+        sides = self.xyxy[:, 2:] - self.xyxy[:, :2] + unit_px
+        return self.xyxy + self.corrections * sides.repeat(1, 2)
+
+    def best(self, group: Tensor, overlap: float, *, reach_px: int) -> _Boxes:
+        """Non-maximum suppression within each group: each is moved to a place of its own, far from the others'."""
+        places = self.xyxy.double() + (group * 4 * reach_px)[:, None]
+        return self[nms(places, self.scores.double(), overlap)]
+
+
+@torch.inference_mode()
+def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_face_px: float) -> list[Found]:
+    """Find the faces of several frames.
+
+    Args:
+        frames: uint8 [N, H, W, 3] RGB, on the networks' device.
+        networks: ``pnet``, ``rnet`` and ``onet``, see `networks.library_networks`.
+        min_face_px: smallest face that is looked for.
+
+    Returns:
+        For each frame what `mtcnn.find_faces` gives.
+    """
+    boxes = _propose(frames, networks["pnet"], min_face_px)
+    sums = _sums(frames)
+    boxes = _refine(sums, networks["rnet"], boxes)
+    boxes, landmarks = _decide(sums, networks["onet"], boxes)
+    rows = torch.cat([boxes.frame[:, None], boxes.xyxy, boxes.scores[:, None], landmarks.flatten(1)], dim=1)
+    table = rows.float().cpu().numpy()
+    found = []
+    for i in range(len(frames)):
+        mine = table[table[:, 0] == i, 1:]
+        all_found = Found(mine[:, :4], mine[:, 4], mine[:, 5:].reshape(-1, 5, 2))
+        found.append(all_found[best_by_smaller(all_found.boxes_xyxy, all_found.scores, OVERLAP)])
+    return found
+
+
+def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
+    _, height, width, _ = frames.shape
+    pictures = frames.permute(0, 3, 1, 2).float()
+    windows, levels, scores, corrections = [], [], [], []
+    for level, scale in enumerate(pyramid(height, width, min_face_px)):
+        means = adaptive_avg_pool2d(pictures, (int(height * scale + 1), int(width * scale + 1)))
+        moves, chances = network(_normalised(means))
+        windows.append(_windows(moves.shape[2], moves.shape[3], scale, frames.device))
+        levels.append(torch.full((len(windows[-1]),), level, device=frames.device))
+        scores.append(chances[:, 1].flatten(1))
+        corrections.append(moves.flatten(2).transpose(1, 2))
+    all_scores = torch.cat(scores, dim=1)
+    frame, place = torch.nonzero(all_scores >= THRESHOLDS[0], as_tuple=True)
+    boxes = _Boxes(
+        frame, torch.cat(windows)[place], all_scores[frame, place], torch.cat(corrections, dim=1)[frame, place]
+    )
+    reach_px = max(height, width)
+    boxes = boxes.best(frame * len(levels) + torch.cat(levels)[place], OVERLAP_IN_SCALE, reach_px=reach_px)
+    boxes = boxes.best(boxes.frame, OVERLAP, reach_px=reach_px)
+    boxes.xyxy = _squared(boxes.corrected(unit_px=0))
+    return boxes
+
+
+def _windows(num_rows: int, num_columns: int, scale: float, device: torch.device) -> Tensor:
+    """[rows * columns, 4] what each place of the first network's output has seen, in pixels of the frame."""
+    y, x = torch.meshgrid(
+        torch.arange(num_rows, device=device), torch.arange(num_columns, device=device), indexing="ij"
+    )
+    corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double()
+    return torch.cat([((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()], dim=1).float()
+
+
+def _refine(sums: Tensor, network: nn.Module, boxes: _Boxes) -> _Boxes:
+    crops, is_inside = _cut(sums, boxes, REFINED_PX)
+    boxes.corrections, chances = _run(network, crops, REFINE_BATCH)
+    boxes.scores = chances[:, 1]
+    boxes = boxes[is_inside & (boxes.scores > THRESHOLDS[1])]
+    boxes = boxes.best(boxes.frame, OVERLAP, reach_px=max(sums.shape[1:3]))
+    boxes.xyxy = _squared(boxes.corrected(unit_px=1))
+    return boxes
+
+
+def _decide(sums: Tensor, network: nn.Module, boxes: _Boxes) -> tuple[_Boxes, Tensor]:
+    crops, is_inside = _cut(sums, boxes, DECIDED_PX)
+    boxes.corrections, points, chances = _run(network, crops, DECIDE_BATCH)
+    boxes.scores = chances[:, 1]
+    is_face = is_inside & (boxes.scores > THRESHOLDS[2])
+    boxes, points = boxes[is_face], points[is_face]
+    sides = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2] + 1
+    landmarks = torch.stack([points[:, :5], points[:, 5:]], dim=2) * sides[:, None] + boxes.xyxy[:, None, :2] - 1
+    boxes.xyxy = boxes.corrected(unit_px=1)
+    return boxes, landmarks
+
+
+def _run(network: nn.Module, crops: Tensor, batch_size: int) -> list[Tensor]:
+    num_batches = max(1, -(-len(crops) // batch_size))
+    full = pad(crops, (0, 0, 0, 0, 0, 0, 0, num_batches * batch_size - len(crops)))
+    outputs = [network(batch) for batch in torch.split(full, batch_size)]
+    return [torch.cat(parts)[: len(crops)] for parts in zip(*outputs, strict=True)]
+
+
+def _sums(frames: Tensor) -> Tensor:
+    """[N, H + 1, W + 1, 3] int32: of each channel, the sum of all levels above and left of a corner."""
+    sums = frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32)
+    return pad(sums, (0, 0, 1, 0, 1, 0))
+
+
+def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
+    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them mean something: those of boxes within the frame."""
+    height, width = sums.shape[1] - 1, sums.shape[2] - 1
+    bounded = boxes.xyxy.nan_to_num(-1, -1, -1).clamp(-1, max(width, height) + 1).long()
+    near = bounded[:, :2].clamp(min=1) - 1
+    far = torch.stack([bounded[:, 2].clamp(max=width), bounded[:, 3].clamp(max=height)], dim=1)
+    is_inside = (far > near).all(dim=1) & boxes.xyxy.isfinite().all(dim=1)
+    near, far = near * is_inside[:, None], torch.where(is_inside[:, None], far, 1)
+    (left, right), (top, bottom) = (_edges(near[:, [i]], far[:, [i]], side_px) for i in (0, 1))
+    flat = sums.reshape(-1, 3)
+    first = boxes.frame[:, None] * (height + 1)
+    above, below = (((first + edge) * (width + 1))[:, :, None] for edge in (top, bottom))
+    left, right = left[:, None], right[:, None]
+    totals = flat[below + right] - flat[above + right] - flat[below + left] + flat[above + left]
+    areas = (bottom - top)[:, :, None] * (right - left)
+    return _normalised((totals / areas[..., None]).permute(0, 3, 1, 2).contiguous()), is_inside
+
+
+def _edges(near: Tensor, far: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """[K, parts] where the parts of a length begin and end; ends reach to the next whole pixel."""
+    at = torch.arange(parts, device=near.device)
+    size = far - near
+    return near + at * size // parts, near - (-(at + 1) * size // parts)
+
+
+def _normalised(levels: Tensor) -> Tensor:
+    return (levels - 127.5) / 128
+
+
+def _squared(xyxy: Tensor) -> Tensor:
+    centres = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+    half = (xyxy[:, 2:] - xyxy[:, :2]).amax(dim=1, keepdim=True) / 2
+    return torch.cat([centres - half, centres + half], dim=1)

@@ -1,0 +1,262 @@
+"""The search for faces, in threads of this process: on a CPU video by video, on a GPU in batches across videos.
+
+Both stages are given frames by one thread, which also takes the results; those of one video come in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import cv2
+
+from dfscan.detector.preprocess import Preprocessing
+from dfscan.detector.runtime import MAX_GPU_THREADS
+from dfscan.faces.appearance import appearance, scene
+from dfscan.faces.batched import MAX_FRAMES, MAX_PX, BatchedFaceDetector
+from dfscan.faces.crop import crop_face
+from dfscan.faces.detect import Detection, FaceDetector
+from dfscan.faces.follow import Follower
+from dfscan.scan.stages import VideoUnderWay
+from dfscan.scan.timing import Timings
+from dfscan.types import Face, FaceCrop, Frame, Reason, Scene
+
+MAX_WAITING_FRAMES = 2
+"""So many for each thread may wait for the search on a CPU."""
+ODD_PICTURE_ERRORS = (IndexError, ValueError, cv2.error)
+"""What odd pictures can do to MTCNN and OpenCV."""
+
+log = logging.getLogger("dfscan")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookedOver:
+    """A frame and the crops of its faces."""
+
+    frame: Frame
+    crops: list[FaceCrop]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Searched:
+    """The next frames of a video whose faces are known."""
+
+    video: VideoUnderWay
+    looks: list[LookedOver]
+
+
+class SearchStage(Protocol):
+    """Finds and cuts out the faces of several videos at once."""
+
+    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
+        """Take the next frame of a video, or None after its last."""
+
+    def next(self) -> list[Searched]:
+        """What is ready; waited for only if too much is waiting."""
+
+    def wait(self) -> list[Searched]:
+        """The next results; only where the stage `is_busy`."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether results are to come."""
+
+    def close(self) -> None:
+        """Drop what has not begun, wait for the rest."""
+
+
+class Cutter:
+    """Cuts faces out of frames, as one classifier wants them."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self._margin = preprocessing.crop_margin
+        self._size_px = preprocessing.input_size_px
+
+    def look_over(self, frame: Frame, faces: Sequence[Detection]) -> LookedOver:
+        """Cut out and describe each face."""
+        view = scene(frame.pixels) if faces else None
+        return LookedOver(frame, [self._crop(frame, face, view) for face in faces])
+
+    def _crop(self, frame: Frame, detection: Detection, view: Scene | None) -> FaceCrop:
+        face = Face(
+            frame_index=frame.index,
+            time_s=frame.time_s,
+            burst=frame.burst,
+            box_xyxy=detection.box_xyxy,
+            landmarks=detection.landmarks,
+            detection_score=detection.score,
+            appearance=appearance(frame.pixels, detection.landmarks),
+            scene=view,
+        )
+        return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
+
+
+def _broken(error: Exception) -> Reason:
+    log.debug("face detection", exc_info=error)
+    return Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """The frames of one video."""
+
+    follower: Follower
+    waiting: list[Frame] = field(default_factory=list)
+    is_searched: bool = False
+    """Whether a thread is at it."""
+
+
+class FollowingSearch:
+    """`SearchStage` on a CPU: each video is searched by one thread at a time, its faces followed."""
+
+    def __init__(self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, *, threads: int) -> None:
+        self._detector = detector
+        self._cutter = Cutter(preprocessing)
+        self._timings = timings
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
+        self._max_waiting = MAX_WAITING_FRAMES * threads
+        self._num_waiting = 0
+        self._queues: dict[VideoUnderWay, _Queue] = {}
+        self._running: deque[tuple[Future[list[LookedOver]], VideoUnderWay, int, bool]] = deque()
+
+    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
+        """As `SearchStage.submit`."""
+        queue = self._queues.get(video)
+        if queue is None:
+            queue = self._queues[video] = _Queue(Follower(self._detector))
+        if frame is not None:
+            queue.waiting.append(frame)
+            self._num_waiting += 1
+        if not queue.is_searched:
+            self._start(video, queue)
+
+    def _start(self, video: VideoUnderWay, queue: _Queue) -> None:
+        frames, queue.waiting = queue.waiting, []
+        is_last = video.ended is not None
+        queue.is_searched = True
+        future = self._pool.submit(self._search, queue.follower, frames, is_last)
+        self._running.append((future, video, len(frames), is_last))
+
+    def _search(self, follower: Follower, frames: list[Frame], is_last: bool) -> list[LookedOver]:
+        with self._timings.stage("detect", count=len(frames)):
+            looks = [look for frame in frames for look in follower.look(frame)]
+            if is_last:
+                looks += follower.finish()
+        with self._timings.stage("crop", count=sum(len(look.faces) for look in looks)):
+            return [self._cutter.look_over(look.frame, look.faces) for look in looks]
+
+    def next(self) -> list[Searched]:
+        """As `SearchStage.next`."""
+        if self._running and (self._running[0][0].done() or self._num_waiting > self._max_waiting):
+            return self.wait()
+        return []
+
+    def wait(self) -> list[Searched]:
+        """As `SearchStage.wait`."""
+        future, video, num_frames, is_last = self._running.popleft()
+        try:
+            looks = future.result()
+        except ODD_PICTURE_ERRORS as error:
+            video.failure = _broken(error)
+            looks = []
+        self._num_waiting -= num_frames
+        queue = self._queues[video]
+        queue.is_searched, video.is_search_ended = False, is_last
+        if is_last:
+            del self._queues[video]
+        elif queue.waiting or video.ended:
+            self._start(video, queue)
+        return [Searched(video, looks)]
+
+    @property
+    def is_busy(self) -> bool:
+        """As `SearchStage.is_busy`."""
+        return bool(self._running)
+
+    def close(self) -> None:
+        """As `SearchStage.close`."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_Item = tuple[VideoUnderWay, Frame | None]
+"""A frame, or the end of its video."""
+
+
+class BatchedSearch:
+    """`SearchStage` with a GPU: frames of all videos are searched together, every one of them."""
+
+    def __init__(
+        self, detector: BatchedFaceDetector, preprocessing: Preprocessing, timings: Timings, *, threads: int
+    ) -> None:
+        self._detector = detector
+        self._cutter = Cutter(preprocessing)
+        self._timings = timings
+        self._max_running = min(threads, MAX_GPU_THREADS)
+        self._pool = ThreadPoolExecutor(self._max_running, thread_name_prefix="search")
+        self._batch: list[_Item] = []
+        self._running: deque[tuple[Future[list[LookedOver | Reason | None]], list[_Item]]] = deque()
+
+    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
+        """As `SearchStage.submit`."""
+        self._batch.append((video, frame))
+        frames = [frame for _, frame in self._batch if frame is not None]
+        if len(frames) >= MAX_FRAMES or sum(frame.pixels.size // 3 for frame in frames) >= MAX_PX:
+            self._start()
+
+    def _start(self) -> None:
+        batch, self._batch = self._batch, []
+        self._running.append((self._pool.submit(self._search, [frame for _, frame in batch]), batch))
+
+    def _search(self, frames: Sequence[Frame | None]) -> list[LookedOver | Reason | None]:
+        """For each frame its crops or why there are none, for the end of a video None."""
+        try:
+            return self._look_over(frames)
+        except ODD_PICTURE_ERRORS as error:
+            if len(frames) == 1:
+                return [_broken(error)]
+            return [result for frame in frames for result in self._search([frame])]
+
+    def _look_over(self, frames: Sequence[Frame | None]) -> list[LookedOver | Reason | None]:
+        given = [frame for frame in frames if frame is not None]
+        with self._timings.stage("detect", count=len(given)):
+            found = iter(self._detector.detect([frame.pixels for frame in given]))
+        faces = [next(found) if frame else [] for frame in frames]
+        with self._timings.stage("crop", count=sum(map(len, faces))):
+            return [
+                self._cutter.look_over(frame, each) if frame else None
+                for frame, each in zip(frames, faces, strict=True)
+            ]
+
+    def next(self) -> list[Searched]:
+        """As `SearchStage.next`."""
+        if self._running and (self._running[0][0].done() or len(self._running) > self._max_running):
+            return self.wait()
+        return []
+
+    def wait(self) -> list[Searched]:
+        """As `SearchStage.wait`."""
+        if not self._running:
+            self._start()
+        future, batch = self._running.popleft()
+        searched = []
+        for (video, _), result in zip(batch, future.result(), strict=True):
+            if result is None:
+                video.is_search_ended = True
+            elif isinstance(result, Reason):
+                video.failure = result
+            looks = [result] if isinstance(result, LookedOver) else []
+            searched.append(Searched(video, looks))
+        return searched
+
+    @property
+    def is_busy(self) -> bool:
+        """As `SearchStage.is_busy`."""
+        return bool(self._running or self._batch)
+
+    def close(self) -> None:
+        """As `SearchStage.close`."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

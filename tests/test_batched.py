@@ -1,0 +1,151 @@
+"""The cascade for many frames at once, as a GPU runs it, here on the CPU: beside the one that goes frame by frame."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from dfscan.errors import DfscanError
+from dfscan.faces import batched
+from dfscan.faces.batched import BatchedFaceDetector
+from dfscan.faces.detect import Detection, FaceDetector
+from tests.pictures import astronaut, moved, nobody, other_person, two_people
+
+
+@pytest.fixture(autouse=True)
+def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+    monkeypatch.setattr(batched, "MAX_FRAMES", 3)  # empty frames that fill up a batch cost a CPU as much as others
+
+
+def detectors(**more: Any) -> tuple[FaceDetector, BatchedFaceDetector]:
+    alone = FaceDetector(**{"threshold": 0.95, "min_face_px": 48, "max_faces": 10, **more})
+    return alone, BatchedFaceDetector(alone, device="cpu")
+
+
+def assert_alike(given: Sequence[Sequence[Detection]], expected: Sequence[Sequence[Detection]], atol: float) -> None:
+    assert [len(faces) for faces in given] == [len(faces) for faces in expected]
+    for mine, theirs in zip(chain(*given), chain(*expected), strict=True):
+        np.testing.assert_allclose(mine.box_xyxy, theirs.box_xyxy, atol=atol)
+        np.testing.assert_allclose(mine.landmarks, theirs.landmarks, atol=atol)
+        assert mine.score == pytest.approx(theirs.score, abs=atol / 1000)
+        assert mine.box_xyxy.dtype == mine.landmarks.dtype == np.float32
+        assert type(mine.score) is float
+
+
+def pictures() -> list[np.ndarray]:
+    small = cv2.resize(astronaut(), None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    return [
+        astronaut(),
+        two_people(right=other_person()),
+        nobody(width_px=512, height_px=512),
+        moved(astronaut(), -150),  # beyond the border
+        small,
+        moved(astronaut(), 20, 90, 1.3),
+        np.zeros((1, 1, 3), np.uint8),
+        two_people(),
+    ]
+
+
+def test_it_finds_what_a_search_of_each_frame_finds() -> None:
+    alone, together = detectors()
+    given, expected = together.detect(pictures()), [alone.detect(pixels) for pixels in pictures()]
+    assert [len(faces) for faces in expected] == [1, 2, 0, 1, 1, 1, 0, 2]
+    assert_alike(given, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("settings", [{"min_face_px": 90}, {"max_faces": 1}, {"threshold": 0.9999}])
+def test_thresholds_and_sizes_are_the_detectors(settings: dict[str, Any]) -> None:
+    alone, together = detectors(**settings)
+    assert_alike(together.detect(pictures()[:4]), [alone.detect(each) for each in pictures()[:4]], atol=5e-3)
+
+
+def test_large_frames_are_halved() -> None:
+    alone, together = detectors(least_side_px=400)
+    large = [cv2.resize(two_people(), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)]
+    expected = [alone.detect(large[0])]
+    assert len(expected[0]) == 2
+    assert_alike(together.detect(large), expected, atol=2e-2)
+
+
+def test_neighbours_change_nothing() -> None:
+    _, together = detectors()
+    crowd = together.detect(pictures())
+    for faces, pixels in zip(crowd, pictures(), strict=True):
+        (alone,) = together.detect([pixels])
+        assert_alike([alone], [faces], atol=0)
+
+
+def test_no_frames_no_faces() -> None:
+    assert detectors()[1].detect([]) == []
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
+    """Let so many frames fit."""
+    import torch
+
+    from dfscan.faces import cascade
+
+    search, sizes = cascade.find_all_faces, []
+
+    def limited(frames: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(frames))
+        if len(frames) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return search(frames, *rest, **more)
+
+    monkeypatch.setattr(cascade, "find_all_faces", limited)
+    return sizes
+
+
+def test_batches_are_halved_when_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone, together = detectors()
+    sizes = short_of_memory(monkeypatch, most=1)
+    frames = [astronaut(), moved(astronaut(), 10)]
+    with caplog.at_level(logging.WARNING, "dfscan"):
+        faces = together.detect(frames)
+    assert sizes == [3, 1, 1]
+    assert "searching 1 frames at once" in caplog.text
+    assert_alike(faces, [alone.detect(frame) for frame in frames], atol=5e-3)
+
+
+def test_without_memory_for_one_frame_the_cpu_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone, together = detectors()
+    sizes = short_of_memory(monkeypatch, most=0)
+    frames = [astronaut(), moved(astronaut(), 10)]
+    with caplog.at_level(logging.WARNING, "dfscan"):
+        faces = [*together.detect(frames), *together.detect(frames)]
+    assert sizes == [3, 1]
+    assert "going on with the CPU" in caplog.text
+    assert_alike(faces, [alone.detect(frame) for frame in frames] * 2, atol=0)
+
+
+def test_a_failing_device_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfscan.faces import cascade
+
+    _, together = detectors()
+    monkeypatch.setattr(
+        cascade, "find_all_faces", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA error\nx"))
+    )
+    with pytest.raises(DfscanError, match="cannot run on cpu: CUDA error; try --device cpu"):
+        together.detect([astronaut()])
+    with pytest.raises(DfscanError, match=r"cannot run on nonsense.*--device cpu"):
+        BatchedFaceDetector(detectors()[0], device="nonsense")
+
+
+@pytest.mark.cuda
+def test_cuda_finds_what_the_cpu_finds() -> None:
+    alone, _ = detectors()
+    together = BatchedFaceDetector(alone, device="cuda")
+    assert_alike(together.detect(pictures()), [alone.detect(pixels) for pixels in pictures()], atol=5e-2)
