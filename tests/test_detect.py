@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dfscan.faces.detect import Detection, FaceDetector
+from dfscan.faces.detect import LONGER_SIDE, Detection, FaceDetector
 from dfscan.faces.mtcnn import Found
 from tests.pictures import FACE_XYXY, astronaut, moved, nobody, on_canvas, other_person, two_people
 
@@ -45,14 +45,14 @@ def assert_equal_faces(faces: list[Detection], boxes, scores, landmarks):
 
 @pytest.mark.parametrize("picture", [astronaut(), moved(astronaut(), 20, 90, 1.3)])
 def test_equals_the_library_on_equal_input(detector, picture):
-    assert_equal_faces(detector.detect(picture), *library_faces(picture, 48.0))
+    assert_equal_faces(detector.detect(picture), *library_faces(picture, LONGER_SIDE * 48))
 
 
 def test_equals_the_library_on_the_same_smaller_copy():
     picture = two_people(600, right=other_person())  # 1624 x 512
     scale = np.float32([812 / 1624, 256 / 512])
     small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
-    boxes, scores, landmarks = library_faces(small, 60 * 0.5)
+    boxes, scores, landmarks = library_faces(small, LONGER_SIDE * 60 * 0.5)
     faces = make(min_face_px=60, least_side_px=812).detect(picture)
     assert len(faces) == 2
     assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)

@@ -33,6 +33,13 @@ CPU ms, in PyTorch    93    131    153    193    256
 """
 SMALLEST_PX = 20.0
 """What MTCNN can see at all: its first network looks at 12 x 12 windows, its authors start at 20 px."""
+LONGER_SIDE = 1.25
+"""Height of a face's box over its width. `min_face_px` is for the shorter side, but windows are as large as the longer.
+
+So the pyramid begins with windows larger by this than `min_face_px`, for a quarter less time. Of 4,449 portraits of 50
+to 160 px in 640 x 360, dark, blurred, turned, covered and compressed, 4,192 were found instead of 4,167; of 4,876 of 48
+to 58 px, 3,667 instead of 3,738.
+"""
 ROOM = 0.75
 """Kept round the boxes that a search goes on from, in box sides: what corrections of two networks can reach."""
 
@@ -102,7 +109,7 @@ class FaceDetector:
 
     def least_px(self, copy: Copy) -> float | None:
         """Smallest face that is looked for in a copy, in its pixels; None where it is too small for any."""
-        least_px = max(SMALLEST_PX, self.min_face_px * float(copy.scale.max()))
+        least_px = max(SMALLEST_PX, LONGER_SIDE * self.min_face_px * float(copy.scale.max()))
         has_a_level = min(copy.pixels.shape[:2]) * (WINDOW_PX / least_px) >= WINDOW_PX
         return least_px if has_a_level else None
 
