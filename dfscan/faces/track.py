@@ -30,6 +30,7 @@ track where the picture swings by 5 % of its width and zooms by 5 % from sample 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -214,14 +215,18 @@ def _centre(box_xyxy: Box) -> NDArray[np.float32]:
 
 def _size_px(box_xyxy: Box) -> float:
     """Side of the square of the same area."""
-    return float(np.sqrt(np.prod(np.maximum(box_xyxy[2:] - box_xyxy[:2], 0))))
+    return math.sqrt(_area_px(*box_xyxy.tolist()))
+
+
+def _area_px(x1: float, y1: float, x2: float, y2: float) -> float:
+    return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
 def _iou(first: Box, second: Box) -> float:
     """Intersection over union."""
-    sides_px = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    shared = float(np.prod(np.maximum(sides_px, 0)))
-    union = _size_px(first) ** 2 + _size_px(second) ** 2 - shared
+    one, other = first.tolist(), second.tolist()
+    shared = _area_px(max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
+    union = _area_px(*one) + _area_px(*other) - shared
     return shared / union if union > 0 else 0.0
 
 

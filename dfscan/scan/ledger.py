@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,7 +78,7 @@ class FileIdentity:
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """Everything besides the file that a result depends on: two equal recipes give equal results."""
 
@@ -90,12 +91,12 @@ class Recipe:
     """``cpu`` or ``cuda``: arithmetic differs in the last digits."""
     settings: dict[str, Any]
 
-    @property
+    @cached_property
     def document(self) -> str:
         """The recipe as JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Lower-case hex sha256 of the document."""
         return hashlib.sha256(self.document.encode()).hexdigest()
