@@ -368,7 +368,7 @@ def test_no_file_folder_or_fifo(tmp_path: Path) -> None:
 
 
 class FakeRuntime:
-    batch_size = 1
+    batch_size, mixed_precision = 1, False
 
     def __init__(self, logits: tuple[float, ...], device: str = "cpu") -> None:
         self.logits, self.device, self.num_calls = logits, device, 0

@@ -158,7 +158,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             )
 
     def engine(*_: object) -> object:
-        return SimpleNamespace(runtime=SimpleNamespace(device="cpu"))
+        return SimpleNamespace(runtime=SimpleNamespace(device="cpu", mixed_precision=False))
 
     monkeypatch.setattr(scanning, "load_engine", engine)
     monkeypatch.setattr(scanning, "scan_videos", judged)
