@@ -2,7 +2,7 @@
 
 The steps, windows and thresholds are those of `mtcnn`. Each network runs for the candidates of all frames, in batches
 that are filled up to one size: kernels are chosen by size, and so what is found in a frame does not depend on the
-frames beside it. The host waits for the device six times in all, where it has to know how many boxes are left.
+frames beside it. The host waits for the device seven times a batch, where it has to know how many boxes are left.
 
 This module is PyTorch's own: import it only inside functions that need it.
 """
@@ -90,7 +90,7 @@ def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_fac
 
 def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
     _, height, width, _ = frames.shape
-    pictures = frames.permute(0, 3, 1, 2).float()
+    pictures = frames.permute(0, 3, 1, 2).contiguous().float()
     windows, levels, scores, corrections = [], [], [], []
     for level, scale in enumerate(pyramid(height, width, min_face_px)):
         means = adaptive_avg_pool2d(pictures, (int(height * scale + 1), int(width * scale + 1)))
@@ -124,7 +124,7 @@ def _refine(sums: Tensor, network: nn.Module, boxes: _Boxes) -> _Boxes:
     crops, is_inside = _cut(sums, boxes, REFINED_PX)
     boxes.corrections, chances = _run(network, crops, REFINE_BATCH)
     boxes.scores = chances[:, 1]
-    boxes = boxes[is_inside & (boxes.scores > THRESHOLDS[1])]
+    boxes = boxes[_places(is_inside & (boxes.scores > THRESHOLDS[1]))]
     boxes = boxes.best(boxes.frame, OVERLAP, reach_px=max(sums.shape[1:3]))
     boxes.xyxy = _squared(boxes.corrected(unit_px=1))
     return boxes
@@ -134,12 +134,17 @@ def _decide(sums: Tensor, network: nn.Module, boxes: _Boxes) -> tuple[_Boxes, Te
     crops, is_inside = _cut(sums, boxes, DECIDED_PX)
     boxes.corrections, points, chances = _run(network, crops, DECIDE_BATCH)
     boxes.scores = chances[:, 1]
-    is_face = is_inside & (boxes.scores > THRESHOLDS[2])
-    boxes, points = boxes[is_face], points[is_face]
+    faces = _places(is_inside & (boxes.scores > THRESHOLDS[2]))
+    boxes, points = boxes[faces], points[faces]
     sides = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2] + 1
     landmarks = torch.stack([points[:, :5], points[:, 5:]], dim=2) * sides[:, None] + boxes.xyxy[:, None, :2] - 1
     boxes.xyxy = boxes.corrected(unit_px=1)
     return boxes, landmarks
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask holds; once looked up, tensors are indexed without another wait."""
+    return torch.nonzero(mask)[:, 0]
 
 
 def _run(network: nn.Module, crops: Tensor, batch_size: int) -> list[Tensor]:
