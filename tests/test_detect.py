@@ -111,6 +111,17 @@ def test_faces_under_the_least_size_are_dropped(min_face_px, num_faces):
     assert len(make(min_face_px=min_face_px).detect(astronaut())) == num_faces
 
 
+@pytest.mark.parametrize(("min_face_px", "height_px"), [(100, 122), (100, 100), (48, 58)])
+def test_a_face_that_fills_a_small_frame_is_found(min_face_px, height_px):
+    x1, y1, x2, y2 = (int(edge) for edge in FACE_XYXY)
+    scale = 1.3 * min_face_px / (x2 - x1)
+    face = cv2.resize(astronaut()[y1 - 20 : y2 + 20, x1 - 120 : x2 + 120], None, fx=scale, fy=scale)
+    top = (len(face) - height_px) // 2
+    assert make(min_face_px=min_face_px, threshold=0.7).detect(face) != []
+    (found,) = make(min_face_px=min_face_px, threshold=0.7).detect(np.ascontiguousarray(face[top : top + height_px]))
+    assert found.area_px >= min_face_px**2
+
+
 def test_threshold_applies_to_the_final_probability(detector):
     (face,) = detector.detect(astronaut())
     assert len(make(threshold=face.score).detect(astronaut())) == 1

@@ -174,6 +174,25 @@ def test_the_self_test_switches_mixed_precision_off_where_it_is_not(
     np.testing.assert_allclose(runtime.predict(faces(3))[0], by_torch(tiny, faces(3))[0], atol=1e-5)
 
 
+def test_what_float16_cannot_hold_is_judged_in_float32(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=4, mixed_precision=True)
+    forward = runtime._forward
+
+    def overflowing(x: object, *, mixed_precision: bool) -> tuple[np.ndarray, np.ndarray]:
+        logits, cams = forward(x, mixed_precision=mixed_precision)
+        if mixed_precision:
+            logits[1], cams[2, 0, 0] = np.nan, np.inf
+        return logits, cams
+
+    expected_logits, expected_cams = by_torch(tiny, faces(4))
+    half = runtime.predict(faces(4))[0]
+    monkeypatch.setattr(runtime, "_forward", overflowing)
+    logits, cams = runtime.predict(faces(4))
+    np.testing.assert_allclose(logits[1:3], expected_logits[1:3], atol=1e-5)
+    np.testing.assert_allclose(cams[1:3], expected_cams[1:3], atol=1e-4 * float(expected_cams.max()))
+    assert logits[[0, 3]].tolist() == half[[0, 3]].tolist()
+
+
 class Memory:
     """Lets a network's forward run only with so many faces."""
 
@@ -238,6 +257,18 @@ def test_without_memory_for_one_face_the_cpu_goes_on(
     assert [record.message[-2:] for record in caplog.records[:2]] == [" 2", " 1"]
     assert "going on with the CPU" in caplog.records[2].message
     np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-3)
+
+
+def test_a_self_test_that_ends_on_the_cpu_says_nothing_of_the_gpu(
+    tiny: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, memory = pretended_gpu(tiny, max_faces=0, batch_size=1)
+    gpu.mixed_precision = True
+    move = gpu._move_to_cpu
+    monkeypatch.setattr(gpu, "_move_to_cpu", lambda: (move(), setattr(memory, "max_faces", 9)))
+    verify(gpu, tiny)
+    assert (gpu.device, gpu.mixed_precision) == ("cpu", False)
+    assert list(cache.glob("verified-*")) == []
 
 
 def test_no_memory_for_one_face_on_a_cpu_is_a_sentence(tiny: Checkpoint) -> None:

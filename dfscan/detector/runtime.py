@@ -6,7 +6,6 @@ import logging
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from dfscan.detector.checkpoint import Checkpoint, load_network
 from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
 from dfscan.errors import ConfigError, DfscanError
+from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
 from dfscan.graphs import open_session
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Runtime(Protocol):
     """So many threads may call `predict` at once."""
     mixed_precision: bool
     """Whether convolutions run in float16; `verify` switches it off where logits shift too far by it."""
-    busy_s: float
-    """So long a GPU, or its driver, was at work; 0 without one."""
+    clock: BusyClock
+    """So long a GPU, or its driver, was at work."""
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """Score faces; the logit of one does not depend on its neighbours.
@@ -67,7 +67,7 @@ class OnnxRuntime:
         self.batch_size = 1
         self.threads = threads
         self.mixed_precision = False
-        self.busy_s = 0.0
+        self.clock = BusyClock()
         self._session = open_session(graph)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
@@ -99,23 +99,21 @@ class TorchRuntime:
     ) -> None:
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        use_exact_arithmetic()
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
         self.mixed_precision = mixed_precision
-        self.busy_s = 0.0
+        self.clock = BusyClock()
         self._lock = threading.Lock()
         self._network = network.eval().float()
         try:
             # Of network.to, which takes the format too, PyTorch's types know no such signature.
             self._network = network.to(device).to(memory_format=torch.channels_last)
-        except torch.OutOfMemoryError:
-            self._move_to_cpu()
         except RuntimeError as error:
-            raise self._failure(error) from error
+            if not is_out_of_memory(error):
+                raise self._failure(error) from error
+            self._move_to_cpu()
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
         """As `Runtime.predict`.
@@ -127,7 +125,7 @@ class TorchRuntime:
         results: list[tuple[Floats, Floats]] = []
         while len(batch):
             x = self._full(batch)
-            with self._lock:
+            with self._lock, self.clock.at_work():
                 result = self._try(x)
                 if result is None:
                     self._make_room(len(x))
@@ -142,32 +140,38 @@ class TorchRuntime:
         import torch
 
         shape = (self.batch_size, *faces.shape[1:])
-        x = torch.zeros(shape, pin_memory=self.device != "cpu" and torch.cuda.is_available())
+        try:
+            x = torch.zeros(shape, pin_memory=self.device != "cpu" and torch.cuda.is_available())
+        except RuntimeError as error:
+            raise self._failure(error) from error
         x[: len(faces)] = torch.from_numpy(faces[: len(x)])
         return x
 
     def _try(self, x: Tensor) -> tuple[Floats, Floats] | None:
         """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
-        import torch
 
-        start_s = time.perf_counter()
         try:
             return self._run(x)
-        except torch.OutOfMemoryError as error:
-            if self.device == "cpu":
+        except RuntimeError as error:
+            if self.device == "cpu" or not is_out_of_memory(error):
                 raise self._failure(error) from error
             return None
-        except RuntimeError as error:
-            raise self._failure(error) from error
-        finally:
-            self.busy_s += time.perf_counter() - start_s
 
     def _run(self, x: Tensor) -> tuple[Floats, Floats]:
+        logits, cams = self._forward(x, mixed_precision=self.mixed_precision)
+        if self.mixed_precision:
+            is_broken = ~(np.isfinite(logits) & np.isfinite(cams).all(axis=(1, 2)))
+            if is_broken.any():  # beyond what float16 can hold
+                exact_logits, exact_cams = self._forward(x, mixed_precision=False)
+                logits[is_broken], cams[is_broken] = exact_logits[is_broken], exact_cams[is_broken]
+        return logits, cams
+
+    def _forward(self, x: Tensor, *, mixed_precision: bool) -> tuple[Floats, Floats]:
         import torch
 
         x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         kind = torch.device(self.device).type
-        with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=self.mixed_precision):
+        with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=mixed_precision):
             logits, cams = self._network.forward_with_cam(x)
         return logits[:, 0].cpu().numpy(), cams.cpu().numpy()
 

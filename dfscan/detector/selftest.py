@@ -19,6 +19,7 @@ from dfscan.cache import cache_dir, package_version, write_atomically
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.preprocess import to_input
 from dfscan.errors import CheckpointError
+from dfscan.gpu import device_name
 
 if TYPE_CHECKING:
     from dfscan.detector.checkpoint import Checkpoint
@@ -68,18 +69,19 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
         return
     expected = np.asarray(checkpoint.card.self_test.expected_logits)
     inputs = self_test_input(checkpoint.card)
-    is_mixed, runtime.mixed_precision = runtime.mixed_precision, False
+    device, is_mixed, runtime.mixed_precision = runtime.device, runtime.mixed_precision, False
     got = runtime.predict(inputs)[0]
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
         _refuse_scores(runtime.device, checkpoint, got)
-    if is_mixed:
+    if is_mixed and runtime.device == device:
         runtime.mixed_precision = True
         shift = np.abs(runtime.predict(inputs)[0] - expected)
         if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
             runtime.mixed_precision = False
             _log.warning("float16 shifts this checkpoint's logits by %.3f: going on in float32, slower", shift.max())
             return
-    _leave_stamp(stamp, checkpoint)
+    if runtime.device == device:  # else its memory ran out, and the CPU goes on
+        _leave_stamp(stamp, checkpoint)
 
 
 def _refuse_scores(device: str, checkpoint: Checkpoint, got: NDArray[np.float32]) -> NoReturn:
@@ -109,7 +111,8 @@ def library_versions() -> dict[str, str]:
 def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
     if (folder := cache_dir()) is None:
         return None
-    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, runtime.mixed_precision])
+    how = [device_name(runtime.device), runtime.batch_size, runtime.mixed_precision]
+    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, *how])
     return folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
 
 

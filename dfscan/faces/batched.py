@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dfscan.errors import DfscanError
-from dfscan.faces.detect import Copy, Detection, FaceDetector, Pixels
+from dfscan.faces.detect import Copy, Detection, FaceDetector, Pixels, num_halvings
 from dfscan.faces.mtcnn import Found
 from dfscan.faces.networks import library_networks
+from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
 
-MAX_FRAMES, MAX_PX = 32, 16_000_000
-"""So many frames, or fewer of so many pixels in all, are searched at once: 32 of 512 x 512, 8 of 1080p, 1 of 4K."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_FRAMES, MAX_SEARCHED_PX, MAX_FRAME_PX = 32, 16_000_000, 32_000_000
+"""So many frames are searched at once, or fewer of so many pixels to be searched or of so many before they are halved:
+32 of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
 
 log = logging.getLogger("dfscan")
 
@@ -28,100 +33,108 @@ class BatchedFaceDetector:
     Several threads may use it at once: one batch is searched at a time, others are prepared meanwhile.
     """
 
-    def __init__(self, detector: FaceDetector, *, device: str) -> None:
+    def __init__(self, detector: FaceDetector, *, device: str, clock: BusyClock | None = None) -> None:
         """Load the networks.
 
         Args:
             detector: its thresholds and sizes count; it goes on where the GPU cannot.
             device: as PyTorch names it.
+            clock: of this device.
 
         Raises:
             DfscanError: they do not fit into the device.
         """
+        use_exact_arithmetic()
         self._detector = detector
         self._device = device
-        self._max_px = MAX_PX
+        self._clock = clock or BusyClock()
+        self._max_searched_px = MAX_SEARCHED_PX
         self._is_working = True
         self._lock = threading.Lock()
-        self.busy_s = 0.0
-        """So long the GPU, or its driver, was at work."""
         try:
             self._networks = {name: network.to(device) for name, network in library_networks().items()}
         except RuntimeError as error:
             raise self._failure(error) from error
 
+    def batch_size(self, shape: tuple[int, ...]) -> int:
+        """How many frames (H, W, 3) of one shape are best searched at once."""
+        frame_px = max(1, shape[0] * shape[1])
+        searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.least_side_px))
+        return max(1, min(MAX_FRAMES, self._max_searched_px // searched_px, MAX_FRAME_PX // frame_px))
+
     def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
         """Find the faces of each frame, as `FaceDetector.detect`.
 
         Args:
-            frames: (H, W, 3) RGB each, any sizes; those of one size are searched together.
+            frames: (H, W, 3) RGB each, any sizes; those of one size are searched together, see `batch_size`.
 
         Raises:
             DfscanError: the device fails.
         """
-        copies = [Copy.of_all(pixels, self._detector.least_side_px) for pixels in frames]
-        alike: dict[tuple[tuple[int, ...], float], list[int]] = defaultdict(list)
-        for i, copy in enumerate(copies):
-            if (least_px := self._detector.least_px(copy)) is not None:
-                alike[copy.pixels.shape, least_px].append(i)
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, pixels in enumerate(frames):
+            alike[pixels.shape].append(i)
         faces: list[list[Detection]] = [[] for _ in frames]
-        for (_, least_px), places in alike.items():
-            found = self._search([copies[i].pixels for i in places], least_px)
-            for i, each in zip(places, found, strict=True):
-                faces[i] = self._detector.select(copies[i].outward(each), frames[i])
+        for places in alike.values():
+            copies = [Copy.of_all(frames[i], self._detector.least_side_px) for i in places]
+            least_px = self._detector.least_px(copies[0])
+            if least_px is None:
+                continue
+            found = self._search([copy.pixels for copy in copies], frames[places[0]].shape, least_px)
+            for i, copy, each in zip(places, copies, found, strict=True):
+                faces[i] = self._detector.select(copy.outward(each), frames[i])
         return faces
 
-    def _search(self, copies: Sequence[Pixels], least_px: float) -> list[Found]:
+    def _search(self, copies: Sequence[Pixels], shape: tuple[int, ...], least_px: float) -> list[Found]:
         found: list[Found] = []
         while len(found) < len(copies):
             waiting = copies[len(found) :]
             if not self._is_working:
                 return found + [self._detector.search(copy, least_px) for copy in waiting]
-            with self._lock:
-                batch = self._try(waiting, least_px)
-                if batch is None:
-                    self._make_room(waiting[0])
-                else:
-                    found += batch
+            batch = self._full(waiting, self.batch_size(shape))
+            with self._lock, self._clock.at_work():
+                faces = self._try(batch, least_px)
+                if faces is None:
+                    self._make_room(shape, len(batch))
+                    continue
+            found += faces[: len(waiting)]
         return found
 
-    def _try(self, copies: Sequence[Pixels], least_px: float) -> list[Found] | None:
-        """Of the first batch; None when memory ran out: by then the exception, which holds on to tensors, is gone."""
+    def _full(self, copies: Sequence[Pixels], num_frames: int) -> Tensor:
+        """The first ones, filled up with empty ones, in memory from where a GPU fetches them itself."""
         import torch
 
         try:
-            return self._run(copies, least_px)
-        except torch.OutOfMemoryError:
-            return None
+            batch = torch.zeros((num_frames, *copies[0].shape), dtype=torch.uint8, pin_memory=self._device != "cpu")
         except RuntimeError as error:
             raise self._failure(error) from error
-
-    def _run(self, copies: Sequence[Pixels], least_px: float) -> list[Found]:
-        import torch
-
-        from dfscan.faces.cascade import find_all_faces
-
-        num_frames = self._batch_size(copies[0])
-        frames = torch.zeros((num_frames, *copies[0].shape), dtype=torch.uint8, pin_memory=self._device != "cpu")
-        for frame, copy in zip(frames.numpy(), copies, strict=False):
+        for frame, copy in zip(batch.numpy(), copies, strict=False):
             frame[...] = copy
-        start_s = time.perf_counter()
-        on_device = frames.to(self._device, non_blocking=True)
-        found = find_all_faces(on_device, self._networks, min_face_px=least_px)
-        self.busy_s += time.perf_counter() - start_s
-        return found[: len(copies)]
+        return batch
 
-    def _batch_size(self, copy: Pixels) -> int:
-        num_frames: int = self._max_px // (copy.shape[0] * copy.shape[1])
-        return max(1, min(MAX_FRAMES, num_frames))
+    def _try(self, batch: Tensor, least_px: float) -> list[Found] | None:
+        """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
+        from dfscan.faces import cascade
 
-    def _make_room(self, copy: Pixels) -> None:
+        try:
+            on_device = batch.to(self._device, non_blocking=True)
+            return cascade.find_all_faces(on_device, self._networks, min_face_px=least_px)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise self._failure(error) from error
+            return None
+
+    def _make_room(self, shape: tuple[int, ...], num_tried: int) -> None:
         import torch
 
-        num_frames = self._batch_size(copy)
-        if num_frames > 1:
-            self._max_px = num_frames // 2 * copy.shape[0] * copy.shape[1]
-            log.warning("%s is out of memory: searching %d frames at once for faces", self._device, num_frames // 2)
+        if self.batch_size(shape) < num_tried or not self._is_working:
+            pass  # another thread has found out already
+        elif num_tried > 1:
+            self._max_searched_px //= 2
+            while self.batch_size(shape) >= num_tried:
+                self._max_searched_px //= 2
+            num_frames = self.batch_size(shape)
+            log.warning("%s is out of memory: searching %d frames at once for faces", self._device, num_frames)
         else:
             self._is_working = False
             log.warning("%s has no memory left to search one frame: going on with the CPU, slowly", self._device)

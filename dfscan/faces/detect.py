@@ -109,8 +109,10 @@ class FaceDetector:
 
     def least_px(self, copy: Copy) -> float | None:
         """Smallest face that is looked for in a copy, in its pixels; None where it is too small for any."""
-        least_px = max(SMALLEST_PX, LONGER_SIDE * self.min_face_px * float(copy.scale.max()))
-        has_a_level = min(copy.pixels.shape[:2]) * (WINDOW_PX / least_px) >= WINDOW_PX
+        shortest_px, min_face_px = min(copy.pixels.shape[:2]), self.min_face_px * float(copy.scale.max())
+        largest_px = max(min_face_px, 0.999 * shortest_px)  # a window that does not touch the border by rounding
+        least_px = max(SMALLEST_PX, min(LONGER_SIDE * min_face_px, largest_px))
+        has_a_level = shortest_px * (WINDOW_PX / least_px) >= WINDOW_PX
         return least_px if has_a_level else None
 
     def find_again(
@@ -176,9 +178,8 @@ class Copy:
     def of_part(cls, pixels: Pixels, least_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> Copy:
         """What lies between two corners, x and y, halved as the whole frame would be."""
         part = pixels[near[1] : far[1], near[0] : far[0]]
-        side_px = max(pixels.shape[:2])
-        while side_px >= 2 * least_side_px:
-            part, side_px = _halved(part), side_px // 2
+        for _ in range(num_halvings(pixels.shape, least_side_px)):
+            part = _halved(part)
         scale = np.array(part.shape[1::-1]) / np.maximum(far - near, 1)
         return cls(part, scale.astype(np.float32), near.astype(np.float32))
 
@@ -192,6 +193,11 @@ class Copy:
         boxes = found.boxes_xyxy / np.tile(self.scale, 2) + np.tile(self.corner, 2)
         landmarks = found.landmarks / self.scale + self.corner
         return [Detection(*each) for each in zip(boxes, landmarks, found.scores.tolist(), strict=True)]
+
+
+def num_halvings(shape: tuple[int, ...], least_side_px: int) -> int:
+    """How often a frame of this shape is halved before it is searched."""
+    return max(0, (max(shape[:2]) // least_side_px).bit_length() - 1)
 
 
 def _halved(pixels: Pixels) -> Pixels:

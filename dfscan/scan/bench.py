@@ -46,6 +46,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         outputs |= {"frames_out": None, "html": None, "explain": Path(folder) / "dumps" if settings.explain else None}
         run_scan(inputs, settings.model_copy(update=outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
+    peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
     checkpoint = find_checkpoint(settings)
     engine = load_engine(with_checkpoint(settings, checkpoint), checkpoint)
     num_videos, num_frames = timings.stages["open"].count, timings.stages["decode"].count
@@ -64,11 +65,11 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         "frames_per_s": num_frames / wall_s,
         "faces_per_s": num_faces / wall_s,
         "wall_s_per_video_minute": wall_s / (timings.video_s / 60) if timings.video_s else None,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes,
         "peak_decoder_rss_bytes": timings.peak_child_rss_bytes,
-        "peak_all_rss_bytes": _peak_rss_bytes() + engine.num_workers * timings.peak_child_rss_bytes,
+        "peak_all_rss_bytes": peak_rss_bytes + engine.num_workers * timings.peak_child_rss_bytes,
         "gpu_share": timings.gpu_s / wall_s,
-        "peak_gpu_bytes": _peak_gpu_bytes(engine.runtime.device),
+        "peak_gpu_bytes": peak_gpu_bytes,
         "stages": {name: _stage(timings, name, cpu_s) for name in STAGES},
         "floor": floor,
         "ratio_to_floor": cpu_s / floor["cpu_s"] if floor["cpu_s"] else None,
@@ -132,9 +133,9 @@ def _peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _peak_gpu_bytes(device: str) -> int | None:
-    if device == "cpu":
+def _peak_gpu_bytes() -> int | None:
+    """Of all GPUs that were used; None where none was."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return None
-    import torch
-
-    return int(torch.cuda.max_memory_allocated(device))
+    return int(sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())))

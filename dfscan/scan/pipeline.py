@@ -59,11 +59,6 @@ class Engine:
     """Videos searched for faces at once."""
     limits: Limits
 
-    @property
-    def gpu_s(self) -> float:
-        """Wall seconds for which a GPU has been at work."""
-        return self.runtime.busy_s + (self.batched_detector.busy_s if self.batched_detector else 0.0)
-
 
 def scan_videos(
     paths: Iterable[str],
@@ -143,7 +138,7 @@ class _Scan:
     def close(self) -> None:
         self._search.close()
         self._score.close()
-        self._timings.gpu_s = self._engine.gpu_s
+        self._timings.gpu_s = self._engine.runtime.clock.seconds
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Opened):

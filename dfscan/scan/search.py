@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import cv2
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import MAX_GPU_THREADS
 from dfscan.faces.appearance import appearance, scene
-from dfscan.faces.batched import MAX_FRAMES, MAX_PX, BatchedFaceDetector
+from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_face
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.follow import Follower
@@ -27,6 +28,8 @@ from dfscan.types import Face, FaceCrop, Frame, Reason, Scene
 
 MAX_WAITING_FRAMES = 2
 """So many for each thread may wait for the search on a CPU."""
+MAX_BATCHES_PASSED = 8
+"""So many batches of other shapes go before one that is not full, on a GPU."""
 ODD_PICTURE_ERRORS = (IndexError, ValueError, cv2.error)
 """What odd pictures can do to MTCNN and OpenCV."""
 
@@ -120,7 +123,8 @@ class FollowingSearch:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
         self._max_waiting = MAX_WAITING_FRAMES * threads
         self._num_waiting = 0
-        self._queues: dict[VideoUnderWay, _Queue] = {}
+        self._queues: WeakKeyDictionary[VideoUnderWay, _Queue] = WeakKeyDictionary()
+        """One that is tried again, after its decoder has died, never ends."""
         self._running: deque[tuple[Future[list[LookedOver]], VideoUnderWay, int, bool]] = deque()
 
     def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
@@ -166,9 +170,7 @@ class FollowingSearch:
         self._num_waiting -= num_frames
         queue = self._queues[video]
         queue.is_searched, video.is_search_ended = False, is_last
-        if is_last:
-            del self._queues[video]
-        elif queue.waiting or video.ended:
+        if queue.waiting or (video.ended and not is_last):
             self._start(video, queue)
         return [Searched(video, looks)]
 
@@ -182,12 +184,21 @@ class FollowingSearch:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_Item = tuple[VideoUnderWay, Frame | None]
-"""A frame, or the end of its video."""
+_Item = tuple[VideoUnderWay, Frame]
+_Shape = tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Frames of one shape that wait to be searched together."""
+
+    began: int
+    """How many batches had been sent off when its first frame came."""
+    items: list[_Item] = field(default_factory=list)
 
 
 class BatchedSearch:
-    """`SearchStage` with a GPU: frames of all videos are searched together, every one of them."""
+    """`SearchStage` with a GPU: every frame is searched, those of one shape together, whatever video they are of."""
 
     def __init__(
         self, detector: BatchedFaceDetector, preprocessing: Preprocessing, timings: Timings, *, threads: int
@@ -197,22 +208,41 @@ class BatchedSearch:
         self._timings = timings
         self._max_running = min(threads, MAX_GPU_THREADS)
         self._pool = ThreadPoolExecutor(self._max_running, thread_name_prefix="search")
-        self._batch: list[_Item] = []
-        self._running: deque[tuple[Future[list[LookedOver | Reason | None]], list[_Item]]] = deque()
+        self._batches: dict[_Shape, _Batch] = {}
+        self._num_sent = 0
+        self._running: deque[tuple[Future[list[LookedOver | Reason]], list[_Item]]] = deque()
+        self._num_open: WeakKeyDictionary[VideoUnderWay, int] = WeakKeyDictionary()
+        """Frames of a video whose faces are not known yet."""
+        self._shape_of: WeakKeyDictionary[VideoUnderWay, _Shape] = WeakKeyDictionary()
 
     def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
         """As `SearchStage.submit`."""
-        self._batch.append((video, frame))
-        frames = [frame for _, frame in self._batch if frame is not None]
-        if len(frames) >= MAX_FRAMES or sum(frame.pixels.size // 3 for frame in frames) >= MAX_PX:
-            self._start()
+        if frame is None:
+            video.is_search_ended = not self._num_open.get(video)
+            return
+        shape = frame.pixels.shape
+        last_shape, self._shape_of[video] = self._shape_of.get(video, shape), shape
+        if last_shape != shape:
+            self._send(last_shape)  # so that a video's frames come out in order
+        self._num_open[video] = self._num_open.get(video, 0) + 1
+        batch = self._batches.setdefault(shape, _Batch(self._num_sent))
+        batch.items.append((video, frame))
+        if len(batch.items) >= self._detector.batch_size(shape):
+            self._send(shape)
 
-    def _start(self) -> None:
-        batch, self._batch = self._batch, []
-        self._running.append((self._pool.submit(self._search, [frame for _, frame in batch]), batch))
+    def _send(self, shape: _Shape) -> None:
+        batch = self._batches.pop(shape, None)
+        if batch is None:
+            return
+        self._num_sent += 1
+        self._running.append((self._pool.submit(self._search, [frame for _, frame in batch.items]), batch.items))
+        for rare in [
+            each for each, other in self._batches.items() if self._num_sent - other.began > MAX_BATCHES_PASSED
+        ]:
+            self._send(rare)
 
-    def _search(self, frames: Sequence[Frame | None]) -> list[LookedOver | Reason | None]:
-        """For each frame its crops or why there are none, for the end of a video None."""
+    def _search(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:
+        """For each frame its crops, or why there are none."""
         try:
             return self._look_over(frames)
         except ODD_PICTURE_ERRORS as error:
@@ -220,16 +250,11 @@ class BatchedSearch:
                 return [_broken(error)]
             return [result for frame in frames for result in self._search([frame])]
 
-    def _look_over(self, frames: Sequence[Frame | None]) -> list[LookedOver | Reason | None]:
-        given = [frame for frame in frames if frame is not None]
-        with self._timings.stage("detect", count=len(given)):
-            found = iter(self._detector.detect([frame.pixels for frame in given]))
-        faces = [next(found) if frame else [] for frame in frames]
-        with self._timings.stage("crop", count=sum(map(len, faces))):
-            return [
-                self._cutter.look_over(frame, each) if frame else None
-                for frame, each in zip(frames, faces, strict=True)
-            ]
+    def _look_over(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:
+        with self._timings.stage("detect", count=len(frames)):
+            found = self._detector.detect([frame.pixels for frame in frames])
+        with self._timings.stage("crop", count=sum(map(len, found))):
+            return [self._cutter.look_over(frame, faces) for frame, faces in zip(frames, found, strict=True)]
 
     def next(self) -> list[Searched]:
         """As `SearchStage.next`."""
@@ -240,22 +265,22 @@ class BatchedSearch:
     def wait(self) -> list[Searched]:
         """As `SearchStage.wait`."""
         if not self._running:
-            self._start()
-        future, batch = self._running.popleft()
+            self._send(next(iter(self._batches)))
+        future, items = self._running.popleft()
         searched = []
-        for (video, _), result in zip(batch, future.result(), strict=True):
-            if result is None:
-                video.is_search_ended = True
-            elif isinstance(result, Reason):
+        for (video, _), result in zip(items, future.result(), strict=True):
+            self._num_open[video] -= 1
+            video.is_search_ended = video.ended is not None and not self._num_open[video]
+            if isinstance(result, Reason):
                 video.failure = result
-            looks = [result] if isinstance(result, LookedOver) else []
-            searched.append(Searched(video, looks))
+            else:
+                searched.append(Searched(video, [result]))
         return searched
 
     @property
     def is_busy(self) -> bool:
         """As `SearchStage.is_busy`."""
-        return bool(self._running or self._batch)
+        return bool(self._running or self._batches)
 
     def close(self) -> None:
         """As `SearchStage.close`."""

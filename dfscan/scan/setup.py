@@ -85,11 +85,13 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         min_face_px=settings.min_face_px,
         max_faces=settings.max_faces,
     )
-    is_on_gpu = runtime.device != "cpu"
+    batched = None
+    if runtime.device != "cpu":
+        batched = BatchedFaceDetector(detector, device=runtime.device, clock=runtime.clock)
     limit_threads()
     return Engine(
         detector=detector,
-        batched_detector=BatchedFaceDetector(detector, device=runtime.device) if is_on_gpu else None,
+        batched_detector=batched,
         runtime=runtime,
         preprocessing=checkpoint.card.preprocessing,
         temperature=checkpoint.card.calibration.temperature,

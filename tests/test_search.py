@@ -1,0 +1,153 @@
+"""The search stages: what they are given comes out in order, whole, and is let go."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfscan.detector.preprocess import Preprocessing
+from dfscan.faces.detect import FaceDetector
+from dfscan.gpu import BusyClock
+from dfscan.media.isolate import Ended
+from dfscan.scan.search import MAX_BATCHES_PASSED, BatchedSearch, FollowingSearch, SearchStage
+from dfscan.scan.stages import VideoUnderWay
+from dfscan.scan.timing import Timings
+from dfscan.types import Frame
+from tests.pictures import astronaut
+
+
+@pytest.fixture(autouse=True)
+def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
+
+
+class FakeDetector:
+    """Takes four frames at once and finds nobody."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, ...]]] = []
+
+    def batch_size(self, shape: tuple[int, ...]) -> int:
+        return 4
+
+    def detect(self, frames: Sequence[np.ndarray]) -> list[list[Any]]:
+        self.batches.append([frame.shape[:2] for frame in frames])
+        return [[] for _ in frames]
+
+
+@pytest.fixture
+def detector() -> FakeDetector:
+    return FakeDetector()
+
+
+@pytest.fixture
+def stage(detector: FakeDetector) -> Iterator[BatchedSearch]:
+    stage = BatchedSearch(detector, Preprocessing(), Timings(), threads=1)  # type: ignore[arg-type]
+    yield stage
+    stage.close()
+
+
+def video(name: str) -> VideoUnderWay:
+    return VideoUnderWay(name, None, 0)
+
+
+def frame(index: int, *, width_px: int = 40) -> Frame:
+    return Frame(np.zeros((30, width_px, 3), np.uint8), index, index / 10, 0)
+
+
+def end(stage: SearchStage, ended: VideoUnderWay) -> None:
+    ended.ended = Ended(ended.path, None, None, None)
+    stage.submit(ended, None)
+
+
+def drain(stage: SearchStage) -> list[tuple[str, int]]:
+    out = []
+    while stage.is_busy:
+        out += [(each.video.path, look.frame.index) for each in stage.wait() for look in each.looks]
+    return out
+
+
+def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedSearch, detector: FakeDetector) -> None:
+    first, second, wide = video("first"), video("second"), video("wide")
+    for i in range(3):
+        stage.submit(first, frame(i))
+        stage.submit(wide, frame(i, width_px=60))
+        stage.submit(second, frame(i))
+    for each in (first, second, wide):
+        end(stage, each)
+    assert sorted(drain(stage)) == [(each, i) for each in ("first", "second", "wide") for i in range(3)]
+    assert sorted(detector.batches) == [[(30, 40)] * 2, [(30, 40)] * 4, [(30, 60)] * 3]
+    assert first.is_search_ended
+    assert second.is_search_ended
+    assert wide.is_search_ended
+
+
+def test_a_videos_frames_come_in_order_though_its_shape_changes(stage: BatchedSearch) -> None:
+    changing = video("changing")
+    for i in range(11):
+        stage.submit(changing, frame(i, width_px=60 if i in (2, 3, 9) else 40))
+    end(stage, changing)
+    assert drain(stage) == [("changing", i) for i in range(11)]
+    assert changing.is_search_ended
+
+
+def test_the_search_of_a_video_ends_with_its_last_frame_and_not_before(stage: BatchedSearch) -> None:
+    one, empty = video("one"), video("empty")
+    end(stage, empty)
+    assert empty.is_search_ended
+    assert not stage.is_busy
+    stage.submit(one, frame(0))
+    end(stage, one)
+    assert not one.is_search_ended
+    assert drain(stage) == [("one", 0)]
+    assert one.is_search_ended
+
+
+def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedSearch) -> None:
+    rare, common = video("rare"), video("common")
+    stage.submit(rare, frame(0, width_px=60))
+    end(stage, rare)
+    for i in range(4 * (MAX_BATCHES_PASSED + 1)):
+        stage.submit(common, frame(i))
+    assert len(stage._running) == MAX_BATCHES_PASSED + 2
+    while stage._running:
+        stage.wait()
+    assert rare.is_search_ended
+    assert not common.is_search_ended
+
+
+def test_a_video_that_is_given_up_is_let_go() -> None:
+    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
+    stage = FollowingSearch(detector, Preprocessing(), Timings(), threads=1)
+    given_up = video("its decoder died")
+    stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
+    drain(stage)
+    assert len(stage._queues) == 1  # the frame is held back until a face is looked for in the third
+    del given_up
+    gc.collect()
+    assert len(stage._queues) == 0
+    stage.close()
+
+
+def test_two_at_work_at_once_count_once() -> None:
+    clock = BusyClock()
+
+    def work(begin_s: float, for_s: float) -> None:
+        time.sleep(begin_s)
+        with clock.at_work():
+            time.sleep(for_s)
+
+    threads = [threading.Thread(target=work, args=times) for times in ((0, 0.3), (0.1, 0.3))]
+    start_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0.3 <= clock.seconds <= time.perf_counter() - start_s
