@@ -149,7 +149,6 @@ class TorchRuntime:
 
     def _try(self, x: Tensor) -> tuple[Floats, Floats] | None:
         """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
-
         try:
             return self._run(x)
         except RuntimeError as error:
