@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Pa
     assert [len(pictures) for _, pictures in expected] == [0, 4 + 3, 0, 8 + 3]
     for workers, threads in ((2, 1), (4, 2), (1, 16)):
         assert found(workers, threads) == expected
+
+
+def test_no_more_threads_than_asked_for_find_and_judge_faces(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(untrained, threads=2)
+    at_work: dict[str, set[int]] = {"detect": set(), "predict": set()}
+
+    def watch(subject: Any, name: str) -> None:
+        act = getattr(subject, name)
+
+        def watched(*args: Any, **more: Any) -> Any:
+            at_work[name].add(threading.get_ident())
+            return act(*args, **more)
+
+        monkeypatch.setattr(subject, name, watched)
+
+    watch(engine.detector, "detect")
+    watch(engine.runtime, "predict")
+    scan(inputs(clips), engine)
+    assert all(at_work.values())
+    assert len(at_work["detect"] | at_work["predict"]) <= 2
 
 
 def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:

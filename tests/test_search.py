@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ def detector() -> FakeDetector:
 
 @pytest.fixture
 def stage(detector: FakeDetector) -> Iterator[BatchedSearch]:
-    stage = BatchedSearch(detector, Preprocessing(), Timings(), threads=1)  # type: ignore[arg-type]
-    yield stage
-    stage.close()
+    with ThreadPoolExecutor(1) as pool:
+        yield BatchedSearch(detector, Preprocessing(), Timings(), pool, threads=1)  # type: ignore[arg-type]
 
 
 def video(name: str) -> VideoUnderWay:
@@ -125,15 +125,15 @@ def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedSearch) -> None:
 
 def test_a_video_that_is_given_up_is_let_go() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
-    stage = FollowingSearch(detector, Preprocessing(), Timings(), threads=1)
     given_up = video("its decoder died")
-    stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
-    drain(stage)
+    with ThreadPoolExecutor(1) as pool:
+        stage = FollowingSearch(detector, Preprocessing(), Timings(), pool, threads=1)
+        stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
+        drain(stage)
     assert len(stage._queues) == 1  # the frame is held back until a face is looked for in the third
     del given_up
     gc.collect()
     assert len(stage._queues) == 0
-    stage.close()
 
 
 def test_two_at_work_at_once_count_once() -> None:

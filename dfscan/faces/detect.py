@@ -185,12 +185,12 @@ class Copy:
 
     def inward(self, faces: Sequence[Detection]) -> NDArray[np.float32]:
         """[F, 4] boxes in pixels of the copy."""
-        boxes = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4)
-        return (boxes - np.tile(self.corner, 2)) * np.tile(self.scale, 2)
+        corners = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 2, 2)
+        return ((corners - self.corner) * self.scale).reshape(-1, 4)
 
     def outward(self, found: Found) -> list[Detection]:
         """In pixels of the frame."""
-        boxes = found.boxes_xyxy / np.tile(self.scale, 2) + np.tile(self.corner, 2)
+        boxes = (found.boxes_xyxy.reshape(-1, 2, 2) / self.scale + self.corner).reshape(-1, 4)
         landmarks = found.landmarks / self.scale + self.corner
         return [Detection(*each) for each in zip(boxes, landmarks, found.scores.tolist(), strict=True)]
 

@@ -206,7 +206,7 @@ class _Worker:
 
     def receive(self) -> Event | None:
         """Take one message; a dead or hanging child gives an `Ended` with a failure."""
-        if not self.connection.poll() and time.monotonic() >= self.deadline_s:
+        if time.monotonic() >= self.deadline_s and not self.connection.poll():
             return self._hung()
         try:
             event = self._parse(json.loads(self.connection.recv_bytes(MAX_MESSAGE_BYTES)))

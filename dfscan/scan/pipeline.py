@@ -8,6 +8,7 @@ video when dumps are asked for.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,15 +112,20 @@ class _Scan:
         self._keeps_pictures = keeps_pictures
         self._listener = listener
         self._timings = timings
+        self._pool = ThreadPoolExecutor(engine.threads, thread_name_prefix="faces")
+        self._score_pool = self._pool
+        if engine.batched_detector:  # whose threads mostly wait for the GPU
+            self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="score")
         self._search = self._search_stage()
-        self._score = ScoreStage(engine.runtime, engine.preprocessing, timings)
+        self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
         self._videos: dict[str, VideoUnderWay] = {}
 
     def _search_stage(self) -> SearchStage:
-        engine, timings = self._engine, self._timings
+        engine = self._engine
+        rest = (engine.preprocessing, self._timings, self._pool)
         if engine.batched_detector:
-            return BatchedSearch(engine.batched_detector, engine.preprocessing, timings, threads=engine.threads)
-        return FollowingSearch(engine.detector, engine.preprocessing, timings, threads=engine.threads)
+            return BatchedSearch(engine.batched_detector, *rest, threads=engine.threads)
+        return FollowingSearch(engine.detector, *rest, threads=engine.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
@@ -136,8 +142,9 @@ class _Scan:
         yield from self._finished()
 
     def close(self) -> None:
-        self._search.close()
-        self._score.close()
+        """Drop what has not begun, wait for the rest."""
+        for pool in (self._pool, self._score_pool):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._timings.gpu_s = self._engine.runtime.clock.seconds
 
     def _take(self, event: Event) -> None:

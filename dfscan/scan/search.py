@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -68,9 +68,6 @@ class SearchStage(Protocol):
     def is_busy(self) -> bool:
         """Whether results are to come."""
 
-    def close(self) -> None:
-        """Drop what has not begun, wait for the rest."""
-
 
 class Cutter:
     """Cuts faces out of frames, as one classifier wants them."""
@@ -116,11 +113,13 @@ class _Queue:
 class FollowingSearch:
     """`SearchStage` on a CPU: each video is searched by one thread at a time, its faces followed."""
 
-    def __init__(self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, *, threads: int) -> None:
+    def __init__(
+        self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, pool: Executor, *, threads: int
+    ) -> None:
         self._detector = detector
         self._cutter = Cutter(preprocessing)
         self._timings = timings
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="search")
+        self._pool = pool
         self._max_waiting = MAX_WAITING_FRAMES * threads
         self._num_waiting = 0
         self._queues: WeakKeyDictionary[VideoUnderWay, _Queue] = WeakKeyDictionary()
@@ -179,10 +178,6 @@ class FollowingSearch:
         """As `SearchStage.is_busy`."""
         return bool(self._running)
 
-    def close(self) -> None:
-        """As `SearchStage.close`."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
 
 _Item = tuple[VideoUnderWay, Frame]
 _Shape = tuple[int, ...]
@@ -201,13 +196,19 @@ class BatchedSearch:
     """`SearchStage` with a GPU: every frame is searched, those of one shape together, whatever video they are of."""
 
     def __init__(
-        self, detector: BatchedFaceDetector, preprocessing: Preprocessing, timings: Timings, *, threads: int
+        self,
+        detector: BatchedFaceDetector,
+        preprocessing: Preprocessing,
+        timings: Timings,
+        pool: Executor,
+        *,
+        threads: int,
     ) -> None:
         self._detector = detector
         self._cutter = Cutter(preprocessing)
         self._timings = timings
         self._max_running = min(threads, MAX_GPU_THREADS)
-        self._pool = ThreadPoolExecutor(self._max_running, thread_name_prefix="search")
+        self._pool = pool
         self._batches: dict[_Shape, _Batch] = {}
         self._num_sent = 0
         self._running: deque[tuple[Future[list[LookedOver | Reason]], list[_Item]]] = deque()
@@ -281,7 +282,3 @@ class BatchedSearch:
     def is_busy(self) -> bool:
         """As `SearchStage.is_busy`."""
         return bool(self._running or self._batches)
-
-    def close(self) -> None:
-        """As `SearchStage.close`."""
-        self._pool.shutdown(wait=True, cancel_futures=True)

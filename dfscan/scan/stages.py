@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,11 +90,11 @@ _Unscored = tuple[VideoUnderWay, FaceCrop, Frame | None]
 class ScoreStage:
     """Collects faces of all videos into batches and scores them."""
 
-    def __init__(self, runtime: Runtime, preprocessing: Preprocessing, timings: Timings) -> None:
+    def __init__(self, runtime: Runtime, preprocessing: Preprocessing, timings: Timings, pool: Executor) -> None:
         self._runtime = runtime
         self._preprocessing = preprocessing
         self._timings = timings
-        self._pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="score")
+        self._pool = pool
         self._batch: list[_Unscored] = []
         self._running: deque[tuple[Future[tuple[Floats, Floats]], list[_Unscored]]] = deque()
 
@@ -135,7 +135,3 @@ class ScoreStage:
     def is_busy(self) -> bool:
         """Whether results are to come."""
         return bool(self._running)
-
-    def close(self) -> None:
-        """Drop what has not begun, wait for the rest."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
