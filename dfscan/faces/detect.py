@@ -118,7 +118,7 @@ class FaceDetector:
     def find_again(
         self, pixels: Pixels, near: Sequence[Detection], *, known: Sequence[Detection] = ()
     ) -> list[Detection]:
-        """Find faces of a neighbouring frame again, at a tenth of what a search costs.
+        """Find faces of a neighbouring frame again, at an eighth of what a search costs.
 
         Args:
             pixels: (H, W, 3), RGB.
