@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,9 @@ def open_session(graph: bytes) -> InferenceSession:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
+    _share_arena()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -104,6 +107,15 @@ def open_session(graph: bytes) -> InferenceSession:
     vars(session).pop("_model_bytes", None)  # kept for other providers to fall back from; as large as the weights
     _return_memory()
     return session
+
+
+@cache
+def _share_arena() -> None:
+    """Let all sessions draw on one pool of memory: with one each, every network keeps what its largest input took."""
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
 
 
 def _return_memory() -> None:
