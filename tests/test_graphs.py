@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dfscan import graphs
 from dfscan.graphs import open_session
 
 
@@ -15,10 +16,12 @@ def test_telemetry_is_off_before_onnx_runtime_is_imported(tmp_path: Path, monkey
     (tmp_path / "onnxruntime.py").write_text(
         "import os\n"
         "AT_IMPORT = os.environ.get('ORT_DISABLE_TELEMETRY')\n"
-        "class SessionOptions: pass\n"
+        "class SessionOptions:\n"
+        "    def add_session_config_entry(self, key, value): pass\n"
         "class InferenceSession:\n"
         "    def __init__(self, graph, options, providers): self.at_import = AT_IMPORT\n"
     )
+    monkeypatch.setattr(graphs, "_share_arena", lambda: None)
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)

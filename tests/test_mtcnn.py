@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -126,6 +128,8 @@ def test_faces_are_found_again_near_where_they_were() -> None:
     assert len(again.scores) == 2
     for box in again.boxes_xyxy:
         assert max(overlap(box, true) for true in both.boxes_xyxy) > 0.8
+    far = find_again(picture, networks, both.boxes_xyxy + np.tile(0.25 * sides, 2)).boxes_xyxy
+    assert any(overlap(box, true) > 0.8 for box in far for true in both.boxes_xyxy)  # lost by the second network
     assert len(find_again(picture, networks, both.boxes_xyxy, known_xyxy=both.boxes_xyxy[:1]).scores) == 1
     assert len(find_again(picture, networks, both.boxes_xyxy + np.tile(2 * sides, 2)).scores) == 0
 
@@ -150,3 +154,28 @@ def test_the_graphs_are_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     networks = OnnxNetworks()
     assert len(find_faces(astronaut(), networks, min_face_px=48).scores) == 1
     assert len(list((tmp_path / "dfscan").iterdir())) == 1
+
+
+SHARING = """
+import os, numpy as np
+from dfscan.faces.networks import OnnxNetworks
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+first, second = OnnxNetworks(), OnnxNetworks()
+picture = np.zeros((1, 3, 700, 700), np.float32)
+sizes = [resident_bytes()]
+for networks in (first, second):
+    networks.propose(picture)
+    sizes.append(resident_bytes())
+print(*np.diff(sizes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's record of a process")
+def test_sessions_share_what_they_work_in() -> None:
+    child = subprocess.run([sys.executable, "-c", SHARING], capture_output=True, text=True, check=True)
+    first, second = map(int, child.stdout.split())
+    assert second < 0.3 * first

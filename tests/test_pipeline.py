@@ -214,6 +214,7 @@ def test_classifier_failure_ends_the_scan_and_its_children(
     monkeypatch.setattr(type(engine.runtime), "predict", lambda *_: (_ for _ in ()).throw(RuntimeError("gone")))
     with pytest.raises(RuntimeError, match="gone"):
         scan(inputs(clips), engine)
+    assert not [each for each in threading.enumerate() if each.name.startswith(("faces", "search", "score"))]
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     assert not children.exists() or not children.read_text().split()
 

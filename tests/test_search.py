@@ -130,10 +130,10 @@ def test_a_video_that_is_given_up_is_let_go() -> None:
         stage = FollowingSearch(detector, Preprocessing(), Timings(), pool, threads=1)
         stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
         drain(stage)
-    assert len(stage._queues) == 1  # the frame is held back until a face is looked for in the third
-    del given_up
-    gc.collect()
-    assert len(stage._queues) == 0
+        assert len(stage._queues) == 1  # the frame is held back until a face is looked for in the third
+        del given_up
+        gc.collect()
+        assert len(stage._queues) == 0
 
 
 def test_two_at_work_at_once_count_once() -> None:

@@ -107,8 +107,8 @@ def find_faces(frame: Pixels, networks: Networks, *, min_face_px: float, known_x
 def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xyxy: Floats = NO_BOXES) -> Found:
     """Find faces that are about where they are thought to be, by the third network alone.
 
-    Where a face has moved by a quarter of its size, it finds 288 of 438 again, with the second network before it 24.
-    Of 24,000 places without a face it takes 2 for one.
+    Where a face has moved by a quarter of its size across and down, it finds 288 of 438 again at a probability of 0.95,
+    with the second network before it 24. It takes none of 438 places that a face has left for one.
 
     Args:
         frame: (H, W, 3) uint8 RGB.

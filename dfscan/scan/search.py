@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 import cv2
 
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.detector.runtime import MAX_GPU_THREADS
 from dfscan.faces.appearance import appearance, scene
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_face
@@ -207,7 +206,7 @@ class BatchedSearch:
         self._detector = detector
         self._cutter = Cutter(preprocessing)
         self._timings = timings
-        self._max_running = min(threads, MAX_GPU_THREADS)
+        self._max_running = threads
         self._pool = pool
         self._batches: dict[_Shape, _Batch] = {}
         self._num_sent = 0

@@ -230,7 +230,7 @@ def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
     ridge = np.diag([0, 0, _DEPTH_RIDGE, 0])
     camera: NDArray[np.float64] = np.linalg.solve(design.T @ design + ridge, design.T @ points)
     left, sizes, right = np.linalg.svd(camera[:2])
-    if np.linalg.det(camera[:2]) <= 0 or sizes[0] < 1e-3:
+    if np.linalg.det(camera[:2]) <= 0 or sizes[0] < 1e-3 or sizes[1] < 1e-6 * sizes[0]:
         return None
     camera[:2] = left @ np.diag(np.maximum(sizes, _LEAST_ASPECT * sizes[0])) @ right
     camera[2] *= min(1.0, sizes[0] / max(float(np.linalg.norm(camera[2])), 1e-9))
