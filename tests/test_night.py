@@ -59,7 +59,10 @@ def test_under_cron_and_without_a_network_the_report_is_the_same(command: list[s
     assert report([*offline, *command], env=bare, stdin=subprocess.DEVNULL) == report(command, env=terminal)
 
 
-def test_a_closed_stdout_and_a_short_reader_end_quietly(command: list[str]) -> None:
+def test_a_closed_stdout_and_a_short_reader_end_quietly(command: list[str], tmp_path: Path) -> None:
+    for i in range(1000):  # more rows than a pipe holds, so that the short reader is gone before the last
+        (tmp_path / f"{i:03}.mp4").touch()
+    command.append(os.fspath(tmp_path))
     closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, check=False)
     assert closed.returncode == 2
     (line,) = closed.stderr.splitlines()
