@@ -133,8 +133,8 @@ def test_the_path_of_a_gpu_gives_the_verdicts_of_the_cpu(
         assert logits_of(other) == pytest.approx(logits_of(precise), abs=2e-2)
         assert logits_of(other) == pytest.approx(logits_of(one), abs=0.1)  # boxes that are followed differ
     assert logits_of(on_gpu[1]) != logits_of(in_fp32[1])
-    engine = engine_for(untrained, workers=3, threads=5)
-    again = scan(inputs(clips), as_with_a_gpu(engine, untrained))
+    engine = engine_for(untrained, workers=3)
+    again = scan(inputs(clips), as_with_a_gpu(engine, untrained, threads=4))
     assert [to_json(result) for result in again] == [to_json(result) for result in on_gpu]
 
 
@@ -214,7 +214,7 @@ def test_classifier_failure_ends_the_scan_and_its_children(
     monkeypatch.setattr(type(engine.runtime), "predict", lambda *_: (_ for _ in ()).throw(RuntimeError("gone")))
     with pytest.raises(RuntimeError, match="gone"):
         scan(inputs(clips), engine)
-    assert not [each for each in threading.enumerate() if each.name.startswith(("faces", "search", "score"))]
+    assert not [each for each in threading.enumerate() if each.name.startswith(("faces", "score"))]
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     assert not children.exists() or not children.read_text().split()
 
@@ -260,7 +260,7 @@ def test_a_picture_that_breaks_a_batch_costs_one_row(
 
 def test_batches_that_wait_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batched, "MAX_FRAMES", 1)
-    engine = as_with_a_gpu(engine_for(untrained, threads=1), untrained)
+    engine = as_with_a_gpu(engine_for(untrained), untrained, threads=1)
     monkeypatch.setattr(engine.batched_detector, "detect", lambda frames: [engine.detector.detect(f) for f in frames])
     most, submit = [0], search.BatchedSearch.submit
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dfscan.detector import gradcam
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.detector.runtime import MAX_GPU_THREADS, Runtime
+from dfscan.detector.runtime import Runtime
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
@@ -56,8 +56,6 @@ class Engine:
     rules: Rules
     num_workers: int
     """Videos decoded at once."""
-    threads: int
-    """Threads that find and judge faces; with a GPU those that search, a few besides them judge."""
     limits: Limits
 
 
@@ -112,12 +110,9 @@ class _Scan:
         self._keeps_pictures = keeps_pictures
         self._listener = listener
         self._timings = timings
+        self._pool = self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="faces")
         if engine.batched_detector:  # threads mostly wait for the GPU
-            num_threads = min(engine.threads, MAX_GPU_THREADS)
-            self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
             self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="score")
-        else:
-            self._pool = self._score_pool = ThreadPoolExecutor(engine.threads, thread_name_prefix="faces")
         self._search = self._search_stage()
         self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
         self._videos: dict[str, VideoUnderWay] = {}
@@ -126,8 +121,8 @@ class _Scan:
         engine = self._engine
         rest = (engine.preprocessing, self._timings, self._pool)
         if engine.batched_detector:
-            return BatchedSearch(engine.batched_detector, *rest, threads=min(engine.threads, MAX_GPU_THREADS))
-        return FollowingSearch(engine.detector, *rest, threads=engine.threads)
+            return BatchedSearch(engine.batched_detector, *rest, threads=engine.runtime.threads)
+        return FollowingSearch(engine.detector, *rest, threads=engine.runtime.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine

@@ -98,7 +98,6 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
         rules=rules_for(settings, checkpoint),
         num_workers=settings.workers or default_workers(threads, runtime.device),
-        threads=threads,
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
     )
 
