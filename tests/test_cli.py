@@ -188,6 +188,42 @@ def test_no_output_replaces_an_input_or_another_output(
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
+@pytest.mark.parametrize("output", ["--out", "--html", "--frames-out", "--ledger", "--log-file"])
+@pytest.mark.parametrize("read", ["checkpoint", "config", "files-from"])
+def test_no_output_replaces_what_a_scan_reads_besides_videos(
+    clips: Path, untrained: Path, tmp_path: Path, output: str, read: str
+) -> None:
+    contents = {"config": b"num_frames = 2\n", "files-from": b"a.mp4\n", "checkpoint": untrained.read_bytes()}
+    path = tmp_path / "precious"
+    path.write_bytes(contents[read])
+    result = run("scan", clips, f"--{read}", path, output, path)
+    assert result.exit_code == 2
+    assert f"would overwrite the input {path}" in result.stderr
+    assert path.read_bytes() == contents[read]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (["--num-frames", "2"], "num_frames"),
+        (["--every", "2"], "every"),
+        (["--every", "2", "--num-frames", "2", "--threshold", "0.7"], "every, threshold"),
+        ([], None),
+    ],
+)
+def test_settings_with_which_error_rates_do_not_hold_are_named(
+    clips: Path, trained: Path, tmp_path: Path, options: list[str], changed: str | None
+) -> None:
+    page = tmp_path / "page.html"
+    result = run("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", *options, "--html", page)
+    warning = f"the checkpoint's error rates hold for its own settings; changed: {changed}"
+    assert (warning in result.stderr) == (changed is not None)
+    told = "These rates are not those of this scan" in page.read_text(encoding="utf-8")
+    assert told == (changed is not None)
+    assert changed is None or f"({changed}; see" in page.read_text(encoding="utf-8")
+
+
 def test_refused_run_leaves_nothing_behind(clips: Path, untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for arguments in (("-o", tmp_path / "r.csv", "--device", "cuda:99"), ("-o", tmp_path / "folder")):

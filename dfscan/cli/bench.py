@@ -54,7 +54,8 @@ def bench(
 def _table(figures: dict[str, Any]) -> list[str]:
     lines = [f"{'stage':<10}{'items':>8}{'wall s':>10}{'CPU s':>10}{'CPU share':>11}"]
     for name, stage in figures["stages"].items():
-        cells = f"{stage['count']:>8}{stage['wall_s']:>10.2f}{stage['cpu_s']:>10.2f}{stage['cpu_share']:>11.1%}"
+        wall_s = "-" if stage["wall_s"] is None else f"{stage['wall_s']:.2f}"
+        cells = f"{stage['count']:>8}{wall_s:>10}{stage['cpu_s']:>10.2f}{stage['cpu_share']:>11.1%}"
         lines.append(f"{name:<10}{cells}")
     floor = figures["floor"]
     lines.append(f"{'whole':<10}{figures['videos']:>8}{figures['wall_s']:>10.2f}{figures['cpu_s']:>10.2f}")

@@ -103,7 +103,12 @@ Excel = Annotated[
 ]
 
 NumFrames = Annotated[
-    int | None, option("--num-frames", panel=SAMPLING, help="Frames per video, over its whole length. Default: 32.")
+    int | None,
+    option(
+        "--num-frames",
+        panel=SAMPLING,
+        help="Frames per video: evenly in short ones, in long ones in bursts of four. Default: 32.",
+    ),
 ]
 Every = Annotated[
     float | None, option("--every", panel=SAMPLING, help="Instead: one frame every so many seconds.", metavar="SECONDS")

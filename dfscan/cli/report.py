@@ -51,4 +51,5 @@ def report(
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
         counts = ", ".join(f"{labels[label]} {label}" for label in LABELS)
-        say(f"{labels.total()} videos: {counts}" + (f" - {', '.join(files)}" if files else ""))
+        plural = "video" if labels.total() == 1 else "videos"
+        say(f"{labels.total()} {plural}: {counts}" + (f" - {', '.join(files)}" if files else ""))

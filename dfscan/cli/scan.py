@@ -149,9 +149,11 @@ def scan(
     """
     from dfscan.cli.progress import Progress
     from dfscan.config import ScanSettings, build
+    from dfscan.scan.outputs import named_files, spare_inputs
     from dfscan.scan.run import run_scan
 
     settings = build(ScanSettings, options.chosen(context))
+    spare_inputs(named_files(settings), [path for path in (config, files_from, settings.checkpoint) if path])
     named, listed = _inputs(inputs or [], files_from, is_null=null)
     with Progress(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)

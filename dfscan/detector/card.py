@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -117,3 +118,28 @@ class CheckpointCard(_Section):
     metrics: dict[str, Any] | None = None
     """As measured, by data set."""
     self_test: SelfTest = SelfTest()
+
+
+OWN_SETTINGS: Final = {
+    "num_frames": ("sampling", "num_frames"),
+    "detection_threshold": ("detection", "threshold"),
+    "min_face_px": ("detection", "min_face_px"),
+    "max_faces": ("detection", "max_faces"),
+    "min_faces": ("aggregation", "min_faces"),
+    "threshold": ("calibration", "fake_threshold"),
+}
+"""Settings of a scan, and where a card has its own."""
+
+
+def changed_settings(settings: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """Names of the settings with which the error rates of a checkpoint do not hold.
+
+    Args:
+        settings: of a scan; those that are missing or None are the card's own.
+        card: the document.
+    """
+    own = {name: (card.get(section) or {}).get(key) for name, (section, key) in OWN_SETTINGS.items()}
+    own["every"] = None
+    if settings.get("every") is not None:
+        del own["num_frames"]  # which then counts for nothing
+    return sorted(name for name in own if settings.get(name) not in (None, own[name]))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dfscan.detector.card import changed_settings
 from dfscan.report.schema import finite
 from dfscan.report.text import display_path, printable, report_order
 from dfscan.report.writers import AtomicFile
@@ -166,7 +167,7 @@ def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
     """Everything that the template shows, except the pictures; all text in it is printable."""
     style, script = _asset("page.css"), _asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
-    cards = [_card_view(name, method.cards.get(name)) for name in checkpoints]
+    cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
     return {
         "style": _markup(style),
         "script": _markup(script),
@@ -306,8 +307,8 @@ def _time(value: float | None) -> float | None:
     return None if number is None else round(number, 3) + 0.0
 
 
-def _card_view(label: str, card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A checkpoint's card in words."""
+def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's card in words, and in which settings the scan was not as it has them."""
     calibration, training = _part(card, "calibration"), _part(card, "training")
     flat_training = {name: value for name, value in training.items() if name not in ("limits", "settings", "versions")}
     limits = training.get("limits")
@@ -317,6 +318,7 @@ def _card_view(label: str, card: Mapping[str, Any] | None) -> dict[str, Any]:
         "is_untrained": card is not None and not calibration.get("trained"),
         "facts": _card_facts(card) if card else [],
         "thresholds": _threshold_rows(calibration),
+        "changed": changed_settings(settings, card) if card and calibration.get("trained") else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
         "recipe": [*_flat(_part(training, "settings")), *_flat(_part(training, "versions"))],

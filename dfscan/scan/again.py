@@ -20,7 +20,7 @@ from dfscan.report.text import report_order
 from dfscan.report.writers import remove_leftovers
 from dfscan.scan.ledger import Entry, OldLedger, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import about, spare_videos, warn_of_missing
+from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
 from dfscan.types import Picture, VideoResult
 
 Known = tuple[Entry, OldLedger]
@@ -59,7 +59,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
     shown: dict[int, Known] = {}
     with ExitStack() as stack:
         known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
-        spare_videos([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
+        spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
         reports = stack.enter_context(Reports(settings, about=about(recipes)))
         for entry, ledger in known:

@@ -25,6 +25,8 @@ from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
+CHILDREN_STAGES = frozenset({"open", "decode"})
+"""Run in children, whose wall time overlaps with all the rest."""
 FLOOR_S = 2.0
 """Faces of noise are judged for at least so long to learn what one costs."""
 
@@ -118,9 +120,10 @@ def _classify_only(runtime: Runtime, size_px: int) -> tuple[float, float]:
     return wall_s / num_faces, cpu_s / num_faces
 
 
-def _stage(timings: Timings, name: str, total_cpu_s: float) -> dict[str, float | int]:
+def _stage(timings: Timings, name: str, total_cpu_s: float) -> dict[str, float | int | None]:
     stage = timings.stages[name]
-    return {"count": stage.count, "wall_s": stage.wall_s, "cpu_s": stage.cpu_s, "cpu_share": stage.cpu_s / total_cpu_s}
+    wall_s = None if name in CHILDREN_STAGES else stage.wall_s
+    return {"count": stage.count, "wall_s": wall_s, "cpu_s": stage.cpu_s, "cpu_share": stage.cpu_s / total_cpu_s}
 
 
 def _cpu_s() -> float:

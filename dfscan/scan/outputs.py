@@ -170,32 +170,32 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
     if settings.out.count("-") > 1:
         raise ConfigError("--out names standard output twice; name a file for the second report")
     by_place: dict[str, str] = {}
-    named = _named_files(settings)
+    named = named_files(settings)
     for option, path in named:
         place = os.path.realpath(path)
         if place in by_place:
             raise ConfigError(f"{option} and {by_place[place]} are the same file, {path}; name different ones")
         by_place[place] = option
-    spare_videos(named, videos)
+    spare_inputs(named, videos)
 
 
-def spare_videos(named: Iterable[tuple[str, Path]], videos: Iterable[str]) -> None:
-    """Refuse to overwrite a video, under whatever name.
+def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]) -> None:
+    """Refuse to overwrite what is read, under whatever name.
 
     Args:
-        named: options and the files that they write.
-        videos: inputs.
+        named: options and the files that they write, as from `named_files`.
+        inputs: videos, a checkpoint, a list of videos, ...
 
     Raises:
         ConfigError: naming both.
     """
     there = {found: option for option, path in named if (found := _place(path))}
-    for video in videos if there else ():
-        if (found := _place(video)) in there:
-            raise ConfigError(f"{there[found]} would overwrite the input {video}; name another file")
+    for path in inputs if there else ():
+        if (found := _place(path)) in there:
+            raise ConfigError(f"{there[found]} would overwrite the input {path}; name another file")
 
 
-def _named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
+def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
     """Options and the files that they write."""
     named = [("--out", Path(report)) for report in settings.out_files]
     named += [("the metadata of --out", Path(f"{report}.meta.json")) for report in settings.out_files]

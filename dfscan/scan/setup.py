@@ -8,6 +8,7 @@ import sys
 
 from dfscan import __version__
 from dfscan.config import ScanSettings
+from dfscan.detector.card import OWN_SETTINGS, changed_settings
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
 from dfscan.detector.runtime import create_runtime
 from dfscan.errors import CheckpointError, ConfigError
@@ -53,19 +54,12 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSetti
         raise ConfigError(f"--threshold: {checkpoint.path} is untrained, its scores mean nothing at any threshold")
     if settings.max_frames is not None and settings.every is None:
         raise ConfigError("--max-frames limits --every; without it use --num-frames")
-    own = {
-        "num_frames": card.sampling.num_frames,
-        "detection_threshold": card.detection.threshold,
-        "min_face_px": card.detection.min_face_px,
-        "max_faces": card.detection.max_faces,
-        "min_faces": card.aggregation.min_faces,
-        "threshold": card.calibration.fake_threshold,
-    }
-    unset = {name: value for name, value in own.items() if getattr(settings, name) is None}
-    changed = sorted(name for name in own if name not in unset and getattr(settings, name) != own[name])
+    document = card.model_dump()
+    changed = changed_settings(settings.model_dump(), document)
     if changed and card.calibration.trained:
         log.warning("the checkpoint's error rates hold for its own settings; changed: %s", ", ".join(changed))
-    return settings.model_copy(update=unset)
+    own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
+    return settings.model_copy(update={name: own[name] for name in own if getattr(settings, name) is None})
 
 
 def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
