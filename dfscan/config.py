@@ -138,17 +138,22 @@ def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _complaints(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
+    unknown = []
     for problem in error.errors():
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            yield f"unknown setting '{name}'{_did_you_mean(name, model.model_fields)}"
+            unknown.append(name)
         else:
             yield f"{name}: {problem['msg'].lower()}, got {problem['input']!r}"
+    if unknown:
+        yield f"unknown setting {_with_hints(unknown, model.model_fields)}"
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else f"; known are {', '.join(sorted(known))}"
+def _with_hints(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Each unknown name with the known one that it is like; all known ones, once, where one is like none."""
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+    named = ", ".join(f"'{name}'" + (f" (did you mean '{like[0]}'?)" if like else "") for name, like in near.items())
+    return named if all(near.values()) else f"{named}; known are {', '.join(sorted(known))}"
 
 
 def check_environment(environment: Mapping[str, str], models: Iterable[type[BaseModel]]) -> None:
@@ -160,5 +165,4 @@ def check_environment(environment: Mapping[str, str], models: Iterable[type[Base
     known = {f"DFSCAN_{name.upper()}" for model in models for name in model.model_fields} | {"DFSCAN_CONFIG"}
     unknown = [name for name in environment if name.startswith("DFSCAN_") and name not in known]
     if unknown:
-        hints = (f"{name}{_did_you_mean(name, known)}" for name in sorted(unknown))
-        raise ConfigError(f"unknown environment variable {'; '.join(hints)}")
+        raise ConfigError(f"unknown environment variable {_with_hints(sorted(unknown), known)}")

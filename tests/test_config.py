@@ -139,3 +139,12 @@ def test_misspelt_variables_are_refused_together() -> None:
         check_environment({"DFSCAN_TIEMOUT": "1", "DFSCAN_ZZZ": "2"}, [ScanSettings])
     for word in ("DFSCAN_TIEMOUT", "did you mean 'DFSCAN_TIMEOUT'?", "DFSCAN_ZZZ"):
         assert word in str(caught.value)
+
+
+def test_a_file_of_another_command_is_answered_once(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_text("aaaa = 1\nbbbb = 2\ntiemout = 3\n")
+    with pytest.raises(ConfigError) as caught:
+        read_file(path, ScanSettings)
+    assert str(caught.value).count("known are") == 1
+    assert "unknown setting 'aaaa', 'bbbb', 'tiemout' (did you mean 'timeout'?); known are " in str(caught.value)

@@ -114,7 +114,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --explain folder") from error
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
 
 
 def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
