@@ -244,6 +244,14 @@ def test_unwritable_place(tmp_path: Path) -> None:
         make(tmp_path / "none" / "p.html", COLLECTION)
 
 
+def test_a_card_with_parts_of_another_kind_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    card = trained_card() | {"sampling": "often", "detection": [1]}
+    make(tmp_path / "p", COLLECTION, how=method(card))
+    text = (tmp_path / "p").read_text(encoding="utf-8")
+    assert "Fake</strong> at or above" in text
+    assert "(num_frames; see" in text
+
+
 def test_method_is_readable_without_a_script(tmp_path: Path) -> None:
     make(tmp_path / "p", COLLECTION)
     text = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "p").read_text(encoding="utf-8")).split())

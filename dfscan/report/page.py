@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfscan.detector.card import changed_settings
+from dfscan.detector.card import OWN_SETTINGS, changed_settings
 from dfscan.report.schema import finite
 from dfscan.report.text import display_path, printable, report_order
 from dfscan.report.writers import AtomicFile
@@ -318,12 +318,16 @@ def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str
         "is_untrained": card is not None and not calibration.get("trained"),
         "facts": _card_facts(card) if card else [],
         "thresholds": _threshold_rows(calibration),
-        "changed": changed_settings(settings, card) if card and calibration.get("trained") else [],
+        "changed": _changed(settings, card) if calibration.get("trained") else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
         "recipe": [*_flat(_part(training, "settings")), *_flat(_part(training, "versions"))],
         "metrics": [_metric_table(name, values) for name, values in _part(card, "metrics").items()],
     }
+
+
+def _changed(settings: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[str]:
+    return changed_settings(settings, {section: _part(card, section) for section, _ in OWN_SETTINGS.values()})
 
 
 def _card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
