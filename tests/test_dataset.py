@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,7 @@ from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.errors import ConfigError
 from dfscan.train.batches import Key, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
-from dfscan.train.settings import TrainSettings
+from dfscan.train.settings import FORGERY_KINDS, TrainSettings
 from dfscan.train.validation import normalised
 from tests.datasets import write_dataset
 
@@ -37,6 +38,8 @@ def test_without_forgeries_every_sample_is_one_face(tmp_path: Path) -> None:
 
 
 def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (900, 900))  # starts a pool of threads, which no worker inherits
     faces = face_set(tmp_path, SETTINGS)
     batches = plan_epoch(faces.num_faces, epoch=1, seed=0, batch_size=8)
     alone = list(load(faces, batches, num_workers=0, pin_memory=False))
@@ -49,7 +52,7 @@ def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
 
 def test_views_change_with_epoch_and_repeat_in_training_only(tmp_path: Path) -> None:
     training = face_set(tmp_path, SETTINGS)
-    seen = [training.views_of(Key(epoch, 0, view))[0] for epoch, view in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    seen = [training.views_of(Key(epoch, 0, view))[0].pixels for epoch, view in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert (seen[0] != seen[1]).any()
     assert (seen[0] != seen[2]).any()
     assert (seen[0] == seen[3]).all()
@@ -76,7 +79,31 @@ def test_an_unreadable_crop_is_named_with_a_remedy(
 def test_the_device_normalises_as_a_scan_does() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
     preprocessing = Preprocessing(input_size_px=40)
-    faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3))
+    faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3), torch.zeros(3, dtype=torch.int64))
     made = normalised(faces, preprocessing, torch.device("cpu"))
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(made.numpy(), to_input(list(pixels), preprocessing), atol=1e-6)
+
+
+def test_kinds_are_drawn_by_chance_in_training_and_take_turns_in_evaluation(tmp_path: Path) -> None:
+    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "left_out": "warped"})
+    training = face_set(tmp_path, settings)
+    assert training.num_faces == [2] * 9
+    drawn = [training.views_of(Key(epoch, 0, 0))[1].kind for epoch in range(40)]
+    assert 8 < drawn.count("swapped") < 32
+    assert set(drawn) == {"self-blended", "swapped"}
+    held_out = face_set(tmp_path, settings, is_training=False)
+    assert held_out.num_faces == [3] * 9
+    kinds = [[view.kind for view in held_out.views_of(Key(0, index, 0))] for index in range(3)]
+    assert kinds == [[None, "self-blended", "warped"], [None, "swapped", "warped"], [None, "self-blended", "warped"]]
+    (batch,) = load(held_out, [(Key(0, 1, 0),)], num_workers=0, pin_memory=False)
+    assert [FORGERY_KINDS[made - 1] if made else None for made in batch.made.tolist()] == kinds[1]
+
+
+def test_leaving_a_kind_out_changes_no_other_face(tmp_path: Path) -> None:
+    without = face_set(tmp_path, SETTINGS, is_training=False)
+    more = TrainSettings(**{**SETTINGS.__dict__, "left_out": "swapped"})
+    beside = face_set(tmp_path, more, is_training=False)
+    for index in range(3):
+        pairs = zip(without.views_of(Key(0, index, 0)), beside.views_of(Key(0, index, 0)), strict=False)
+        assert all((a.pixels == b.pixels).all() for a, b in pairs)

@@ -109,3 +109,36 @@ def test_nothing_asked_is_nothing_done() -> None:
 def test_values_out_of_range_are_refused(call: Callable[[Pixels], Pixels]) -> None:
     with pytest.raises(ValueError, match="got"):
         call(crop())
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 31), (128, 90), (45, 200)])
+def test_smoothing_keeps_shape_and_type_and_its_input(shape: tuple[int, int]) -> None:
+    """Apart from the others: of a picture that is all edges nothing may be left to smooth."""
+    pixels = crop(*shape)
+    before = pixels.copy()
+    smooth = degrade.smooth_skin(pixels, strength=1)
+    assert smooth.shape == (*shape, 3)
+    assert smooth.dtype == np.uint8
+    assert smooth.flags.c_contiguous
+    assert np.array_equal(pixels, before)
+    assert not np.shares_memory(smooth, pixels)
+    assert error(smooth, pixels) < 20
+
+
+def test_skin_is_smoothed_and_edges_stay() -> None:
+    rng = np.random.default_rng(0)
+    step = np.full((120, 120, 3), 60, np.float64)
+    step[:, 60:] = 200
+    noisy = np.clip(step + rng.normal(0, 6, step.shape), 0, 255).astype(np.uint8)
+    smooth = degrade.smooth_skin(noisy, strength=1)
+    assert smooth[:, 5:50].std() < 0.5 * noisy[:, 5:50].std()
+    assert smooth[:, 61:63].mean() - smooth[:, 57:59].mean() > 130
+    assert np.array_equal(degrade.smooth_skin(noisy, strength=0), noisy)
+    half = degrade.smooth_skin(noisy, strength=0.5)
+    assert np.abs(half - (smooth.astype(float) + noisy) / 2).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1])
+def test_skin_is_smoothed_by_a_share(strength: float) -> None:
+    with pytest.raises(ValueError, match="strength"):
+        degrade.smooth_skin(crop(), strength=strength)

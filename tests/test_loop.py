@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfscan.detector.card import CheckpointCard
-from dfscan.detector.checkpoint import read_card
+from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector, create_network
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import ConfigError, OutputError, TrainingError
@@ -56,6 +56,9 @@ class Ear:
         self.rows: list[dict[str, Any]] = []
         self.planned_steps = (0, 0)
         self._interrupt, self._after = interrupt, after
+
+    def noted(self, text: str) -> None:
+        raise AssertionError(text)  # nothing goes before the first step here
 
     def planned(self, num_steps: int, steps_done: int) -> None:
         self.planned_steps = (num_steps, steps_done)
@@ -215,6 +218,28 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(after: int, tmp_path: Pat
         for f in (folder, RunFolder(tmp_path / "whole"))
     ]
     assert rows[0] == rows[1]
+
+
+def test_a_running_average_is_what_is_measured_saved_and_resumed(tmp_path: Path) -> None:
+    settings = TrainSettings(**{**SETTINGS.__dict__, "ema_decay": 0.5})
+    whole = trainer(tmp_path / "data", settings)
+    ear = run(whole, run_folder(tmp_path / "whole"))
+    average = whole._machinery.average
+    assert average is not None
+    assert any(not torch.equal(a, b) for a, b in zip(average.parameters(), whole.network.parameters(), strict=True))
+    plain = trainer(tmp_path / "data")
+    assert run(plain, run_folder(tmp_path / "plain")).losses == ear.losses  # training itself stays the same
+    if ear.rows[-1]["is_best"]:
+        best = load_network(read_card(tmp_path / "whole" / "best.safetensors"))
+        assert_same(weights(best), weights(average))
+    folder = run_folder(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer(tmp_path / "data", settings), folder, after=3)
+    again = trainer(tmp_path / "data", settings, network=create_network("test_efficientnet", seed=99))
+    again.resume(folder)
+    run(again, folder)
+    assert again._machinery.average is not None
+    assert_same(weights(average), weights(again._machinery.average))
 
 
 def test_lines_after_the_saved_state_are_made_again(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfscan.detector.network import create_network
-from dfscan.train.optim import create_optimizer, create_schedule
+from dfscan.train.optim import create_optimizer, create_schedule, update_average
 from dfscan.train.settings import TrainSettings
 
 
@@ -64,3 +64,18 @@ def test_short_runs_have_a_schedule_too(num_steps: int) -> None:
     seen = rates(num_steps)
     assert all(0 < head <= 8e-5 * (1 + 1e-9) for head, _ in seen)
     assert torch.isfinite(torch.tensor(seen)).all()
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps_done", "stays"), [(0.9, 0, 0.1), (0.9, 89, 0.9), (0.9, 10**6, 0.9), (0.5, 4, 5 / 14)]
+)
+def test_an_average_is_drawn_towards_the_network(decay: float, steps_done: int, stays: float) -> None:
+    """Weights and batch norm's statistics by the formula, counters as they are."""
+    average, network = (create_network("test_efficientnet", seed=seed) for seed in (0, 1))
+    network.train()(torch.rand(4, 3, 64, 64))
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    update_average(average, network, decay=decay, steps_done=steps_done)
+    for name, now in average.state_dict().items():
+        theirs = network.state_dict()[name]
+        wanted = stays * before[name] + (1 - stays) * theirs if now.is_floating_point() else theirs
+        assert torch.allclose(now, wanted.to(now.dtype), atol=1e-6), name

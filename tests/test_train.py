@@ -5,6 +5,8 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -83,7 +85,12 @@ def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> Non
         ({"bce_weight": 0.0, "focal_weight": 0.0}, ["both 0"]),
         ({"forgeries": "self-blended", "batch_size": 5}, ["even"]),
         ({"forgeries": "self-blended", "batch_size": 2}, ["at least 4"]),
-        ({"forgeries": "gan"}, ["forgeries", "self-blended"]),
+        ({"forgeries": "gan"}, ["'gan'", "self-blended"]),
+        ({"forgeries": "swapped,swapped"}, ["twice"]),
+        ({"forgeries": "swapped, none"}, ["'none'"]),
+        ({"forgeries": "swapped", "left_out": "warped,swapped"}, ["in forgeries and in left_out"]),
+        ({"left_out": "warped"}, ["left_out needs forgeries"]),
+        ({"reconstruction_px": 250}, ["no multiple of 8"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
 )
@@ -149,6 +156,65 @@ def test_a_finished_run_resumed_is_calibrated_anew_and_trains_no_more(tmp_path: 
     assert again.exit_code == 0, again.stderr
     assert (out / "metrics.jsonl").read_bytes() == lines
     assert read_card(out / "best.safetensors").card.calibration == first
+
+
+def test_a_kind_left_out_is_measured_and_decides_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, num_train=4, num_val=6)
+    plain, left_out = tmp_path / "plain", tmp_path / "left_out"
+    kinds = ("--forgeries", "self-blended,swapped")
+    assert run("train", "--data", data, "--out", plain, *TINY, *kinds).exit_code == 0
+    done = run("train", "--data", data, "--out", left_out, *TINY, *kinds, "--left-out", "warped")
+    assert done.exit_code == 0, done.stderr
+    cards = [read_card(out / "best.safetensors").card for out in (plain, left_out)]
+    temperatures = [card.calibration.temperature for card in cards]
+    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)  # other batches, other rounding
+    assert [card.calibration.num_fake_videos for card in cards] == [6, 6]
+    found = [card.metrics["validation"] for card in cards if card.metrics]
+    by_kind = [each.pop("forgeries") for each in found]
+    assert [each["num_faces"] for each in found] == [12, 12]
+    assert found[0]["frame"]["roc_auc"] == found[1]["frame"]["roc_auc"]
+    assert {kind: (each["num_faces"], each["left_out"]) for kind, each in by_kind[1].items()} == {
+        "self-blended": (3, False),
+        "swapped": (3, False),
+        "warped": (6, True),
+    }
+    assert "warped" not in by_kind[0]
+    table = pd.read_csv(left_out / "validation.csv", keep_default_na=False)
+    assert table["made_by"].value_counts().to_dict() == {"": 6, "warped": 6, "self-blended": 3, "swapped": 3}
+    real, warped = (table["logit"][table["made_by"] == kind] for kind in ("", "warped"))
+    wins = np.mean([[(w > r) + (w == r) / 2 for r in real] for w in warped])
+    assert by_kind[1]["warped"]["roc_auc"]["value"] == pytest.approx(wins)
+    limits = (cards[1].training or {})["limits"]
+    assert any("blended with themselves or with another person's laid over them" in limit for limit in limits)
+
+
+def test_reconstructed_faces_are_made_once_and_can_be_shared(tmp_path: Path) -> None:
+    data, shared = tmp_path / "data", tmp_path / "shared"
+    write_dataset(data, num_train=3, num_val=2)
+    few = ("--forgeries", "reconstructed", "--reconstruction-px", 32, "--reconstruction-steps", 1)
+    done = run("train", "--data", data, "--out", tmp_path / "run", *TINY, *few)
+    assert done.exit_code == 0, done.stderr
+    assert "autoencoder transposed: step 1 of 1, loss " in done.stderr
+    assert len(list((tmp_path / "run" / "reconstructed" / "32px-1").rglob("*.png"))) == 4 * 5
+    card = read_card(tmp_path / "run" / "best.safetensors").card
+    assert any("painted by autoencoders" in limit for limit in (card.training or {})["limits"])
+    refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
+    drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
+    assert drawn.exit_code == 0, drawn.stderr
+    again = run("train", "--data", data, "--out", tmp_path / "two", *TINY, *few, "--reconstructions", shared)
+    assert again.exit_code == 0, again.stderr
+    assert "autoencoder" not in again.stderr
+    assert not (tmp_path / "two" / "reconstructed").exists()
+    assert str(shared) not in json.dumps(read_card(tmp_path / "two" / "best.safetensors").card.training)
+
+
+def test_swapping_needs_two_people_in_each_split(tmp_path: Path) -> None:
+    samples = [write_sample(tmp_path / "data", i, split="train") for i in range(3)]
+    samples += [write_sample(tmp_path / "data", 3 + i, split="val", group="one") for i in range(2)]
+    write_manifest(tmp_path / "data" / MANIFEST_NAME, samples)
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY, "--forgeries", "swapped")
+    refused(done, "two people")
 
 
 def test_true_fakes_train_without_forgeries(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.crop import crop_face
+from dfscan.train import manipulate
 from dfscan.train import views as views_module
 from dfscan.train.crops import LooseCrop
 from dfscan.train.settings import TrainSettings
-from dfscan.train.views import TrainingViews, evaluation_pair, evaluation_view
+from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
 from tests.datasets import LANDMARKS, LEFT, TOP, face_picture
 from tests.pictures import FACE_XYXY, astronaut
 
@@ -47,25 +49,23 @@ def test_evaluation_sees_what_a_scan_would_cut_from_the_frame() -> None:
 
 
 def test_an_evaluation_pair_is_real_and_fake_of_one_face() -> None:
-    real, fake = evaluation_pair(face(), settings(), rng())
-    assert (real == evaluation_view(face(), settings())).all()
+    real, fake = evaluation_view(face(), settings()), evaluation_fake(face(), settings(), rng(), "self-blended")
     assert 0.3 < np.abs(real.astype(int) - fake).mean() < 30
 
 
 def test_a_fake_of_an_evaluation_pair_differs_within_its_mask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a look at the background would tell: training hides a changed background in both of a pair."""
     masks = []
-    blend_in = views_module.self_blend
+    blend_in = manipulate.self_blend
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         made = blend_in(*args, **kwargs)
         masks.append(made.mask)
         return made
 
-    monkeypatch.setattr(views_module, "self_blend", noted)
+    monkeypatch.setattr(manipulate, "self_blend", noted)
     for seed in range(12):
-        real, fake = evaluation_pair(face(), settings(), rng(seed))
-        assert (real == evaluation_view(face(), settings())).all()
+        real, fake = evaluation_view(face(), settings()), evaluation_fake(face(), settings(), rng(seed), "self-blended")
         whole = replace(face(), pixels=np.repeat((masks[-1] > 0)[:, :, None], 3, axis=2).astype(np.uint8) * 255)
         outside = evaluation_view(whole, settings()) == 0
         assert outside.any()
@@ -126,7 +126,7 @@ def test_each_degradation_does_something_and_the_same_to_both_of_a_pair(name: st
     assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise follows the picture's light
 
 
-@pytest.mark.parametrize("name", ["h264_p", "resolution_p"])
+@pytest.mark.parametrize("name", ["h264_p", "resolution_p", "beauty_p", "resend_p"])
 def test_what_video_does_takes_away_detail(name: str) -> None:
     plain = TrainingViews(settings(**NOTHING))
     degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}, h264_crf_min=40, h264_crf_max=40))
@@ -158,3 +158,27 @@ def test_a_small_face_is_forged_at_its_own_size() -> None:
         return float(spectrum[40:56, 40:56].mean() / spectrum.mean())
 
     assert fine(fake) < 2 * fine(real)
+
+
+def test_a_companion_of_any_size_is_brought_to_the_face() -> None:
+    """A reconstruction in another resolution than the face's crop, in training and in evaluation."""
+    painted = replace(face(), pixels=np.full_like(face().pixels, 90))
+    whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_SHARE)
+    fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", painted)
+    assert np.abs(fake.astype(int) - 90).max() < 80  # recoloured by chance, but flat
+    assert fake.std(axis=(0, 1)).max() < 0.2 * evaluation_view(face(), settings()).std(axis=(0, 1)).min()
+    big = replace(
+        face(1),
+        pixels=np.asarray(cv2.resize(face(1).pixels, (450, 450)), np.uint8),
+        box_xyxy=face(1).box_xyxy * np.float32(2.25),
+        landmarks=face(1).landmarks * np.float32(2.25),
+    )
+    views = TrainingViews(settings(**NOTHING))
+    for seed in range(6):
+        real, swapped = views.pair(face(), rng(seed), "swapped", big)
+        assert real.shape == swapped.shape
+        assert (real[:6, :6] == swapped[:6, :6]).all()
+        assert (real != swapped).any()
+        assert (
+            evaluation_fake(face(), settings(), rng(seed), "swapped", big) != evaluation_view(face(), settings())
+        ).any()

@@ -109,6 +109,10 @@ class _Progress:
         self._bar: Any = None
         self._num_steps = self._steps_done = 0
 
+    def noted(self, text: str) -> None:
+        """As `Listener.noted`."""
+        self._say(text)
+
     def planned(self, num_steps: int, steps_done: int) -> None:
         """As `Listener.planned`."""
         from tqdm import tqdm
@@ -132,7 +136,7 @@ class _Progress:
         )
 
     def _say(self, text: str) -> None:
-        if self._is_live:
+        if self._bar is not None and self._is_live:
             self._bar.write(f"dfscan: {text}", file=sys.stderr)
         elif not self._is_quiet:
             say(text)

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
 from dfscan.errors import ConfigError
 from dfscan.train.batches import Batch, Key
-from dfscan.train.crops import LooseCrop, read_crop
+from dfscan.train.companions import Companions
+from dfscan.train.crops import LooseCrop
 from dfscan.train.manifest import Sample
-from dfscan.train.settings import TrainSettings
-from dfscan.train.views import TrainingViews, evaluation_pair, evaluation_view
+from dfscan.train.settings import FORGERY_KINDS, ForgeryKind, TrainSettings
+from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
 
 EVALUATION_EPOCH = 2**31
 """Stands for the epoch in the seeds of evaluation, which sees the same faces every time."""
@@ -28,65 +29,119 @@ EVALUATION_EPOCH = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """A batch: `pixels` uint8 [B, S, S, 3] RGB, `is_fake` float32 [B], `index` int64 [B] of the samples."""
+    """A batch."""
 
     pixels: Tensor
+    """uint8 [B, S, S, 3] RGB"""
     is_fake: Tensor
+    """float32 [B]"""
     index: Tensor
+    """int64 [B] of the samples."""
+    made: Tensor
+    """int64 [B] what a face was made of its sample by: 0 by nothing, else 1 + the place in `FORGERY_KINDS`."""
 
     def pin_memory(self) -> Faces:
         """The same in memory that a GPU reads fast; DataLoader calls it."""
-        return Faces(self.pixels.pin_memory(), self.is_fake.pin_memory(), self.index)
+        return Faces(self.pixels.pin_memory(), self.is_fake.pin_memory(), self.index, self.made)
 
 
-_Item = tuple[NDArray[np.uint8], list[int], int]
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """One face as the network sees it."""
+
+    pixels: NDArray[np.uint8]
+    """(S, S, 3) RGB."""
+    is_fake: bool
+    kind: ForgeryKind | None = None
+    """What a fake was made by from a real face."""
+
+
+_Item = tuple[list[View], int]
 
 
 class FaceSet(Dataset[_Item | ConfigError]):
     """Samples of one split; an item is all faces that come of one sample."""
 
-    def __init__(self, samples: Sequence[Sample], folder: Path, settings: TrainSettings, *, is_training: bool) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        folder: Path,
+        settings: TrainSettings,
+        *,
+        is_training: bool,
+        reconstructions: Path | None = None,
+    ) -> None:
+        """Look nothing up yet.
+
+        Args:
+            samples: of one split.
+            folder: that of the manifest.
+            settings: the recipe.
+            is_training: whether faces are augmented; else they are seen as in a scan.
+            reconstructions: where reconstructed faces are, if they are wanted.
+
+        Raises:
+            ConfigError: faces are to be swapped, and there is only one person.
+        """
         self.samples = samples
-        self._folder = folder
         self._settings = settings
         self._views = TrainingViews(settings) if is_training else None
+        self._companions = Companions(samples, folder, reconstructions)
+        if "swapped" in (*settings.kinds, *([] if is_training else settings.left_out_kinds)):
+            self._companions.check_swaps()
 
     @property
     def num_faces(self) -> list[int]:
         """Faces that come of each sample."""
-        return [2 if self._is_paired(sample) else 1 for sample in self.samples]
+        return [1 + len(self._kinds(index)) for index in range(len(self.samples))]
 
-    def _is_paired(self, sample: Sample) -> bool:
-        return sample.label == "real" and self._settings.forgeries == "self-blended"
+    def _kinds(self, index: int) -> list[tuple[ForgeryKind, ...]]:
+        """For each fake that is made of a sample, what kind it may be of.
+
+        In evaluation the kinds take turns, and so do those that are left out of training.
+        """
+        if self.samples[index].label == "fake" or not self._settings.kinds:
+            return []
+        if self._views:
+            return [self._settings.kinds]
+        groups = [kinds for kinds in (self._settings.kinds, self._settings.left_out_kinds) if kinds]
+        return [(kinds[index % len(kinds)],) for kinds in groups]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: Key) -> _Item | ConfigError:
-        """Pixels uint8 (n, S, S, 3), the label of each (1 is fake) and the sample's index.
+        """The views and the sample's index.
 
         A crop that cannot be read gives its error, not raises it: DataLoader would wrap it in a worker's traceback.
         """
         try:
-            pixels, labels = self.views_of(key)
+            return self.views_of(key), key.sample
         except ConfigError as error:
             return error
-        return pixels, labels, key.sample
 
-    def views_of(self, key: Key) -> tuple[NDArray[np.uint8], list[int]]:
-        """Pixels uint8 (n, S, S, 3) and the label of each.
+    def views_of(self, key: Key) -> list[View]:
+        """The sample itself, and the fakes that are made of it.
 
         Raises:
-            ConfigError: the crop cannot be read.
+            ConfigError: a picture cannot be read.
         """
-        sample = self.samples[key.sample]
-        face = LooseCrop(read_crop(self._folder / sample.crop), sample.box_xyxy, sample.landmarks)
         rng = np.random.default_rng([self._settings.seed, *key])
-        if self._is_paired(sample):
-            pair = self._views.pair(face, rng) if self._views else evaluation_pair(face, self._settings, rng)
-            return np.stack(pair), [0, 1]
-        views = self._views.single(face, rng) if self._views else [evaluation_view(face, self._settings)]
-        return np.stack(views), [int(sample.label == "fake")]
+        sample, face = self.samples[key.sample], self._companions.read(key.sample)
+        is_fake, kinds = sample.label == "fake", self._kinds(key.sample)
+        if not self._views:
+            real = View(evaluation_view(face, self._settings), is_fake)
+            return [real, *(self._evaluation_fake(key.sample, face, kind, rng) for (kind,) in kinds)]
+        if not kinds:
+            return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
+        kind = kinds[0][rng.integers(len(kinds[0]))] if len(kinds[0]) > 1 else kinds[0][0]
+        companion = self._companions.of(key.sample, face, kind, rng)
+        real_pixels, fake_pixels = self._views.pair(face, rng, kind, companion)
+        return [View(real_pixels, False), View(fake_pixels, True, kind)]
+
+    def _evaluation_fake(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> View:
+        companion = self._companions.of(index, face, kind, rng)
+        return View(evaluation_fake(face, self._settings, rng, kind, companion), True, kind)
 
 
 def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memory: bool) -> Iterator[Faces]:
@@ -95,6 +150,8 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
     Raises:
         ConfigError: a crop cannot be read.
     """
+    if num_workers:
+        cv2.setNumThreads(1)  # else a forked worker waits for threads of this process's pool, which it does not have
     loader: Any = DataLoader(
         faces,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -121,8 +178,10 @@ def _collate(items: list[_Item | ConfigError]) -> Faces | ConfigError:
     good = [item for item in items if not isinstance(item, ConfigError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, ConfigError))
+    views = [(view, index) for views, index in good for view in views]
     return Faces(
-        pixels=torch.from_numpy(np.concatenate([pixels for pixels, _, _ in good])),
-        is_fake=torch.tensor([label for _, labels, _ in good for label in labels], dtype=torch.float32),
-        index=torch.tensor([index for _, labels, index in good for _ in labels]),
+        pixels=torch.from_numpy(np.stack([view.pixels for view, _ in views])),
+        is_fake=torch.tensor([view.is_fake for view, _ in views], dtype=torch.float32),
+        index=torch.tensor([index for _, index in views]),
+        made=torch.tensor([1 + FORGERY_KINDS.index(view.kind) if view.kind else 0 for view, _ in views]),
     )

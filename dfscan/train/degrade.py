@@ -6,6 +6,7 @@ give back a new uint8 (H, W, 3) RGB picture of the same size.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import cv2
@@ -115,3 +116,22 @@ def rescale(pixels: Pixels, *, factor: float) -> Pixels:
     size_px = (max(1, round(width * factor)), max(1, round(height * factor)))
     small = cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def smooth_skin(pixels: Pixels, *, strength: float) -> Pixels:
+    """Smooth what is nearly of one colour and keep edges, as beauty filters of cameras and calls do.
+
+    A bilateral filter (Tomasi and Manduchi 1998).
+
+    Args:
+        pixels: (H, W, 3) RGB.
+        strength: share of the smoothed picture in the result, in [0, 1]; 0 changes nothing.
+
+    Raises:
+        ValueError: if `strength` is out of range.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is 0 to 1, got {strength}")
+    reach_px = max(pixels.shape[:2]) / 60
+    smooth = cv2.bilateralFilter(pixels, 2 * math.ceil(reach_px) + 1, 25.0, reach_px)
+    return np.asarray(cv2.addWeighted(smooth, strength, pixels, 1 - strength, 0), np.uint8)

@@ -143,7 +143,7 @@ def self_blend(
         raise ValueError(f"landmarks are (5, 2), got {np.shape(landmarks)}")
     if region is None:
         region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
-    cut = _cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
+    cut = cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
     x1, y1, x2, y2 = cut.box_xyxy
     mask = cut.mask * np.float32(rng.choice(BLEND_RATIOS) / cut.mask.max())
     is_source_changed = rng.random() < 0.5 if changed is None else changed == "source"
@@ -156,7 +156,7 @@ def self_blend(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Cut:
+class Cut:
     """What is taken from the source, and where it goes."""
 
     mask: Floats
@@ -169,9 +169,10 @@ class _Cut:
     """Distance between the eyes."""
 
 
-def _cut_out(
+def cut_out(
     landmarks: NDArray[np.float32], width_px: int, height_px: int, region: Region, rng: np.random.Generator
-) -> _Cut:
+) -> Cut:
+    """Draw a mask about a region of the face in a picture of this size; of one in its middle where it is not there."""
     for camera in (_placed(landmarks, width_px, height_px), _centred(width_px, height_px)):
         eyes_px = float(np.sqrt(np.linalg.det(camera[:2])))
         points = jittered(OUTLINES[region], rng)
@@ -180,7 +181,7 @@ def _cut_out(
         mask, box_xyxy = region_mask(outline @ move[:, :2].T + move[:, 2], width_px, height_px, rng)
         if np.count_nonzero(mask > 0.5) >= _LEAST_MASK_PX:
             break  # else that part of the face is out of the picture
-    return _Cut(mask, box_xyxy, move, eyes_px)
+    return Cut(mask, box_xyxy, move, eyes_px)
 
 
 def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -191,7 +192,7 @@ def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Gene
 
 
 def _lay_over(
-    pixels: Pixels, mask: Floats, cut: _Cut, rng: np.random.Generator, *, is_source_changed: bool
+    pixels: Pixels, mask: Floats, cut: Cut, rng: np.random.Generator, *, is_source_changed: bool
 ) -> tuple[Pixels, Pixels]:
     """The target, changed or not, and what the fake shows within the box; the two differ visibly there."""
     x1, y1, x2, y2 = cut.box_xyxy
@@ -207,7 +208,7 @@ def _lay_over(
         patch = blend(source, target, mask)
         if float(cv2.absdiff(patch, target)[core].mean()) >= LEAST_CHANGE:
             return real, patch
-    return real, blend(_towards_grey(target), target, mask)  # nothing showed, as in a black picture
+    return real, blend(towards_grey(target), target, mask)  # nothing showed, as in a black picture
 
 
 def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
@@ -416,5 +417,6 @@ def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
     return np.rint(mixed).astype(np.uint8)
 
 
-def _towards_grey(pixels: Pixels) -> Pixels:
+def towards_grey(pixels: Pixels) -> Pixels:
+    """Visibly lighter or darker, wherever that leaves room."""
     return np.where(pixels < 128, pixels + np.uint8(32), pixels - np.uint8(32)).astype(np.uint8)

@@ -6,6 +6,7 @@ seed and its place in the run. One that was interrupted ends in the same weights
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -32,18 +33,21 @@ from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.loss import detection_loss
 from dfscan.train.metrics import quick
-from dfscan.train.optim import create_optimizer, create_schedule
+from dfscan.train.optim import create_optimizer, create_schedule, update_average
 from dfscan.train.settings import SAME_RESULT, TrainSettings
 from dfscan.train.state import Machinery, Progress, load_state, save_state
 from dfscan.train.validation import ValidationScores, normalised, score_faces
 from dfscan.train.world import World
 
-MAX_WORKERS = 8
+MAX_WORKERS = 16
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Listener(Protocol):
     """Hears how training goes on."""
+
+    def noted(self, text: str) -> None:
+        """A line on what goes before the first step."""
 
     def planned(self, num_steps: int, steps_done: int) -> None:
         """The whole run has so many steps, of which some are done."""
@@ -94,9 +98,15 @@ class Trainer:
         optimizer = create_optimizer(self.network, settings)
         schedule = create_schedule(optimizer, settings, num_steps=self.num_steps)
         scaler = GradScaler(world.device.type, enabled=self._precision == torch.float16)
-        self._machinery = Machinery(self.network, optimizer, schedule, scaler)
+        average = copy.deepcopy(self.network).eval() if settings.ema_decay else None
+        self._machinery = Machinery(self.network, optimizer, schedule, scaler, average)
         self._model = self._distributed()
         self.progress = Progress()
+
+    @property
+    def _judged(self) -> DeepfakeDetector:
+        """The network that is measured and saved."""
+        return self._machinery.average or self.network
 
     @property
     def num_steps(self) -> int:
@@ -241,6 +251,9 @@ class Trainer:
             machinery.scaler.step(machinery.optimizer)
             machinery.scaler.update()
             machinery.schedule.step()
+            if machinery.average:
+                decay, steps_done = self._settings.ema_decay, self.progress.steps_done
+                update_average(machinery.average, self.network, decay=decay, steps_done=steps_done)
         machinery.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -288,21 +301,21 @@ class Trainer:
         if self._world.is_main:
             folder.append(row)
             if is_best:
-                folder.save_best(self.network, self._card, half=self._settings.half)
+                folder.save_best(self._judged, self._card, half=self._settings.half)
         self._save(folder)
         listener.epoch_done(row, is_best)
 
     def _validate(self) -> dict[str, float]:
-        self._world.share_buffers(self.network)
+        self._world.share_buffers(self._judged)
         scores = score_faces(
-            self.network,
+            self._judged,
             self._validation,
             self._card.preprocessing,
             world=self._world,
             batch_size=self._settings.batch_size,
             num_workers=self._num_workers(),
             precision=self._precision,
-        )
+        ).without(self._settings.left_out_kinds)
         if not np.isfinite(scores.logits).all():
             raise TrainingError(
                 f"a score of a validation face is not finite after epoch {self.progress.epoch + 1}; the best "

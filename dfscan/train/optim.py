@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch  # noqa: TID253
+from torch import nn  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
@@ -38,3 +40,24 @@ def create_schedule(optimizer: AdamW, settings: TrainSettings, *, num_steps: int
         anneal_strategy="cos",
         cycle_momentum=False,
     )
+
+
+def update_average(average: nn.Module, network: nn.Module, *, decay: float, steps_done: int) -> None:
+    """Draw a running average of weights a step closer to a network's, batch norm's statistics too.
+
+    Exponential, as in Tarvainen and Valpola 2017, "Mean teachers are better role models", equation 1, but over fewer
+    steps at the beginning, so that it does not keep the random weights of the start.
+
+    Args:
+        average: what is drawn; of the same architecture.
+        network: just after an optimiser step.
+        decay: share of the average that stays, in (0, 1), once enough steps are done.
+        steps_done: optimiser steps before this one.
+    """
+    share = 1 - min(decay, (1 + steps_done) / (10 + steps_done))
+    with torch.no_grad():
+        for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, share)
+            else:
+                mine.copy_(theirs)

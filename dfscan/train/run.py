@@ -21,12 +21,12 @@ from dfscan.train.calibrate import calibrate, video_scores
 from dfscan.train.folder import RunFolder
 from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
 from dfscan.train.metrics import Estimate, by_source, measure
-from dfscan.train.settings import TrainSettings
+from dfscan.train.settings import ForgeryKind, TrainSettings
 from dfscan.train.splits import check_splits
 
 if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
-    from dfscan.train.dataset import FaceSet
+    from dfscan.train.dataset import FaceSet, View
     from dfscan.train.loop import Listener, Trainer
     from dfscan.train.validation import ValidationScores
     from dfscan.train.world import World
@@ -67,19 +67,23 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
             trainer.resume(folder)
         elif world.is_main:
             folder.write_settings(dataclasses.asdict(settings))
+        listener = listener if world.is_main else _Silence()
+        _reconstruct(samples, settings, world, listener)
         interrupt = Interrupt()
         with closing(folder), interrupt.listening():
-            trainer.run(folder, listener if world.is_main else _Silence(), interrupt)
+            trainer.run(folder, listener, interrupt)
         return _finish(trainer, folder, settings, samples, world)
 
 
 def measure_loading(settings: TrainSettings, *, num_steps: int) -> dict[str, float]:
-    """Seconds of a training step with and without the loader; writes nothing."""
+    """Seconds of a training step with and without the loader; writes nothing but reconstructed faces."""
     from dfscan.train.world import joined_world
 
     samples = load_samples(settings)
     with joined_world(settings.device) as world:
-        return _trainer(samples, settings, world).measure_loading(num_steps)
+        trainer = _trainer(samples, settings, world)
+        _reconstruct(samples, settings, world, _Silence())
+        return trainer.measure_loading(num_steps)
 
 
 def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> None:
@@ -91,8 +95,12 @@ def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> 
     """
     from dfscan.train.batches import Key
     from dfscan.train.sheet import contact_sheet, save_sheet
+    from dfscan.train.world import joined_world
 
-    samples = [sample for sample in load_samples(settings) if sample.split == "train"]
+    samples = load_samples(settings)
+    with joined_world(settings.device) as world:
+        _reconstruct(samples, settings, world, _Silence())
+    samples = [sample for sample in samples if sample.split == "train"]
     faces = _face_set(samples, settings, is_training=True)
     order = np.random.default_rng(settings.seed).permutation(len(samples))[:num_faces].tolist()
     views = [faces.views_of(Key(0, index, 0)) for index in order]
@@ -102,8 +110,8 @@ def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> 
     save_sheet(path, contact_sheet(rows))
 
 
-def _real_above_fake(views: Sequence[tuple[Any, list[int]]]) -> list[list[Any]]:
-    rows = ([pixels[labels.index(wanted)] for pixels, labels in views if wanted in labels] for wanted in (0, 1))
+def _real_above_fake(faces: Sequence[Sequence[View]]) -> list[list[Any]]:
+    rows = ([view.pixels for views in faces for view in views if view.is_fake is wanted] for wanted in (False, True))
     return [row for row in rows if row]
 
 
@@ -133,7 +141,7 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
 def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettings) -> set[str]:
     """Classes without which a split can neither train nor measure."""
     labels: set[str] = {sample.label for sample in samples if sample.split == split}
-    if settings.forgeries == "self-blended" and "real" in labels:
+    if settings.kinds and "real" in labels:
         labels.add("fake")
     return {"real", "fake"} - labels
 
@@ -162,9 +170,47 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
 def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training: bool = False) -> FaceSet:
     from dfscan.train.dataset import FaceSet
 
+    return FaceSet(
+        samples, _folder(settings), settings, is_training=is_training, reconstructions=_reconstructions(settings)
+    )
+
+
+def _folder(settings: TrainSettings) -> Path:
     assert settings.data is not None
-    folder = settings.data if settings.data.is_dir() else settings.data.parent
-    return FaceSet(samples, folder, settings, is_training=is_training)
+    return settings.data if settings.data.is_dir() else settings.data.parent
+
+
+def _reconstructions(settings: TrainSettings) -> Path | None:
+    """Where reconstructed faces are; None where there are to be none.
+
+    Raises:
+        ConfigError: no folder is named that they could be in.
+    """
+    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
+        return None
+    folder = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
+    if folder is None:
+        raise ConfigError("reconstructed faces need a folder: name one with --reconstructions")
+    return folder / f"{settings.reconstruction_px}px-{settings.reconstruction_steps}"
+
+
+def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, listener: Listener) -> None:
+    """Have the main process make the reconstructed faces that are wanted and not there yet."""
+    from dfscan.train.reconstruct import reconstruct
+
+    folder = _reconstructions(settings)
+    if folder and world.is_main:
+        reconstruct(
+            samples,
+            _folder(settings),
+            folder,
+            size_px=settings.reconstruction_px,
+            num_steps=settings.reconstruction_steps,
+            device=world.device,
+            seed=settings.seed,
+            tell=listener.noted,
+        )
+    world.wait()
 
 
 def _network(settings: TrainSettings) -> DeepfakeDetector:
@@ -186,6 +232,9 @@ def _network(settings: TrainSettings) -> DeepfakeDetector:
 
 class _Silence:
     """The listener of a process that does not speak."""
+
+    def noted(self, text: str) -> None:
+        """Nothing."""
 
     def planned(self, num_steps: int, steps_done: int) -> None:
         """Nothing."""
@@ -212,7 +261,7 @@ def _finish(
     if not world.is_main:
         return None
     best = read_card(folder.best_path)
-    scores = held_out["validation"]
+    scores = held_out["validation"].without(settings.left_out_kinds)
     videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
     calibration = calibrate(
         videos.logits,
@@ -226,11 +275,15 @@ def _finish(
         update={
             "calibration": calibration,
             "training": _summary(settings, samples, trainer),
-            "metrics": {name: _metrics(each, best.card, calibration) for name, each in held_out.items()},
+            "metrics": {
+                name: _metrics(each.without(settings.left_out_kinds), best.card, calibration)
+                | {"forgeries": _by_kind(each, settings)}
+                for name, each in held_out.items()
+            },
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
-    _write_validation(folder, scores, calibration)
+    _write_validation(folder, held_out["validation"], calibration)
     return folder.best_path
 
 
@@ -248,6 +301,21 @@ def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibr
     }
 
 
+def _by_kind(scores: ValidationScores, settings: TrainSettings) -> dict[str, Any]:
+    """For each kind of made fakes against all real faces: the ROC AUC at frame level, and whether it was left out."""
+    found: dict[str, Any] = {}
+    for kind in settings.kinds + settings.left_out_kinds:
+        part = scores.against_real(kind)
+        faces = 1 / (1 + np.exp(-part.logits))
+        metrics = measure(faces, part.is_fake, part.groups, fake_threshold=None)
+        found[kind] = {
+            "roc_auc": dataclasses.asdict(metrics["roc_auc"]),
+            "num_faces": int(part.is_fake.sum()),
+            "left_out": kind in settings.left_out_kinds,
+        }
+    return found
+
+
 def _plain(metrics: dict[str, Estimate]) -> dict[str, Any]:
     return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
 
@@ -258,8 +326,9 @@ def _write_validation(folder: RunFolder, scores: ValidationScores, calibration: 
     judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
     labels = ["fake" if is_fake else "real" for is_fake in scores.is_fake]
     crops = [sample.crop for sample in scores.samples]
-    columns = ("crop", "source", "group", "label", "logit", "score")
-    rows = zip(crops, scores.sources, scores.groups, labels, scores.logits.tolist(), judged.tolist(), strict=True)
+    made = [kind or "" for kind in scores.made]
+    columns = ("crop", "source", "group", "label", "made_by", "logit", "score")
+    rows = zip(crops, scores.sources, scores.groups, labels, made, scores.logits.tolist(), judged.tolist(), strict=True)
     folder.write_table("validation.csv", columns, rows)
     plot_history(folder.rows(), folder.path)
     thresholds = (calibration.real_threshold, calibration.fake_threshold)
@@ -272,13 +341,13 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
     recipe = {
         name: value
         for name, value in dataclasses.asdict(settings).items()
-        if name not in ("data", "out", "start_from", "device", "workers", "threads", "save_every_s")
+        if name not in ("data", "out", "start_from", "reconstructions", "device", "workers", "threads", "save_every_s")
     }
     return {
         "data": {split: _counts([s for s in samples if s.split == split]) for split in ("train", "val", "test")},
         "settings": recipe,
         "started_from": settings.start_from.name if settings.start_from else None,
-        "limits": _limits(samples),
+        "limits": _limits(samples, settings),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "steps": progress.steps_done,
@@ -289,13 +358,22 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
     }
 
 
-def _limits(samples: Sequence[Sample]) -> list[str]:
+_MADE_BY: dict[ForgeryKind, str] = {
+    "self-blended": "blended with themselves",
+    "swapped": "with another person's laid over them",
+    "warped": "pushed out of shape",
+    "reconstructed": "painted by autoencoders",
+}
+
+
+def _limits(samples: Sequence[Sample], settings: TrainSettings) -> list[str]:
     """What the error rates of the card do not cover."""
     limits = ["Blind to kinds of manipulation that were not among its fakes, and to wholly synthetic faces."]
     if not any(sample.label == "fake" for sample in samples):
+        ways = " or ".join(_MADE_BY[kind] for kind in settings.kinds)
         limits.append(
-            "All its fakes, in validation too, were real faces blended with themselves: its error rates hold for such "
-            "fakes, and nothing true was ever among them."
+            f"All its fakes, in validation too, were real faces {ways}: its error rates hold for such fakes, and "
+            "nothing true was ever among them."
         )
     num_faces = Counter(sample.source for sample in samples if sample.split == "val")
     if num_faces and sorted(num_faces.values())[len(num_faces) // 2] == 1:

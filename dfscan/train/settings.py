@@ -10,12 +10,19 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from dfscan.errors import ConfigError
 
 DATA, FORGERIES, NETWORK, AUGMENTATION = "Data", "Forgeries", "Network", "Augmentation"
 LOSS, OPTIMISATION, CALIBRATION, BEHAVIOUR = "Loss", "Optimisation", "Calibration", "Behaviour"
+
+ForgeryKind = Literal["self-blended", "swapped", "warped", "reconstructed"]
+FORGERY_KINDS: tuple[ForgeryKind, ...] = get_args(ForgeryKind)
+"""Kinds of fakes that are made from real faces."""
+Design = Literal["transposed", "nearest", "bilinear", "shuffle"]
+DESIGNS: tuple[Design, ...] = get_args(Design)
+"""Of the autoencoders that reconstruct faces: how each doubles the size of its features."""
 
 
 def setting(default: Any, panel: str, help: str, **bounds: Any) -> Any:
@@ -37,14 +44,24 @@ class TrainSettings:
     seed: int = setting(0, DATA, "Of weights, order, augmentation and dropout.", ge=0)
     repeat: int = setting(1, DATA, "Times that each crop is seen in an epoch, each time another view.", ge=1)
 
-    forgeries: Literal["none", "self-blended"] = setting(
-        "none", FORGERIES, "self-blended: pair each real face with a fake made from itself."
+    forgeries: str = setting(
+        "none", FORGERIES, f"Pair each real face with a fake made of it: some of {', '.join(FORGERY_KINDS)}, by commas."
     )
+    left_out: str = setting(
+        "none", FORGERIES, "Kinds of them that are made in validation only, to learn how well an unknown one is found."
+    )
+    reconstructions: Path | None = setting(
+        None, FORGERIES, "Folder of reconstructed faces; what it lacks is made first. Default: in the run folder."
+    )
+    reconstruction_px: int = setting(256, FORGERIES, "Side of what the autoencoders paint; a multiple of 8.", ge=32)
+    reconstruction_steps: int = setting(20_000, FORGERIES, "Training steps of each autoencoder.", ge=1)
     resolution_p: float = share(0.5, FORGERIES, "Share of pairs shrunk first, as faces in video are.")
     resolution_min: float = setting(0.25, FORGERIES, "Least scale of such a pair.", gt=0, le=1)
     h264_p: float = share(0.5, FORGERIES, "Share of pairs sent through H.264.")
     h264_crf_min: int = setting(18, FORGERIES, "Least H.264 rate factor: best quality.", ge=0, le=51)
     h264_crf_max: int = setting(38, FORGERIES, "Largest H.264 rate factor: worst quality.", ge=0, le=51)
+    beauty_p: float = share(0.0, FORGERIES, "Share of pairs whose skin a filter smoothed before.")
+    resend_p: float = share(0.0, FORGERIES, "Share of pairs that a messenger shrank and compressed once more after.")
 
     architecture: Literal["efficientnet_b4", "resnet10t", "test_efficientnet"] = setting(
         "efficientnet_b4", NETWORK, "Backbone."
@@ -96,6 +113,9 @@ class TrainSettings:
     lr_head: float = setting(8e-5, OPTIMISATION, "Highest learning rate of the head.", gt=0)
     lr_backbone: float = setting(8e-6, OPTIMISATION, "Highest learning rate of the backbone.", gt=0)
     weight_decay: float = setting(2e-5, OPTIMISATION, "AdamW's.", ge=0)
+    ema_decay: float = setting(
+        0.0, OPTIMISATION, "Measure and save a running average of the weights, of which so much stays.", ge=0, lt=1
+    )
     warmup: float = setting(0.1, OPTIMISATION, "Share of the steps over which the rates rise.", gt=0, lt=1)
     patience: int = setting(10, OPTIMISATION, "Stop after so many epochs without a better AUC.", ge=1)
     min_delta: float = setting(0.0005, OPTIMISATION, "An AUC is better by at least this.", ge=0)
@@ -115,9 +135,34 @@ class TrainSettings:
     threads: int | None = setting(None, BEHAVIOUR, "CPU threads of PyTorch. Default: its own choice.", ge=1)
     save_every_s: float = setting(600.0, BEHAVIOUR, "Seconds between saves of the state within an epoch.", gt=0)
 
+    @property
+    def kinds(self) -> tuple[ForgeryKind, ...]:
+        """What `forgeries` names."""
+        return kinds_in(self.forgeries)
 
-SAME_RESULT = frozenset(("data", "out", "workers", "threads", "save_every_s", "device", "name"))
+    @property
+    def left_out_kinds(self) -> tuple[ForgeryKind, ...]:
+        """What `left_out` names."""
+        return kinds_in(self.left_out)
+
+
+SAME_RESULT = frozenset(("data", "out", "reconstructions", "workers", "threads", "save_every_s", "device", "name"))
 """Settings that may change on --resume."""
+
+
+def kinds_in(text: str) -> tuple[ForgeryKind, ...]:
+    """Kinds of forgeries, from their names with commas between them; of ``none`` no kind.
+
+    Raises:
+        ConfigError: for an unknown name, or one that comes twice.
+    """
+    names = [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
+    known: dict[str, ForgeryKind] = {kind: kind for kind in FORGERY_KINDS}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"unknown forgeries {unknown[0]!r}: use none, or some of {', '.join(known)}, by commas")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"forgeries {text!r}: a kind comes twice")
+    return tuple(known[name] for name in names)
 
 
 @functools.cache
@@ -159,7 +204,10 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         "resize_px is below input_size_px": settings.resize_px < settings.input_size_px,
         "patch_px is above input_size_px": (settings.patch_px or 0) > settings.input_size_px,
         "bce_weight and focal_weight are both 0": not (settings.bce_weight or settings.focal_weight),
-        "a batch of the self-blended must be even and at least 4: each real face comes with its fake": bool(
-            settings.forgeries == "self-blended" and (settings.batch_size % 2 or settings.batch_size < 4)
+        "a batch of pairs must be even and at least 4: each real face comes with its fake": bool(
+            settings.kinds and (settings.batch_size % 2 or settings.batch_size < 4)
         ),
+        "a kind is in forgeries and in left_out": bool(set(settings.kinds) & set(settings.left_out_kinds)),
+        "left_out needs forgeries beside it": bool(settings.left_out_kinds and not settings.kinds),
+        "reconstruction_px is no multiple of 8": bool(settings.reconstruction_px % 8),
     }

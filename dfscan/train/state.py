@@ -55,6 +55,8 @@ class Machinery:
     optimizer: AdamW
     schedule: OneCycleLR
     scaler: GradScaler
+    average: DeepfakeDetector | None = None
+    """Running average of the network's weights, where one is kept."""
 
 
 def save_state(path: Path, machinery: Machinery, progress: Progress, settings: Mapping[str, Any]) -> None:
@@ -72,6 +74,8 @@ def save_state(path: Path, machinery: Machinery, progress: Progress, settings: M
         "groups": optimizer["param_groups"],
     }
     tensors = {f"network/{name}": tensor for name, tensor in machinery.network.state_dict().items()}
+    if machinery.average:
+        tensors |= {f"average/{name}": tensor for name, tensor in machinery.average.state_dict().items()}
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -103,6 +107,8 @@ def load_state(path: Path, machinery: Machinery, settings: Mapping[str, Any]) ->
         raise ConfigError(f"{path}: no state to resume from ({error}); train without --resume") from error
     _refuse_other_settings(path, document["settings"], settings)
     machinery.network.load_state_dict(_under(tensors, "network/"))
+    if machinery.average:
+        machinery.average.load_state_dict(_under(tensors, "average/"))
     machinery.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
     machinery.schedule.load_state_dict(document["schedule"])
     machinery.scaler.load_state_dict(document["scaler"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch  # noqa: TID253
@@ -14,12 +16,13 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.train.batches import Batch, Key
 from dfscan.train.dataset import EVALUATION_EPOCH, Faces, FaceSet, load
 from dfscan.train.manifest import Sample
+from dfscan.train.settings import FORGERY_KINDS, ForgeryKind
 from dfscan.train.world import World
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValidationScores:
-    """One entry for each face, in the order of the samples; a fake made from a real face follows it."""
+    """One entry for each face, in the order of the samples; fakes made from a real face follow it."""
 
     logits: NDArray[np.float64]
     """(F,) raw."""
@@ -27,12 +30,30 @@ class ValidationScores:
     """(F,)."""
     samples: tuple[Sample, ...]
     """(F,) what each face was cut from."""
+    made: tuple[ForgeryKind | None, ...]
+    """(F,) what it was then made by."""
+
+    def without(self, kinds: Collection[ForgeryKind]) -> ValidationScores:
+        """Only those that were not made by these kinds."""
+        return self._kept([made not in kinds for made in self.made])
+
+    def against_real(self, kind: ForgeryKind) -> ValidationScores:
+        """The real faces, and the fakes that were made by this kind."""
+        return self._kept([made == kind or not fake for made, fake in zip(self.made, self.is_fake, strict=True)])
+
+    def _kept(self, kept: Sequence[bool]) -> ValidationScores:
+        flags = np.array(kept, np.bool_)
+        return ValidationScores(
+            self.logits[flags],
+            self.is_fake[flags],
+            tuple(compress(self.samples, kept)),
+            tuple(compress(self.made, kept)),
+        )
 
     @property
     def sources(self) -> list[str]:
         """Videos; a fake made from a real one counts as a video of its own."""
-        names = zip(self.samples, self.is_fake, strict=True)
-        return [s.source + ("#self-blended" if fake and s.label == "real" else "") for s, fake in names]
+        return [s.source + (f"#{made}" if made else "") for s, made in zip(self.samples, self.made, strict=True)]
 
     @property
     def groups(self) -> list[str]:
@@ -72,18 +93,20 @@ def score_faces(
     batches = _chunks(faces.num_faces, batch_size)[world.rank :: world.size]
     is_training = network.training
     network.eval()
-    rows: list[tuple[int, bool, float]] = []
+    rows: list[tuple[int, int, bool, float]] = []
     for batch in load(faces, batches, num_workers=num_workers, pin_memory=world.device.type == "cuda"):
         with torch.inference_mode(), torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
             logits = network(normalised(batch, preprocessing, world.device))
         labels = [bool(label) for label in batch.is_fake.tolist()]
-        rows += zip(batch.index.tolist(), labels, logits.flatten().float().tolist(), strict=True)
+        values = logits.flatten().float().tolist()
+        rows += zip(batch.index.tolist(), batch.made.tolist(), labels, values, strict=True)
     network.train(is_training)
     rows = sorted(world.gather(rows), key=lambda row: row[:2])
     return ValidationScores(
-        logits=np.array([logit for _, _, logit in rows], np.float64),
-        is_fake=np.array([is_fake for _, is_fake, _ in rows], np.bool_),
-        samples=tuple(faces.samples[index] for index, _, _ in rows),
+        logits=np.array([logit for *_, logit in rows], np.float64),
+        is_fake=np.array([is_fake for _, _, is_fake, _ in rows], np.bool_),
+        samples=tuple(faces.samples[index] for index, *_ in rows),
+        made=tuple(FORGERY_KINDS[made - 1] if made else None for _, made, *_ in rows),
     )
 
 

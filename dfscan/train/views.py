@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import compress_h264
-from dfscan.train.forgery import self_blend
-from dfscan.train.settings import TrainSettings
+from dfscan.train.degrade import compress_h264, rescale, smooth_skin
+from dfscan.train.manipulate import forge
+from dfscan.train.settings import ForgeryKind, TrainSettings
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+RESENT_FACTORS, RESENT_CRFS = (0.5, 1.0), (24, 36)
+"""What a messenger does to a video: its scale, and its H.264 rate factor."""
 ROOM = 1.25
 """Side of the picture that is turned and scaled over the side of what is then cut from it."""
 
@@ -31,11 +33,31 @@ def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
     return crop_face(face.pixels, face.box_xyxy, margin=settings.crop_margin, size=settings.input_size_px)
 
 
-def evaluation_pair(face: LooseCrop, settings: TrainSettings, rng: np.random.Generator) -> list[Pixels]:
-    """The views of a real face, untouched, and of a fake that differs from it within the mask alone."""
-    blend = self_blend(face.pixels, face.landmarks, rng, changed="source")
-    faces = (LooseCrop(pixels, face.box_xyxy, face.landmarks) for pixels in (face.pixels, blend.fake))
-    return [evaluation_view(each, settings) for each in faces]
+def evaluation_fake(
+    face: LooseCrop,
+    settings: TrainSettings,
+    rng: np.random.Generator,
+    kind: ForgeryKind,
+    companion: LooseCrop | None = None,
+) -> Pixels:
+    """The view of a fake that differs from this real face within the mask alone; `companion` as for `pair`."""
+    beside = _work(companion, face.pixels.shape[0], margin=_margin(face)) if companion else None
+    blend = forge(kind, face, beside, rng, keeps_real=True)
+    return evaluation_view(LooseCrop(blend.fake, face.box_xyxy, face.landmarks), settings)
+
+
+def _margin(face: LooseCrop) -> float:
+    """Side of a loose crop over the longer side of its box."""
+    return float(face.pixels.shape[0] / (face.box_xyxy[2:] - face.box_xyxy[:2]).max())
+
+
+def _work(face: LooseCrop, size_px: int, *, margin: float) -> LooseCrop:
+    """The square round a face, at the given size."""
+    left, top, right, _ = crop_square_xyxy(face.box_xyxy, margin=margin)
+    scale, corner = size_px / (right - left), np.array([left, top], np.float32)
+    pixels = crop_face(face.pixels, face.box_xyxy, margin=margin, size=size_px)
+    box = (face.box_xyxy - np.tile(corner, 2)) * scale
+    return LooseCrop(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
 
 
 class TrainingViews:
@@ -52,16 +74,31 @@ class TrainingViews:
 
         Beside pairs it goes through the same shrinking and compression as they do, or clean would mean fake.
         """
-        has_pairs = self._settings.forgeries == "self-blended"
-        work = self._work(face, size_px=self._native_size(face, rng) if has_pairs else self._size_px)
+        has_pairs = bool(self._settings.kinds)
+        work = _work(face, self._native_size(face, rng) if has_pairs else self._size_px, margin=self._margin)
         (picture,) = self._compressed([work.pixels], rng) if has_pairs else [work.pixels]
         enlarged = cv2.resize(picture, (self._size_px, self._size_px), interpolation=cv2.INTER_CUBIC)
         return self._cut([self._augmented(enlarged.astype(np.uint8), None, int(rng.integers(2**31)))], rng)
 
-    def pair(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
-        """Two views, of a real face and of a fake made from it, alike in everything else."""
-        work = self._work(face, size_px=self._native_size(face, rng))
-        blend = self_blend(work.pixels, work.landmarks, rng)
+    def pair(
+        self,
+        face: LooseCrop,
+        rng: np.random.Generator,
+        kind: ForgeryKind = "self-blended",
+        companion: LooseCrop | None = None,
+    ) -> list[Pixels]:
+        """Two views, of a real face and of a fake made from it, alike in everything else.
+
+        Args:
+            face: the real one.
+            rng: source of chance.
+            kind: of the fake.
+            companion: what it is made with, see `forge`; of any size here.
+        """
+        size_px = self._native_size(face, rng)
+        work = _work(face, size_px, margin=self._margin)
+        beside = _work(companion, size_px, margin=self._margin) if companion else None
+        blend = forge(kind, work, beside, rng, keeps_real=False)
         pictures = self._compressed([blend.real, blend.fake], rng)
         full = (self._size_px, self._size_px)
         mask = cv2.resize(blend.mask, full, interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
@@ -78,19 +115,22 @@ class TrainingViews:
         least_px = round(self._size_px * settings.resolution_min)
         return max(min(size_px, least_px), round(size_px * scale)) if is_shrunk else size_px
 
-    def _work(self, face: LooseCrop, *, size_px: int) -> LooseCrop:
-        """The face with room round it, at the given size."""
-        left, top, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
-        scale, corner = size_px / (right - left), np.array([left, top], np.float32)
-        pixels = crop_face(face.pixels, face.box_xyxy, margin=self._margin, size=size_px)
-        box = (face.box_xyxy - np.tile(corner, 2)) * scale
-        return LooseCrop(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
-
     def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
         settings = self._settings
         is_compressed = rng.random() < settings.h264_p
         crf = int(rng.integers(settings.h264_crf_min, settings.h264_crf_max + 1))
-        return [compress_h264(picture, crf=crf) for picture in pictures] if is_compressed else pictures
+        is_smoothed, is_resent = (
+            share > 0 and rng.random() < share for share in (settings.beauty_p, settings.resend_p)
+        )
+        if is_smoothed:
+            strength = rng.uniform(0.2, 1)
+            pictures = [smooth_skin(picture, strength=strength) for picture in pictures]
+        if is_compressed:
+            pictures = [compress_h264(picture, crf=crf) for picture in pictures]
+        if is_resent:
+            factor, crf = rng.uniform(*RESENT_FACTORS), int(rng.integers(*RESENT_CRFS))
+            pictures = [compress_h264(rescale(picture, factor=factor), crf=crf) for picture in pictures]
+        return pictures
 
     def _augmented(self, picture: Pixels, mask: Floats | None, seed: int) -> tuple[Pixels, Floats | None]:
         self._augment.set_random_seed(seed)

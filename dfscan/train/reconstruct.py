@@ -1,0 +1,194 @@
+"""Faces as small networks paint them, with the marks that re-enactment, lip-sync and talking-head generators leave.
+
+Whatever a generator is made for, its last layers bring a coarse code up to the size of a face, and that leaves marks:
+detail that is not there, and the up-sampling's own pattern (Odena et al. 2016, "Deconvolution and Checkerboard
+Artifacts"; Durall et al. 2020, "Watch your Up-Convolution", CVPR). An autoencoder leaves them on the same person, pose
+and light as the picture it was given, so that nothing else tells the two apart. Each design has another way up.
+
+This module is PyTorch's own: import it only inside functions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch  # noqa: TID253
+from numpy.typing import NDArray
+from torch import Tensor, nn  # noqa: TID253
+from torch.nn import functional as F  # noqa: TID253
+
+from dfscan.errors import OutputError
+from dfscan.report.writers import AtomicFile
+from dfscan.train.companions import path_of
+from dfscan.train.crops import encode, read_crop
+from dfscan.train.manifest import Sample
+from dfscan.train.settings import DESIGNS, Design
+
+Pixels = NDArray[np.uint8]
+
+WIDTHS = (32, 64, 128)
+"""Channels after each halving."""
+CODE_WIDTH = 16
+"""Of a picture's 256 x 256 x 3 values 32 x 32 x 16 are left, a twelfth: with fewer, faces stay blurred for long."""
+LAST_WIDTH = 16
+"""Channels at full size."""
+BATCH_SIZE = 16
+LEARNING_RATE = 1e-3
+LOSS_LEVELS = 3
+"""The picture and two smaller copies are compared: those teach where features are, the picture where they end."""
+SAY_EVERY_S = 30.0
+
+
+def reconstruct(
+    samples: Sequence[Sample],
+    folder: Path,
+    out: Path,
+    *,
+    size_px: int,
+    num_steps: int,
+    device: torch.device,
+    seed: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Write a reconstruction of each crop by each design, unless they are there already.
+
+    Autoencoders are trained on the real faces of the training split only: they must not know the people by whom a
+    detector is measured. A design that is not complete is trained anew.
+
+    Args:
+        samples: of all splits; fakes are left out.
+        folder: that of the manifest.
+        out: folder in which `companions.path_of` finds them.
+        size_px: side of what an autoencoder takes and gives, a multiple of 8.
+        num_steps: of the training of each, with batches of 16.
+        device: where.
+        seed: of weights and order.
+        tell: hears a line now and then.
+
+    Raises:
+        ConfigError: a crop cannot be read.
+        OutputError: a reconstruction cannot be written.
+    """
+    real = [sample for sample in samples if sample.label == "real"]
+    training = [sample for sample in real if sample.split == "train"]
+    for number, design in enumerate(DESIGNS):
+        if all(path_of(out, design, sample).exists() for sample in real):
+            continue
+        pictures = np.stack([_picture(folder, sample, size_px) for sample in training])
+        network = _trained(design, pictures, num_steps, device, seed + number, tell)
+        for sample in real:
+            _write(path_of(out, design, sample), _reconstructed(network, _picture(folder, sample, size_px), device))
+
+
+class Autoencoder(nn.Module):
+    """Three halvings and three doublings; pictures are float32 [B, 3, S, S] in [0, 1]."""
+
+    def __init__(self, design: Design) -> None:
+        super().__init__()
+        down = [_block(*pair) for pair in zip((3, *WIDTHS), WIDTHS, strict=False)]
+        up = [_doubling(design, *pair) for pair in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], LAST_WIDTH), strict=True)]
+        code = [
+            nn.Conv2d(WIDTHS[-1], CODE_WIDTH, 1),
+            nn.Conv2d(CODE_WIDTH, WIDTHS[-1], 3, padding=1),
+            nn.LeakyReLU(0.1),
+        ]
+        self.layers = nn.Sequential(*down, *code, *up, nn.Conv2d(LAST_WIDTH, 3, 3, padding=1))
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(layer.weight, a=0.1)  # PyTorch's own start lets pictures fade on the way
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """The same pictures, as well as the code holds them."""
+        painted: Tensor = self.layers(pictures - 0.5)
+        return painted + 0.5
+
+
+def _block(num_in: int, num_out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), nn.LeakyReLU(0.1))
+
+
+def _doubling(design: Design, num_in: int, num_out: int) -> nn.Module:
+    """Twice the size, in the way that gives a design its name."""
+    layers: dict[Design, Callable[[], list[nn.Module]]] = {
+        "transposed": lambda: [nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1)],
+        "nearest": lambda: [nn.Upsample(scale_factor=2), nn.Conv2d(num_in, num_out, 3, padding=1)],
+        "bilinear": lambda: [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(num_in, num_out, 3, padding=1)],
+        "shuffle": lambda: [nn.Conv2d(num_in, 4 * num_out, 3, padding=1), nn.PixelShuffle(2)],
+    }
+    return nn.Sequential(*layers[design](), nn.LeakyReLU(0.1))
+
+
+def _trained(
+    design: Design, pictures: Pixels, num_steps: int, device: torch.device, seed: int, tell: Callable[[str], None]
+) -> Autoencoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Autoencoder(design)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    said_s = time.monotonic()
+    for step, batch in enumerate(_batches(pictures, num_steps, np.random.default_rng(seed))):
+        wanted = _to_tensor(batch, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            painted = network(wanted)
+        loss = _loss(painted.float(), wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if time.monotonic() - said_s > SAY_EVERY_S or step == num_steps - 1:
+            said_s = time.monotonic()
+            tell(f"autoencoder {design}: step {step + 1} of {num_steps}, loss {loss.item():.4f}")
+    network.eval()
+    return network
+
+
+def _batches(pictures: Pixels, num_steps: int, rng: np.random.Generator) -> Iterator[Pixels]:
+    """Random pictures, half of them mirrored."""
+    for _ in range(num_steps):
+        batch = pictures[rng.integers(0, len(pictures), BATCH_SIZE)]
+        is_mirrored = rng.random(BATCH_SIZE) < 0.5
+        batch[is_mirrored] = batch[is_mirrored, :, ::-1]
+        yield batch
+
+
+def _loss(painted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean absolute difference, at several sizes."""
+    total = F.l1_loss(painted, wanted)
+    for _ in range(LOSS_LEVELS - 1):
+        painted, wanted = F.avg_pool2d(painted, 2), F.avg_pool2d(wanted, 2)
+        total = total + F.l1_loss(painted, wanted)
+    return total
+
+
+def _to_tensor(pictures: Pixels, device: torch.device) -> Tensor:
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _picture(folder: Path, sample: Sample, size_px: int) -> Pixels:
+    pixels = read_crop(folder / sample.crop)
+    method = cv2.INTER_AREA if pixels.shape[0] > size_px else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def _reconstructed(network: Autoencoder, picture: Pixels, device: torch.device) -> Pixels:
+    with torch.inference_mode():
+        painted = network(_to_tensor(picture[None], device))[0]
+    levels = (painted * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def _write(path: Path, picture: Pixels) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{path.parent}: cannot be made ({error.strerror}); name another --reconstructions"
+        raise OutputError(problem) from error
+    sink = AtomicFile(path)
+    sink.write(encode(picture, "png"))
+    sink.commit()

@@ -1,0 +1,193 @@
+"""Fakes of other kinds than self-blended ones: what must hold of every one, and what makes each kind."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dfscan.train import manipulate
+from dfscan.train.crops import LooseCrop
+from dfscan.train.forgery import LEAST_CHANGE, Blend
+from dfscan.train.manipulate import forge
+from dfscan.train.settings import FORGERY_KINDS, ForgeryKind
+from tests.datasets import LANDMARKS, LEFT, SIDE_PX, TOP, face_picture
+from tests.pictures import FACE_XYXY
+
+Pixels = NDArray[np.uint8]
+OTHERS: tuple[ForgeryKind, ...] = ("swapped", "warped", "reconstructed")
+
+
+def face(number: int = 0) -> LooseCrop:
+    corner = np.array([LEFT, TOP], np.float32)
+    return LooseCrop(face_picture(number), np.array(FACE_XYXY, np.float32) - np.tile(corner, 2), LANDMARKS - corner)
+
+
+def painted(number: int = 0) -> LooseCrop:
+    """As an autoencoder would: without detail."""
+    small = cv2.resize(face_picture(number), (50, 50), interpolation=cv2.INTER_AREA)
+    whole = cv2.resize(small, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC)
+    return replace(face(number), pixels=np.asarray(whole, np.uint8))
+
+
+def companion(kind: ForgeryKind, number: int = 0) -> LooseCrop | None:
+    return {"swapped": face(number + 1), "reconstructed": painted(number)}.get(kind)
+
+
+def made(kind: ForgeryKind, seed: int = 0, *, keeps_real: bool = True) -> Blend:
+    return forge(kind, face(), companion(kind), np.random.default_rng(seed), keeps_real=keeps_real)
+
+
+@pytest.mark.parametrize("kind", FORGERY_KINDS)
+def test_a_fake_shows_within_its_mask_and_nowhere_else(kind: ForgeryKind) -> None:
+    for seed in range(25):
+        fake = made(kind, seed)
+        changed = cv2.absdiff(fake.real, fake.fake).max(axis=2)
+        assert np.array_equal(fake.real, face().pixels)
+        assert not np.shares_memory(fake.real, fake.fake)
+        assert fake.mask.dtype == np.float32
+        assert fake.mask.min() >= 0
+        assert 0 < fake.mask.max() <= 1
+        assert not changed[fake.mask == 0].any()
+        assert changed[fake.mask >= fake.mask.max() / 2].mean() >= LEAST_CHANGE
+
+
+@pytest.mark.parametrize("kind", FORGERY_KINDS)
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(kind: ForgeryKind) -> None:
+    first, again, other = (made(kind, seed) for seed in (3, 3, 4))
+    assert first.fake.tobytes() == again.fake.tobytes() != other.fake.tobytes()
+    assert first.mask.tobytes() == again.mask.tobytes()
+
+
+def test_only_self_blended_fakes_may_come_with_a_changed_real_one() -> None:
+    kept = {
+        kind: {np.array_equal(made(kind, seed, keeps_real=False).real, face().pixels) for seed in range(12)}
+        for kind in FORGERY_KINDS
+    }
+    assert kept == {"self-blended": {False, True}, **{kind: {True} for kind in OTHERS}}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_picture_of_nothing_has_a_fake_too(kind: ForgeryKind, level: int) -> None:
+    flat = replace(face(), pixels=np.full((SIDE_PX, SIDE_PX, 3), level, np.uint8))
+    for seed in range(4):
+        fake = forge(kind, flat, flat, np.random.default_rng(seed), keeps_real=True)
+        assert cv2.absdiff(fake.real, fake.fake)[fake.mask >= fake.mask.max() / 2].mean() >= LEAST_CHANGE
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("side_px", [16, 40, 515])
+def test_faces_of_any_size_can_be_forged(kind: ForgeryKind, side_px: int) -> None:
+    def sized(crop: LooseCrop) -> LooseCrop:
+        scale = side_px / SIDE_PX
+        pixels = np.asarray(cv2.resize(crop.pixels, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
+        return LooseCrop(pixels, crop.box_xyxy * scale, crop.landmarks * np.float32(scale))
+
+    for seed in range(4):
+        fake = forge(kind, sized(face()), sized(face(1)), np.random.default_rng(seed), keeps_real=True)
+        assert fake.fake.shape == fake.real.shape == (side_px, side_px, 3)
+        assert (fake.fake != fake.real).any()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("landmarks", [np.full((5, 2), np.nan), np.zeros((5, 2)), np.full((5, 2), 1e5)])
+def test_landmarks_that_are_no_face_are_made_do_with(kind: ForgeryKind, landmarks: NDArray[np.float64]) -> None:
+    odd = replace(face(), landmarks=landmarks.astype(np.float32))
+    fake = forge(kind, odd, face(1), np.random.default_rng(0), keeps_real=True)
+    assert (fake.fake != fake.real).any()
+
+
+@pytest.mark.parametrize("kind", ["swapped", "reconstructed"])
+def test_a_missing_or_unfit_companion_is_refused(kind: ForgeryKind) -> None:
+    small = replace(face(1), pixels=face(1).pixels[:100, :100])
+    for beside in (None, small):
+        with pytest.raises(ValueError, match="companion"):
+            forge(kind, face(), beside, np.random.default_rng(0), keeps_real=True)
+
+
+# Swapped
+
+
+def test_a_swap_brings_the_other_face_landmark_on_landmark() -> None:
+    """Dots on the other's eyes and mouth come to lie where this face has its own."""
+    move = cv2.getRotationMatrix2D((100, 100), 12, 0.8)
+    where = np.asarray(face().landmarks @ move[:, :2].T + move[:, 2], np.float32)
+    grey = np.full((SIDE_PX, SIDE_PX, 3), 100, np.uint8)
+    dotted = grey.copy()
+    for x, y in where:
+        cv2.circle(dotted, (round(float(x)), round(float(y))), 3, (255, 255, 255), -1)
+    other = LooseCrop(dotted, face().box_xyxy, where)
+    seen = np.zeros(5)
+    for seed in range(20):
+        fake = manipulate.swap(replace(face(), pixels=grey), other, np.random.default_rng(seed))
+        lighter = fake.fake.mean(axis=2) - 100
+        for i, (x, y) in enumerate(np.rint(face().landmarks).astype(int)):
+            seen[i] += lighter[y, x] > 2 * np.abs(np.median(lighter))
+    assert (seen >= 12).all()
+
+
+def test_a_swap_takes_on_the_colours_of_the_face_that_it_covers() -> None:
+    other = replace(face(1), pixels=np.clip(face(1).pixels * np.array([0.3, 0.8, 1.6]), 0, 255).astype(np.uint8))
+    for seed in range(10):
+        fake = manipulate.swap(face(), other, np.random.default_rng(seed))
+        core = fake.mask >= fake.mask.max() / 2
+        before = np.abs(other.pixels[core].mean(axis=0) - face().pixels[core].mean(axis=0)).max()
+        after = np.abs(fake.fake[core].mean(axis=0) - face().pixels[core].mean(axis=0)).max()
+        assert after < 0.6 * before
+
+
+def test_recolouring_matches_mean_and_spread_where_the_mask_is() -> None:
+    rng = np.random.default_rng(0)
+    source, target = (
+        rng.normal(mean, std, (60, 60, 3)).clip(0, 255).astype(np.uint8) for mean, std in ((90, 12), (140, 18))
+    )
+    mask = np.zeros((60, 60), np.float32)
+    mask[10:50, 10:50] = 1
+    matched = manipulate.recoloured(source, target, mask, strength=1)[10:50, 10:50]
+    assert matched.mean(axis=(0, 1)) == pytest.approx(target[10:50, 10:50].mean(axis=(0, 1)), abs=0.5)
+    assert matched.std(axis=(0, 1)) == pytest.approx(target[10:50, 10:50].std(axis=(0, 1)), abs=0.5)
+    assert np.array_equal(manipulate.recoloured(source, target, mask, strength=0), source)
+
+
+# Warped
+
+
+def test_a_warp_moves_pixels_and_paints_none() -> None:
+    """Of a smooth ramp the levels stay what they were; they only lie a little elsewhere."""
+    ramp = np.repeat(np.linspace(60, 180, SIDE_PX).astype(np.uint8)[None, :, None], SIDE_PX, axis=0).repeat(3, axis=2)
+    eyes_px = float(np.linalg.norm(face().landmarks[1] - face().landmarks[0]))
+    for seed in range(10):
+        fake = manipulate.warp(ramp, face().landmarks, np.random.default_rng(seed))
+        assert 58 <= fake.fake.min() <= fake.fake.max() <= 182
+        shift_px = cv2.absdiff(fake.fake, ramp).max() / (120 / SIDE_PX)
+        assert shift_px < 4 * 3 * manipulate.MAX_SHIFT[1] * eyes_px
+
+
+def test_warps_lie_about_the_features() -> None:
+    for seed in range(12):
+        fake = manipulate.warp(face().pixels, face().landmarks, np.random.default_rng(seed))
+        y, x = np.unravel_index(fake.mask.argmax(), fake.mask.shape)
+        nearest_px = np.linalg.norm(face().landmarks - (x, y), axis=1).min()
+        assert nearest_px < 25
+
+
+# Reconstructed
+
+
+def test_some_reconstructions_are_of_the_whole_crop_and_others_of_parts() -> None:
+    whole = [bool((made("reconstructed", seed).mask == 1).all()) for seed in range(80)]
+    assert np.mean(whole) == pytest.approx(manipulate.WHOLE_SHARE, abs=0.15)
+
+
+def test_a_reconstruction_shows_what_was_painted() -> None:
+    """Where the whole crop is replaced it is nearer to the painting than to the picture, sharpened or not."""
+    for seed in range(40):
+        fake = made("reconstructed", seed)
+        if not (fake.mask == 1).all():
+            continue
+        low = [cv2.GaussianBlur(each, (0, 0), 4).astype(float) for each in (fake.fake, painted().pixels)]
+        assert np.abs(low[0] - low[1]).mean() < 3
+        edges = [cv2.Laplacian(each, cv2.CV_32F).std() for each in (fake.fake, fake.real)]
+        assert edges[0] < edges[1]
