@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dfscan.errors import ConfigError
-from dfscan.train.companions import Companions, path_of
+from dfscan.train.companions import Companions, check_swaps, path_of, reconstructions_in
 from dfscan.train.crops import encode
-from dfscan.train.manifest import Sample
-from dfscan.train.settings import DESIGNS
+from dfscan.train.manifest import Sample, Split
+from dfscan.train.settings import DESIGNS, TrainSettings
 from tests.datasets import face_picture, write_dataset, write_sample
 
 
@@ -46,10 +46,37 @@ def _with_landmarks(sample: Sample, landmarks: np.ndarray) -> Sample:
     return Sample(**{**values, "landmarks": landmarks.astype(np.float32)})
 
 
-def test_one_person_alone_cannot_be_swapped(tmp_path: Path) -> None:
-    samples = [write_sample(tmp_path, i, split="train", group="one") for i in range(3)]
-    with pytest.raises(ConfigError, match="two people"):
-        Companions(samples, tmp_path, None).check_swaps()
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_one_person_alone_in_a_split_cannot_be_swapped(split: Split, tmp_path: Path) -> None:
+    samples = [write_sample(tmp_path, i, split=each) for i, each in enumerate(["train", "train", "val", "val"])]
+    check_swaps(samples, tmp_path)
+    alone = [sample for sample in samples if sample.split != split]
+    alone += [write_sample(tmp_path, 9 + i, split=split, group="one") for i in range(2)]
+    alone.append(write_sample(tmp_path, 12, split=split, label="fake"))
+    with pytest.raises(ConfigError, match=f"split '{split}'.*--left-out") as caught:
+        check_swaps(alone, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_reconstructions_are_shared_by_those_alone_that_would_paint_the_same(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path, num_train=3, num_val=2)
+    settings = TrainSettings(forgeries="reconstructed", out=tmp_path / "run")
+
+    def folder(samples: list[Sample] = samples, **changes: object) -> Path | None:
+        return reconstructions_in(samples, TrainSettings(**{**settings.__dict__, **changes}))
+
+    here = folder()
+    assert here is not None
+    assert here.parent == tmp_path / "run" / "reconstructed"
+    assert folder(reconstructions=tmp_path / "shared") == tmp_path / "shared" / here.name
+    assert folder(forgeries="warped", left_out="reconstructed", epochs=2) == here
+    assert folder(forgeries="warped") is None
+    other_split = [write_sample(tmp_path, i, split="val" if i in (0, 4) else "train") for i in range(5)]
+    others = [folder(other_split), folder(seed=1), folder(reconstruction_px=128), folder(reconstruction_steps=9)]
+    assert len({here, *others}) == 5
+    assert folder(samples[::-1]) == here
+    with pytest.raises(ConfigError, match="--reconstructions"):
+        folder(out=None)
 
 
 def test_a_reconstruction_is_found_by_the_crop_and_comes_in_its_size(tmp_path: Path) -> None:
@@ -70,11 +97,18 @@ def test_a_reconstruction_is_found_by_the_crop_and_comes_in_its_size(tmp_path: P
     assert levels == {0, 10, 20, 30}
 
 
-def test_a_missing_reconstruction_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"no picture"])
+def test_a_missing_or_damaged_reconstruction_is_named(content: bytes | None, tmp_path: Path) -> None:
     (sample,) = write_dataset(tmp_path, num_train=1, num_val=0)
+    for design in DESIGNS:
+        path = path_of(tmp_path / "made", design, sample)
+        path.parent.mkdir(parents=True)
+        if content is not None:
+            path.write_bytes(content)
     companions = Companions([sample], tmp_path, tmp_path / "made")
-    with pytest.raises(ConfigError, match=sample.crop_sha256[:32]):
+    with pytest.raises(ConfigError, match=rf"{sample.crop_sha256[:32]}\.png .*delete it .*run again") as caught:
         companions.of(0, companions.read(0), "reconstructed", np.random.default_rng(0))
+    assert "manifest" not in str(caught.value)
 
 
 def test_other_kinds_need_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dfscan.train.batches import Key, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
 from dfscan.train.settings import FORGERY_KINDS, TrainSettings
 from dfscan.train.validation import normalised
-from tests.datasets import write_dataset
+from tests.datasets import write_dataset, write_sample
 
 SETTINGS = TrainSettings(forgeries="self-blended", input_size_px=64, resize_px=70, batch_size=8)
 PLAIN = TrainSettings(input_size_px=64, resize_px=70, batch_size=8)
@@ -98,6 +98,23 @@ def test_kinds_are_drawn_by_chance_in_training_and_take_turns_in_evaluation(tmp_
     assert kinds == [[None, "self-blended", "warped"], [None, "swapped", "warped"], [None, "self-blended", "warped"]]
     (batch,) = load(held_out, [(Key(0, 1, 0),)], num_workers=0, pin_memory=False)
     assert [FORGERY_KINDS[made - 1] if made else None for made in batch.made.tolist()] == kinds[1]
+
+
+def test_all_frames_of_a_video_have_fakes_of_one_kind_and_fakes_take_no_turn(tmp_path: Path) -> None:
+    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,warped"})
+    plan = [
+        ("a.mp4", "real"),
+        ("x.mp4", "fake"),
+        ("a.mp4", "real"),
+        ("b.mp4", "real"),
+        ("y.mp4", "fake"),
+        ("c.mp4", "real"),
+    ]
+    samples = [write_sample(tmp_path, i, split="val", label=label, source=name) for i, (name, label) in enumerate(plan)]
+    held_out = FaceSet(samples, tmp_path, settings, is_training=False)
+    kinds = [[view.kind for view in held_out.views_of(Key(0, index, 0))][1:] for index in range(6)]
+    assert kinds == [["self-blended"], [], ["self-blended"], ["warped"], [], ["self-blended"]]
+    assert held_out.num_faces == [2, 1, 2, 2, 1, 2]
 
 
 def test_leaving_a_kind_out_changes_no_other_face(tmp_path: Path) -> None:

@@ -60,12 +60,43 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(kind: Forgery
     assert first.mask.tobytes() == again.mask.tobytes()
 
 
-def test_only_self_blended_fakes_may_come_with_a_changed_real_one() -> None:
-    kept = {
-        kind: {np.array_equal(made(kind, seed, keeps_real=False).real, face().pixels) for seed in range(12)}
-        for kind in FORGERY_KINDS
-    }
-    assert kept == {"self-blended": {False, True}, **{kind: {True} for kind in OTHERS}}
+@pytest.mark.parametrize("kind", FORGERY_KINDS)
+def test_half_of_the_real_ones_are_changed_where_they_may_be(kind: ForgeryKind) -> None:
+    fakes = [made(kind, seed, keeps_real=False) for seed in range(40)]
+    kept = [np.array_equal(fake.real, face().pixels) for fake in fakes]
+    assert 0.25 < np.mean(kept) < 0.75
+    for fake in fakes:
+        assert not cv2.absdiff(fake.real, fake.fake)[fake.mask == 0].any()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_soft_picture_is_not_always_the_fake(kind: ForgeryKind) -> None:
+    """Of the pairs of training, in a good part the real one has less detail than what others' fakes have."""
+
+    def detail(pixels: Pixels) -> float:
+        return float(cv2.Laplacian(pixels, cv2.CV_32F).std())
+
+    fakes = [made(kind, seed, keeps_real=False) for seed in range(60)]
+    reals = np.array([detail(fake.real) for fake in fakes])
+    forged = np.array([detail(fake.fake) for fake in fakes])
+    wins = (forged[:, None] < reals).mean()
+    assert 0.2 < wins < 0.85
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_black_border_of_a_crop_that_leaves_its_frame_stays_as_it_was(kind: ForgeryKind) -> None:
+    def cut_off(crop: LooseCrop) -> LooseCrop:
+        pixels = crop.pixels.clip(20)
+        pixels[:, :30] = 0
+        pixels[170:] = 0
+        return replace(crop, pixels=pixels)
+
+    beside = companion(kind)
+    for seed in range(25):
+        fake = forge(kind, cut_off(face()), beside, np.random.default_rng(seed), keeps_real=True)
+        assert not fake.fake[:, :30].any()
+        assert not fake.fake[170:].any()
+        assert (fake.fake != fake.real).any()
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -159,7 +190,7 @@ def test_a_warp_moves_pixels_and_paints_none() -> None:
     ramp = np.repeat(np.linspace(60, 180, SIDE_PX).astype(np.uint8)[None, :, None], SIDE_PX, axis=0).repeat(3, axis=2)
     eyes_px = float(np.linalg.norm(face().landmarks[1] - face().landmarks[0]))
     for seed in range(10):
-        fake = manipulate.warp(ramp, face().landmarks, np.random.default_rng(seed))
+        fake = manipulate.warp(replace(face(), pixels=ramp), np.random.default_rng(seed))
         assert 58 <= fake.fake.min() <= fake.fake.max() <= 182
         shift_px = cv2.absdiff(fake.fake, ramp).max() / (120 / SIDE_PX)
         assert shift_px < 4 * 3 * manipulate.MAX_SHIFT[1] * eyes_px
@@ -167,7 +198,7 @@ def test_a_warp_moves_pixels_and_paints_none() -> None:
 
 def test_warps_lie_about_the_features() -> None:
     for seed in range(12):
-        fake = manipulate.warp(face().pixels, face().landmarks, np.random.default_rng(seed))
+        fake = manipulate.warp(face(), np.random.default_rng(seed))
         y, x = np.unravel_index(fake.mask.argmax(), fake.mask.shape)
         nearest_px = np.linalg.norm(face().landmarks - (x, y), axis=1).min()
         assert nearest_px < 25

@@ -85,7 +85,8 @@ def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> Non
         ({"bce_weight": 0.0, "focal_weight": 0.0}, ["both 0"]),
         ({"forgeries": "self-blended", "batch_size": 5}, ["even"]),
         ({"forgeries": "self-blended", "batch_size": 2}, ["at least 4"]),
-        ({"forgeries": "gan"}, ["'gan'", "self-blended"]),
+        ({"forgeries": "gan"}, ["forgeries: 'gan'", "self-blended"]),
+        ({"left_out": "gan"}, ["left_out: 'gan'", "self-blended"]),
         ({"forgeries": "swapped,swapped"}, ["twice"]),
         ({"forgeries": "swapped, none"}, ["'none'"]),
         ({"forgeries": "swapped", "left_out": "warped,swapped"}, ["in forgeries and in left_out"]),
@@ -196,12 +197,14 @@ def test_reconstructed_faces_are_made_once_and_can_be_shared(tmp_path: Path) -> 
     done = run("train", "--data", data, "--out", tmp_path / "run", *TINY, *few)
     assert done.exit_code == 0, done.stderr
     assert "autoencoder transposed: step 1 of 1, loss " in done.stderr
-    assert len(list((tmp_path / "run" / "reconstructed" / "32px-1").rglob("*.png"))) == 4 * 5
+    assert "autoencoder shuffle: 5 faces painted" in done.stderr
+    assert len(list((tmp_path / "run" / "reconstructed").rglob("*.png"))) == 4 * 5
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert any("painted by autoencoders" in limit for limit in (card.training or {})["limits"])
     refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
     drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
     assert drawn.exit_code == 0, drawn.stderr
+    assert "autoencoder shuffle: 5 faces painted" in drawn.stderr
     again = run("train", "--data", data, "--out", tmp_path / "two", *TINY, *few, "--reconstructions", shared)
     assert again.exit_code == 0, again.stderr
     assert "autoencoder" not in again.stderr
@@ -214,7 +217,30 @@ def test_swapping_needs_two_people_in_each_split(tmp_path: Path) -> None:
     samples += [write_sample(tmp_path / "data", 3 + i, split="val", group="one") for i in range(2)]
     write_manifest(tmp_path / "data" / MANIFEST_NAME, samples)
     done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY, "--forgeries", "swapped")
-    refused(done, "two people")
+    refused(done, "'val'", "--left-out")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_while_faces_are_painted_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfscan.train import reconstruct
+
+    data, out = tmp_path / "data", tmp_path / "run"
+    write_dataset(data, num_train=3, num_val=2)
+    few = ("--forgeries", "reconstructed", "--reconstruction-px", 32, "--reconstruction-steps", 1)
+    trained = reconstruct._trained
+
+    def interrupted(design: str, *rest: object) -> object:
+        if design == "bilinear":
+            raise KeyboardInterrupt
+        return trained(design, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruct, "_trained", interrupted)
+        assert run("train", "--data", data, "--out", out, *TINY, *few).exit_code == 130
+    done = run("train", "--data", data, "--out", out, *TINY, *few, "--resume")
+    assert done.exit_code == 0, done.stderr
+    painted = {line.split()[2] for line in done.stderr.splitlines() if "faces painted" in line}
+    assert painted == {"bilinear:", "shuffle:"}
 
 
 def test_true_fakes_train_without_forgeries(tmp_path: Path) -> None:

@@ -68,11 +68,12 @@ def _train(
     given = {name: value for name, value in flags.items() if value is not None}
     settings = build({**(read_file(config, model()) if config else {}), **given})
     start_logging(is_quiet=quiet)
+    tell = (lambda _: None) if quiet else say
     if sheet:
-        run.write_sheet(settings, sheet)
+        run.write_sheet(settings, sheet, tell=tell)
         say(f"{sheet}: reals in the odd rows, fakes below them")
     elif bench:
-        _print_loading(run.measure_loading(settings, num_steps=bench))
+        _print_loading(run.measure_loading(settings, num_steps=bench, tell=tell))
     else:
         with _Progress(is_quiet=quiet) as progress:
             made = run.run_training(settings, progress, is_resumed=resume)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from numpy.typing import NDArray
 from dfscan.errors import ConfigError
 from dfscan.train.crops import LooseCrop, read_crop
 from dfscan.train.manifest import Sample
-from dfscan.train.settings import DESIGNS, Design, ForgeryKind
+from dfscan.train.settings import DESIGNS, Design, ForgeryKind, TrainSettings
 
 NUM_CANDIDATES = 8
 """Of so many other people drawn by chance, the one whose landmarks lie most like the face's is taken."""
+
+RECONSTRUCTION_FORMAT = 1
+"""Changes with the autoencoders."""
 
 
 class Companions:
@@ -27,18 +32,6 @@ class Companions:
         self._reconstructions = reconstructions
         self._real = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
         self._shapes = [_shape(sample.landmarks) for sample in samples]
-
-    def check_swaps(self) -> None:
-        """Make sure that everybody has somebody else.
-
-        Raises:
-            ConfigError: nobody has.
-        """
-        if len({self._samples[i].group for i in self._real}) < 2:
-            raise ConfigError(
-                "swapped faces need real faces of two people in each split: prepare more, or "
-                "leave them out of --forgeries"
-            )
 
     def read(self, index: int) -> LooseCrop:
         """A sample's face.
@@ -72,11 +65,54 @@ class Companions:
     def _painted(self, sample: Sample, face: LooseCrop, design: Design) -> LooseCrop:
         """In the place of the face's own pixels."""
         assert self._reconstructions is not None
-        painted = read_crop(path_of(self._reconstructions, design, sample))
+        path = path_of(self._reconstructions, design, sample)
+        try:
+            painted = read_crop(path)
+        except ConfigError as error:
+            raise ConfigError(
+                f"reconstructed face {path} is missing or damaged: delete it if it is there, and run again; then it is "
+                "painted anew"
+            ) from error
         side_px = face.pixels.shape[0]
         method = cv2.INTER_AREA if painted.shape[0] > side_px else cv2.INTER_CUBIC
         pixels = np.asarray(cv2.resize(painted, face.pixels.shape[1::-1], interpolation=method), np.uint8)
         return LooseCrop(pixels, face.box_xyxy, face.landmarks)
+
+
+def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
+    """Make sure that in each split everybody has somebody else to be swapped with.
+
+    Raises:
+        ConfigError: somebody has not.
+    """
+    groups: dict[str, set[str]] = {}
+    for sample in samples:
+        if sample.label == "real":
+            groups.setdefault(sample.split, set()).add(sample.group)
+    for split, names in groups.items():
+        if len(names) < 2:
+            raise ConfigError(
+                f"{manifest}: in the split {split!r} all real faces are of one group, and none can be swapped: prepare "
+                "more people, or leave swapped out of --forgeries and --left-out"
+            )
+
+
+def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
+    """The folder of the reconstructed faces of a data set; None where there are to be none.
+
+    Its name hangs on all that the faces hang on: who teaches the autoencoders, and how.
+
+    Raises:
+        ConfigError: no folder is named that it could be in.
+    """
+    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
+        return None
+    parent = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
+    if parent is None:
+        raise ConfigError("reconstructed faces need a folder: name one with --reconstructions")
+    taught = sorted(sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real")
+    facts = [RECONSTRUCTION_FORMAT, settings.seed, settings.reconstruction_px, settings.reconstruction_steps, *taught]
+    return parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def path_of(folder: Path, design: Design, sample: Sample) -> Path:

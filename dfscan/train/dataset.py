@@ -79,33 +79,20 @@ class FaceSet(Dataset[_Item | ConfigError]):
             settings: the recipe.
             is_training: whether faces are augmented; else they are seen as in a scan.
             reconstructions: where reconstructed faces are, if they are wanted.
-
-        Raises:
-            ConfigError: faces are to be swapped, and there is only one person.
         """
         self.samples = samples
         self._settings = settings
         self._views = TrainingViews(settings) if is_training else None
+        self.reconstructions = reconstructions
         self._companions = Companions(samples, folder, reconstructions)
-        if "swapped" in (*settings.kinds, *([] if is_training else settings.left_out_kinds)):
-            self._companions.check_swaps()
+        self._turns = _turns(samples)
 
     @property
     def num_faces(self) -> list[int]:
         """Faces that come of each sample."""
-        return [1 + len(self._kinds(index)) for index in range(len(self.samples))]
-
-    def _kinds(self, index: int) -> list[tuple[ForgeryKind, ...]]:
-        """For each fake that is made of a sample, what kind it may be of.
-
-        In evaluation the kinds take turns, and so do those that are left out of training.
-        """
-        if self.samples[index].label == "fake" or not self._settings.kinds:
-            return []
-        if self._views:
-            return [self._settings.kinds]
-        groups = [kinds for kinds in (self._settings.kinds, self._settings.left_out_kinds) if kinds]
-        return [(kinds[index % len(kinds)],) for kinds in groups]
+        settings = self._settings
+        num_fakes = bool(settings.kinds) + (bool(settings.left_out_kinds) and not self._views)
+        return [1 + (num_fakes if sample.label == "real" else 0) for sample in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,20 +115,35 @@ class FaceSet(Dataset[_Item | ConfigError]):
         """
         rng = np.random.default_rng([self._settings.seed, *key])
         sample, face = self.samples[key.sample], self._companions.read(key.sample)
-        is_fake, kinds = sample.label == "fake", self._kinds(key.sample)
+        is_fake, kinds = sample.label == "fake", self._settings.kinds
         if not self._views:
-            real = View(evaluation_view(face, self._settings), is_fake)
-            return [real, *(self._evaluation_fake(key.sample, face, kind, rng) for (kind,) in kinds)]
-        if not kinds:
+            made = [] if is_fake else self._held_out_kinds(key.sample)
+            fakes = [self._evaluation_fake(key.sample, face, kind, rng) for kind in made]
+            return [View(evaluation_view(face, self._settings), is_fake), *fakes]
+        if is_fake or not kinds:
             return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
-        kind = kinds[0][rng.integers(len(kinds[0]))] if len(kinds[0]) > 1 else kinds[0][0]
+        kind = kinds[rng.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
         companion = self._companions.of(key.sample, face, kind, rng)
         real_pixels, fake_pixels = self._views.pair(face, rng, kind, companion)
         return [View(real_pixels, False), View(fake_pixels, True, kind)]
 
+    def _held_out_kinds(self, index: int) -> list[ForgeryKind]:
+        """What is made of a real face in evaluation: kinds take turns by source, and so do those left out."""
+        turn, settings = self._turns[index], self._settings
+        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.left_out_kinds) if kinds]
+
     def _evaluation_fake(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> View:
         companion = self._companions.of(index, face, kind, rng)
         return View(evaluation_fake(face, self._settings, rng, kind, companion), True, kind)
+
+
+def _turns(samples: Sequence[Sample]) -> list[int]:
+    """For each sample the place of its source among those of real faces, so that a video's faces have one turn."""
+    places: dict[str, int] = {}
+    for sample in samples:
+        if sample.label == "real":
+            places.setdefault(sample.source, len(places))
+    return [places.get(sample.source, 0) for sample in samples]
 
 
 def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memory: bool) -> Iterator[Faces]:

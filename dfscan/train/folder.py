@@ -8,6 +8,7 @@
     state.safetensors      what --resume needs
     validation.csv         the best checkpoint's score of every validation face
     losses.png, ...        plots
+    reconstructed/         faces that autoencoders painted, unless they are elsewhere
     events.out.tfevents*   where tensorboard is installed
 """
 

@@ -105,11 +105,11 @@ class Blend:
     """A picture of a real face and a fake made from it."""
 
     real: Pixels
-    """(H, W, 3) RGB. Half of the time its colours and sharpness were changed, so that the change gives nothing away."""
+    """(H, W, 3) RGB. In training changed half of the time, so that a change alone gives nothing away."""
     fake: Pixels
     """(H, W, 3) RGB, equal to `real` where `mask` is zero and never equal to it everywhere."""
     mask: Floats
-    """(H, W) in [0, 1], the share of the source in each pixel of the fake; its peak is the blend ratio."""
+    """(H, W) in [0, 1], the share of the source in each pixel of the fake; of a warp, how far it was pushed."""
     region: Region
 
 

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import itertools
+import json
 import math
 import os
 import time
@@ -146,11 +147,13 @@ class Trainer:
         """
         settings, progress = self._settings, self.progress
         listener.planned(self.num_steps, progress.steps_done)
-        if not progress.steps_done:
-            self._save(folder)
         while progress.epoch < settings.epochs and progress.stale_epochs < settings.patience:
             self._train_epoch(folder, listener, interrupt)
             self._finish_epoch(folder, listener)
+
+    def begin(self, folder: RunFolder) -> None:
+        """Save the first state: from now on the run can be resumed."""
+        self._save(folder)
 
     def resume(self, folder: RunFolder) -> None:
         """Go back to where the state was saved.
@@ -164,13 +167,16 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for --resume to end in the same weights."""
-        crops = hashlib.sha256("".join(sample.crop_sha256 for sample in self._training.samples).encode())
+        faces = [[s.crop_sha256, s.group, s.box_xyxy.tolist(), s.landmarks.tolist()] for s in self._training.samples]
+        reconstructions = self._training.reconstructions
         values = dataclasses.asdict(self._settings)
         kept = {name: str(value) if name == "start_from" else value for name, value in values.items()}
         return {name: value for name, value in kept.items() if name not in SAME_RESULT} | {
             "number of devices": self._world.size,
             "kind of device": self._world.device.type,
-            "training crops": crops.hexdigest(),
+            "kinds of forgeries": [list(self._settings.kinds), list(self._settings.left_out_kinds)],
+            "training faces": hashlib.sha256(json.dumps(faces).encode()).hexdigest(),
+            "reconstructed faces": reconstructions.name if reconstructions else None,
         }
 
     def _save(self, folder: RunFolder) -> None:
@@ -301,9 +307,12 @@ class Trainer:
         if self._world.is_main:
             folder.append(row)
             if is_best:
-                folder.save_best(self._judged, self._card, half=self._settings.half)
+                self._save_best(folder)
         self._save(folder)
         listener.epoch_done(row, is_best)
+
+    def _save_best(self, folder: RunFolder) -> None:
+        folder.save_best(self._judged, self._card, half=self._settings.half)
 
     def _validate(self) -> dict[str, float]:
         self._world.share_buffers(self._judged)

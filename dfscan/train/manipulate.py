@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.train.crops import LooseCrop
+from dfscan.train.degrade import rescale
 from dfscan.train.forgery import (
     LEAST_CHANGE,
     REGION_SHARES,
@@ -43,6 +44,12 @@ REACH = (0.25, 0.6)
 """Standard deviation of a push's bell, in distances between the eyes."""
 LEAST_SHIFT_PX = 0.05
 """Shorter pushes are none, so that what is far from the face stays as it was, to the bit."""
+SOFTENED = (0.4, 0.9)
+"""To what share a real picture is shrunk, and enlarged again, that is to be as soft as its fake."""
+BORDER_LEVEL = 4
+"""A row or column that is nowhere brighter is border; a little over black, since crops are resized."""
+CALM_SHARE = 0.1
+"""Over such a share of the picture's side pushes fade towards a border."""
 _STRENGTHS = (1.0, 2.0, 4.0)
 """Tried in turn until a warp shows."""
 
@@ -58,18 +65,22 @@ def forge(
         companion: of the same size; another person's face for ``swapped``, this one as an autoencoder paints it for
             ``reconstructed``, None for the others.
         rng: the only source of chance.
-        keeps_real: whether `real` of the result must equal the face; ``self-blended`` changes it half the time.
+        keeps_real: whether `real` of the result must equal the face. Else half the time it is changed: making a fake
+            takes away detail, and a picture without must not be a fake for that.
 
     Raises:
         ValueError: a companion is missing or of another size.
     """
     if kind == "self-blended":
         return self_blend(face.pixels, face.landmarks, rng, changed="source" if keeps_real else None)
+    is_softened = not keeps_real and rng.random() < 0.5
     if kind == "warped":
-        return warp(face.pixels, face.landmarks, rng)
+        return warp(face, rng, is_softened=is_softened)
     if companion is None or companion.pixels.shape != face.pixels.shape:
         raise ValueError(f"a {kind} face needs a companion of its size")
-    return swap(face, companion, rng) if kind == "swapped" else replace(face, companion.pixels, rng)
+    softened = rescale(face.pixels, factor=rng.uniform(*SOFTENED)) if is_softened else face.pixels
+    target = LooseCrop(softened, face.box_xyxy, face.landmarks)
+    return swap(target, companion, rng) if kind == "swapped" else replace(target, companion.pixels, rng)
 
 
 def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
@@ -79,7 +90,7 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     cut = cut_out(face.landmarks, width_px, height_px, region, rng)
     move = _alignment(other.landmarks, face.landmarks)
     moved = cv2.warpAffine(other.pixels, move, (width_px, height_px), borderMode=cv2.BORDER_REFLECT_101)
-    mask = _whole(cut, width_px, height_px)
+    mask = _within(face.pixels, _whole(cut, width_px, height_px))
     source = recoloured(np.asarray(moved, np.uint8), face.pixels, mask, strength=rng.uniform(0.6, 1))
     return _blended(face.pixels, source, mask * np.float32(rng.uniform(0.75, 1)), region)
 
@@ -87,8 +98,7 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
 def replace(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend:
     """Put what an autoencoder painted in the place of the face, a part of it, or everything.
 
-    Half the time its colours are brought back to those of the picture, and it is sharpened by chance, so that blur and
-    tint alone do not tell.
+    Half the time its colours are brought back to those of the picture, and it is sharpened by chance.
     """
     height_px, width_px = face.pixels.shape[:2]
     if rng.random() < WHOLE_SHARE:
@@ -96,6 +106,7 @@ def replace(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend
     else:
         region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
         mask = _whole(cut_out(face.landmarks, width_px, height_px, region, rng), width_px, height_px)
+    mask = _within(face.pixels, mask)
     if rng.random() < 0.5:
         painted = recoloured(painted, face.pixels, mask, strength=1)
     amount = rng.uniform(0, 1.5)
@@ -104,14 +115,15 @@ def replace(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend
     return _blended(face.pixels, sharp, mask, region)
 
 
-def warp(pixels: Pixels, landmarks: Floats, rng: np.random.Generator) -> Blend:
+def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False) -> Blend:
     """Push one to three features aside, each by a bell-shaped field.
 
     Args:
-        pixels: (H, W, 3) RGB.
-        landmarks: (5, 2) in pixels.
+        face: a real face.
         rng: source of chance.
+        is_softened: shift the whole picture by a part of a pixel before, which interpolates the real one as well.
     """
+    pixels, landmarks = face.pixels, face.landmarks
     height_px, width_px = pixels.shape[:2]
     cut = cut_out(landmarks, width_px, height_px, "face", rng)
     chosen = rng.permutation(len(landmarks))[: rng.integers(1, 4)]
@@ -123,14 +135,18 @@ def warp(pixels: Pixels, landmarks: Floats, rng: np.random.Generator) -> Blend:
     size_px = np.array([width_px, height_px])
     somewhere = np.where(np.isfinite(landmarks[chosen]), landmarks[chosen], size_px / 2)
     inside = np.clip(somewhere, 0, size_px - 1)
-    field = _field(inside, pushes, reaches_px, width_px, height_px)
+    field = _field(inside, pushes, reaches_px, width_px, height_px) * _calm(pixels)[:, :, None]
+    shift = rng.uniform(-0.5, 0.5, 2).astype(np.float32) * is_softened
+    real = _moved(pixels, np.broadcast_to(shift, field.shape), method) if is_softened else pixels
     lengths_px = np.linalg.norm(field, axis=2)
-    mask = np.asarray(lengths_px / lengths_px.max(), np.float32)
+    mask = np.asarray(lengths_px / max(lengths_px.max(), 1e-6), np.float32)
+    if not mask.any():  # nothing but border
+        mask[:] = 1
     for strength in _STRENGTHS:
-        moved = _moved(pixels, field * np.float32(strength), method)
-        if cv2.absdiff(moved, pixels)[mask >= 0.5].mean() >= LEAST_CHANGE:
+        moved = _moved(pixels, field * np.float32(strength) + shift, method)
+        if cv2.absdiff(moved, real)[mask >= 0.5].mean() >= LEAST_CHANGE:
             break
-    return _sure(pixels, moved, mask, "face")
+    return _sure(real, moved, mask, "face")
 
 
 def _field(
@@ -153,6 +169,36 @@ def _moved(pixels: Pixels, field: Floats, method: int) -> Pixels:
     at_x = np.arange(width_px, dtype=np.float32) - field[..., 0]
     at_y = np.arange(height_px, dtype=np.float32)[:, None] - field[..., 1]
     return np.asarray(cv2.remap(pixels, at_x, at_y, method, borderMode=cv2.BORDER_REFLECT_101), np.uint8)
+
+
+def _frame_part(pixels: Pixels) -> tuple[slice, slice]:
+    """Rows and columns without the black border of a crop that leaves its frame; all of them in a black picture."""
+    bright = pixels.max(axis=2) > BORDER_LEVEL
+    ends = [np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(int(lit[0]), int(lit[-1]) + 1) if len(lit) else slice(None) for lit in ends)
+    return rows, columns
+
+
+def _within(pixels: Pixels, mask: Floats) -> Floats:
+    """A mask that leaves the black border alone; as it was where nothing else is in it."""
+    part = _frame_part(pixels)
+    inside = np.zeros_like(mask)
+    inside[part] = mask[part]
+    return inside if inside.any() else mask
+
+
+def _calm(pixels: Pixels) -> Floats:
+    """(H, W) 1 within the frame, falling to 0 towards the black border, over which nothing may be pulled."""
+    height_px, width_px = pixels.shape[:2]
+    reach_px = CALM_SHARE * max(height_px, width_px)
+    ramps = []
+    for part, size_px in zip(_frame_part(pixels), (height_px, width_px), strict=True):
+        start, stop, _ = part.indices(size_px)
+        at = np.arange(size_px)
+        before = at - start if start else np.full(size_px, reach_px)
+        after = stop - 1 - at if stop < size_px else np.full(size_px, reach_px)
+        ramps.append((np.minimum(before, after) / reach_px).clip(0, 1))
+    return np.asarray(np.minimum(ramps[0][:, None], ramps[1]), np.float32)
 
 
 def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float) -> Pixels:

@@ -10,6 +10,7 @@ This module is PyTorch's own: import it only inside functions.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
-from dfscan.errors import OutputError
+from dfscan.errors import OutputError, TrainingError
 from dfscan.report.writers import AtomicFile
 from dfscan.train.companions import path_of
 from dfscan.train.crops import encode, read_crop
@@ -37,6 +38,8 @@ CODE_WIDTH = 16
 LAST_WIDTH = 16
 """Channels at full size."""
 BATCH_SIZE = 16
+MAX_TAUGHT = 10_000
+"""So many faces teach: at 256 px they take 2 GB of memory."""
 LEARNING_RATE = 1e-3
 LOSS_LEVELS = 3
 """The picture and two smaller copies are compared: those teach where features are, the picture where they end."""
@@ -72,16 +75,27 @@ def reconstruct(
     Raises:
         ConfigError: a crop cannot be read.
         OutputError: a reconstruction cannot be written.
+        TrainingError: an autoencoder's loss is not finite.
     """
     real = [sample for sample in samples if sample.label == "real"]
     training = [sample for sample in real if sample.split == "train"]
+    taught = [training[i] for i in np.random.default_rng(seed).permutation(len(training))[:MAX_TAUGHT]]
     for number, design in enumerate(DESIGNS):
-        if all(path_of(out, design, sample).exists() for sample in real):
+        if is_complete(out, design, samples):
             continue
-        pictures = np.stack([_picture(folder, sample, size_px) for sample in training])
+        pictures = np.stack([_picture(folder, sample, size_px) for sample in taught])
         network = _trained(design, pictures, num_steps, device, seed + number, tell)
-        for sample in real:
-            _write(path_of(out, design, sample), _reconstructed(network, _picture(folder, sample, size_px), device))
+        for start in range(0, len(real), BATCH_SIZE):
+            batch = real[start : start + BATCH_SIZE]
+            painted = _painted(network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device)
+            for sample, picture in zip(batch, painted, strict=True):
+                _write(path_of(out, design, sample), picture)
+        tell(f"autoencoder {design}: {len(real)} faces painted")
+
+
+def is_complete(out: Path, design: Design, samples: Sequence[Sample]) -> bool:
+    """Whether the reconstructions of all real faces are there; whether they can be read is seen when they are."""
+    return all(path_of(out, design, sample).exists() for sample in samples if sample.label == "real")
 
 
 class Autoencoder(nn.Module):
@@ -134,9 +148,7 @@ def _trained(
     said_s = time.monotonic()
     for step, batch in enumerate(_batches(pictures, num_steps, np.random.default_rng(seed))):
         wanted = _to_tensor(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            painted = network(wanted)
-        loss = _loss(painted.float(), wanted)
+        loss = _loss(network(wanted), wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -144,6 +156,8 @@ def _trained(
         if time.monotonic() - said_s > SAY_EVERY_S or step == num_steps - 1:
             said_s = time.monotonic()
             tell(f"autoencoder {design}: step {step + 1} of {num_steps}, loss {loss.item():.4f}")
+    if not math.isfinite(loss.item()):
+        raise TrainingError(f"the loss of autoencoder {design} is not finite; use another --seed")
     network.eval()
     return network
 
@@ -176,11 +190,11 @@ def _picture(folder: Path, sample: Sample, size_px: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
 
 
-def _reconstructed(network: Autoencoder, picture: Pixels, device: torch.device) -> Pixels:
+def _painted(network: Autoencoder, pictures: Pixels, device: torch.device) -> Pixels:
     with torch.inference_mode():
-        painted = network(_to_tensor(picture[None], device))[0]
+        painted = network(_to_tensor(pictures, device))
     levels = (painted * 255).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _write(path: Path, picture: Pixels) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.report.meta import versions
 from dfscan.train.calibrate import calibrate, video_scores
+from dfscan.train.companions import check_swaps, reconstructions_in
 from dfscan.train.folder import RunFolder
-from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
+from dfscan.train.manifest import MANIFEST_NAME, Sample, Split, read_manifest
 from dfscan.train.metrics import Estimate, by_source, measure
-from dfscan.train.settings import ForgeryKind, TrainSettings
+from dfscan.train.settings import DESIGNS, ForgeryKind, TrainSettings
 from dfscan.train.splits import check_splits
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from dfscan.train.world import World
 
 SHEET_COLUMNS = 8
+TRAINING_SPLITS: tuple[Split, ...] = ("train", "val")
+HELD_OUT_SPLITS: dict[str, Split] = {"validation": "val", "test": "test"}
+"""By their names in a card's metrics."""
 
 
 def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: bool = False) -> Path | None:
@@ -50,7 +54,7 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
         CheckpointError: the weights to start from cannot be used.
         TrainingError: the numbers are no longer finite.
         OutputError: a file cannot be written.
-        KeyboardInterrupt, SystemExit: interrupted, after the state was saved.
+        KeyboardInterrupt, SystemExit: interrupted; --resume goes on from the state that was saved.
     """
     from dfscan.train.interrupt import Interrupt
     from dfscan.train.world import joined_world
@@ -67,27 +71,30 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
             trainer.resume(folder)
         elif world.is_main:
             folder.write_settings(dataclasses.asdict(settings))
+            trainer.begin(folder)
         listener = listener if world.is_main else _Silence()
-        _reconstruct(samples, settings, world, listener)
+        _reconstruct(samples, settings, world, listener.noted)
         interrupt = Interrupt()
         with closing(folder), interrupt.listening():
             trainer.run(folder, listener, interrupt)
         return _finish(trainer, folder, settings, samples, world)
 
 
-def measure_loading(settings: TrainSettings, *, num_steps: int) -> dict[str, float]:
+def measure_loading(settings: TrainSettings, *, num_steps: int, tell: Callable[[str], None]) -> dict[str, float]:
     """Seconds of a training step with and without the loader; writes nothing but reconstructed faces."""
     from dfscan.train.world import joined_world
 
     samples = load_samples(settings)
     with joined_world(settings.device) as world:
         trainer = _trainer(samples, settings, world)
-        _reconstruct(samples, settings, world, _Silence())
+        _reconstruct(samples, settings, world, tell)
         return trainer.measure_loading(num_steps)
 
 
-def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> None:
+def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], None], num_faces: int = 32) -> None:
     """Draw what the network will see in its first epoch: reals in one row, their fakes below.
+
+    Reconstructed faces that are wanted and not there yet are made first.
 
     Raises:
         ConfigError: the data set cannot be used.
@@ -98,11 +105,11 @@ def write_sheet(settings: TrainSettings, path: Path, *, num_faces: int = 32) -> 
     from dfscan.train.world import joined_world
 
     samples = load_samples(settings)
-    with joined_world(settings.device) as world:
-        _reconstruct(samples, settings, world, _Silence())
-    samples = [sample for sample in samples if sample.split == "train"]
-    faces = _face_set(samples, settings, is_training=True)
-    order = np.random.default_rng(settings.seed).permutation(len(samples))[:num_faces].tolist()
+    if "reconstructed" in settings.kinds:
+        with joined_world(settings.device) as world:
+            _reconstruct(samples, settings, world, tell)
+    faces = _face_set(samples, "train", settings, is_training=True)
+    order = np.random.default_rng(settings.seed).permutation(len(faces))[:num_faces].tolist()
     views = [faces.views_of(Key(0, index, 0)) for index in order]
     rows = []
     for start in range(0, len(views), SHEET_COLUMNS):
@@ -119,13 +126,15 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     """The samples of a data set that can be trained on.
 
     Raises:
-        ConfigError: there is none, a split leaks into another or is empty, or lacks a class.
+        ConfigError: there is none, a split leaks into another or is empty, lacks a class, or people to swap.
     """
     if settings.data is None:
         raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
     samples = read_manifest(settings.data)
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
     check_splits(samples, path.parent)
+    if "swapped" in settings.kinds + settings.left_out_kinds:
+        check_swaps(samples, path)
     for split in ("train", "val"):
         missing = _missing_labels(samples, split, settings)
         if len(missing) == 2:
@@ -158,21 +167,20 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
         architecture=settings.architecture,
         preprocessing=Preprocessing(input_size_px=settings.input_size_px, crop_margin=settings.crop_margin),
     )
-    parts = {
-        split: _face_set([s for s in samples if s.split == split], settings, is_training=split == "train")
-        for split in ("train", "val")
-    }
+    parts = {split: _face_set(samples, split, settings, is_training=split == "train") for split in TRAINING_SPLITS}
     return Trainer(
         _network(settings), settings, training=parts["train"], validation=parts["val"], card=card, world=world
     )
 
 
-def _face_set(samples: Sequence[Sample], settings: TrainSettings, *, is_training: bool = False) -> FaceSet:
+def _face_set(
+    samples: Sequence[Sample], split: Split, settings: TrainSettings, *, is_training: bool = False
+) -> FaceSet:
     from dfscan.train.dataset import FaceSet
 
-    return FaceSet(
-        samples, _folder(settings), settings, is_training=is_training, reconstructions=_reconstructions(settings)
-    )
+    of_split = [sample for sample in samples if sample.split == split]
+    painted = reconstructions_in(samples, settings)
+    return FaceSet(of_split, _folder(settings), settings, is_training=is_training, reconstructions=painted)
 
 
 def _folder(settings: TrainSettings) -> Path:
@@ -180,37 +188,32 @@ def _folder(settings: TrainSettings) -> Path:
     return settings.data if settings.data.is_dir() else settings.data.parent
 
 
-def _reconstructions(settings: TrainSettings) -> Path | None:
-    """Where reconstructed faces are; None where there are to be none.
+def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, tell: Callable[[str], None]) -> None:
+    """Make the reconstructed faces that are wanted and not there yet.
 
     Raises:
-        ConfigError: no folder is named that they could be in.
+        ConfigError: many processes are to train; those would wait for one for longer than they can.
     """
-    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
-        return None
-    folder = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
-    if folder is None:
-        raise ConfigError("reconstructed faces need a folder: name one with --reconstructions")
-    return folder / f"{settings.reconstruction_px}px-{settings.reconstruction_steps}"
+    from dfscan.train.reconstruct import is_complete, reconstruct
 
-
-def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, listener: Listener) -> None:
-    """Have the main process make the reconstructed faces that are wanted and not there yet."""
-    from dfscan.train.reconstruct import reconstruct
-
-    folder = _reconstructions(settings)
-    if folder and world.is_main:
-        reconstruct(
-            samples,
-            _folder(settings),
-            folder,
-            size_px=settings.reconstruction_px,
-            num_steps=settings.reconstruction_steps,
-            device=world.device,
-            seed=settings.seed,
-            tell=listener.noted,
+    folder = reconstructions_in(samples, settings)
+    if folder is None or all(is_complete(folder, design, samples) for design in DESIGNS):
+        return
+    if world.size > 1:
+        raise ConfigError(
+            f"{folder}: the reconstructed faces are not all there yet; make them with one process first, as by "
+            f"`dfscan train` with the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
         )
-    world.wait()
+    reconstruct(
+        samples,
+        _folder(settings),
+        folder,
+        size_px=settings.reconstruction_px,
+        num_steps=settings.reconstruction_steps,
+        device=world.device,
+        seed=settings.seed,
+        tell=tell,
+    )
 
 
 def _network(settings: TrainSettings) -> DeepfakeDetector:
@@ -254,8 +257,8 @@ def _finish(
 ) -> Path | None:
     """Score held-out faces with the best checkpoint as it is stored, and write what follows from that."""
     held_out = {
-        name: trainer.score_best(folder, _face_set([s for s in samples if s.split == split], settings))
-        for name, split in {"validation": "val", "test": "test"}.items()
+        name: trainer.score_best(folder, _face_set(samples, split, settings))
+        for name, split in HELD_OUT_SPLITS.items()
         if not _missing_labels(samples, split, settings)
     }
     if not world.is_main:
@@ -283,7 +286,7 @@ def _finish(
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
-    _write_validation(folder, held_out["validation"], calibration)
+    _write_validation(folder, held_out["validation"], settings, calibration)
     return folder.best_path
 
 
@@ -320,7 +323,9 @@ def _plain(metrics: dict[str, Estimate]) -> dict[str, Any]:
     return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
 
 
-def _write_validation(folder: RunFolder, scores: ValidationScores, calibration: Calibration) -> None:
+def _write_validation(
+    folder: RunFolder, scores: ValidationScores, settings: TrainSettings, calibration: Calibration
+) -> None:
     from dfscan.train.plots import plot_history, plot_scores
 
     judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
@@ -332,7 +337,8 @@ def _write_validation(folder: RunFolder, scores: ValidationScores, calibration: 
     folder.write_table("validation.csv", columns, rows)
     plot_history(folder.rows(), folder.path)
     thresholds = (calibration.real_threshold, calibration.fake_threshold)
-    plot_scores(judged, scores.is_fake, folder.path, thresholds=thresholds, title="validation faces")
+    shown = np.array([made not in settings.left_out_kinds for made in scores.made])
+    plot_scores(judged[shown], scores.is_fake[shown], folder.path, thresholds=thresholds, title="validation faces")
 
 
 def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class TrainSettings:
         "none", FORGERIES, f"Pair each real face with a fake made of it: some of {', '.join(FORGERY_KINDS)}, by commas."
     )
     left_out: str = setting(
-        "none", FORGERIES, "Kinds of them that are made in validation only, to learn how well an unknown one is found."
+        "none",
+        FORGERIES,
+        "Kinds of them that are made in validation and test only, to learn how well an unknown one is found.",
     )
     reconstructions: Path | None = setting(
         None, FORGERIES, "Folder of reconstructed faces; what it lacks is made first. Default: in the run folder."
@@ -146,8 +148,10 @@ class TrainSettings:
         return kinds_in(self.left_out)
 
 
-SAME_RESULT = frozenset(("data", "out", "reconstructions", "workers", "threads", "save_every_s", "device", "name"))
-"""Settings that may change on --resume."""
+SAME_RESULT = frozenset(
+    ("data", "out", "reconstructions", "forgeries", "left_out", "workers", "threads", "save_every_s", "device", "name")
+)
+"""Settings that may change on --resume; of the kinds of forgeries only how they are written."""
 
 
 def kinds_in(text: str) -> tuple[ForgeryKind, ...]:
@@ -159,9 +163,9 @@ def kinds_in(text: str) -> tuple[ForgeryKind, ...]:
     names = [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
     known: dict[str, ForgeryKind] = {kind: kind for kind in FORGERY_KINDS}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"unknown forgeries {unknown[0]!r}: use none, or some of {', '.join(known)}, by commas")
+        raise ConfigError(f"{unknown[0]!r} is unknown: use none, or some of {', '.join(known)}, by commas")
     if len(set(names)) < len(names):
-        raise ConfigError(f"forgeries {text!r}: a kind comes twice")
+        raise ConfigError(f"in {text!r} a kind comes twice")
     return tuple(known[name] for name in names)
 
 
@@ -192,8 +196,20 @@ def build(values: Mapping[str, Any]) -> TrainSettings:
     return settings
 
 
+def _kinds_problems(settings: TrainSettings) -> dict[str, bool]:
+    problems = {}
+    for name in ("forgeries", "left_out"):
+        try:
+            kinds_in(getattr(settings, name))
+        except ConfigError as error:
+            problems[f"{name}: {error}"] = True
+    return problems
+
+
 def _contradictions(settings: TrainSettings) -> dict[str, bool]:
     ordered = ("h264_crf", "scale", "jpeg", "downscale", "noise")
+    if unknown := _kinds_problems(settings):  # without kinds the rest cannot be told
+        return unknown
     problems = {
         f"{name}_min is above {name}_max": getattr(settings, f"{name}_min") > getattr(settings, f"{name}_max")
         for name in ordered

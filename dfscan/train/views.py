@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import compress_h264, rescale, smooth_skin
+from dfscan.train.degrade import compress_h264, smooth_skin
+from dfscan.train.forgery import LEAST_SIDE_PX
 from dfscan.train.manipulate import forge
 from dfscan.train.settings import ForgeryKind, TrainSettings
 
@@ -41,7 +42,9 @@ def evaluation_fake(
     companion: LooseCrop | None = None,
 ) -> Pixels:
     """The view of a fake that differs from this real face within the mask alone; `companion` as for `pair`."""
-    beside = _work(companion, face.pixels.shape[0], margin=_margin(face)) if companion else None
+    beside = companion
+    if companion and companion.pixels.shape != face.pixels.shape:  # another person's
+        beside = _work(companion, face.pixels.shape[0], margin=_margin(face))
     blend = forge(kind, face, beside, rng, keeps_real=True)
     return evaluation_view(LooseCrop(blend.fake, face.box_xyxy, face.landmarks), settings)
 
@@ -128,8 +131,8 @@ class TrainingViews:
         if is_compressed:
             pictures = [compress_h264(picture, crf=crf) for picture in pictures]
         if is_resent:
-            factor, crf = rng.uniform(*RESENT_FACTORS), int(rng.integers(*RESENT_CRFS))
-            pictures = [compress_h264(rescale(picture, factor=factor), crf=crf) for picture in pictures]
+            factor, crf = rng.uniform(*RESENT_FACTORS), int(rng.integers(RESENT_CRFS[0], RESENT_CRFS[1] + 1))
+            pictures = [_resent(picture, factor, crf) for picture in pictures]
         return pictures
 
     def _augmented(self, picture: Pixels, mask: Floats | None, seed: int) -> tuple[Pixels, Floats | None]:
@@ -146,6 +149,15 @@ class TrainingViews:
             return [pixels for pixels, _ in drawn]
         left, top = _patch_corner(drawn[0][1], self._settings.input_size_px, patch_px, rng)
         return [np.ascontiguousarray(pixels[top : top + patch_px, left : left + patch_px]) for pixels, _ in drawn]
+
+
+def _resent(picture: Pixels, factor: float, crf: int) -> Pixels:
+    """Shrunk, compressed, and enlarged by who watches it."""
+    side_px = picture.shape[0]
+    small_px = max(LEAST_SIDE_PX, round(side_px * factor))
+    small = np.asarray(cv2.resize(picture, (small_px, small_px), interpolation=cv2.INTER_AREA), np.uint8)
+    back = cv2.resize(compress_h264(small, crf=crf), (side_px, side_px), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(back, np.uint8)
 
 
 def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
