@@ -80,7 +80,7 @@ def forge(
         raise ValueError(f"a {kind} face needs a companion of its size")
     softened = rescale(face.pixels, factor=rng.uniform(*SOFTENED)) if is_softened else face.pixels
     target = LooseCrop(softened, face.box_xyxy, face.landmarks)
-    return swap(target, companion, rng) if kind == "swapped" else replace(target, companion.pixels, rng)
+    return swap(target, companion, rng) if kind == "swapped" else repaint(target, companion.pixels, rng)
 
 
 def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
@@ -95,7 +95,7 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     return _blended(face.pixels, source, mask * np.float32(rng.uniform(0.75, 1)), region)
 
 
-def replace(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend:
+def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend:
     """Put what an autoencoder painted in the place of the face, a part of it, or everything.
 
     Half the time its colours are brought back to those of the picture, and it is sharpened by chance.
