@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
@@ -15,8 +16,9 @@ from dfscan.config import read_file
 from dfscan.detector.checkpoint import read_card
 from dfscan.errors import ConfigError
 from dfscan.train.manifest import MANIFEST_NAME, write_manifest
-from dfscan.train.run import load_samples
+from dfscan.train.run import _reconstruct, load_samples
 from dfscan.train.settings import TrainSettings, build, model
+from dfscan.train.world import World
 from tests.datasets import write_dataset, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,6 +220,15 @@ def test_swapping_needs_two_people_in_each_split(tmp_path: Path) -> None:
     write_manifest(tmp_path / "data" / MANIFEST_NAME, samples)
     done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY, "--forgeries", "swapped")
     refused(done, "'val'", "--left-out")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_do_not_wait_for_one_that_paints(tmp_path: Path) -> None:
+    samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
+    for rank in range(2):
+        with pytest.raises(ConfigError, match=r"one process first.*--sheet"):
+            _reconstruct(samples, settings, World(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
 
