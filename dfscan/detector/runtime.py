@@ -60,7 +60,11 @@ class Runtime(Protocol):
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, one face at a time in each thread: there its fastest, and reproducible to the bit."""
+    """ONNX Runtime on the CPU, one face at a time in each thread: reproducible to the bit.
+
+    At 380 px that is its fastest: on a core of a server 114 ms a face, 118 in twos, 126 in fours, 138 in eights. At
+    112 px, where weights are most of what is read, fours would take 12 ms a face instead of 14.3.
+    """
 
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
         self.device = "cpu"
