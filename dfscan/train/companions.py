@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.errors import ConfigError
-from dfscan.train.crops import LooseCrop, read_crop
+from dfscan.train.crops import LooseCrop, read_crop, resized
 from dfscan.train.manifest import Sample
 from dfscan.train.settings import DESIGNS, Design, ForgeryKind, TrainSettings
 
@@ -73,10 +72,8 @@ class Companions:
                 f"reconstructed face {path} is missing or damaged: delete it if it is there, and run again; then it is "
                 "painted anew"
             ) from error
-        side_px = face.pixels.shape[0]
-        method = cv2.INTER_AREA if painted.shape[0] > side_px else cv2.INTER_CUBIC
-        pixels = np.asarray(cv2.resize(painted, face.pixels.shape[1::-1], interpolation=method), np.uint8)
-        return LooseCrop(pixels, face.box_xyxy, face.landmarks)
+        height_px, width_px = face.pixels.shape[:2]
+        return LooseCrop(resized(painted, width_px, height_px), face.box_xyxy, face.landmarks)
 
 
 def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:

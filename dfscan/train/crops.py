@@ -61,6 +61,12 @@ def cut(frame_pixels: NDArray[np.uint8], detection: Detection, *, margin: float,
     )
 
 
+def resized(pixels: NDArray[np.uint8], width_px: int, height_px: int) -> NDArray[np.uint8]:
+    """Bring a picture to another size: by area averaging where it shrinks, else by bicubic interpolation."""
+    method = cv2.INTER_AREA if pixels.shape[0] > height_px else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), np.uint8)
+
+
 def encode(pixels: NDArray[np.uint8], crop_format: CropFormat) -> bytes:
     """Encode (H, W, 3) RGB as a file's bytes: PNG without loss, JPEG at quality 95."""
     is_encoded, data = cv2.imencode(f".{crop_format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _OPTIONS[crop_format])

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from torch.nn import functional as F  # noqa: TID253
 from dfscan.errors import OutputError, TrainingError
 from dfscan.report.writers import AtomicFile
 from dfscan.train.companions import path_of
-from dfscan.train.crops import encode, read_crop
+from dfscan.train.crops import encode, read_crop, resized
 from dfscan.train.manifest import Sample
 from dfscan.train.settings import DESIGNS, Design
 
@@ -185,9 +184,7 @@ def _to_tensor(pictures: Pixels, device: torch.device) -> Tensor:
 
 
 def _picture(folder: Path, sample: Sample, size_px: int) -> Pixels:
-    pixels = read_crop(folder / sample.crop)
-    method = cv2.INTER_AREA if pixels.shape[0] > size_px else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+    return resized(read_crop(folder / sample.crop), size_px, size_px)
 
 
 def _painted(network: Autoencoder, pictures: Pixels, device: torch.device) -> Pixels:

@@ -122,9 +122,9 @@ class TrainingViews:
         settings = self._settings
         is_compressed = rng.random() < settings.h264_p
         crf = int(rng.integers(settings.h264_crf_min, settings.h264_crf_max + 1))
-        is_smoothed, is_resent = (
-            share > 0 and rng.random() < share for share in (settings.beauty_p, settings.resend_p)
-        )
+        # Nothing is drawn for what never happens, so that recipes without it go on seeing the same faces.
+        is_smoothed = settings.beauty_p > 0 and rng.random() < settings.beauty_p
+        is_resent = settings.resend_p > 0 and rng.random() < settings.resend_p
         if is_smoothed:
             strength = rng.uniform(0.2, 1)
             pictures = [smooth_skin(picture, strength=strength) for picture in pictures]
