@@ -1,6 +1,6 @@
 import pytest
 
-from dfscan.train.batches import num_steps, plan_epoch
+from dfscan.train.batches import Key, Pool, draw_epoch, num_steps, plan_epoch
 
 
 def test_every_view_is_seen_once() -> None:
@@ -59,3 +59,65 @@ def test_steps_count_windows_and_the_partial_one(
     num_batches: int, accumulate: int, world_size: int, steps: int
 ) -> None:
     assert num_steps(num_batches, accumulate=accumulate, world_size=world_size) == steps
+
+
+def pool() -> Pool:
+    """100 portraits of 50 people, a page with a real and two fakes of one person, and a page with fakes only."""
+    sources = [f"portrait{i // 2}" for i in range(100)] + ["take", "swap1", "swap2", "alone"]
+    groups = [f"person{i // 2}" for i in range(100)] + ["star"] * 3 + ["avatar"]
+    domains = ["portraits"] * 100 + ["page"] * 3 + ["fakes only"]
+    return Pool([False] * 101 + [True] * 3, domains, groups, sources)
+
+
+def drawn(**changes: object) -> list[tuple[Key, ...]]:
+    settings = {"epoch": 0, "seed": 0, "batch_size": 8, "num_faces": 4000, "fake_share": 0.5, "domain_exponent": 0.0}
+    return draw_epoch(pool(), **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_drawn_batches_hold_as_many_reals_as_fakes() -> None:
+    is_fake = pool().is_fake
+    for batch in drawn():
+        reals = sum(not is_fake[key.sample] for key in batch)
+        made = sum(key.is_forged for key in batch)
+        fakes = sum(is_fake[key.sample] for key in batch)
+        assert (reals, made + fakes) == (4, 4)
+        assert not any(key.is_forged for key in batch if is_fake[key.sample])
+
+
+def test_domains_are_drawn_evenly_or_by_their_number_of_groups() -> None:
+    domains = pool().domains
+
+    def portion(exponent: float) -> float:
+        reals = [key for batch in drawn(fake_share=0.0, domain_exponent=exponent) for key in batch]
+        return sum(domains[key.sample] == "portraits" for key in reals) / len(reals)
+
+    assert portion(0.0) == pytest.approx(1 / 2, abs=0.04)
+    assert portion(1.0) == pytest.approx(50 / 51, abs=0.02)
+
+
+def test_a_true_fake_comes_with_a_real_of_its_own_page_where_there_is_one() -> None:
+    facts = pool()
+    pairs = [
+        (fake.sample, real.sample)
+        for batch in drawn(fake_share=1.0)
+        for fake, real in zip(batch[::2], batch[1::2], strict=True)
+    ]
+    assert {facts.domains[real] for fake, real in pairs if facts.domains[fake] == "page"} == {"page"}
+    assert {facts.domains[real] for fake, real in pairs if facts.domains[fake] == "fakes only"} == {"portraits", "page"}
+    assert len({fake for fake, _ in pairs}) == 3
+
+
+def test_drawn_epochs_depend_on_seed_and_epoch_and_divide_among_devices() -> None:
+    assert drawn() == drawn()
+    assert drawn() != drawn(epoch=1)
+    assert drawn() != drawn(seed=1)
+    assert len(drawn(num_faces=100, world_size=4)) == 12
+
+
+def test_without_true_fakes_all_pairs_are_made() -> None:
+    facts = Pool([False] * 4, ["d"] * 4, list("abcd"), list("abcd"))
+    batches = draw_epoch(
+        facts, epoch=0, seed=0, batch_size=4, num_faces=16, fake_share=0.5, domain_exponent=0.5, world_size=1
+    )
+    assert [len(batch) for batch in batches] == [2] * 4
+    assert all(key.is_forged for batch in batches for key in batch)

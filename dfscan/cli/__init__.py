@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dfscan import __version__
-from dfscan.cli import bench, evaluate, explain, info, init_checkpoint, prepare, report, scan, train
+from dfscan.cli import bench, calibrate, evaluate, explain, info, init_checkpoint, prepare, report, scan, train
 from dfscan.cli.help import SectionedCommand
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("report", cls=SectionedCommand)(report.report)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("train", cls=SectionedCommand)(train.train)
+app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)

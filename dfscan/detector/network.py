@@ -59,6 +59,13 @@ class DeepfakeDetector(nn.Module):
         logit: Tensor = self.head(self._features(x).mean(dim=(2, 3)))
         return logit
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Hidden features [B, 512] of normalised faces [B, 3, H, W]: what the head's last layer sees."""
+        hidden: Tensor = self._features(x).mean(dim=(2, 3))
+        for layer in list(self.head)[:-1]:
+            hidden = layer(hidden)
+        return hidden
+
     def forward_with_cam(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score normalised faces [B, 3, H, W] and tell where the network looked; eval mode only.
 

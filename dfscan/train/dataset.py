@@ -19,6 +19,7 @@ from dfscan.errors import ConfigError
 from dfscan.train.batches import Batch, Key
 from dfscan.train.companions import Companions
 from dfscan.train.crops import LooseCrop
+from dfscan.train.kinds import kind_class
 from dfscan.train.manifest import Sample
 from dfscan.train.settings import FORGERY_KINDS, ForgeryKind, TrainSettings
 from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
@@ -39,10 +40,12 @@ class Faces:
     """int64 [B] of the samples."""
     made: Tensor
     """int64 [B] what a face was made of its sample by: 0 by nothing, else 1 + the place in `FORGERY_KINDS`."""
+    kinds: Tensor
+    """int64 [B] indices in `kinds.KIND_CLASSES`."""
 
     def pin_memory(self) -> Faces:
         """The same in memory that a GPU reads fast; DataLoader calls it."""
-        return Faces(self.pixels.pin_memory(), self.is_fake.pin_memory(), self.index, self.made)
+        return Faces(self.pixels.pin_memory(), self.is_fake.pin_memory(), self.index, self.made, self.kinds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +59,8 @@ class View:
     """What a fake was made by from a real face."""
 
 
-_Item = tuple[list[View], int]
+_Item = tuple[list[View], int, str]
+"""The views of a sample, its index, and its kind of manipulation."""
 
 
 class FaceSet(Dataset[_Item | ConfigError]):
@@ -103,7 +107,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
         A crop that cannot be read gives its error, not raises it: DataLoader would wrap it in a worker's traceback.
         """
         try:
-            return self.views_of(key), key.sample
+            return self.views_of(key), key.sample, self.samples[key.sample].kind
         except ConfigError as error:
             return error
 
@@ -120,7 +124,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
             made = [] if is_fake else self._held_out_kinds(key.sample)
             fakes = [self._evaluation_fake(key.sample, face, kind, rng) for kind in made]
             return [View(evaluation_view(face, self._settings), is_fake), *fakes]
-        if is_fake or not kinds:
+        if is_fake or not kinds or not key.is_forged:
             return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
         kind = kinds[rng.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
         companion = self._companions.of(key.sample, face, kind, rng)
@@ -180,10 +184,11 @@ def _collate(items: list[_Item | ConfigError]) -> Faces | ConfigError:
     good = [item for item in items if not isinstance(item, ConfigError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, ConfigError))
-    views = [(view, index) for views, index in good for view in views]
+    views = [(view, index, kind) for views, index, kind in good for view in views]
     return Faces(
-        pixels=torch.from_numpy(np.stack([view.pixels for view, _ in views])),
-        is_fake=torch.tensor([view.is_fake for view, _ in views], dtype=torch.float32),
-        index=torch.tensor([index for _, index in views]),
-        made=torch.tensor([1 + FORGERY_KINDS.index(view.kind) if view.kind else 0 for view, _ in views]),
+        pixels=torch.from_numpy(np.stack([view.pixels for view, *_ in views])),
+        is_fake=torch.tensor([view.is_fake for view, *_ in views], dtype=torch.float32),
+        index=torch.tensor([index for _, index, _ in views]),
+        made=torch.tensor([1 + FORGERY_KINDS.index(view.kind) if view.kind else 0 for view, *_ in views]),
+        kinds=torch.tensor([kind_class(view.is_fake, view.kind, kind) for view, _, kind in views]),
     )

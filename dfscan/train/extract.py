@@ -50,6 +50,8 @@ class PrepareSettings(BaseModel):
     group_column: str | None = None
     split_column: str | None = None
     kind_column: str | None = None
+    domain_column: str | None = None
+    fold_column: str | None = None
     # faces
     num_frames: Count = 32
     detection_threshold: Probability = 0.95
@@ -81,9 +83,7 @@ class PrepareSettings(BaseModel):
     @property
     def source_options(self) -> SourceOptions:
         """How the inputs are to be read."""
-        return SourceOptions(
-            self.label, self.path_column, self.label_column, self.group_column, self.split_column, self.kind_column
-        )
+        return SourceOptions(**{name: getattr(self, name) for name in SourceOptions.__dataclass_fields__})
 
 
 class Listener(Protocol):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dfscan.detector.card import CheckpointCard
     from dfscan.detector.network import DeepfakeDetector
 
+VALIDATION_NAME = "validation.csv"
+VALIDATION_COLUMNS = ("crop", "source", "group", "label", "kind", "domain", "made_by", "logit", "score")
+
 
 class RunFolder:
     """Paths and writers of one run; only the main process writes."""

@@ -36,6 +36,10 @@ class Source:
     """What must not cross splits; never empty when it comes from `read_sources`."""
     split: Split | None = None
     """Where somebody has settled it already."""
+    domain: str = ""
+    """Where the footage comes from, such as a data set or a web page; empty where nobody says."""
+    fold: str = ""
+    """Part of a cross-validation; empty for what is always trained on."""
 
 
 @dataclass(slots=True)

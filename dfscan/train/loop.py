@@ -28,10 +28,11 @@ from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.errors import ConfigError, TrainingError
-from dfscan.train.batches import Batch, num_steps, plan_epoch
+from dfscan.train.batches import Batch, Pool, draw_epoch, num_steps, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
 from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
+from dfscan.train.kinds import KindTeacher, kind_loss
 from dfscan.train.loss import detection_loss
 from dfscan.train.metrics import quick
 from dfscan.train.optim import create_optimizer, create_schedule, update_average
@@ -90,18 +91,23 @@ class Trainer:
         self._training, self._validation = training, validation
         self.network: DeepfakeDetector = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision = PRECISIONS[chosen_precision(settings.precision, world.device)]
+        is_fake = [sample.label == "fake" for sample in training.samples]
+        texts = {name: [getattr(each, name) for each in training.samples] for name in ("domain", "group", "source")}
+        self._pool = Pool(is_fake, texts["domain"], texts["group"], texts["source"])
         self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
         if not all(self._plans.values()):
             raise ConfigError(
                 f"{len(training)} training samples are not one batch of {settings.batch_size} for each of {world.size} "
                 "processes; prepare more, lower --batch-size, or train on fewer devices"
             )
-        optimizer = create_optimizer(self.network, settings)
+        teacher = KindTeacher(self.network).to(world.device) if settings.kind_weight else None
+        kind_output = teacher.kinds if teacher else None
+        optimizer = create_optimizer(self.network, settings, kind_output)
         schedule = create_schedule(optimizer, settings, num_steps=self.num_steps)
         scaler = GradScaler(world.device.type, enabled=self._precision == torch.float16)
         average = copy.deepcopy(self.network).eval() if settings.ema_decay else None
-        self._machinery = Machinery(self.network, optimizer, schedule, scaler, average)
-        self._model = self._distributed()
+        self._machinery = Machinery(self.network, optimizer, schedule, scaler, average, kind_output)
+        self._model = self._distributed(teacher or self.network)
         self.progress = Progress()
 
     @property
@@ -119,6 +125,17 @@ class Trainer:
 
     def _plan(self, epoch: int) -> list[Batch]:
         settings = self._settings
+        if settings.faces_per_epoch:
+            return draw_epoch(
+                self._pool,
+                epoch=epoch,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                num_faces=settings.faces_per_epoch,
+                fake_share=settings.fake_share,
+                domain_exponent=settings.domain_exponent,
+                world_size=self._world.size,
+            )
         return plan_epoch(
             self._training.num_faces,
             epoch=epoch,
@@ -128,12 +145,12 @@ class Trainer:
             world_size=self._world.size,
         )
 
-    def _distributed(self) -> torch.nn.Module:
+    def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
         if self._world.size == 1:
-            return self.network
+            return model
         device = self._world.device
         devices = [device] if device.type == "cuda" else None
-        return cast("torch.nn.Module", DistributedDataParallel(self.network, device_ids=devices))
+        return cast("torch.nn.Module", DistributedDataParallel(model, device_ids=devices))
 
     # The run
 
@@ -245,14 +262,18 @@ class Trainer:
     def _loss(self, faces: Faces) -> Tensor:
         pixels = normalised(faces, self._card.preprocessing, self._world.device)
         with torch.autocast(self._world.device.type, self._precision, enabled=self._precision != torch.float32):
-            logits = self._model(pixels)
-        return detection_loss(logits, faces.is_fake.to(logits.device), self._settings)
+            found = self._model(pixels)
+        if not self._settings.kind_weight:
+            return detection_loss(found, faces.is_fake.to(found.device), self._settings)
+        logits, kind_logits = found
+        loss = detection_loss(logits, faces.is_fake.to(logits.device), self._settings)
+        return loss + self._settings.kind_weight * kind_loss(kind_logits, faces.kinds)
 
     def _update(self) -> float:
         """Step, unless the gradient is not finite; its norm before clipping."""
         machinery = self._machinery
         machinery.scaler.unscale_(machinery.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm))
         if math.isfinite(norm) or machinery.scaler.is_enabled():  # the scaler skips such a step, and scales less
             machinery.scaler.step(machinery.optimizer)
             machinery.scaler.update()

@@ -26,10 +26,12 @@ LANDMARK_COLUMNS = tuple(
     f"{part}_{axis}" for part in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"
 )
 TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256", "fingerprint")
+OPTIONAL_COLUMNS = ("domain", "fold")
+"""Texts that a manifest may lack."""
 NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
 MIN_BOX_PX = 16
 """Least longer side of a face; `dfscan prepare` takes none below 20 px."""
-COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS)
+COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS, *OPTIONAL_COLUMNS)
 """In the order in which they are written. Boxes and landmarks are in pixels of the crop."""
 
 
@@ -58,11 +60,15 @@ class Sample:
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
     fingerprint: str = ""
     """Hex digits of `duplicates.fingerprint`; where it is empty, whoever needs it reads the crop."""
+    domain: str = ""
+    """Origin of the footage, such as a data set or a web page; empty if unknown."""
+    fold: str = ""
+    """Fold of a cross-validation over origins; empty for crops that every fold trains on."""
 
     def row(self) -> dict[str, Any]:
         """The manifest's row, by column."""
         numbers = [self.time_s, self.detection_score, *self.box_xyxy.tolist(), *self.landmarks.ravel().tolist()]
-        texts = {name: getattr(self, name) for name in TEXT_COLUMNS}
+        texts = {name: getattr(self, name) for name in (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)}
         return texts | {name: round(value, 3) for name, value in zip(NUMBER_COLUMNS, numbers, strict=True)}
 
 
@@ -77,12 +83,12 @@ def read_manifest(path: Path) -> list[Sample]:
 
     path = path / MANIFEST_NAME if path.is_dir() else path
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
+        table = pd.read_csv(path, dtype=dict.fromkeys((*TEXT_COLUMNS, *OPTIONAL_COLUMNS), str), keep_default_na=False)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `dfscan prepare`") from error
     except (ValueError, pd.errors.ParserError) as error:
         raise ConfigError(f"{path}: not a CSV file of face crops ({error}); make it with `dfscan prepare`") from error
-    if missing := [name for name in COLUMNS if name not in table.columns]:
+    if missing := [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name not in table.columns]:
         raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; make it anew with `dfscan prepare`")
     if table.empty:
         raise ConfigError(f"{path}: holds no face crop; see what `dfscan prepare` skipped and why")
@@ -126,6 +132,7 @@ def _sample(row: Mapping[Any, Any], values: NDArray[np.float32]) -> Sample:
     time_s, detection_score, *_ = values.tolist()
     return Sample(
         **{name: row[name] for name in TEXT_COLUMNS},
+        **{name: row.get(name, "") for name in OPTIONAL_COLUMNS},
         time_s=time_s,
         detection_score=detection_score,
         box_xyxy=values[2:6],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch  # noqa: TID253
-from torch import nn  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
@@ -14,10 +14,11 @@ MIN_WARMUP_STEPS = 2
 """OneCycleLR divides by the number of warm-up steps less one."""
 
 
-def create_optimizer(network: DeepfakeDetector, settings: TrainSettings) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with two groups: ``head``, then ``backbone``."""
+def create_optimizer(network: DeepfakeDetector, settings: TrainSettings, kind_output: nn.Module | None = None) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with two groups: ``head``, the second output included, then ``backbone``."""
+    head = [*network.head.parameters(), *(kind_output.parameters() if kind_output else ())]
     groups = [
-        {"name": "head", "params": list(network.head.parameters()), "lr": settings.lr_head},
+        {"name": "head", "params": head, "lr": settings.lr_head},
         {"name": "backbone", "params": list(network.backbone.parameters()), "lr": settings.lr_backbone},
     ]
     return AdamW(groups, weight_decay=settings.weight_decay)
@@ -56,8 +57,10 @@ def update_average(average: nn.Module, network: nn.Module, *, decay: float, step
     """
     share = 1 - min(decay, (1 + steps_done) / (10 + steps_done))
     with torch.no_grad():
-        for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, share)
-            else:
+        pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+        floats: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if pair[0].is_floating_point()]
+        # One launch for all tensors: on a GPU, hundreds of small launches would cost more than the step.
+        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], share)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
                 mine.copy_(theirs)

@@ -163,6 +163,8 @@ def _samples(source: Source, entry: Entry) -> list[Sample]:
             box_xyxy=np.array(crop.box_xyxy, np.float32),
             landmarks=np.array(crop.landmarks, np.float32).reshape(5, 2),
             fingerprint=crop.fingerprint,
+            domain=source.domain,
+            fold=source.fold,
         )
         for crop in entry.crops
     ]

@@ -19,7 +19,7 @@ from dfscan.errors import CheckpointError, ConfigError
 from dfscan.report.meta import versions
 from dfscan.train.calibrate import calibrate, video_scores
 from dfscan.train.companions import check_swaps, reconstructions_in
-from dfscan.train.folder import RunFolder
+from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME, RunFolder
 from dfscan.train.manifest import MANIFEST_NAME, Sample, Split, read_manifest
 from dfscan.train.metrics import Estimate, by_source, measure
 from dfscan.train.settings import DESIGNS, ForgeryKind, TrainSettings
@@ -130,8 +130,10 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     """
     if settings.data is None:
         raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
-    samples = read_manifest(settings.data)
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
+    samples = read_manifest(path)
+    if settings.held_out_fold is not None:
+        samples = _split_by_fold(samples, settings.held_out_fold, path)
     check_splits(samples, path.parent)
     if "swapped" in settings.kinds + settings.left_out_kinds:
         check_swaps(samples, path)
@@ -145,6 +147,19 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
             remedy = ", or make them from the real ones with --forgeries self-blended" if "fake" in missing else ""
             raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
     return samples
+
+
+def _split_by_fold(samples: Sequence[Sample], fold: str, path: Path) -> list[Sample]:
+    """Validate on one fold and train on everything else.
+
+    Groups that reach from the fold into the rest are left out of training.
+    """
+    held_out = {sample.group for sample in samples if sample.fold == fold}
+    if not held_out:
+        folds = ", ".join(sorted({sample.fold for sample in samples} - {""})) or "none"
+        raise ConfigError(f"{path}: no crop is of fold {fold!r}; its folds are: {folds}")
+    kept = [sample for sample in samples if sample.fold == fold or sample.group not in held_out]
+    return [dataclasses.replace(sample, split="val" if sample.fold == fold else "train") for sample in kept]
 
 
 def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettings) -> set[str]:
@@ -330,11 +345,13 @@ def _write_validation(
 
     judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
     labels = ["fake" if is_fake else "real" for is_fake in scores.is_fake]
-    crops = [sample.crop for sample in scores.samples]
+    texts = [
+        (s.crop, s.source, s.group, label, s.kind, s.domain) for s, label in zip(scores.samples, labels, strict=True)
+    ]
     made = [kind or "" for kind in scores.made]
-    columns = ("crop", "source", "group", "label", "made_by", "logit", "score")
-    rows = zip(crops, scores.sources, scores.groups, labels, made, scores.logits.tolist(), judged.tolist(), strict=True)
-    folder.write_table("validation.csv", columns, rows)
+    numbers = zip(made, scores.logits.tolist(), judged.tolist(), strict=True)
+    rows = (text + number for text, number in zip(texts, numbers, strict=True))
+    folder.write_table(VALIDATION_NAME, VALIDATION_COLUMNS, rows)
     plot_history(folder.rows(), folder.path)
     thresholds = (calibration.real_threshold, calibration.fake_threshold)
     shown = np.array([made not in settings.left_out_kinds for made in scores.made])

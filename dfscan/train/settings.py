@@ -43,6 +43,14 @@ class TrainSettings:
     out: Path | None = setting(None, DATA, "Run folder, new, or with --resume the one of before.")
     seed: int = setting(0, DATA, "Of weights, order, augmentation and dropout.", ge=0)
     repeat: int = setting(1, DATA, "Times that each crop is seen in an epoch, each time another view.", ge=1)
+    faces_per_epoch: int | None = setting(
+        None, DATA, "Draw this many faces per epoch, balanced over domains, instead of showing each crop.", ge=4
+    )
+    domain_exponent: float = setting(
+        0.5, DATA, "Draw domains in proportion to their number of groups to this power; 0: evenly.", ge=0, le=1
+    )
+    fake_share: float = share(0.5, DATA, "Proportion of drawn reals that come with a true fake instead of a made one.")
+    held_out_fold: str | None = setting(None, DATA, "Validate on this fold of the data set; train on all others.")
 
     forgeries: str = setting(
         "none", FORGERIES, f"Pair each real face with a fake made of it: some of {', '.join(FORGERY_KINDS)}, by commas."
@@ -106,6 +114,7 @@ class TrainSettings:
     focal_weight: float = setting(0.5, LOSS, "Weight of the focal loss.", ge=0)
     focal_alpha: float = share(0.25, LOSS, "The focal loss's factor.")
     focal_gamma: float = setting(2.0, LOSS, "The focal loss's exponent.", ge=0)
+    kind_weight: float = setting(0.0, LOSS, "Weight of telling kinds of fakes apart by a second output.", ge=0)
     focal_balanced: bool = setting(False, LOSS, "Weigh fakes by alpha and reals by 1 - alpha, not all by alpha.")
 
     epochs: int = setting(30, OPTIMISATION, "At most so many epochs.", ge=1)

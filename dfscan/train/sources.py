@@ -49,6 +49,8 @@ class SourceOptions:
     split_column: str | None = None
     """None: ``split``, if there is one."""
     kind_column: str | None = None
+    domain_column: str | None = None
+    fold_column: str | None = None
     """None: ``kind`` or ``method``, if there is one."""
 
 
@@ -143,7 +145,8 @@ def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
                 problems.setdefault(problem, []).append(line)
         if not problems and label:
             file = str(path.parent / cells["path"])
-            found.add(Source(file, label, cells.get("kind", ""), cells.get("group") or file, split))
+            texts = {role: cells.get(role, "") for role in ("kind", "domain", "fold")}
+            found.add(Source(file, label, group=cells.get("group") or file, split=split, **texts))
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
 
@@ -168,10 +171,12 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
         "group": [options.group_column or "group"],
         "split": [options.split_column or "split"],
         "kind": [options.kind_column] if options.kind_column else ["kind", "method"],
+        "domain": [options.domain_column or "domain"],
+        "fold": [options.fold_column or "fold"],
     }
     found = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
     needed = {"path", *(["label"] if options.label is None else [])}
-    needed |= {role for role in ("group", "split", "kind") if getattr(options, f"{role}_column")}
+    needed |= {role for role in ("group", "split", "kind", "domain", "fold") if getattr(options, f"{role}_column")}
     if missing := [role for role in asked if role in needed and role not in found]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""

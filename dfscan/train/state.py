@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
 from torch.amp.grad_scaler import GradScaler  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
@@ -57,6 +57,8 @@ class Machinery:
     scaler: GradScaler
     average: DeepfakeDetector | None = None
     """Running average of the network's weights, where one is kept."""
+    kind_output: nn.Module | None = None
+    """The output that tells kinds of fakes apart, where there is one."""
 
 
 def save_state(path: Path, machinery: Machinery, progress: Progress, settings: Mapping[str, Any]) -> None:
@@ -76,6 +78,8 @@ def save_state(path: Path, machinery: Machinery, progress: Progress, settings: M
     tensors = {f"network/{name}": tensor for name, tensor in machinery.network.state_dict().items()}
     if machinery.average:
         tensors |= {f"average/{name}": tensor for name, tensor in machinery.average.state_dict().items()}
+    if machinery.kind_output:
+        tensors |= {f"kinds/{name}": tensor for name, tensor in machinery.kind_output.state_dict().items()}
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -109,6 +113,8 @@ def load_state(path: Path, machinery: Machinery, settings: Mapping[str, Any]) ->
     machinery.network.load_state_dict(_under(tensors, "network/"))
     if machinery.average:
         machinery.average.load_state_dict(_under(tensors, "average/"))
+    if machinery.kind_output:
+        machinery.kind_output.load_state_dict(_under(tensors, "kinds/"))
     machinery.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
     machinery.schedule.load_state_dict(document["schedule"])
     machinery.scaler.load_state_dict(document["scaler"])

@@ -1,0 +1,63 @@
+"""``dfscan calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfscan.cli.guard import guarded, say, start_logging
+
+
+@guarded
+def calibrate(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders of `dfscan train --held-out-fold`, one per fold.", show_default=False),
+    ],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="Checkpoint trained on all folds.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Calibrated copy to write.", show_default=False)],
+    real_called_fake: Annotated[
+        float, typer.Option(min=0, max=1, help="Maximum share of real videos called fake.")
+    ] = 0.01,
+    fake_called_real: Annotated[
+        float, typer.Option(min=0, max=1, help="Maximum share of fake videos called real.")
+    ] = 0.05,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
+) -> None:
+    """Set a checkpoint's thresholds from footage that each run held out.
+
+    A detector that learned from all footage cannot be calibrated on its own scores. Runs of the same recipe that each
+    hold out one fold score every video once without having seen it; the thresholds come from those scores.
+
+    Examples:
+
+    \b
+      dfscan train --config recipe.toml --data ./faces --held-out-fold 0 --out ./fold0
+      dfscan train --config recipe.toml --data ./faces --held-out-fold 1 --out ./fold1
+      dfscan train --config recipe.toml --data ./faces --out ./final
+      dfscan calibrate ./fold0 ./fold1 --checkpoint ./final/best.safetensors --out detector.safetensors
+    """
+    from dfscan.detector.checkpoint import read_card
+    from dfscan.train.crossval import HELD_OUT, calibrate_on_runs
+
+    start_logging()
+    card = calibrate_on_runs(
+        read_card(checkpoint),
+        runs,
+        out,
+        real_called_fake=real_called_fake,
+        fake_called_real=fake_called_real,
+        half=half,
+    )
+    assert card.metrics
+    found = card.metrics[HELD_OUT]
+    auc = found["video"]["roc_auc"]
+    interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
+    say(
+        f"{out}: calibrated on {found['num_videos']} videos of {found['num_groups']} groups, ROC AUC {auc['value']:.3f}"
+        f"{interval}; `dfscan info --checkpoint {out}` shows the card"
+    )

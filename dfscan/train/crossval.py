@@ -1,0 +1,157 @@
+"""Calibrate a checkpoint on footage that it was trained on, through runs that each left a part of it out.
+
+The final detector learns from every fold, so none of its own scores is fit to set a threshold. Runs of the same recipe
+that each hold out one fold score all footage once without having seen it. Their pooled scores stand in for those of
+the final detector on new footage, as in cross-validation (Stone 1974) and in cross-conformal prediction (Vovk 2015).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.detector.card import CheckpointCard
+from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
+from dfscan.errors import ConfigError
+from dfscan.train.calibrate import calibrate, video_scores
+from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
+from dfscan.train.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
+
+HELD_OUT = "held-out folds"
+"""Name of the pooled figures in a card's metrics."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutFaces:
+    """Faces that a run validated on; one entry for each, made forgeries excluded."""
+
+    logits: NDArray[np.float64]
+    """(F,) raw."""
+    is_fake: NDArray[np.bool_]
+    sources: list[str]
+    groups: list[str]
+    kinds: list[str]
+    """Kind of manipulation; empty for reals."""
+    domains: list[str]
+
+
+def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
+    """Pool what runs wrote of their validation faces.
+
+    Raises:
+        ConfigError: a run has no such file, or two runs validated on the same source.
+    """
+    rows: list[dict[str, str]] = []
+    run_of: dict[str, Path] = {}
+    for run_dir in run_dirs:
+        path = run_dir / VALIDATION_NAME
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                found = [row for row in csv.DictReader(file) if not row.get("made_by")]
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); name folders of finished runs") from error
+        if found and (missing := [name for name in VALIDATION_COLUMNS if name not in found[0]]):
+            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; train again with this dfscan")
+        for row in found:
+            if run_of.setdefault(row["source"], run_dir) != run_dir:
+                raise ConfigError(
+                    f"{row['source']}: held out by {run_of[row['source']]} and by {run_dir}; name one run per fold"
+                )
+        rows += found
+    return HeldOutFaces(
+        logits=np.array([float(row["logit"]) for row in rows], np.float64),
+        is_fake=np.array([row["label"] == "fake" for row in rows], np.bool_),
+        sources=[row["source"] for row in rows],
+        groups=[row["group"] for row in rows],
+        kinds=[row["kind"] for row in rows],
+        domains=[row["domain"] for row in rows],
+    )
+
+
+def calibrate_on_runs(
+    checkpoint: Checkpoint,
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    real_called_fake: float,
+    fake_called_real: float,
+    half: bool,
+) -> CheckpointCard:
+    """Write a copy of a checkpoint with thresholds and figures from held-out folds.
+
+    Args:
+        checkpoint: trained on all folds by the recipe of the runs.
+        run_dirs: a run for each fold.
+        out: where the copy goes.
+        real_called_fake: maximum false positive rate, on real videos of all folds.
+        fake_called_real: maximum false negative rate of the verdict ``real``.
+        half: store the weights in fp16.
+
+    Raises:
+        ConfigError: the runs cannot be pooled, or lack a class.
+        OutputError: the copy cannot be written.
+    """
+    faces = read_held_out(run_dirs)
+    videos = by_source(faces.logits, faces.is_fake, faces.sources, faces.groups)
+    card = checkpoint.card
+    calibration = calibrate(
+        videos.logits,
+        videos.is_fake,
+        aggregation=card.aggregation,
+        num_frames=card.sampling.num_frames,
+        real_called_fake=real_called_fake,
+        fake_called_real=fake_called_real,
+    )
+    scores = video_scores(videos.logits, calibration, aggregation=card.aggregation, num_frames=card.sampling.num_frames)
+    face_scores = 1 / (1 + np.exp(-faces.logits / calibration.temperature))
+    threshold = calibration.fake_threshold
+    metrics = {
+        HELD_OUT: {
+            "frame": _plain(measure(face_scores, faces.is_fake, faces.groups, fake_threshold=threshold)),
+            "video": _plain(measure(scores, videos.is_fake, videos.groups.tolist(), fake_threshold=threshold)),
+            "num_faces": len(faces.logits),
+            "num_videos": len(videos.logits),
+            "num_groups": len(set(faces.groups)),
+        },
+        f"{HELD_OUT}, ROC AUC of videos by kind": _by_kind(videos, scores, faces),
+    }
+    training = {**(card.training or {}), "calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
+    card = card.model_copy(update={"calibration": calibration, "training": training, "metrics": metrics})
+    save_checkpoint(out, load_network(checkpoint), card, half=half)
+    return card
+
+
+def _by_kind(videos: VideoScores, scores: NDArray[np.float64], faces: HeldOutFaces) -> dict[str, Any]:
+    """Each kind of fake against all reals, against reals of its own domain, and against reals of its own group."""
+    first = {source: place for place, source in reversed(list(enumerate(faces.sources)))}
+    places = [first[source] for source in videos.sources.tolist()]
+    kinds, domains = np.array(faces.kinds)[places], np.array(faces.domains)[places]
+    groups, is_fake = videos.groups, videos.is_fake
+    columns: dict[str, dict[str, Any]] = {"against all reals": {}, "within sources": {}, "within takes": {}}
+    counts: dict[str, Any] = {}
+    for kind in ("all", *sorted(set(kinds[is_fake].tolist()))):
+        kept = ~is_fake | (kinds == kind) | (kind == "all")
+        values, labels, names = scores[kept], is_fake[kept], groups[kept].tolist()
+        within = within_source_auc(values, labels, domains[kept].tolist(), names)
+        takes = paired_accuracy(values, labels, names, names)
+        name = kind or "unnamed"
+        columns["against all reals"][name] = dataclasses.asdict(
+            measure(values, labels, names, fake_threshold=None)["roc_auc"]
+        )
+        columns["within sources"][name] = dataclasses.asdict(within.estimate)
+        columns["within takes"][name] = dataclasses.asdict(takes.estimate)
+        counts[f"num_fakes, {name}"] = int(labels.sum())
+        counts[f"num_fakes within sources, {name}"] = within.num_fakes
+        counts[f"num_fakes within takes, {name}"] = takes.num_fakes
+    return {**columns, **counts}
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
