@@ -41,19 +41,19 @@ def write_folds(folder: Path) -> list[Sample]:
 
 def test_a_held_out_fold_is_validated_on_and_never_trained_on(tmp_path: Path) -> None:
     write_folds(tmp_path)
-    samples = load_samples(TrainSettings(data=tmp_path, held_out_fold="1", pretrained=False))
+    samples = load_samples(TrainSettings(data=tmp_path, held_out_folds="1", pretrained=False))
     assert {sample.split for sample in samples if sample.fold == "1"} == {"val"}
     assert {sample.split for sample in samples if sample.fold != "1"} == {"train"}
     assert len(samples) == 10
     with pytest.raises(ConfigError, match="no crop is of fold '7'; its folds are: 0, 1"):
-        load_samples(TrainSettings(data=tmp_path, held_out_fold="7"))
+        load_samples(TrainSettings(data=tmp_path, held_out_folds="7"))
 
 
 def test_a_group_of_the_held_out_fold_is_left_out_of_training(tmp_path: Path) -> None:
     samples = write_folds(tmp_path)
     shared = write_sample(tmp_path, 50, split="train", group=samples[2].group)  # a portrait of somebody in fold 1
     write_manifest(tmp_path / MANIFEST_NAME, [*samples, shared])
-    kept = load_samples(TrainSettings(data=tmp_path, held_out_fold="1", pretrained=False))
+    kept = load_samples(TrainSettings(data=tmp_path, held_out_folds="1", pretrained=False))
     assert shared.crop not in {sample.crop for sample in kept}
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_calibrated_on_what_each_run_held_out(tmp_path: Path) ->
     runner = CliRunner()
     data = ["--data", str(tmp_path / "faces")]
     for fold in ("0", "1"):
-        made = runner.invoke(app, ["train", *FLAGS, *data, "--held-out-fold", fold, "--out", str(tmp_path / fold)])
+        made = runner.invoke(app, ["train", *FLAGS, *data, "--held-out-folds", fold, "--out", str(tmp_path / fold)])
         assert made.exit_code == 0, made.stderr
     assert runner.invoke(app, ["train", *FLAGS, *data, "--out", str(tmp_path / "all")]).exit_code == 0
     final, out = tmp_path / "all" / "best.safetensors", tmp_path / "final.safetensors"

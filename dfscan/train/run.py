@@ -132,8 +132,8 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
         raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
     samples = read_manifest(path)
-    if settings.held_out_fold is not None:
-        samples = _split_by_fold(samples, settings.held_out_fold, path)
+    if settings.held_out_folds is not None:
+        samples = _split_by_fold(samples, settings.held_out_folds, path)
     check_splits(samples, path.parent)
     if "swapped" in settings.kinds + settings.left_out_kinds:
         check_swaps(samples, path)
@@ -149,17 +149,20 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     return samples
 
 
-def _split_by_fold(samples: Sequence[Sample], fold: str, path: Path) -> list[Sample]:
-    """Validate on one fold and train on everything else.
+def _split_by_fold(samples: Sequence[Sample], named: str, path: Path) -> list[Sample]:
+    """Validate on the named folds and train on everything else.
 
-    Groups that reach from the fold into the rest are left out of training.
+    Groups that reach from these folds into the rest are left out of training.
     """
-    held_out = {sample.group for sample in samples if sample.fold == fold}
-    if not held_out:
-        folds = ", ".join(sorted({sample.fold for sample in samples} - {""})) or "none"
-        raise ConfigError(f"{path}: no crop is of fold {fold!r}; its folds are: {folds}")
-    kept = [sample for sample in samples if sample.fold == fold or sample.group not in held_out]
-    return [dataclasses.replace(sample, split="val" if sample.fold == fold else "train") for sample in kept]
+    known = {sample.fold for sample in samples} - {""}
+    folds = {fold.strip() for fold in named.split(",")}
+    if unknown := sorted(folds - known):
+        raise ConfigError(
+            f"{path}: no crop is of fold {unknown[0]!r}; its folds are: {', '.join(sorted(known)) or 'none'}"
+        )
+    held_out = {sample.group for sample in samples if sample.fold in folds}
+    kept = [sample for sample in samples if sample.fold in folds or sample.group not in held_out]
+    return [dataclasses.replace(sample, split="val" if sample.fold in folds else "train") for sample in kept]
 
 
 def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettings) -> set[str]:

@@ -50,7 +50,9 @@ class TrainSettings:
         0.5, DATA, "Draw domains in proportion to their number of groups to this power; 0: evenly.", ge=0, le=1
     )
     fake_share: float = share(0.5, DATA, "Proportion of drawn reals that come with a true fake instead of a made one.")
-    held_out_fold: str | None = setting(None, DATA, "Validate on this fold of the data set; train on all others.")
+    held_out_folds: str | None = setting(
+        None, DATA, "Validate on these folds of the data set, separated by commas; train on everything else."
+    )
 
     forgeries: str = setting(
         "none", FORGERIES, f"Pair each real face with a fake made of it: some of {', '.join(FORGERY_KINDS)}, by commas."
