@@ -97,7 +97,9 @@ def grad_cam_by_autograd(network: DeepfakeDetector, x: Tensor) -> Tensor:
     return torch.relu((alpha * maps.detach()).sum(dim=1))
 
 
-@pytest.mark.parametrize(("architecture", "side_px"), [("test_efficientnet", 160), ("efficientnet_b4", 96)])
+@pytest.mark.parametrize(
+    ("architecture", "side_px"), [("test_efficientnet", 160), ("efficientnet_b0", 64), ("efficientnet_b4", 96)]
+)
 def test_grad_cam_equals_automatic_differentiation(architecture: str, side_px: int) -> None:
     network = with_lively_norms(create_network(architecture, seed=2))
     x = torch.rand(3, 3, side_px, side_px, generator=torch.Generator().manual_seed(4))

@@ -84,6 +84,18 @@ def test_equals_pytorch(any_runtime: Runtime, tiny: Checkpoint, num_faces: int) 
     np.testing.assert_allclose(cams, expected_cams, rtol=1e-3, atol=1e-4 * float(expected_cams.max()))
 
 
+def test_the_small_efficientnet_runs_in_onnx_and_passes_its_self_test(tmp_path: Path) -> None:
+    small = init_checkpoint(tmp_path / "b0.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
+    export.write_graph(small, tmp_path / "graph.onnx")
+    runs = OnnxRuntime((tmp_path / "graph.onnx").read_bytes())
+    verify(runs, small)
+    verify(TorchRuntime(load_network(small), device="cpu", batch_size=4), small)
+    logits, cams = runs.predict(faces(3))
+    expected_logits, expected_cams = by_torch(small, faces(3))
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
+    np.testing.assert_allclose(cams, expected_cams, rtol=1e-3, atol=1e-4 * float(expected_cams.max()))
+
+
 def test_a_face_scores_the_same_whatever_its_neighbours(any_runtime: Runtime) -> None:
     batch = faces(18)
     together = any_runtime.predict(batch)[0]

