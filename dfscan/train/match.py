@@ -1,0 +1,83 @@
+"""Bring back the ImageNet features that a change of activation and padding distorted.
+
+`lite.start_from_lite` copies weights, but SiLU is not ReLU6 and timm pads otherwise than TensorFlow. Training the
+copy to give the original's features on faces (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network";
+Romero et al. 2015, "FitNets", section 2) restores them before anything is learnt about forgeries. This module is
+PyTorch's own: import it only inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torch.nn import functional  # noqa: TID253
+from torch.optim import AdamW  # noqa: TID253
+from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
+
+from dfscan.detector.network import DeepfakeDetector
+from dfscan.detector.preprocess import Preprocessing
+from dfscan.train.dataset import Faces
+from dfscan.train.lite import LITE_MEAN, LITE_STD, SHARPNESS
+from dfscan.train.validation import normalised
+
+LEARNING_RATE = 1e-3
+GRID_SHIFT_PX = 31
+"""TensorFlow's padding puts the centres of the last features this far right of and below those of timm's networks."""
+NUM_REPORTS = 4
+
+
+def match_features(
+    network: DeepfakeDetector,
+    teacher: nn.Module,
+    batches: Iterable[Faces],
+    *,
+    num_batches: int,
+    precision: torch.dtype,
+    tell: Callable[[str], None],
+) -> None:
+    """Train a backbone to give the last features of an EfficientNet-Lite.
+
+    Args:
+        network: started from `teacher`; its backbone changes in place, on its own device.
+        teacher: EfficientNet-Lite with TensorFlow's padding and its own normalisation.
+        batches: faces, at least `num_batches` times.
+        num_batches: optimiser steps; the learning rate ends there.
+        precision: of the forward passes; float32 means no autocast.
+        tell: hears the explained variance of the teacher's features now and then.
+    """
+    device = next(network.parameters()).device
+    teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    optimizer = AdamW(network.backbone.parameters(), lr=LEARNING_RATE)
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(num_batches, 3), cycle_momentum=False)
+    network.train()
+    for number, faces in enumerate(batches, 1):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with torch.no_grad():
+                wanted = _features(teacher, _shifted(_as_teacher_sees(faces, device)))
+            found = _features(network.backbone, normalised(faces, Preprocessing(), device))
+        found = found.float()[:, : wanted.shape[1]] / SHARPNESS  # a wider last layer repeats its first channels
+        error = functional.mse_loss(found, wanted.float()) / wanted.float().var()
+        error.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if number % max(1, num_batches // NUM_REPORTS) == 0:
+            tell(f"batch {number} of {num_batches}: {1 - error.item():.0%} of the features' variance matched")
+
+
+def _features(network: Any, x: Tensor) -> Tensor:
+    features: Tensor = network.forward_features(x)
+    return features
+
+
+def _as_teacher_sees(faces: Faces, device: torch.device) -> Tensor:
+    return normalised(faces, Preprocessing(mean=(LITE_MEAN,) * 3, std=(LITE_STD,) * 3), device)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Move the content of [B, 3, H, W] right and down, so that both networks' features lie over the same places."""
+    height, width = x.shape[2:]
+    return functional.pad(x, (GRID_SHIFT_PX, 0, GRID_SHIFT_PX, 0), mode="reflect")[:, :, :height, :width]
