@@ -214,15 +214,18 @@ def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float)
     """
     (source_mean, source_std), (target_mean, target_std) = (_statistics(each, mask) for each in (source, target))
     gain = np.clip(target_std / np.maximum(source_std, 1e-3), 0.5, 2)
-    matched = (source - source_mean) * gain + target_mean
-    return np.clip(np.rint(source + strength * (matched - source)), 0, 255).astype(np.uint8)
+    levels = np.arange(256)[:, None]
+    matched = (levels - source_mean) * gain + target_mean
+    table = np.clip(np.rint(levels + strength * (matched - levels)), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(source, table[None]), np.uint8)
 
 
-def _statistics(pixels: Pixels, mask: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    weights = (mask / mask.sum(dtype=np.float64)).ravel()
-    values = pixels.reshape(-1, 3).astype(np.float64)
+def _statistics(pixels: Pixels, mask: Floats) -> tuple[Floats, Floats]:
+    weights = (mask / mask.sum()).ravel()
+    values = pixels.reshape(-1, 3).astype(np.float32)
     mean = weights @ values
-    return mean, np.sqrt(weights @ np.square(values - mean))
+    values -= mean
+    return mean, np.sqrt(weights @ np.square(values, out=values))
 
 
 def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:
