@@ -161,8 +161,9 @@ def test_a_small_face_is_forged_at_its_own_size() -> None:
     assert fine(fake) < 2 * fine(real)
 
 
-def test_a_companion_of_any_size_is_brought_to_the_face() -> None:
+def test_a_companion_of_any_size_is_brought_to_the_face(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reconstruction in another resolution than the face's crop, in training and in evaluation."""
+    monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
     painted = replace(face(), pixels=np.full_like(face().pixels, 90))
     whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_SHARE)
     fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", painted)
