@@ -92,7 +92,9 @@ class VideoChain:
 @functools.cache
 def available_codecs() -> tuple[Codec, ...]:
     """The codecs that this build of PyAV can encode and decode."""
-    return tuple(codec for codec in CODECS if all(map(_exists, _ENCODERS[codec][:2], "wr")))
+    return tuple(
+        codec for codec, (encoder, decoder, _) in _ENCODERS.items() if _exists(encoder, "w") and _exists(decoder, "r")
+    )
 
 
 def _exists(name: str, mode: Literal["r", "w"]) -> bool:
@@ -210,7 +212,9 @@ def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
     if not 0 <= generation.crf <= 51:
         raise ValueError(f"crf is 0 to 51, got {generation.crf}")
     encoder_name, decoder_name, options = _ENCODERS[generation.codec]
-    encoder = VideoCodecContext.create(encoder_name, "w")
+    encoder, decoder = VideoCodecContext.create(encoder_name, "w"), VideoCodecContext.create(decoder_name, "r")
+    assert isinstance(encoder, VideoCodecContext)
+    assert isinstance(decoder, VideoCodecContext)
     encoder.width, encoder.height = strip[0].shape[1], strip[0].shape[0] * 2 // 3
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
     encoder.options = {**options, "crf": str(_native_crf(generation))}
@@ -220,10 +224,9 @@ def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
         frame.pts = number
         packets += encoder.encode(frame)
     packets += encoder.encode(None)
-    decoder = VideoCodecContext.create(decoder_name, "r")
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    return [frame.to_ndarray(format="yuv420p") for frame in decoded]
+    return [np.asarray(frame.to_ndarray(format="yuv420p"), np.uint8) for frame in decoded]
 
 
 def _native_crf(generation: Generation) -> int:

@@ -86,7 +86,7 @@ class Placement:
     rotate_deg: float
     is_flipped: bool
 
-    def cut(self, picture: Pixels, size_px: int) -> Pixels:
+    def cut(self, picture: NDArray[Any], size_px: int) -> NDArray[Any]:
         """Cut the square out and resize it once, as a scan does, or, where it is turned, interpolate it.
 
         Args:
@@ -106,7 +106,7 @@ class Placement:
             cut = np.asarray(cv2.resize(square, (size_px, size_px), interpolation=method), picture.dtype)
         return np.ascontiguousarray(cut[:, ::-1]) if self.is_flipped else cut
 
-    def _turned(self, picture: Pixels, size_px: int, side_px: float) -> Pixels:
+    def _turned(self, picture: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:
         if side_px > size_px:  # interpolation alone would alias
             picture_px = round(picture.shape[0] * size_px / side_px)
             picture = np.asarray(cv2.resize(picture, (picture_px, picture_px), interpolation=cv2.INTER_AREA))
@@ -182,7 +182,8 @@ class TrainingViews:
         is_shrunk, place = rng.random() < settings.resolution_p, rng.random()
         if not is_shrunk:
             return self._largest_size(face)
-        return max(LEAST_SIDE_PX, round(self._margin * low_px * (high_px / low_px) ** place))
+        face_px = low_px * math.exp(place * math.log(high_px / low_px))
+        return max(LEAST_SIDE_PX, round(self._margin * face_px))
 
     def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
         settings = self._settings
