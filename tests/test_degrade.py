@@ -23,8 +23,22 @@ def detail(pixels: Pixels) -> float:
     return float(cv2.Laplacian(pixels, cv2.CV_32F).std())
 
 
+def coded(pixels: Pixels, *, crf: int, codec: degrade.Codec = "h264", num_frames: int = 1, position: int = 0) -> Pixels:
+    generation = degrade.Generation(codec, crf)
+    motion = {"shift": (0.011, -0.007), "turn_deg": 0.4, "zoom": 0.006, "acceleration": 0.1}
+    chain = degrade.VideoChain((generation,), num_frames=num_frames, position=position, **motion)
+    return degrade.through_video(pixels, chain)
+
+
+def psnr_db(changed: Pixels, original: Pixels) -> float:
+    return float(10 * np.log10(255**2 / np.square(changed.astype(np.float64) - original).mean()))
+
+
 DEGRADATIONS: dict[str, Callable[[Pixels], Pixels]] = {
-    "h264": lambda pixels: degrade.compress_h264(pixels, crf=23),
+    "key frame": lambda pixels: coded(pixels, crf=23),
+    "h264": lambda pixels: coded(pixels, crf=23, num_frames=4, position=2),
+    "h265": lambda pixels: coded(pixels, crf=23, codec="h265", num_frames=4, position=2),
+    "vp9": lambda pixels: coded(pixels, crf=23, codec="vp9", num_frames=3, position=1),
     "jpeg": lambda pixels: degrade.compress_jpeg(pixels, quality=60),
     "blur": lambda pixels: degrade.blur(pixels, sigma_px=1.5),
     "rescale": lambda pixels: degrade.rescale(pixels, factor=0.5),
@@ -55,7 +69,14 @@ def test_they_are_deterministic(change: Callable[[Pixels], Pixels]) -> None:
 @pytest.mark.parametrize(
     ("mild", "harsh"),
     [
-        (lambda p: degrade.compress_h264(p, crf=18), lambda p: degrade.compress_h264(p, crf=40)),
+        (lambda p: coded(p, crf=18), lambda p: coded(p, crf=40)),
+        *(
+            (
+                lambda p, codec=codec: coded(p, crf=18, codec=codec, num_frames=4, position=2),
+                lambda p, codec=codec: coded(p, crf=40, codec=codec, num_frames=4, position=2),
+            )
+            for codec in degrade.CODECS
+        ),
         (lambda p: degrade.compress_jpeg(p, quality=95), lambda p: degrade.compress_jpeg(p, quality=20)),
         (lambda p: degrade.blur(p, sigma_px=0.7), lambda p: degrade.blur(p, sigma_px=3)),
         (lambda p: degrade.rescale(p, factor=0.8), lambda p: degrade.rescale(p, factor=0.25)),
@@ -72,13 +93,93 @@ def test_h264_keeps_smooth_colours_where_they_are(crf: int) -> None:
     pixels = nobody(width_px=101, height_px=67)
     pixels[..., 0] //= 2
     pixels[:, :, 2] = 255 - pixels[:, :, 2]
-    assert error(degrade.compress_h264(pixels, crf=crf), pixels) < (2.5 if crf < 51 else 8)
+    assert error(coded(pixels, crf=crf), pixels) < (2.5 if crf < 51 else 8)
 
 
 def test_h264_is_no_mere_change_of_colour_space() -> None:
     """At a high rate factor it shows blocks: steps across the borders of 4 x 4 pixels exceed those within."""
-    steps = np.abs(np.diff(degrade.compress_h264(crop(), crf=40).astype(np.float64), axis=1)).mean(axis=(0, 2))
+    steps = np.abs(np.diff(coded(crop(), crf=40).astype(np.float64), axis=1)).mean(axis=(0, 2))
     assert steps[3::4].mean() > 1.2 * np.delete(steps, np.s_[3::4]).mean()
+
+
+def test_every_codec_is_available_here() -> None:
+    assert degrade.available_codecs() == degrade.CODECS
+
+
+@pytest.mark.parametrize("codec", degrade.CODECS)
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, position: int) -> None:
+    """The clip moves by more than a pixel a frame, but the frame that is kept lies where the picture did."""
+    pixels = crop(150, 151)
+    changed = coded(pixels, crf=26, codec=codec, num_frames=4, position=position)
+    grey, changed_grey = (cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float64) for each in (pixels, changed))
+    window = cv2.createHanningWindow((151, 150), cv2.CV_64F)
+    (right, down), _ = cv2.phaseCorrelate(grey, changed_grey, window)
+    assert abs(right) < 0.1
+    assert abs(down) < 0.1
+    halves = [np.s_[:75, :75], np.s_[:75, 75:], np.s_[75:, :75], np.s_[75:, 75:]]  # neither turned nor scaled
+    assert all(psnr_db(changed[part], pixels[part]) > 25 for part in halves)
+
+
+@pytest.mark.parametrize("codec", degrade.CODECS)
+@pytest.mark.parametrize(("num_frames", "position"), [(1, 0), (4, 1), (5, 4)])
+def test_quality_falls_with_the_rate_factor(codec: degrade.Codec, num_frames: int, position: int) -> None:
+    pixels = cv2.resize(crop(), (240, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    crfs = (18, 24, 30, 36)
+    found_db = [
+        psnr_db(coded(pixels, crf=q, codec=codec, num_frames=num_frames, position=position), pixels) for q in crfs
+    ]
+    assert 35 < found_db[0] < 45
+    assert 24 < found_db[-1] < 34
+    assert found_db == sorted(found_db, reverse=True)
+
+
+def test_frames_of_a_clip_are_predicted_from_others() -> None:
+    """At a coarse rate factor a frame shows what is left of the frames that it was predicted from."""
+    pixels = crop()
+    alone = coded(pixels, crf=36)
+    assert all((coded(pixels, crf=36, num_frames=4, position=place) != alone).any() for place in (1, 2, 3))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 31), (90, 133)])
+def test_a_messenger_gives_back_the_size(shape: tuple[int, int]) -> None:
+    pixels = crop(*shape)
+    first, second = degrade.Generation("h264", 24), degrade.Generation("vp9", 30, 0.5)
+    once, twice = (
+        degrade.through_video(pixels, degrade.VideoChain(each, num_frames=3, position=1, shift=(0.01, 0)))
+        for each in ((first,), (first, second))
+    )
+    assert twice.shape == pixels.shape
+    assert error(twice, pixels) > error(once, pixels)
+
+
+def test_without_encodings_only_colours_are_rounded() -> None:
+    smooth = nobody(width_px=101, height_px=67)
+    assert error(degrade.through_video(smooth, degrade.VideoChain((), num_frames=3, position=1)), smooth) < 2
+
+
+def test_chains_hang_on_the_generator_alone() -> None:
+    def chains(seed: int) -> list[degrade.VideoChain]:
+        rng = np.random.default_rng(seed)
+        return [degrade.draw_video_chain(rng, [(18, 40), (24, 36)], resent=True) for _ in range(300)]
+
+    drawn = chains(0)
+    assert drawn == chains(0) != chains(1)
+    generations = [generation for chain in drawn for generation in chain.generations]
+    assert {each.codec for each in generations} == set(degrade.CODECS)
+    assert np.mean([each.codec == "h264" for each in generations]) == pytest.approx(0.8, abs=0.05)
+    assert {chain.generations[0].scale for chain in drawn} == {1.0}
+    assert all(0.5 <= chain.generations[1].scale < 1 and 24 <= chain.generations[1].crf <= 36 for chain in drawn)
+    assert all(18 <= chain.generations[0].crf <= 40 for chain in drawn)
+    assert {chain.num_frames for chain in drawn} == {1, 3, 4, 5}
+    assert all(chain.position > 0 for chain in drawn if chain.num_frames > 1)
+
+
+def test_only_available_codecs_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(degrade, "available_codecs", lambda: ("h264",))
+    rng = np.random.default_rng(0)
+    drawn = [degrade.draw_video_chain(rng, [(18, 40)], resent=False) for _ in range(50)]
+    assert {chain.generations[0].codec for chain in drawn} == {"h264"}
 
 
 def test_blur_is_a_gaussian() -> None:
@@ -97,8 +198,11 @@ def test_nothing_asked_is_nothing_done() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda p: degrade.compress_h264(p, crf=52),
-        lambda p: degrade.compress_h264(p, crf=-1),
+        lambda p: coded(p, crf=52),
+        lambda p: coded(p, crf=-1),
+        lambda p: coded(p, crf=20, num_frames=3, position=3),
+        lambda p: coded(p[:15], crf=20),
+        lambda p: degrade.through_video(p, degrade.VideoChain((degrade.Generation("h264", 20, 1.5),))),
         lambda p: degrade.compress_jpeg(p, quality=0),
         lambda p: degrade.compress_jpeg(p, quality=101),
         lambda p: degrade.blur(p, sigma_px=-1),

@@ -10,13 +10,14 @@ from dfscan.faces.crop import crop_face
 from dfscan.train import manipulate
 from dfscan.train import views as views_module
 from dfscan.train.crops import LooseCrop
+from dfscan.train.forgery import Blend
 from dfscan.train.settings import TrainSettings
-from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
+from dfscan.train.views import Placement, TrainingViews, evaluation_fake, evaluation_view
 from tests.datasets import LANDMARKS, LEFT, TOP, face_picture
 from tests.pictures import FACE_XYXY, astronaut
 
 NOTHING = dict.fromkeys(
-    "resolution_p h264_p flip_p affine_p jitter_p brightness_contrast_p jpeg_p blur_p downscale_p noise_p "
+    "resolution_p codec_p flip_p affine_p box_jitter jitter_p brightness_contrast_p jpeg_p blur_p downscale_p noise_p "
     "iso_noise_p".split(),
     0.0,
 )
@@ -75,14 +76,14 @@ def test_a_fake_of_an_evaluation_pair_differs_within_its_mask_alone(monkeypatch:
 def test_beside_pairs_a_true_fake_is_shrunk_and_compressed_like_them(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
 
-    def noted(picture: Any, *, crf: int) -> Any:
+    def noted(picture: Any, chain: Any) -> Any:
         sent.append(picture.shape[0])
         return picture
 
-    monkeypatch.setattr(views_module, "compress_h264", noted)
+    monkeypatch.setattr(views_module, "through_video", noted)
     for forgeries, is_expected in (("self-blended", True), ("none", False)):
         sent.clear()
-        views = TrainingViews(settings(forgeries=forgeries, h264_p=1.0, resolution_p=1.0, resolution_min=0.3))
+        views = TrainingViews(settings(forgeries=forgeries, codec_p=1.0, resolution_p=1.0))
         for seed in range(8):
             views.single(face(), rng(seed))
         assert (len(sent) == 8 and len(set(sent)) > 1) is is_expected
@@ -126,10 +127,10 @@ def test_each_degradation_does_something_and_the_same_to_both_of_a_pair(name: st
     assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise follows the picture's light
 
 
-@pytest.mark.parametrize("name", ["h264_p", "resolution_p", "beauty_p", "resend_p"])
+@pytest.mark.parametrize("name", ["codec_p", "resolution_p", "beauty_p", "resend_p"])
 def test_what_video_does_takes_away_detail(name: str) -> None:
     plain = TrainingViews(settings(**NOTHING))
-    degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}, h264_crf_min=40, h264_crf_max=40))
+    degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}, codec_crf_min=40, codec_crf_max=40))
 
     def detail(views: TrainingViews) -> float:
         pairs = [views.pair(face(i), rng(i)) for i in range(8)]
@@ -160,8 +161,9 @@ def test_a_small_face_is_forged_at_its_own_size() -> None:
     assert fine(fake) < 2 * fine(real)
 
 
-def test_a_companion_of_any_size_is_brought_to_the_face() -> None:
+def test_a_companion_of_any_size_is_brought_to_the_face(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reconstruction in another resolution than the face's crop, in training and in evaluation."""
+    monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
     painted = replace(face(), pixels=np.full_like(face().pixels, 90))
     whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_SHARE)
     fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", painted)
@@ -182,3 +184,78 @@ def test_a_companion_of_any_size_is_brought_to_the_face() -> None:
         assert (
             evaluation_fake(face(), settings(), rng(seed), "swapped", big) != evaluation_view(face(), settings())
         ).any()
+
+
+def test_sizes_of_faces_are_even_on_a_logarithmic_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes_px = []
+
+    def noted(picture: Any, chain: Any) -> Any:
+        sizes_px.append(picture.shape[0])
+        return picture
+
+    monkeypatch.setattr(views_module, "through_video", noted)
+    recipe = settings(forgeries="self-blended", resolution_p=1.0, codec_p=1.0, face_px_min=20, face_px_max=250)
+    views = TrainingViews(recipe)
+    for seed in range(400):
+        views.single(face(), rng(seed))
+    margin = recipe.crop_margin * recipe.resize_px / recipe.input_size_px * views_module.ROOM
+    own_px = float((face().box_xyxy[2:] - face().box_xyxy[:2]).max())
+    logs = np.sort(np.log(np.array(sizes_px) / margin))
+    assert np.exp(logs[0]) == pytest.approx(20, rel=0.05)
+    assert np.exp(logs[-1]) == pytest.approx(own_px, rel=0.05)  # never enlarged
+    expected = np.linspace(np.log(20), np.log(own_px), len(logs))
+    assert np.abs(logs - expected).max() < 0.1 * (logs[-1] - logs[0])
+
+
+def test_a_face_smaller_than_those_of_clips_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(views_module, "through_video", lambda picture, chain: sent.append(picture.shape[0]) or picture)
+    small = LooseCrop(face_picture(0)[::4, ::4].copy(), face().box_xyxy / 4, face().landmarks / 4)
+    views = TrainingViews(settings(forgeries="self-blended", resolution_p=1.0, codec_p=1.0))
+    for seed in range(5):
+        views.single(small, rng(seed))
+    assert len(set(sent)) == 1
+
+
+def test_both_of_a_pair_get_the_same_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a forgery that changes nothing, both views are equal to the bit, whatever is drawn."""
+    monkeypatch.setattr(
+        views_module, "forge", lambda kind, work, *_, **__: Blend(work.pixels, work.pixels.copy(), np.ones(1), "face")
+    )
+    recipe = settings(resolution_p=1.0, codec_p=0.8, resend_p=0.5, beauty_p=0.3, noise_p=0.5, iso_noise_p=0.5)
+    views = TrainingViews(recipe)
+    for seed in range(25):
+        real, fake = views.pair(face(), rng(seed))
+        assert (real == fake).all()
+
+
+def test_boxes_jitter_as_those_of_a_detector() -> None:
+    recipe = settings(**{**NOTHING, "box_jitter": 0.03}, resize_px=96)  # no random crop beside it
+    views = TrainingViews(recipe)
+    drawn = [views._drawn_placement(rng(seed)) for seed in range(3000)]
+    shifts = np.array([each.shift for each in drawn]) * recipe.crop_margin * views_module.ROOM
+    assert np.median(np.abs(shifts)) / 0.6745 == pytest.approx(0.03, rel=0.15)
+    assert shifts.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)  # one in ten is three times as far off
+    growth = np.log([each.side * views_module.ROOM for each in drawn])
+    assert growth.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)
+
+
+@pytest.mark.parametrize("size_px", [96, 40, 300])
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_a_turned_cut_lies_where_an_unturned_one_does(size_px: int, is_flipped: bool) -> None:
+    pixels = cv2.GaussianBlur(face_picture(0), (0, 0), 3).astype(np.uint8)
+    shift = (10 / 200, -6 / 200)
+    straight = Placement(shift, 0.6, 0.0, is_flipped).cut(pixels, size_px)
+    turned = Placement(shift, 0.6, 1e-6, is_flipped).cut(pixels, size_px)
+    assert straight.shape == turned.shape == (size_px, size_px, 3)
+    assert np.abs(straight.astype(int) - turned).mean() < 1
+    upside_down = Placement(shift, 0.6, 180.0, is_flipped).cut(pixels, size_px)
+    assert np.abs(straight[::-1, ::-1].astype(int) - upside_down).mean() < 1
+
+
+def test_who_lacks_a_codec_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(views_module, "available_codecs", lambda: ("h264",))
+    TrainingViews(settings())
+    assert not caplog.records
+    TrainingViews(settings(forgeries="self-blended"))
+    assert "lacks the codecs h265, vp9" in caplog.text

@@ -1,64 +1,251 @@
-"""What happens to pictures on their way through cameras, messengers and platforms, each as one plain function.
+"""What happens to pictures on their way through cameras, video codecs, messengers and platforms.
 
-Training makes its pairs worse with these, and the robustness curves measure by them. All are deterministic and
-give back a new uint8 (H, W, 3) RGB picture of the same size.
+Training degrades its pairs with these functions, and the robustness curves measure by them. All are deterministic and
+return a new uint8 (H, W, 3) RGB picture of the same size.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
+from av.codec import Codec as AvCodec
+from av.codec.codec import UnknownCodecError
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+Codec = Literal["h264", "h265", "vp9"]
+CODECS: tuple[Codec, ...] = get_args(Codec)
 
-_X264 = {"preset": "superfast", "tune": "zerolatency", "threads": "1", "x264-params": "log-level=none"}
+LEAST_CODED_PX = 16
+"""Codecs refuse smaller pictures."""
+CODEC_SHARES: dict[Codec, float] = {"h264": 0.8, "h265": 0.1, "vp9": 0.1}
+"""How often each is drawn. H.264 leads because it is the most common in clips, and the fastest."""
+INTRA_SHARE = 0.15
+"""How often a picture is coded alone, as a key frame is."""
+NUM_FRAMES = (3, 5)
+"""Shortest and longest strip of frames that is coded otherwise."""
+RESENT_SCALES, RESENT_CRFS = (0.5, 1.0), (24, 36)
+"""What a messenger does to a clip: its scale, and its rate factor."""
+_SPEEDS = (0.0005, 0.02)
+"""Motion from frame to frame, least and greatest, over the longer side of the picture."""
+_ACCELERATION = 0.2
+"""Greatest change of the motion from frame to frame, as a share of it."""
+
+# Fast presets whose artefacts are those of the slower ones: partitions, sub-pixel motion, B frames and the deblocking
+# filter are all on. Without lookahead the type of each frame depends on its place alone.
+_X264 = "log-level=none:bframes=2:b-adapt=0:rc-lookahead=0:sync-lookahead=0:mbtree=0:scenecut=0"
+_X265 = "log-level=none:info=0:pools=none:frame-threads=1:wpp=0:bframes=2:b-adapt=0:rc-lookahead=3:scenecut=0"
+_ENCODERS: dict[Codec, tuple[str, str, dict[str, str]]] = {
+    "h264": ("libx264", "h264", {"preset": "superfast", "threads": "1", "x264-params": _X264}),
+    "h265": ("libx265", "hevc", {"preset": "ultrafast", "x265-params": _X265}),
+    "vp9": (
+        "libvpx-vp9",
+        "vp9",
+        {"deadline": "realtime", "cpu-used": "8", "threads": "1", "b": "0", "lag-in-frames": "0"},
+    ),
+}
+"""FFmpeg's encoder, its decoder, and the encoder's options."""
 _TO_LUMA = np.array([[65.481, 128.553, 24.966, 16 * 255]]) / 255
 _TO_CHROMA = np.array([[-37.797, -74.203, 112, 128 * 255], [112, -93.786, -18.214, 128 * 255]]) / 255
 """ITU-R BT.601 in studio range, from R, G, B and 1."""
 
 
-def compress_h264(pixels: Pixels, *, crf: int) -> Pixels:
-    """Encode one picture with libx264 and decode it again, in memory.
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One encoding of a clip."""
 
-    One intra picture, yuv420p: what a key frame of a video at this rate factor looks like. x264 spends more on key
-    frames than on the frames between them, which look worse.
+    codec: Codec
+    crf: int
+    """Rate factor on H.264's scale, 0 (best) to 51. The other codecs get one of about the same quality."""
+    scale: float = 1.0
+    """Size of the clip in this generation over its size before, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoChain:
+    """How a picture becomes a frame of a clip, and what is done to that clip."""
+
+    generations: tuple[Generation, ...]
+    num_frames: int = 1
+    """Length of the clip; 1 gives a key frame."""
+    position: int = 0
+    """Which of its frames is kept, in [0, num_frames)."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Motion right and down per frame, over the longer side of the picture."""
+    turn_deg: float = 0.0
+    """Rotation per frame."""
+    zoom: float = 0.0
+    """Relative growth per frame."""
+    acceleration: float = 0.0
+    """Relative growth of the motion per frame."""
+
+
+@functools.cache
+def available_codecs() -> tuple[Codec, ...]:
+    """The codecs that this build of PyAV can encode and decode."""
+    return tuple(
+        codec for codec, (encoder, decoder, _) in _ENCODERS.items() if _exists(encoder, "w") and _exists(decoder, "r")
+    )
+
+
+def _exists(name: str, mode: Literal["r", "w"]) -> bool:
+    try:
+        AvCodec(name, mode)
+    except UnknownCodecError:
+        return False
+    return True
+
+
+def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, int]], *, resent: bool) -> VideoChain:
+    """Draw a clip's motion and its encodings, of the codecs that are available.
 
     Args:
-        pixels: (H, W, 3) RGB, 16 px a side or more; an odd side is padded by its last line, and cut back.
-        crf: constant rate factor, 0 (best) to 51; FaceForensics++'s c23 and c40 are 23 and 40.
+        rng: source of chance.
+        crf_ranges: lowest and highest rate factor of each generation.
+        resent: whether the last of them comes from a messenger, which also shrinks the clip.
+    """
+    codecs = available_codecs()
+    shares = np.array([CODEC_SHARES[codec] for codec in codecs])
+    generations = []
+    for number, (low, high) in enumerate(crf_ranges, start=1):
+        codec = codecs[rng.choice(len(codecs), p=shares / shares.sum())]
+        scale = rng.uniform(*RESENT_SCALES) if resent and number == len(crf_ranges) else 1.0
+        generations.append(Generation(codec, int(rng.integers(low, high + 1)), scale))
+    if rng.random() < INTRA_SHARE:
+        return VideoChain(tuple(generations))
+    num_frames = int(rng.integers(NUM_FRAMES[0], NUM_FRAMES[1] + 1))
+    speed = float(np.exp(rng.uniform(*np.log(_SPEEDS))))
+    direction = rng.uniform(0, 2 * np.pi)
+    return VideoChain(
+        tuple(generations),
+        num_frames=num_frames,
+        position=int(rng.integers(1, num_frames)),
+        shift=(speed * math.cos(direction), speed * math.sin(direction)),
+        turn_deg=speed * rng.uniform(-30, 30),
+        zoom=speed * rng.uniform(-0.5, 0.5),
+        acceleration=rng.uniform(-_ACCELERATION, _ACCELERATION),
+    )
+
+
+def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
+    """Make a short clip in which the picture moves, encode and decode it, and return the picture's own frame.
+
+    The picture itself is one of the frames, unmoved, so that its geometry stays. The others show it moved on. Each is
+    predicted from those coded before it, as in a video: a B or P frame looks different from a key frame, on which
+    encoders spend more.
+
+    Args:
+        pixels: (H, W, 3) RGB, 16 px a side or more. An odd side is padded by its last line, and cut back.
+        chain: what is done to it.
 
     Raises:
-        ValueError: if `crf` is out of range.
+        ValueError: if a rate factor, a scale or the position is out of range, or the picture too small.
     """
-    if not 0 <= crf <= 51:
-        raise ValueError(f"crf is 0 to 51, got {crf}")
     height, width = pixels.shape[:2]
-    even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    encoder = VideoCodecContext.create("libx264", "w")
-    encoder.width, encoder.height = even.shape[1], even.shape[0]
-    encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 25)
-    encoder.options = {**_X264, "crf": str(crf)}
-    packets = [*encoder.encode(VideoFrame.from_ndarray(_to_yuv420(even), format="yuv420p")), *encoder.encode(None)]
-    decoder = VideoCodecContext.create("h264", "r")
+    if min(height, width) < LEAST_CODED_PX:
+        raise ValueError(f"a picture for a codec has {LEAST_CODED_PX} px or more, got {width} x {height}")
+    if not 0 <= chain.position < chain.num_frames:
+        raise ValueError(f"position is 0 to {chain.num_frames - 1}, got {chain.position}")
+    picture = _to_yuv420(pixels)
+    even_width, even_height = picture.shape[1], picture.shape[0] * 2 // 3
+    strip = [_moved(picture, chain, number - chain.position) for number in range(chain.num_frames)]
+    for generation in chain.generations:
+        strip = _coded([_scaled(frame, generation.scale) for frame in strip], generation)
+    kept = cv2.cvtColor(strip[chain.position], cv2.COLOR_YUV2RGB_I420)
+    if kept.shape[:2] != (even_height, even_width):
+        kept = cv2.resize(kept, (even_width, even_height), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(kept[:height, :width], np.uint8)
+
+
+def _planes(yuv420: Pixels) -> tuple[Pixels, Pixels, Pixels]:
+    """Views of a picture's luma (H, W) and its two chroma planes (H / 2, W / 2)."""
+    height, width = yuv420.shape[0] * 2 // 3, yuv420.shape[1]
+    chroma = yuv420[height:].reshape(2, height // 2, width // 2)
+    return yuv420[:height], chroma[0], chroma[1]
+
+
+def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
+    """The picture as so many frames later shows it, or earlier."""
+    steps = time * (1 + chain.acceleration * time / 2)
+    if steps == 0:
+        return yuv420
+    luma, *chromas = _planes(yuv420)
+    height, width = luma.shape
+    move = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), steps * chain.turn_deg, 1 + steps * chain.zoom)
+    move[:, 2] += steps * max(height, width) * np.array(chain.shift)
+    half = move.copy()  # a pixel of chroma lies between four of luma
+    half[:, 2] = (move[:, 2] + move[:, :2].sum(axis=1) / 2 - 0.5) / 2
+    moved = np.empty_like(yuv420)
+    to_luma, *to_chromas = _planes(moved)
+    border = cv2.BORDER_REFLECT_101
+    cv2.warpAffine(luma, move, (width, height), dst=to_luma, flags=cv2.INTER_CUBIC, borderMode=border)
+    for chroma, to_chroma in zip(chromas, to_chromas, strict=True):
+        cv2.warpAffine(chroma, half, (width // 2, height // 2), dst=to_chroma, borderMode=border)
+    return moved
+
+
+def _scaled(yuv420: Pixels, scale: float) -> Pixels:
+    """The picture shrunk, its sides kept even."""
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale is over 0 and at most 1, got {scale}")
+    if scale == 1:
+        return yuv420
+    planes = _planes(yuv420)
+    height, width = (2 * max(LEAST_CODED_PX // 2, round(side * scale)) for side in planes[1].shape)
+    small = np.empty((height * 3 // 2, width), np.uint8)
+    for plane, to_plane in zip(planes, _planes(small), strict=True):
+        cv2.resize(plane, to_plane.shape[::-1], dst=to_plane, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
+    """Encode and decode frames of one size, yuv420p."""
+    if not 0 <= generation.crf <= 51:
+        raise ValueError(f"crf is 0 to 51, got {generation.crf}")
+    encoder_name, decoder_name, options = _ENCODERS[generation.codec]
+    encoder, decoder = VideoCodecContext.create(encoder_name, "w"), VideoCodecContext.create(decoder_name, "r")
+    assert isinstance(encoder, VideoCodecContext)
+    assert isinstance(decoder, VideoCodecContext)
+    encoder.width, encoder.height = strip[0].shape[1], strip[0].shape[0] * 2 // 3
+    encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+    encoder.options = {**options, "crf": str(_native_crf(generation))}
+    packets = []
+    for number, yuv420 in enumerate(strip):
+        frame = VideoFrame.from_ndarray(yuv420, format="yuv420p")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
     decoder.thread_count = 1
-    decoded = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
-    rgb = cv2.cvtColor(decoded[0].to_ndarray(format="yuv420p"), cv2.COLOR_YUV2RGB_I420)
-    return np.asarray(rgb[:height, :width], np.uint8).copy()
+    decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    return [np.asarray(frame.to_ndarray(format="yuv420p"), np.uint8) for frame in decoded]
+
+
+def _native_crf(generation: Generation) -> int:
+    """The rate factor in the codec's own scale, of about the same PSNR on a face of 240 px as H.264's."""
+    if generation.codec == "h265":
+        return min(51, generation.crf + 1)
+    return min(63, max(0, round(2.5 * generation.crf - 15))) if generation.codec == "vp9" else generation.crf
 
 
 def _to_yuv420(pixels: Pixels) -> Pixels:
-    """The three planes of an evenly sized picture below one another, (H * 3 / 2, W).
+    """The three planes of a picture below one another, (H * 3 / 2, W), its sides made even.
 
-    Eight times as fast as FFmpeg's converter, which sets itself up anew for each picture; OpenCV's takes one pixel's
-    chroma for four.
+    Eight times as fast as FFmpeg's converter, which sets itself up anew for each picture. OpenCV's takes the chroma of
+    one pixel for four.
     """
     height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        height, width = pixels.shape[:2]
     halves = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     chroma = np.asarray(cv2.transform(halves, _TO_CHROMA), np.uint8)
     planes = [cv2.transform(pixels, _TO_LUMA).ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()]

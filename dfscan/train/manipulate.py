@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import rescale
+from dfscan.train.degrade import compress_jpeg, rescale
 from dfscan.train.forgery import (
     LEAST_CHANGE,
     REGION_SHARES,
@@ -38,6 +38,12 @@ Floats = NDArray[np.float32]
 SWAP_REGIONS: tuple[Region, ...] = ("face", "inner")
 WHOLE_SHARE = 0.4
 """Of reconstructions, those that replace the whole crop and have no edge to see."""
+SHARPENING = (0.0, 1.5)
+"""How much a painting is sharpened, which is soft."""
+ALIGNED_QUALITIES = (60, 95)
+"""JPEG quality that a reconstruction and its original are given alike."""
+PAINTED_SHARES = (0.2, 1.0)
+"""Share of the painting in what replaces the original."""
 MAX_SHIFT = (0.05, 0.14)
 """How far a feature is pushed, least and most, in distances between the eyes."""
 REACH = (0.25, 0.6)
@@ -80,7 +86,9 @@ def forge(
         raise ValueError(f"a {kind} face needs a companion of its size")
     softened = rescale(face.pixels, factor=rng.uniform(*SOFTENED)) if is_softened else face.pixels
     target = LooseCrop(softened, face.box_xyxy, face.landmarks)
-    return swap(target, companion, rng) if kind == "swapped" else repaint(target, companion.pixels, rng)
+    if kind == "swapped":
+        return swap(target, companion, rng)
+    return repaint(target, companion.pixels, rng, keeps_real=keeps_real)
 
 
 def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
@@ -95,10 +103,19 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     return _blended(face.pixels, source, mask * np.float32(rng.uniform(0.75, 1)), region)
 
 
-def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend:
+def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator, *, keeps_real: bool = False) -> Blend:
     """Put what an autoencoder painted in the place of the face, a part of it, or everything.
 
-    Half the time its colours are brought back to those of the picture, and it is sharpened by chance.
+    Half the time its colours are brought back to those of the picture, and it is sharpened by chance. Then it is
+    aligned with the original, after Chen et al. 2025, "Dual Data Alignment Makes AI-Generated Image Detector Easier
+    Generalizable" (arXiv 2505.14359): both get the same JPEG compression, and their pixels are mixed. An original has
+    been compressed before, and a painting has not, so that its high frequencies alone would give it away.
+
+    Args:
+        face: a real face.
+        painted: (H, W, 3) RGB, of its size.
+        rng: source of chance.
+        keeps_real: whether the original stays as it is, and the painting alone is compressed.
     """
     height_px, width_px = face.pixels.shape[:2]
     if rng.random() < WHOLE_SHARE:
@@ -109,10 +126,14 @@ def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator) -> Blend
     mask = _within(face.pixels, mask)
     if rng.random() < 0.5:
         painted = recoloured(painted, face.pixels, mask, strength=1)
-    amount = rng.uniform(0, 1.5)
+    amount = rng.uniform(*SHARPENING)
     blurred = cv2.GaussianBlur(painted, (0, 0), rng.uniform(0.7, 2))
     sharp = np.asarray(cv2.addWeighted(painted, 1 + amount, blurred, -amount, 0), np.uint8)
-    return _blended(face.pixels, sharp, mask, region)
+    quality = int(rng.integers(ALIGNED_QUALITIES[0], ALIGNED_QUALITIES[1] + 1))
+    real = face.pixels if keeps_real else compress_jpeg(face.pixels, quality=quality)
+    share = rng.uniform(*PAINTED_SHARES)
+    mixed = cv2.addWeighted(compress_jpeg(sharp, quality=quality), share, real, 1 - share, 0)
+    return _blended(real, np.asarray(mixed, np.uint8), mask, region)
 
 
 def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False) -> Blend:
@@ -214,15 +235,18 @@ def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float)
     """
     (source_mean, source_std), (target_mean, target_std) = (_statistics(each, mask) for each in (source, target))
     gain = np.clip(target_std / np.maximum(source_std, 1e-3), 0.5, 2)
-    matched = (source - source_mean) * gain + target_mean
-    return np.clip(np.rint(source + strength * (matched - source)), 0, 255).astype(np.uint8)
+    levels = np.arange(256)[:, None]
+    matched = (levels - source_mean) * gain + target_mean
+    table = np.clip(np.rint(levels + strength * (matched - levels)), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(source, table[None]), np.uint8)
 
 
-def _statistics(pixels: Pixels, mask: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    weights = (mask / mask.sum(dtype=np.float64)).ravel()
-    values = pixels.reshape(-1, 3).astype(np.float64)
+def _statistics(pixels: Pixels, mask: Floats) -> tuple[Floats, Floats]:
+    weights = (mask / mask.sum()).ravel()
+    values = pixels.reshape(-1, 3).astype(np.float32)
     mean = weights @ values
-    return mean, np.sqrt(weights @ np.square(values - mean))
+    values -= mean
+    return mean, np.sqrt(weights @ np.square(values, out=values))
 
 
 def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:

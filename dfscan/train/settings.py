@@ -70,13 +70,16 @@ class TrainSettings:
     )
     reconstruction_px: int = setting(256, FORGERIES, "Side of what the autoencoders paint; a multiple of 8.", ge=32)
     reconstruction_steps: int = setting(20_000, FORGERIES, "Training steps of each autoencoder.", ge=1)
-    resolution_p: float = share(0.5, FORGERIES, "Share of pairs shrunk first, as faces in video are.")
-    resolution_min: float = setting(0.25, FORGERIES, "Least scale of such a pair.", gt=0, le=1)
-    h264_p: float = share(0.5, FORGERIES, "Share of pairs sent through H.264.")
-    h264_crf_min: int = setting(18, FORGERIES, "Least H.264 rate factor: best quality.", ge=0, le=51)
-    h264_crf_max: int = setting(38, FORGERIES, "Largest H.264 rate factor: worst quality.", ge=0, le=51)
-    beauty_p: float = share(0.0, FORGERIES, "Share of pairs whose skin a filter smoothed before.")
-    resend_p: float = share(0.0, FORGERIES, "Share of pairs that a messenger shrank and compressed once more after.")
+    resolution_p: float = share(0.5, FORGERIES, "Share of pairs shrunk first to the size that faces have in clips.")
+    face_px_min: int = setting(40, FORGERIES, "Smallest face of such a pair, by the longer side of its box.", ge=16)
+    face_px_max: int = setting(
+        250, FORGERIES, "Largest face of such a pair. Between the two sizes are even on a logarithmic scale.", ge=16
+    )
+    codec_p: float = share(0.5, FORGERIES, "Share of pairs that become a frame of a clip in H.264, H.265 or VP9.")
+    codec_crf_min: int = setting(18, FORGERIES, "Lowest rate factor on H.264's scale: best quality.", ge=0, le=51)
+    codec_crf_max: int = setting(38, FORGERIES, "Highest rate factor: worst quality.", ge=0, le=51)
+    beauty_p: float = share(0.0, FORGERIES, "Share of pairs whose skin a filter smoothed first.")
+    resend_p: float = share(0.0, FORGERIES, "Share of pairs that a messenger then shrank and compressed once more.")
 
     architecture: Literal[
         "efficientnet_b4",
@@ -116,6 +119,9 @@ class TrainSettings:
     rotate_deg: float = setting(15.0, AUGMENTATION, "Turned by at most so much either way.", ge=0, le=180)
     scale_min: float = setting(0.85, AUGMENTATION, "Least scale.", gt=0)
     scale_max: float = setting(1.15, AUGMENTATION, "Largest scale.", gt=0)
+    box_jitter: float = setting(
+        0.02, AUGMENTATION, "Standard deviation of the box's shift and growth, over its side.", ge=0, le=0.2
+    )
     jitter_p: float = share(0.5, AUGMENTATION, "Share with jittered brightness, contrast and saturation.")
     jitter: float = share(0.2, AUGMENTATION, "Largest relative change of each.")
     brightness_contrast_p: float = share(0.3, AUGMENTATION, "Share with another brightness and contrast.")
@@ -240,7 +246,7 @@ def _kinds_problems(settings: TrainSettings) -> dict[str, bool]:
 
 
 def _contradictions(settings: TrainSettings) -> dict[str, bool]:
-    ordered = ("h264_crf", "scale", "jpeg", "downscale", "noise")
+    ordered = ("codec_crf", "scale", "jpeg", "downscale", "noise")
     if unknown := _kinds_problems(settings):  # without kinds the rest cannot be told
         return unknown
     problems = {
@@ -248,6 +254,7 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         for name in ordered
     }
     return problems | {
+        "face_px_min is above face_px_max": settings.face_px_min > settings.face_px_max,
         "blur_min_px is above blur_max_px": settings.blur_min_px > settings.blur_max_px,
         "blur_min_px and blur_max_px must be odd": not (settings.blur_min_px % 2 and settings.blur_max_px % 2),
         "resize_px is below input_size_px": settings.resize_px < settings.input_size_px,

@@ -1,12 +1,15 @@
 """From a face crop to what the network sees of it: one view, or a pair of a real face and a fake made from it.
 
-What is drawn depends on the generator alone, and is drawn equally for both of a pair: nothing but the forgery may tell
-them apart. In evaluation a view is the same cut and the same single resizing as in a scan.
+All augmentation is drawn from the generator alone, once for both of a pair: nothing but the forgery may tell them
+apart. In evaluation a view is cut and resized exactly as in a scan.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,18 +18,27 @@ from numpy.typing import NDArray
 
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import compress_h264, smooth_skin
+from dfscan.train.degrade import (
+    CODECS,
+    RESENT_CRFS,
+    available_codecs,
+    draw_video_chain,
+    smooth_skin,
+    through_video,
+)
 from dfscan.train.forgery import LEAST_SIDE_PX
 from dfscan.train.manipulate import forge
 from dfscan.train.settings import ForgeryKind, TrainSettings
 
+log = logging.getLogger(__name__)
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-RESENT_FACTORS, RESENT_CRFS = (0.5, 1.0), (24, 36)
-"""What a messenger does to a video: its scale, and its H.264 rate factor."""
 ROOM = 1.25
 """Side of the picture that is turned and scaled over the side of what is then cut from it."""
+OUTLIER_SHARE, OUTLIER_FACTOR = 0.1, 3.0
+"""How often the box is off by more than usual, and by how much more."""
 
 
 def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
@@ -63,14 +75,65 @@ def _work(face: LooseCrop, size_px: int, *, margin: float) -> LooseCrop:
     return LooseCrop(pixels, box.astype(np.float32), ((face.landmarks - corner) * scale).astype(np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which square of a picture the network sees."""
+
+    shift: tuple[float, float]
+    """From the picture's centre to the square's, right and down, over the picture's side."""
+    side: float
+    """Of the square, over the picture's."""
+    rotate_deg: float
+    is_flipped: bool
+
+    def cut(self, picture: NDArray[Any], size_px: int) -> NDArray[Any]:
+        """Cut the square out and resize it once, as a scan does, or, where it is turned, interpolate it.
+
+        Args:
+            picture: (S, S, 3) or (S, S).
+            size_px: side of the result.
+        """
+        picture_px = picture.shape[0]
+        side_px = self.side * picture_px
+        if self.rotate_deg:
+            cut = self._turned(picture, size_px, side_px)
+        else:
+            whole_px = min(picture_px, max(1, round(side_px)))
+            corner = [round((picture_px - whole_px) / 2 + shift * picture_px) for shift in self.shift]
+            left, top = (min(max(0, edge), picture_px - whole_px) for edge in corner)
+            method = cv2.INTER_AREA if whole_px > size_px else cv2.INTER_CUBIC
+            square = picture[top : top + whole_px, left : left + whole_px]
+            cut = np.asarray(cv2.resize(square, (size_px, size_px), interpolation=method), picture.dtype)
+        return np.ascontiguousarray(cut[:, ::-1]) if self.is_flipped else cut
+
+    def _turned(self, picture: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:
+        if side_px > size_px:  # interpolation alone would alias
+            picture_px = round(picture.shape[0] * size_px / side_px)
+            picture = np.asarray(cv2.resize(picture, (picture_px, picture_px), interpolation=cv2.INTER_AREA))
+        picture_px = picture.shape[0]
+        centre = (size_px - 1) / 2
+        move = cv2.getRotationMatrix2D((centre, centre), self.rotate_deg, self.side * picture_px / size_px)
+        move[:, 2] += (picture_px - 1) / 2 + np.array(self.shift) * picture_px - centre
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        turned = cv2.warpAffine(picture, move, (size_px, size_px), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return np.asarray(turned, picture.dtype)
+
+
 class TrainingViews:
     """Makes the views of training, with the augmentation of the settings."""
 
     def __init__(self, settings: TrainSettings) -> None:
+        """Prepare the augmentation, and warn of video codecs that this build of PyAV lacks."""
         self._settings = settings
         self._augment = _augmentation(settings)
         self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROOM
-        self._size_px = round(settings.resize_px * ROOM)
+        missing = [codec for codec in CODECS if codec not in available_codecs()]
+        if missing and settings.kinds and settings.codec_p + settings.resend_p > 0:
+            log.warning(
+                "PyAV lacks the codecs %s: faces are compressed by %s alone",
+                ", ".join(missing),
+                ", ".join(available_codecs()) or "none",
+            )
 
     def single(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
         """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one.
@@ -78,10 +141,9 @@ class TrainingViews:
         Beside pairs it goes through the same shrinking and compression as they do, or clean would mean fake.
         """
         has_pairs = bool(self._settings.kinds)
-        work = _work(face, self._native_size(face, rng) if has_pairs else self._size_px, margin=self._margin)
-        (picture,) = self._compressed([work.pixels], rng) if has_pairs else [work.pixels]
-        enlarged = cv2.resize(picture, (self._size_px, self._size_px), interpolation=cv2.INTER_CUBIC)
-        return self._cut([self._augmented(enlarged.astype(np.uint8), None, int(rng.integers(2**31)))], rng)
+        size_px = self._native_size(face, rng) if has_pairs else self._largest_size(face)
+        pictures = [_work(face, size_px, margin=self._margin).pixels]
+        return self._seen(self._compressed(pictures, rng) if has_pairs else pictures, None, rng)
 
     def pair(
         self,
@@ -102,62 +164,75 @@ class TrainingViews:
         work = _work(face, size_px, margin=self._margin)
         beside = _work(companion, size_px, margin=self._margin) if companion else None
         blend = forge(kind, work, beside, rng, keeps_real=False)
-        pictures = self._compressed([blend.real, blend.fake], rng)
-        full = (self._size_px, self._size_px)
-        mask = cv2.resize(blend.mask, full, interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
-        seed = int(rng.integers(2**31))
-        enlarged = (cv2.resize(picture, full, interpolation=cv2.INTER_CUBIC) for picture in pictures)
-        return self._cut([self._augmented(picture.astype(np.uint8), mask, seed) for picture in enlarged], rng)
+        return self._seen(self._compressed([blend.real, blend.fake], rng), blend.mask, rng)
+
+    def _largest_size(self, face: LooseCrop) -> int:
+        """Side of the square at the crop's own resolution, or what the network can show of it."""
+        left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
+        return min(round(self._settings.resize_px * ROOM), right - left)
 
     def _native_size(self, face: LooseCrop, rng: np.random.Generator) -> int:
-        """The side at which a fake is made and compressed: as its video would have it, never enlarged."""
+        """The side at which a fake is made and compressed: as its clip would have it, never enlarged.
+
+        Sizes of faces are even on a logarithmic scale from the settings' smallest to their largest, or the crop's own.
+        """
         settings = self._settings
-        left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
-        size_px = min(self._size_px, right - left)
-        is_shrunk, scale = rng.random() < settings.resolution_p, rng.uniform(settings.resolution_min, 1)
-        least_px = round(self._size_px * settings.resolution_min)
-        return max(min(size_px, least_px), round(size_px * scale)) if is_shrunk else size_px
+        own_px = float((face.box_xyxy[2:] - face.box_xyxy[:2]).max())
+        low_px, high_px = min(settings.face_px_min, own_px), min(settings.face_px_max, own_px)
+        is_shrunk, place = rng.random() < settings.resolution_p, rng.random()
+        if not is_shrunk:
+            return self._largest_size(face)
+        face_px = low_px * math.exp(place * math.log(high_px / low_px))
+        return max(LEAST_SIDE_PX, round(self._margin * face_px))
 
     def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
         settings = self._settings
-        is_compressed = rng.random() < settings.h264_p
-        crf = int(rng.integers(settings.h264_crf_min, settings.h264_crf_max + 1))
-        # Nothing is drawn for what never happens, so that recipes without it go on seeing the same faces.
-        is_smoothed = settings.beauty_p > 0 and rng.random() < settings.beauty_p
-        is_resent = settings.resend_p > 0 and rng.random() < settings.resend_p
+        is_smoothed, is_compressed, is_resent = rng.random(3) < (settings.beauty_p, settings.codec_p, settings.resend_p)
         if is_smoothed:
             strength = rng.uniform(0.2, 1)
             pictures = [smooth_skin(picture, strength=strength) for picture in pictures]
+        crf_ranges = []
         if is_compressed:
-            pictures = [compress_h264(picture, crf=crf) for picture in pictures]
+            crf_ranges.append((settings.codec_crf_min, settings.codec_crf_max))
         if is_resent:
-            factor, crf = rng.uniform(*RESENT_FACTORS), int(rng.integers(RESENT_CRFS[0], RESENT_CRFS[1] + 1))
-            pictures = [_resent(picture, factor, crf) for picture in pictures]
+            crf_ranges.append(RESENT_CRFS)
+        if crf_ranges:
+            chain = draw_video_chain(rng, crf_ranges, resent=bool(is_resent))
+            pictures = [through_video(picture, chain) for picture in pictures]
         return pictures
 
-    def _augmented(self, picture: Pixels, mask: Floats | None, seed: int) -> tuple[Pixels, Floats | None]:
-        self._augment.set_random_seed(seed)
-        if mask is None:
-            return self._augment(image=picture)["image"], None
-        drawn = self._augment(image=picture, mask=mask)
-        return drawn["image"], drawn["mask"]
-
-    def _cut(self, drawn: list[tuple[Pixels, Floats | None]], rng: np.random.Generator) -> list[Pixels]:
-        """The same patch of all, where patches are asked for."""
-        patch_px = self._settings.patch_px
+    def _seen(self, pictures: list[Pixels], mask: Floats | None, rng: np.random.Generator) -> list[Pixels]:
+        """The same square of all, augmented alike, or the same patch of it where patches are asked for."""
+        size_px, patch_px = self._settings.input_size_px, self._settings.patch_px
+        placement = self._drawn_placement(rng)
+        seed = int(rng.integers(2**31))
+        views = [self._augmented(placement.cut(picture, size_px), seed) for picture in pictures]
         if patch_px is None:
-            return [pixels for pixels, _ in drawn]
-        left, top = _patch_corner(drawn[0][1], self._settings.input_size_px, patch_px, rng)
-        return [np.ascontiguousarray(pixels[top : top + patch_px, left : left + patch_px]) for pixels, _ in drawn]
+            return views
+        placed = None if mask is None else placement.cut(mask, size_px)
+        left, top = _patch_corner(placed, size_px, patch_px, rng)
+        return [np.ascontiguousarray(view[top : top + patch_px, left : left + patch_px]) for view in views]
 
+    def _drawn_placement(self, rng: np.random.Generator) -> Placement:
+        """The recipe's random crop, mirroring, rotation and scale, and boxes as detectors give them in video.
 
-def _resent(picture: Pixels, factor: float, crf: int) -> Pixels:
-    """Shrunk, compressed, and enlarged by who watches it."""
-    side_px = picture.shape[0]
-    small_px = max(LEAST_SIDE_PX, round(side_px * factor))
-    small = np.asarray(cv2.resize(picture, (small_px, small_px), interpolation=cv2.INTER_AREA), np.uint8)
-    back = cv2.resize(compress_h264(small, crf=crf), (side_px, side_px), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(back, np.uint8)
+        From frame to frame MTCNN's boxes shift and grow by a few per cent of their side.
+        """
+        settings = self._settings
+        is_turned, is_flipped, is_outlier = rng.random(3) < (settings.affine_p, settings.flip_p, OUTLIER_SHARE)
+        turn_deg = rng.uniform(-settings.rotate_deg, settings.rotate_deg)
+        scale = rng.uniform(settings.scale_min, settings.scale_max)
+        free = (settings.resize_px - settings.input_size_px) / settings.resize_px
+        jitter = settings.box_jitter * (OUTLIER_FACTOR if is_outlier else 1)
+        growth, *moves = jitter * rng.standard_normal(3)
+        shift = rng.uniform(-free / 2, free / 2, 2) / ROOM + np.array(moves) / self._margin
+        side = (1 - free) / ROOM * math.exp(growth) / (scale if is_turned else 1)
+        return Placement((float(shift[0]), float(shift[1])), side, turn_deg if is_turned else 0.0, bool(is_flipped))
+
+    def _augmented(self, picture: Pixels, seed: int) -> Pixels:
+        self._augment.set_random_seed(seed)
+        augmented: Pixels = self._augment(image=picture)["image"]
+        return augmented
 
 
 def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -175,24 +250,14 @@ def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.rand
 
 
 def _augmentation(settings: TrainSettings) -> Any:
-    """The specification's augmentation; seeded anew for each picture."""
+    """The specification's augmentation of colours, sharpness and noise; seeded anew for each picture."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer one
     import albumentations as A
 
-    size_px, jitter = settings.input_size_px, (1 - settings.jitter, 1 + settings.jitter)
+    jitter = (1 - settings.jitter, 1 + settings.jitter)
     area_and_cubic = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_CUBIC}
     return A.Compose(
         [
-            A.Affine(
-                rotate=(-settings.rotate_deg, settings.rotate_deg),
-                scale=(settings.scale_min, settings.scale_max),
-                mask_interpolation=cv2.INTER_LINEAR,
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=settings.affine_p,
-            ),
-            A.CenterCrop(settings.resize_px, settings.resize_px),
-            A.RandomCrop(size_px, size_px),
-            A.HorizontalFlip(p=settings.flip_p),
             A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=(0, 0), p=settings.jitter_p),
             A.RandomBrightnessContrast(
                 brightness_limit=(-settings.brightness_contrast, settings.brightness_contrast),
