@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from dfscan.cli import app
 from dfscan.config import read_file
 from dfscan.detector.checkpoint import init_checkpoint, load_network, read_card, save_checkpoint
+from dfscan.detector.network import ARCHITECTURES
 from dfscan.errors import ConfigError
 from dfscan.train.manifest import MANIFEST_NAME, write_manifest
 from dfscan.train.run import _reconstruct, load_samples
@@ -54,6 +56,10 @@ def test_the_defaults_are_the_specification() -> None:
         "warmup": 0.1, "patience": 10, "architecture": "efficientnet_b4", "pretrained": True,
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_every_architecture_can_be_trained() -> None:
+    assert get_args(get_type_hints(TrainSettings)["architecture"]) == ARCHITECTURES
 
 
 def test_the_file_of_the_recipe_holds_every_setting_at_its_default() -> None:

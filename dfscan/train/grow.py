@@ -53,7 +53,8 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
         widening.divide(old.conv_head, new.conv_head, rows=features, columns=inputs)
         _copy_norm(old.bn2, new.bn2, features)
         large.head.load_state_dict({**small.head.state_dict(), "hidden.weight": large.head.hidden.weight})
-        widening.divide(small.head.hidden, large.head.hidden, rows=torch.arange(512), columns=features)
+        hidden = torch.arange(small.head.hidden.out_features)
+        widening.divide(small.head.hidden, large.head.hidden, rows=hidden, columns=features)
     return large
 
 
