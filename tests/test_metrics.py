@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from dfscan.train.metrics import Estimate, by_source, clopper_pearson, measure, quick, share
+from dfscan.train.metrics import (
+    Comparison,
+    Estimate,
+    by_source,
+    clopper_pearson,
+    measure,
+    paired_accuracy,
+    quick,
+    share,
+    within_source_auc,
+)
 
 NEED_BOTH = ("roc_auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_5", "precision", "recall", "f1")
 
@@ -200,3 +210,66 @@ def test_quick() -> None:
     assert quick([-2.0], [0]) == {"accuracy": 1.0, "roc_auc": None, "f1": None}
     assert quick([], []) == {"accuracy": None, "roc_auc": None, "f1": None}
     assert quick([float("nan"), 1.0], [0, 1])["roc_auc"] is None
+
+
+# Within sources
+
+
+def test_fakes_are_compared_with_reals_of_their_own_source() -> None:
+    """Two sources by hand, and two with one class only.
+
+    In a the fakes 0.9 and 0.4 meet the reals 0.4 and 0.1: they win 1 and 3/4. In b the fake 0.5 loses to 0.6, 0.7
+    and 0.8 and beats 0.2: it wins 1/4. Averaged over three fakes this is 2/3. Of the 8 pairs 2 + 1.5 + 1 are won.
+    """
+    scores = [0.9, 0.4, 0.4, 0.1, 0.5, 0.6, 0.7, 0.8, 0.2, 0.99, 0.01]
+    is_fake = [1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    sources = [*"aaaa", *"bbbbb", "c", "d"]
+    alone = [str(i) for i in range(len(scores))]
+    found = within_source_auc(scores, is_fake, sources, alone, num_resamples=1)
+    assert found.estimate.value == pytest.approx(2 / 3)
+    counts = (found.num_compared, found.num_left_out, found.num_fakes, found.num_reals)
+    assert counts == (2, 2, 3, 6)
+    assert paired_accuracy(scores, is_fake, sources, alone, num_resamples=1).estimate.value == pytest.approx(4.5 / 8)
+
+
+def test_within_one_source_it_is_the_roc_auc_with_its_interval() -> None:
+    scores, is_fake, groups = drawn()
+    one_source = ["a"] * len(scores)
+    expected = measure(scores, is_fake, groups, fake_threshold=None, num_resamples=50)["roc_auc"]
+    for compare in (within_source_auc, paired_accuracy):
+        found = compare(scores, is_fake, one_source, groups, num_resamples=50).estimate
+        assert found.value == pytest.approx(expected.value)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_agrees_with_scikit_learn_within_sources() -> None:
+    scores, is_fake, groups = drawn()
+    sources = np.random.default_rng(3).integers(4, size=len(scores))
+    parts = [
+        (reference.roc_auc_score(is_fake[at], scores[at]), is_fake[at].sum())
+        for at in (sources == np.arange(4)[:, None])
+    ]
+    found = within_source_auc(scores, is_fake, [str(i) for i in sources], groups, num_resamples=30).estimate
+    assert found.value == pytest.approx(sum(auc * num for auc, num in parts) / is_fake.sum())
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_a_detector_of_origins_fails_within_sources() -> None:
+    """Scores that only know the source: overall they look good, within sources they are a coin flip."""
+    sources = ["mostly fake"] * 10 + ["mostly real"] * 10
+    is_fake = [True] * 9 + [False] + [True] + [False] * 9
+    scores = [0.9] * 10 + [0.1] * 10
+    alone = [str(i) for i in range(20)]
+    assert quick(np.array(scores) - 0.5, is_fake)["roc_auc"] == pytest.approx(0.9)
+    assert within_source_auc(scores, is_fake, sources, alone, num_resamples=20).estimate.value == 0.5
+
+
+def test_nothing_to_compare() -> None:
+    nothing = Estimate(None, None, None)
+    assert within_source_auc([0.1, 0.9], [0, 1], ["a", "b"], ["a", "b"]) == Comparison(nothing, 0, 2, 0, 0)
+    assert within_source_auc([], [], [], []) == Comparison(nothing, 0, 0, 0, 0)
+    assert within_source_auc([float("nan"), 1.0], [0, 1], ["a", "a"], ["a", "b"]).estimate == nothing
+    one_group = within_source_auc([0.1, 0.9], [0, 1], ["a", "a"], ["x", "x"])
+    assert one_group == Comparison(Estimate(1.0, None, None), 1, 0, 1, 1)

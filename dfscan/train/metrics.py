@@ -29,6 +29,21 @@ class Estimate:
     high: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Fakes compared with reals of the same source or take, and how much there was to compare."""
+
+    estimate: Estimate
+    num_compared: int
+    """Sources or takes with both classes."""
+    num_left_out: int
+    """Sources or takes with one class only."""
+    num_fakes: int
+    """Fakes in what was compared."""
+    num_reals: int
+    """Reals in what was compared."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoScores:
     """One entry for each source video, sorted by its name; all arrays (V,)."""
@@ -145,6 +160,61 @@ def share(flags: ArrayLike, groups: Sequence[str], *, num_resamples: int = 1000,
     return found["share"]
 
 
+def within_source_auc(
+    scores: ArrayLike,
+    is_fake: ArrayLike,
+    sources: Sequence[str],
+    groups: Sequence[str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """The probability that a fake scores above a real of the same source, ties counted half.
+
+    The overall ROC AUC also compares fakes of one origin with reals of another, so it rewards a detector that only
+    tells origins apart. Here every fake is compared with the reals of its own source. This is the covariate-adjusted
+    AUC of Janes and Pepe 2009, "Adjusting for covariate effects on classification accuracy using the
+    covariate-adjusted ROC curve", with the source as the covariate.
+
+    Each fake counts once, so a source weighs as many fakes as it has. Weighting by pairs would let one source with
+    many fakes and many reals decide the result.
+
+    The interval comes from a bootstrap over groups, as in `measure`. Groups are drawn from all sources together, since
+    a person may appear in several. In each draw, sources left without a class are left out. The interval covers the
+    choice of people or takes. It does not cover the choice of sources: there are usually too few to resample. To
+    resample sources all the same, pass them as `groups`.
+
+    Args:
+        scores: (N,) in any unit that ranks, such as logits or P(fake).
+        is_fake: (N,).
+        sources: (N,) where each entry comes from, such as a web page, a data set or a repository.
+        groups: (N,) entries that err together, as in `measure`.
+        num_resamples: bootstrap draws.
+        seed: of the bootstrap; the same seed gives the same interval.
+
+    Returns:
+        The AUC and what was compared. The value is None if no source has both classes, or if a score is NaN.
+    """
+    return _compare(scores, is_fake, sources, groups, by_pair=False, num_resamples=num_resamples, seed=seed)
+
+
+def paired_accuracy(
+    scores: ArrayLike,
+    is_fake: ArrayLike,
+    takes: Sequence[str],
+    groups: Sequence[str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """The share of (fake, real) pairs of the same take in which the fake scores higher, ties counted half.
+
+    Every pair counts once. Arguments, interval and result are as in `within_source_auc`, with takes in the place of
+    sources. A take is one recording with the fakes made from it, or one person.
+    """
+    return _compare(scores, is_fake, takes, groups, by_pair=True, num_resamples=num_resamples, seed=seed)
+
+
 def clopper_pearson(num_hits: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact two-sided interval of a share (Clopper and Pearson 1934), from quantiles of the beta distribution.
 
@@ -206,6 +276,77 @@ def _estimate(value: float, draws: Floats) -> Estimate:
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else value
+
+
+# Comparisons within a source or take
+
+
+def _compare(
+    scores: ArrayLike,
+    is_fake: ArrayLike,
+    strata: Sequence[str],
+    groups: Sequence[str],
+    *,
+    by_pair: bool,
+    num_resamples: int,
+    seed: int,
+) -> Comparison:
+    values, labels = np.asarray(scores, np.float64), np.asarray(is_fake, np.bool_)
+    names, index = np.unique(np.asarray(strata, np.str_), return_inverse=True)
+    num_fakes = np.bincount(index[labels], minlength=len(names))
+    num_reals = np.bincount(index[~labels], minlength=len(names))
+    has_both = (num_fakes > 0) & (num_reals > 0)
+    estimate = Estimate(None, None, None)
+    if has_both.any() and not np.isnan(values).any():
+        kept = has_both[index]
+        pairs = _Pairs(values[kept], labels[kept], index[kept], by_pair=by_pair)
+        found = _bootstrap(
+            lambda weights: {"share": pairs.share_won(weights)},
+            labels[kept],
+            np.asarray(groups, np.str_)[kept].tolist(),
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+        estimate = found["share"]
+    return Comparison(
+        estimate,
+        num_compared=int(has_both.sum()),
+        num_left_out=int((~has_both).sum()),
+        num_fakes=int(num_fakes[has_both].sum()),
+        num_reals=int(num_reals[has_both].sum()),
+    )
+
+
+class _Pairs:
+    """All pairs of a fake and a real of one stratum, held as ranks: memory and time grow with entries, not pairs."""
+
+    def __init__(self, scores: Floats, is_fake: Bools, strata: NDArray[np.int64], *, by_pair: bool) -> None:
+        self._by_pair = by_pair
+        self._fakes, reals = np.flatnonzero(is_fake), np.flatnonzero(~is_fake)
+        self._reals = reals[np.lexsort((scores[reals], strata[reals]))]  # by stratum, then by score
+        real_strata, fake_strata = strata[self._reals], strata[self._fakes]
+        self._start = np.searchsorted(real_strata, fake_strata, side="left")
+        self._stop = np.searchsorted(real_strata, fake_strata, side="right")
+        # Per fake: the reals [start, below) score lower, [below, above) equal, [above, stop) higher.
+        self._below, self._above = self._start.copy(), self._start.copy()
+        for stratum in np.unique(fake_strata):
+            members = np.flatnonzero(fake_strata == stratum)
+            start, stop = self._start[members[0]], self._stop[members[0]]
+            sorted_scores, wanted = scores[self._reals[start:stop]], scores[self._fakes[members]]
+            self._below[members] += np.searchsorted(sorted_scores, wanted, side="left")
+            self._above[members] += np.searchsorted(sorted_scores, wanted, side="right")
+
+    def share_won(self, weights: Floats) -> float:
+        """The weighted share of pairs in which the fake scores higher; NaN if the draw holds no pair."""
+        cumulative = np.concatenate([[0.0], np.cumsum(weights[self._reals])])
+        won = (cumulative[self._below] + cumulative[self._above]) / 2 - cumulative[self._start]
+        total = cumulative[self._stop] - cumulative[self._start]
+        fake_weights = weights[self._fakes]
+        if self._by_pair:
+            return _ratio(float(fake_weights @ won), float(fake_weights @ total))
+        has_reals = total > 0
+        shares = won[has_reals] / total[has_reals]
+        return _ratio(float(fake_weights[has_reals] @ shares), float(fake_weights[has_reals].sum()))
 
 
 # The metrics of weighted scores; NaN is what cannot be given
