@@ -36,6 +36,10 @@ class Source:
     """What must not cross splits; never empty when it comes from `read_sources`."""
     split: Split | None = None
     """Where somebody has settled it already."""
+    origin: str = ""
+    """Where the video comes from, such as a web page or a data set; empty if unknown."""
+    take: str = ""
+    """The recording that it shows, or that it was made from; empty if unknown."""
 
 
 @dataclass(slots=True)

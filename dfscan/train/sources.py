@@ -50,6 +50,10 @@ class SourceOptions:
     """None: ``split``, if there is one."""
     kind_column: str | None = None
     """None: ``kind`` or ``method``, if there is one."""
+    source_column: str | None = None
+    """None: origins are unknown. A column ``source`` is not read unasked: it often names a file."""
+    take_column: str | None = None
+    """None: takes are unknown. Videos of one take form a group, unless a group is named."""
 
 
 def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()) -> Sources:
@@ -143,7 +147,9 @@ def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
                 problems.setdefault(problem, []).append(line)
         if not problems and label:
             file = str(path.parent / cells["path"])
-            found.add(Source(file, label, cells.get("kind", ""), cells.get("group") or file, split))
+            origin, take = cells.get("source", ""), cells.get("take", "")
+            group = cells.get("group") or take or file
+            found.add(Source(file, label, cells.get("kind", ""), group, split, origin, take))
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
 
@@ -168,10 +174,12 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
         "group": [options.group_column or "group"],
         "split": [options.split_column or "split"],
         "kind": [options.kind_column] if options.kind_column else ["kind", "method"],
+        "source": [options.source_column] if options.source_column else [],
+        "take": [options.take_column] if options.take_column else [],
     }
     found = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
     needed = {"path", *(["label"] if options.label is None else [])}
-    needed |= {role for role in ("group", "split", "kind") if getattr(options, f"{role}_column")}
+    needed |= {role for role in ("group", "split", "kind", "source", "take") if getattr(options, f"{role}_column")}
     if missing := [role for role in asked if role in needed and role not in found]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""
