@@ -151,7 +151,7 @@ def test_tables_and_plots(trained: Path, tmp_path: Path) -> None:
         *("roc.png", "calibration.png", "histogram.png", "within.png"),
     }
     videos = pd.read_csv(out / "videos.csv")
-    assert list(videos.columns[:7]) == ["path", "label", "kind", "group", "source", "take", "verdict"]
+    assert list(videos.columns[:7]) == ["path", "label", "kind", "group", "verdict", "score", "num_faces"]
     assert [Path(path).name for path in videos.path] == [row[0] for row in ROWS]
     assert videos.score.round(6).tolist()[:3] == [0.15, 0.4, 0.95]
     assert videos.num_faces.tolist() == [2, 2, 2, 0, 2, 2, 2]

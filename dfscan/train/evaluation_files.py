@@ -30,12 +30,12 @@ VIDEO_COLUMNS = (
     Column("label", "text"),
     Column("kind", "text"),
     Column("group", "text"),
-    Column("source", "text"),
-    Column("take", "text"),
     Column("verdict", "text"),
     Column("score", "score"),
     Column("num_faces", "int"),
     Column("reason", "text"),
+    Column("source", "text"),
+    Column("take", "text"),
 )
 METRIC_COLUMNS = (
     Column("level", "text"),
