@@ -95,6 +95,12 @@ def test_too_few_people_are_refused(tmp_path: Path) -> None:
         check_made_fakes(settings(tmp_path, "warped"), num_faces=10)
 
 
+def test_reconstructed_faces_must_be_there(faces: Path, tmp_path: Path) -> None:
+    wanted = settings(faces, "reconstructed", reconstructions=tmp_path)
+    with pytest.raises(ConfigError, match="reconstructed faces are missing; paint them with `dfscan train --sheet"):
+        check_made_fakes(wanted, num_faces=10)
+
+
 def test_true_fakes_are_checked_in_all_and_by_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes here are reals of other numbers, so nothing tells them apart but chance."""
     samples = [write_sample(tmp_path, i, split="train", label="fake" if i % 2 else "real") for i in range(40)]
@@ -138,7 +144,7 @@ def test_the_command(faces: Path, tmp_path: Path) -> None:
     code, out, err = run(*given, "--tolerance", 0, "--out", tmp_path / "found.jsonl")
     assert code == 1
     assert "told apart" in out
-    assert "told apart without looking at the forgery: warped" in err
+    assert "warped fakes are told apart without the forgery; largest coefficients: " in err
     assert json.loads((tmp_path / "found.jsonl").read_text().splitlines()[0])["subset"] == "warped"
 
 

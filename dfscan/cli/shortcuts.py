@@ -80,8 +80,9 @@ def shortcuts(
     _print_table([*made, *true], failed)
     if out:
         _write(out, [*made, *true])
+    for each in failed:
+        say(f"{each.subset} fakes are told apart without the forgery; largest coefficients: {_strongest(each)}")
     if failed:
-        say(f"told apart without looking at the forgery: {', '.join(each.subset for each in failed)}")
         raise typer.Exit(EXIT_TOLD_APART)
 
 
@@ -90,36 +91,32 @@ def _is_near_chance(auc: Estimate, tolerance: float) -> bool:
 
 
 def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("fakes", "subset", "level", title="Trivial detector", title_justify="left")
-    for name in ("reals", "fakes", "groups", "ROC AUC [95 %]"):
-        table.add_column(name, justify="right")
+    table = Table("fakes", "subset", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("real + fake", "ROC AUC [95 % interval]"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("result")
-    table.add_column("strongest features (coefficient)")
     for each in findings:
         result = "" if each.fakes == "true" else "told apart" if each in failed else "passes"
-        strongest = sorted(each.coefficients.items(), key=lambda item: -abs(item[1]))[:3]
-        table.add_row(
-            each.fakes,
-            escape(each.subset),
-            each.level,
-            str(each.num_real),
-            str(each.num_fake),
-            str(each.num_groups),
-            _shown(each.roc_auc),
-            result,
-            ", ".join(f"{name} {value:+.2f}" for name, value in strongest),
-        )
+        unit = "faces" if each.level == "frame" else "videos"
+        sizes = f"{each.num_real} + {each.num_fake} {unit}"
+        table.add_row(each.fakes, escape(each.subset), sizes, escape(_shown(each.roc_auc)), result)
     Console(highlight=False).print(table)
 
 
 def _shown(auc: Estimate) -> str:
     if auc.value is None:
         return "-"
-    return f"{auc.value:.3f}" + ("" if auc.low is None else f" \\[{auc.low:.3f}, {auc.high:.3f}]")
+    return f"{auc.value:.3f}" + ("" if auc.low is None else f" [{auc.low:.3f}, {auc.high:.3f}]")
+
+
+def _strongest(finding: Finding, number: int = 3) -> str:
+    ranked = sorted(finding.coefficients.items(), key=lambda item: -abs(item[1]))
+    return ", ".join(f"{name} {value:+.2f}" for name, value in ranked[:number])
 
 
 def _write(path: Path, findings: Sequence[Finding]) -> None:

@@ -22,7 +22,7 @@ from dfscan.errors import ConfigError
 from dfscan.train.companions import check_swaps, reconstructions_in
 from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
 from dfscan.train.metrics import Bools, Estimate, Floats, by_source, within_source_auc
-from dfscan.train.settings import TrainSettings
+from dfscan.train.settings import DESIGNS, TrainSettings
 
 if TYPE_CHECKING:
     from dfscan.train.dataset import View
@@ -91,7 +91,7 @@ def check_made_fakes(
 
     all_samples, folder = _read(settings)
     samples = [sample for sample in all_samples if sample.split == "train"]
-    painted = reconstructions_in(all_samples, settings)
+    painted = _painted(all_samples, settings)
     reals = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
     chosen = np.random.default_rng(settings.seed).permutation(reals)[:num_faces].tolist()
     _check_groups([samples[index].group for index in chosen])
@@ -301,6 +301,18 @@ def _read(settings: TrainSettings) -> tuple[list[Sample], Path]:
     if "swapped" in settings.kinds:
         check_swaps(samples, path)
     return samples, path.parent
+
+
+def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
+    from dfscan.train.reconstruct import is_complete
+
+    folder = reconstructions_in(samples, settings)
+    if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
+        raise ConfigError(
+            f"{folder}: reconstructed faces are missing; paint them with `dfscan train --sheet sheet.png`, the same "
+            f"settings and --reconstructions {folder.parent}"
+        )
+    return folder
 
 
 def _check_groups(groups: Sequence[str]) -> None:
