@@ -26,7 +26,18 @@ from dfscan.config import ScanSettings
 from dfscan.report.schema import REPORT_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("scan", "report", "explain", "prepare", "train", "evaluate", "init-checkpoint", "info", "bench")
+COMMANDS = (
+    "scan",
+    "report",
+    "explain",
+    "prepare",
+    "shortcuts",
+    "train",
+    "evaluate",
+    "init-checkpoint",
+    "info",
+    "bench",
+)
 
 
 @pytest.fixture(autouse=True)

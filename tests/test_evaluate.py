@@ -146,7 +146,10 @@ def test_tables_and_plots(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run(table(tmp_path / "in"), "--checkpoint", trained, "--out", out)
     names = {path.name for path in out.iterdir()}
-    assert names == {"evaluation.json", "metrics.csv", "videos.csv", "roc.png", "calibration.png", "histogram.png"}
+    assert names == {
+        *("evaluation.json", "metrics.csv", "videos.csv"),
+        *("roc.png", "calibration.png", "histogram.png", "within.png"),
+    }
     videos = pd.read_csv(out / "videos.csv")
     assert list(videos.columns[:7]) == ["path", "label", "kind", "group", "verdict", "score", "num_faces"]
     assert [Path(path).name for path in videos.path] == [row[0] for row in ROWS]
@@ -160,6 +163,61 @@ def test_tables_and_plots(trained: Path, tmp_path: Path) -> None:
     assert lines[1] == "6 judged, 12 faces"
     assert lines[4].split() == ["real", "1", "0", "2", "1", "0"]
     assert any(line.startswith("video  all") and " 0.778 [" in line for line in lines)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_within_sources_and_takes(trained: Path, tmp_path: Path) -> None:
+    """Page x has the reals 0.15 and 0.4 and the fakes 0.94 and 0.98; y has the real 0.95 and the fake 0.5; z one real.
+
+    Both fakes of x beat both reals, the fake of y loses: 2 of 3 fakes, 4 of 5 pairs. d.mp4, alone in z, shows no
+    face. The takes pair e.mp4 with a.mp4 (won) and f.mp4 with c.mp4 (lost).
+    """
+    pages, takes = ["x", "x", "y", "z", "x", "y", "x"], ["1", "2", "3", "4", "1", "3", "5"]
+    out = tmp_path / "out"
+    columns = ["--source-column", "page", "--take-column", "clip"]
+    done = run(table(tmp_path / "in", page=pages, clip=takes), "--checkpoint", trained, "--out", out, *columns)
+    assert done.exit_code == 0, done.stderr
+    video = json.loads((out / "evaluation.json").read_text())["metrics"]["video"]
+    within = video["all"]["within_source_auc"]
+    assert within["value"] == pytest.approx(2 / 3)
+    assert within["low"] <= 2 / 3 <= within["high"]
+    sizes = {name: within[name] for name in within if name.startswith("num_")}
+    assert sizes == {"num_compared": 2, "num_left_out": 0, "num_fakes": 3, "num_reals": 3, "num_groups": 4}
+    assert video["kind: puppet"]["within_source_auc"]["value"] == 1
+    assert video["kind: puppet"]["within_source_auc"]["num_left_out"] == 1
+    pairs = video["all"]["paired_accuracy"]
+    assert (pairs["value"], pairs["num_compared"], pairs["num_left_out"]) == (0.5, 2, 2)
+    assert "paired_accuracy" not in video["kind: puppet"]
+    metrics = pd.read_csv(out / "metrics.csv").set_index(["level", "subset", "metric"])
+    assert metrics.loc[("video", "all", "within_source_auc"), "num_videos"] == 6
+    assert metrics.loc[("video", "kind: swap", "paired_accuracy"), "value"] == 0.5
+    videos = pd.read_csv(out / "videos.csv", dtype=str)
+    assert videos.source.tolist() == pages
+    assert videos["take"].tolist() == takes
+    line = next(line for line in done.stdout.splitlines() if line.startswith("within sources") and " all " in line)
+    assert line.split()[3:7] == ["2", "3", "3", "0.667"]
+    assert (out / "within.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("made_up")
+def test_nothing_within_sources_unless_they_are_known(trained: Path, tmp_path: Path) -> None:
+    labels = table(tmp_path / "in", ROWS[1:4] + ROWS[5:])  # no group with both classes
+    (tmp_path / "within.png").touch()
+    done = run(labels, "--checkpoint", trained, "--out", tmp_path)
+    assert done.exit_code == 0
+    video = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["video"]["all"]
+    assert not {"within_source_auc", "paired_accuracy"} & set(video)
+    assert not (tmp_path / "within.png").exists()
+    assert "compared" not in done.stdout
+
+
+@pytest.mark.usefixtures("made_up")
+def test_videos_without_a_source_are_left_out_with_a_warning(trained: Path, tmp_path: Path) -> None:
+    labels = table(tmp_path / "in", page=["x", "", "", "", "x", "", ""])
+    done = run(labels, "--checkpoint", trained, "--out", tmp_path, "--source-column", "page")
+    assert "5 of 7 videos name no source" in done.stderr
+    within = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["video"]["all"]["within_source_auc"]
+    assert (within["value"], within["num_fakes"], within["num_reals"]) == (1.0, 1, 1)
 
 
 @pytest.mark.usefixtures("made_up")

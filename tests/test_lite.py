@@ -154,9 +154,7 @@ def test_matching_brings_the_features_closer_to_those_of_lite0() -> None:
         kinds=torch.zeros(4),
     )
     told: list[str] = []
-    match_features(
-        network, load_lite("lite0"), [faces] * 12, num_batches=12, precision=torch.float32, tell=told.append
-    )
+    match_features(network, load_lite("lite0"), [faces] * 12, num_batches=12, precision=torch.float32, tell=told.append)
     matched = [int(text.split(": ")[1].split("%")[0]) for text in told]
     assert len(matched) == 4
     assert matched[-1] > matched[0] + 10

@@ -227,8 +227,8 @@ def test_fakes_are_compared_with_reals_of_their_own_source() -> None:
     alone = [str(i) for i in range(len(scores))]
     found = within_source_auc(scores, is_fake, sources, alone, num_resamples=1)
     assert found.estimate.value == pytest.approx(2 / 3)
-    counts = (found.num_compared, found.num_left_out, found.num_fakes, found.num_reals)
-    assert counts == (2, 2, 3, 6)
+    counts = (found.num_compared, found.num_left_out, found.num_fakes, found.num_reals, found.num_groups)
+    assert counts == (2, 2, 3, 6, 9)
     assert paired_accuracy(scores, is_fake, sources, alone, num_resamples=1).estimate.value == pytest.approx(4.5 / 8)
 
 
@@ -268,8 +268,8 @@ def test_a_detector_of_origins_fails_within_sources() -> None:
 
 def test_nothing_to_compare() -> None:
     nothing = Estimate(None, None, None)
-    assert within_source_auc([0.1, 0.9], [0, 1], ["a", "b"], ["a", "b"]) == Comparison(nothing, 0, 2, 0, 0)
-    assert within_source_auc([], [], [], []) == Comparison(nothing, 0, 0, 0, 0)
+    assert within_source_auc([0.1, 0.9], [0, 1], ["a", "b"], ["a", "b"]) == Comparison(nothing, 0, 2, 0, 0, 0)
+    assert within_source_auc([], [], [], []) == Comparison(nothing, 0, 0, 0, 0, 0)
     assert within_source_auc([float("nan"), 1.0], [0, 1], ["a", "a"], ["a", "b"]).estimate == nothing
     one_group = within_source_auc([0.1, 0.9], [0, 1], ["a", "a"], ["x", "x"])
-    assert one_group == Comparison(Estimate(1.0, None, None), 1, 0, 1, 1)
+    assert one_group == Comparison(Estimate(1.0, None, None), 1, 0, 1, 1, 1)

@@ -55,6 +55,21 @@ def test_csv_with_columns_of_other_names(tmp_path: Path) -> None:
     assert read_sources([listing], options).items == [Source(f"{tmp_path}/a.mp4", "fake", "swap", "anna", "test")]
 
 
+def test_csv_with_origins_and_takes(tmp_path: Path) -> None:
+    """A take makes a group where none is named; a column `source` is read only when it is asked for."""
+    tree(tmp_path, "a.mp4", "b.mp4")
+    listing = csv_file(tmp_path, "path,label,source,take,group\na.mp4,real,page 1,7,\nb.mp4,fake,,,eve\n")
+    options = SourceOptions(source_column="source", take_column="take")
+    assert read_sources([listing], options).items == [
+        Source(f"{tmp_path}/a.mp4", "real", "", "7", None, "page 1", "7"),
+        Source(f"{tmp_path}/b.mp4", "fake", "", "eve"),
+    ]
+    plain = read_sources([listing]).items[0]
+    assert (plain.domain, plain.take, plain.group) == ("", "", f"{tmp_path}/a.mp4")
+    with pytest.raises(ConfigError, match=r"'page' \(--source-column\), 'clip' \(--take-column\)"):
+        read_sources([listing], SourceOptions(source_column="page", take_column="clip"))
+
+
 def test_csv_without_labels_and_with_the_column_file(tmp_path: Path) -> None:
     tree(tmp_path, "a.mp4")
     listing = csv_file(tmp_path, "file,kind\na.mp4,\n")

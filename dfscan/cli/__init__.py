@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from dfscan import __version__
-from dfscan.cli import bench, calibrate, evaluate, explain, info, init_checkpoint, prepare, report, scan, train
+from dfscan.cli import (
+    bench,
+    calibrate,
+    evaluate,
+    explain,
+    info,
+    init_checkpoint,
+    prepare,
+    report,
+    scan,
+    shortcuts,
+    train,
+)
 from dfscan.cli.help import SectionedCommand
 
 app = typer.Typer(
@@ -22,6 +34,7 @@ app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
+app.command("shortcuts", cls=SectionedCommand)(shortcuts.shortcuts)
 app.command("train", cls=SectionedCommand)(train.train)
 app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)

@@ -58,6 +58,22 @@ def evaluate(
     kind_column: Annotated[
         str | None, typer.Option(rich_help_panel=INPUT, help="Kind of manipulation.", metavar="NAME")
     ] = None,
+    source_column: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="Origin, such as a page or data set: also compare fakes with reals of their own origin only.",
+            metavar="NAME",
+        ),
+    ] = None,
+    take_column: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="Take: also compare fakes with reals of their own take only. Default: the group.",
+            metavar="NAME",
+        ),
+    ] = None,
     split_column: Annotated[
         str | None, typer.Option(rich_help_panel=INPUT, help="Which split a video belongs to.", metavar="NAME")
     ] = None,
@@ -80,11 +96,14 @@ def evaluate(
     Every metric comes with a 95 % interval from a bootstrap over groups. Measure on people, takes and sources that
     neither training nor calibration has seen, or the numbers flatter.
 
+    If fakes and reals come from several origins, give --source-column. Overall figures also compare fakes of one
+    origin with reals of another, and so reward a detector that only tells origins apart.
+
     Examples:
 
     \b
       dfscan evaluate ./labelled --checkpoint lab.safetensors --out ./evaluation
-      dfscan evaluate labels.csv --group-column person --split test --out ./evaluation
+      dfscan evaluate labels.csv --group-column person --source-column page --out ./evaluation
       dfscan evaluate ./labelled --out ./evaluation --robustness
     """
     from dfscan.cli.progress import Progress
@@ -104,6 +123,8 @@ def evaluate(
             group_column=group_column,
             split_column=split_column,
             kind_column=kind_column,
+            source_column=source_column,
+            take_column=take_column,
         ),
     )
     sources = _of_split(found.items, _one_of("--split", split, get_args(Split)))
@@ -163,6 +184,7 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
             yield _row(part, part.subset)
     for condition in evaluation.conditions:
         yield from (_row(part, condition.name) for part in condition.parts)
+    yield from _comparisons(evaluation)
     yield ""
     yield f"95 % intervals over groups; all metrics, tables and plots: {folder}"
 
@@ -174,6 +196,21 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
     yield "truth" + "".join(f"{verdict:>14}" for verdict in next(iter(table.values())))
     for label, row in table.items():
         yield f"{label:<5}" + "".join(f"{count:>14}" for count in row.values())
+
+
+def _comparisons(evaluation: Evaluation) -> Iterator[str]:
+    from dfscan.report.text import printable
+    from dfscan.train.evaluation_files import COMPARISONS
+
+    compared = [part for part in evaluation.parts if part.comparisons]
+    if compared:
+        yield ""
+        yield f"{'compared':<17}{'subset':<26}{'in':>6}{'fakes':>7}{'reals':>7}{'fake scores higher':>23}"
+    for name, title in COMPARISONS.items():
+        for part in compared:
+            if found := part.comparisons.get(name):
+                sizes = f"{found.num_compared:>6}{found.num_fakes:>7}{found.num_reals:>7}"
+                yield f"{title:<17}{printable(part.subset)[:25]:<26}{sizes}{_shown(found.estimate):>23}"
 
 
 def _row(part: Part, name: str) -> str:

@@ -3,6 +3,9 @@
 At *video* level a score is that of the verdict, at *frame* level that of every face found in a video, with the video's
 label: in a fake with two people the face that nobody touched counts as fake too. Scores are calibrated for even odds,
 so log-loss, Brier and calibration error are at their best on a set with as many fakes as reals.
+
+Where sources or takes are known, videos are also compared *within* them: fakes of one origin against reals of another
+differ in more than the forgery, so the overall figures reward a detector that only tells origins apart.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dfscan.errors import ConfigError
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
 from dfscan.train.manifest import LABELS, Label
-from dfscan.train.metrics import Estimate, measure, share
+from dfscan.train.metrics import Comparison, Estimate, measure, paired_accuracy, share, within_source_auc
 from dfscan.train.robustness import CONDITIONS, Condition, write_copies
 from dfscan.train.sources import Source
 from dfscan.types import LABELS as VERDICTS
@@ -60,6 +63,9 @@ class Part:
     num_videos: int
     num_groups: int
     metrics: Mapping[str, Estimate]
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """By name, at video level: ``within_source_auc`` where origins are known, ``paired_accuracy`` where a take or a
+    group has both classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,9 @@ def _check(judged: Sequence[Judged]) -> None:
         raise ConfigError(
             f"none of {len(judged)} videos could be judged ({listed}); give videos that show faces, and see the reasons"
         )
+    num_without = sum(not each.source.domain for each in judged)
+    if 0 < num_without < len(judged):
+        log.warning("%d of %d videos name no source: figures within sources leave them out", num_without, len(judged))
     if len(labels) == 1:
         log.warning(
             "only %s videos could be judged: what needs both classes, such as ROC AUC, is left out", labels.pop()
@@ -235,7 +244,32 @@ class _Ruler:
         judged = [each for each in judged if each.scores(level)]
         groups = [each.source.group for each in judged]
         metrics = self._metrics(level, judged) if judged else {}
-        return Part(level, subset, len(judged), len(set(groups)), metrics)
+        comparisons = self._comparisons(judged) if level == "video" else {}
+        return Part(level, subset, len(judged), len(set(groups)), metrics, comparisons)
+
+    def _comparisons(self, judged: Sequence[Judged]) -> dict[str, Comparison]:
+        """Videos compared within their sources and takes; a group stands in for a take that is not named."""
+        found = {}
+        with_origin = [each for each in judged if each.source.domain]
+        if with_origin:
+            origins = [each.source.domain for each in with_origin]
+            found["within_source_auc"] = self._compared(within_source_auc, with_origin, origins)
+        pairs = self._compared(paired_accuracy, judged, [each.source.take or each.source.group for each in judged])
+        if pairs.num_compared:
+            found["paired_accuracy"] = pairs
+        return found
+
+    def _compared(
+        self, compare: Callable[..., Comparison], judged: Sequence[Judged], strata: Sequence[str]
+    ) -> Comparison:
+        return compare(
+            [score for each in judged for score in each.scores("video")],
+            [each.source.label == "fake" for each in judged],
+            strata,
+            [each.source.group for each in judged],
+            num_resamples=self.num_resamples,
+            seed=self.seed,
+        )
 
     def _metrics(self, level: Level, judged: Sequence[Judged]) -> dict[str, Estimate]:
         rows = [(score, each.source) for each in judged for score in each.scores(level)]

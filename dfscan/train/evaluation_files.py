@@ -16,12 +16,14 @@ from dfscan.report.schema import Column
 from dfscan.report.writers import AtomicFile, open_writer
 from dfscan.train.evaluate import ALL, LEVELS, Evaluation, Judged, Part, count_verdicts
 from dfscan.train.manifest import LABELS
-from dfscan.train.metrics import CONFIDENCE, Estimate
-from dfscan.train.plots import plot_robustness, plot_scores
+from dfscan.train.metrics import CONFIDENCE, Comparison, Estimate
+from dfscan.train.plots import plot_comparisons, plot_robustness, plot_scores
 
 DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
-ROBUSTNESS_PLOT = "robustness.png"
-PLOTS = ("roc.png", "calibration.png", "histogram.png", ROBUSTNESS_PLOT)
+ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"
+PLOTS = ("roc.png", "calibration.png", "histogram.png", ROBUSTNESS_PLOT, COMPARISON_PLOT)
+COMPARISONS = {"within_source_auc": "within sources", "paired_accuracy": "pairs of a take"}
+"""What figures within sources and takes are called in plots and in print."""
 
 VIDEO_COLUMNS = (
     Column("path", "path"),
@@ -32,6 +34,8 @@ VIDEO_COLUMNS = (
     Column("score", "score"),
     Column("num_faces", "int"),
     Column("reason", "text"),
+    Column("source", "text"),
+    Column("take", "text"),
 )
 METRIC_COLUMNS = (
     Column("level", "text"),
@@ -73,6 +77,7 @@ def write_videos(folder: Path, judged: Sequence[Judged]) -> None:
         for each in judged:
             source, verdict = each.source, each.verdict
             row = {"path": source.path, "label": source.label, "kind": source.kind or None, "group": source.group}
+            row |= {"source": source.domain or None, "take": source.take or None}
             found = {"verdict": verdict.label, "score": verdict.score, "num_faces": len(each.face_scores)}
             writer.append(row | found | {"reason": str(verdict.reason) if verdict.reason else None})
 
@@ -136,8 +141,16 @@ def _nested(parts: Iterable[Part]) -> dict[str, Any]:
     nested: dict[str, Any] = {level: {} for level in LEVELS}
     for part in parts:
         estimates = {name: asdict(estimate) for name, estimate in part.metrics.items()}
+        estimates |= {name: _flat(comparison) for name, comparison in part.comparisons.items()}
         nested[part.level][part.subset] = {"num_videos": part.num_videos, "num_groups": part.num_groups, **estimates}
     return nested
+
+
+def _flat(comparison: Comparison) -> dict[str, Any]:
+    """The estimate and the counts beside one another."""
+    counts = asdict(comparison)
+    estimate: dict[str, Any] = counts.pop("estimate")
+    return estimate | counts
 
 
 def _groups(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -169,6 +182,9 @@ def _rows(parts: Iterable[Part], *, prefix: str | None = None) -> Iterator[dict[
         sizes = {"num_videos": part.num_videos, "num_groups": part.num_groups}
         for name, estimate in part.metrics.items():
             yield subject | {"metric": name} | asdict(estimate) | sizes
+        for name, comparison in part.comparisons.items():
+            sizes = {"num_videos": comparison.num_fakes + comparison.num_reals, "num_groups": comparison.num_groups}
+            yield subject | {"metric": name} | asdict(comparison.estimate) | sizes
 
 
 def _plot(folder: Path, evaluation: Evaluation) -> None:
@@ -185,6 +201,17 @@ def _plot(folder: Path, evaluation: Evaluation) -> None:
         plot_robustness({name: _aucs(parts) for name, parts in by_name.items()}, folder)
     else:
         (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # of an earlier evaluation, it would not belong to this one
+    curve = {part.subset: _compared(part) for part in evaluation.parts if part.comparisons}
+    if curve:
+        plot_comparisons(curve, folder)
+    else:
+        (folder / COMPARISON_PLOT).unlink(missing_ok=True)
+
+
+def _compared(part: Part) -> dict[str, Estimate]:
+    """The overall ROC AUC, and beside it the figures within sources and takes."""
+    within = {COMPARISONS[name]: comparison.estimate for name, comparison in part.comparisons.items()}
+    return {"all pairs": part.metrics["roc_auc"], **within}
 
 
 def _aucs(parts: Iterable[Part]) -> dict[str, Estimate]:

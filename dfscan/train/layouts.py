@@ -40,6 +40,8 @@ class Source:
     """Where the footage comes from, such as a data set or a web page; empty where nobody says."""
     fold: str = ""
     """Part of a cross-validation; empty for what is always trained on."""
+    take: str = ""
+    """The recording that it shows, or that it was made from; empty if unknown."""
 
 
 @dataclass(slots=True)

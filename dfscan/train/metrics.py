@@ -42,6 +42,8 @@ class Comparison:
     """Fakes in what was compared."""
     num_reals: int
     """Reals in what was compared."""
+    num_groups: int
+    """Groups in what was compared."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -296,14 +298,15 @@ def _compare(
     num_fakes = np.bincount(index[labels], minlength=len(names))
     num_reals = np.bincount(index[~labels], minlength=len(names))
     has_both = (num_fakes > 0) & (num_reals > 0)
+    kept = has_both[index]
+    kept_groups = np.asarray(groups, np.str_)[kept].tolist()
     estimate = Estimate(None, None, None)
-    if has_both.any() and not np.isnan(values).any():
-        kept = has_both[index]
+    if kept.any() and not np.isnan(values).any():
         pairs = _Pairs(values[kept], labels[kept], index[kept], by_pair=by_pair)
         found = _bootstrap(
             lambda weights: {"share": pairs.share_won(weights)},
             labels[kept],
-            np.asarray(groups, np.str_)[kept].tolist(),
+            kept_groups,
             num_resamples=num_resamples,
             seed=seed,
         )
@@ -314,6 +317,7 @@ def _compare(
         num_left_out=int((~has_both).sum()),
         num_fakes=int(num_fakes[has_both].sum()),
         num_reals=int(num_reals[has_both].sum()),
+        num_groups=len(set(kept_groups)),
     )
 
 

@@ -85,15 +85,33 @@ def plot_robustness(curve: Curve, folder: Path) -> list[Path]:
     Raises:
         OutputError: it cannot be written.
     """
+    return [_save(_curve(curve, "Robustness", "condition", "ROC AUC"), folder / "robustness.png")]
+
+
+def plot_comparisons(curve: Curve, folder: Path) -> list[Path]:
+    """Draw overall figures beside those within sources and takes, with their intervals: ``within.png``.
+
+    Args:
+        curve: estimates by subset of the videos, and by what was compared.
+        folder: is there already.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    figure = _curve(curve, "Fakes that score above reals", "videos", "share of pairs")
+    return [_save(figure, folder / "within.png")]
+
+
+def _curve(curve: Curve, title: str, x_label: str, y_label: str) -> Figure:
     levels = list(dict.fromkeys(level for estimates in curve.values() for level in estimates))
-    figure, axes = _canvas("Robustness", "condition", "ROC AUC", width=max(7.0, 1.1 * len(curve) + 1.5))
+    figure, axes = _canvas(title, x_label, y_label, width=max(7.0, 1.1 * len(curve) + 1.5))
     for i, (level, colour, marker) in enumerate(zip(levels, (REAL, FAKE, SECOND), "os^", strict=False)):
         _draw_level(axes, curve, level, offset=0.16 * (i - (len(levels) - 1) / 2), color=colour, marker=marker)
     axes.axhline(0.5, color=NEUTRAL, linestyle=":", label="chance")
     axes.set_xticks(range(len(curve)), [name.replace(" ", "\n", 1) for name in curve])
     axes.set_ylim(min(axes.get_ylim()[0], 0.45), 1.02)
     figure.legend(loc="outside lower center", ncols=3, fontsize=11, frameon=False)
-    return [_save(figure, folder / "robustness.png")]
+    return figure
 
 
 # The frame of every picture

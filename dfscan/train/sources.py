@@ -49,9 +49,13 @@ class SourceOptions:
     split_column: str | None = None
     """None: ``split``, if there is one."""
     kind_column: str | None = None
-    domain_column: str | None = None
-    fold_column: str | None = None
     """None: ``kind`` or ``method``, if there is one."""
+    source_column: str | None = None
+    """None: ``domain``, if there is one. A column ``source`` is not read unasked: it often names a file."""
+    fold_column: str | None = None
+    """None: ``fold``, if there is one."""
+    take_column: str | None = None
+    """None: takes are unknown. Videos of one take form a group, unless a group is named."""
 
 
 def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()) -> Sources:
@@ -145,8 +149,9 @@ def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
                 problems.setdefault(problem, []).append(line)
         if not problems and label:
             file = str(path.parent / cells["path"])
-            texts = {role: cells.get(role, "") for role in ("kind", "domain", "fold")}
-            found.add(Source(file, label, group=cells.get("group") or file, split=split, **texts))
+            texts = {role: cells.get(role, "") for role in ("kind", "fold", "take")}
+            group = cells.get("group") or texts["take"] or file
+            found.add(Source(file, label, group=group, split=split, domain=cells.get("source", ""), **texts))
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
 
@@ -171,12 +176,14 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
         "group": [options.group_column or "group"],
         "split": [options.split_column or "split"],
         "kind": [options.kind_column] if options.kind_column else ["kind", "method"],
-        "domain": [options.domain_column or "domain"],
+        "source": [options.source_column or "domain"],
         "fold": [options.fold_column or "fold"],
+        "take": [options.take_column] if options.take_column else [],
     }
     found = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
     needed = {"path", *(["label"] if options.label is None else [])}
-    needed |= {role for role in ("group", "split", "kind", "domain", "fold") if getattr(options, f"{role}_column")}
+    roles = ("group", "split", "kind", "source", "fold", "take")
+    needed |= {role for role in roles if getattr(options, f"{role}_column")}
     if missing := [role for role in asked if role in needed and role not in found]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""

@@ -1,0 +1,136 @@
+"""``dfscan shortcuts``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dfscan.cli.guard import guarded, say, start_logging
+
+if TYPE_CHECKING:
+    from dfscan.train.metrics import Estimate
+    from dfscan.train.shortcuts import Finding
+
+EXIT_TOLD_APART = 1
+
+
+@guarded
+def shortcuts(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data set: the folder that `dfscan prepare` wrote.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of training settings; flags win over it.", show_default=False),
+    ] = None,
+    forgeries: Annotated[
+        str | None,
+        typer.Option(help="Kinds of made fakes to check, separated by commas.", show_default=False),
+    ] = None,
+    reconstructions: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the reconstructed faces, if that kind is checked.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Also write the results here: .csv or .jsonl.", show_default=False),
+    ] = None,
+    num_faces: Annotated[int, typer.Option(min=10, help="Real faces to pair with a fake of each kind.")] = 500,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=0.5, help="How far the ROC AUC on made fakes may lie from 0.5.")
+    ] = 0.05,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws behind each interval.")] = 1000,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Check whether blur, compression, brightness or size alone tell fakes from real faces.
+
+    A logistic regression on such features must fail on the fakes that training makes: its cross-validated ROC AUC must
+    lie within 0.45 to 0.55, for each kind of forgery and for all together. Otherwise a network learns the shortcut
+    instead of the forgery. True fakes of the data set are checked too, but need not pass.
+
+    Exit codes: 0 if made fakes pass, 1 if they are told apart, 2 after an error.
+
+    Examples:
+
+    \b
+      dfscan shortcuts --data ./faces --forgeries self-blended,swapped
+      dfscan shortcuts --data ./faces --config configs/train.toml --out shortcuts.csv
+      dfscan shortcuts --data ./faces --forgeries warped --num-faces 2000
+    """
+    from dfscan.config import read_file
+    from dfscan.errors import ConfigError
+    from dfscan.train.settings import build, model
+    from dfscan.train.shortcuts import check_made_fakes, check_true_fakes
+
+    start_logging(is_quiet=quiet)
+    tell = (lambda _: None) if quiet else say
+    flags = {"data": data, "forgeries": forgeries, "reconstructions": reconstructions}
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = build({**(read_file(config, model()) if config else {}), **given})
+    made = check_made_fakes(settings, num_faces=num_faces, num_resamples=resamples, tell=tell) if settings.kinds else []
+    true = check_true_fakes(settings, num_resamples=resamples, tell=tell)
+    if not made and not true:
+        raise ConfigError("nothing to check: name kinds with --forgeries, or give a data set with fakes")
+    failed = [each for each in made if not _is_near_chance(each.roc_auc, tolerance)]
+    _print_table([*made, *true], failed)
+    if out:
+        _write(out, [*made, *true])
+    for each in failed:
+        say(f"{each.subset} fakes are told apart without the forgery; largest coefficients: {_strongest(each)}")
+    if failed:
+        raise typer.Exit(EXIT_TOLD_APART)
+
+
+def _is_near_chance(auc: Estimate, tolerance: float) -> bool:
+    return auc.value is not None and abs(auc.value - 0.5) <= tolerance
+
+
+def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("fakes", "subset", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("real + fake", "ROC AUC [95 % interval]"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("result")
+    for each in findings:
+        result = "" if each.fakes == "true" else "told apart" if each in failed else "passes"
+        unit = "faces" if each.level == "frame" else "videos"
+        sizes = f"{each.num_real} + {each.num_fake} {unit}"
+        table.add_row(each.fakes, escape(each.subset), sizes, escape(_shown(each.roc_auc)), result)
+    Console(highlight=False).print(table)
+
+
+def _shown(auc: Estimate) -> str:
+    if auc.value is None:
+        return "-"
+    return f"{auc.value:.3f}" + ("" if auc.low is None else f" [{auc.low:.3f}, {auc.high:.3f}]")
+
+
+def _strongest(finding: Finding, number: int = 3) -> str:
+    ranked = sorted(finding.coefficients.items(), key=lambda item: -abs(item[1]))
+    return ", ".join(f"{name} {value:+.2f}" for name, value in ranked[:number])
+
+
+def _write(path: Path, findings: Sequence[Finding]) -> None:
+    from dfscan.report.schema import Column
+    from dfscan.report.writers import format_for, open_writer
+    from dfscan.train.shortcuts import FEATURES
+
+    columns = [
+        *(Column(name, "text") for name in ("fakes", "subset", "level")),
+        *(Column(name, "int") for name in ("num_real", "num_fake", "num_groups")),
+        *(Column(name, "score") for name in ("roc_auc", "low", "high", *FEATURES)),
+    ]
+    with open_writer(path, columns, format=format_for(path)) as writer:
+        for each in findings:
+            row: dict[str, Any] = asdict(each)
+            auc = row.pop("roc_auc")
+            writer.append(row | {"roc_auc": auc["value"], "low": auc["low"], "high": auc["high"]} | each.coefficients)

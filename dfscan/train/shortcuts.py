@@ -1,0 +1,323 @@
+"""Can a trivial detector tell fakes from real faces?
+
+A network takes the easiest way to a low loss. If fakes are blurrier than reals, or were compressed once more, it learns
+that and not the forgery, as Geirhos et al. 2020 describe in "Shortcut Learning in Deep Neural Networks". So a logistic
+regression on a few features that say nothing about forgeries must fail on fakes made from real faces. On true fakes it
+need not fail: there its ROC AUC says how much of a detector's success sources alone may explain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dfscan.errors import ConfigError
+from dfscan.train.companions import check_swaps, reconstructions_in
+from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
+from dfscan.train.metrics import Bools, Estimate, Floats, by_source, within_source_auc
+from dfscan.train.settings import DESIGNS, TrainSettings
+
+if TYPE_CHECKING:
+    from dfscan.train.dataset import View
+
+FEATURES = (
+    "blockiness",
+    "high_frequencies",
+    "sharpness",
+    "brightness",
+    "contrast",
+    "saturation",
+    "jpeg_bytes",
+    "face_px",
+)
+BLOCK_PX = 8
+"""Side of the blocks of JPEG and H.264."""
+HIGH_FREQUENCY = 0.25
+"""In cycles per pixel: half of the highest that a picture can hold."""
+JPEG_QUALITY = 90
+NUM_PARTS = 5
+"""Of the cross-validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How well the trivial detector does on one set of faces or videos."""
+
+    fakes: Literal["made", "true"]
+    subset: str
+    """``all``, a kind of forgery, or ``fold`` and its name."""
+    level: Literal["frame", "video"]
+    roc_auc: Estimate
+    """On faces or videos that the regression was not fitted on."""
+    num_real: int
+    num_fake: int
+    num_groups: int
+    coefficients: dict[str, float]
+    """By feature, of a regression on all faces of the subset: change of the log-odds of fake for a change of one
+    standard deviation. Features that vary together share their weight. Empty for a fold, which is never fitted."""
+
+
+def check_made_fakes(
+    settings: TrainSettings,
+    *,
+    num_faces: int,
+    num_resamples: int = 1000,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Finding]:
+    """Try the trivial detector on fakes made from real faces, seen as training shows them.
+
+    Args:
+        settings: of the training, `data` and `forgeries` among them.
+        num_faces: real faces of the training split to draw by chance; each is paired with a fake of each kind.
+        num_resamples: bootstrap draws behind each interval.
+        tell: called with a line of text before each kind.
+
+    Returns:
+        One finding for each kind, and one for all of them together; at frame level.
+
+    Raises:
+        ConfigError: the data set cannot be used, its real faces are of fewer than five groups, or reconstructed faces
+            are wanted and have not been painted yet.
+    """
+    from dfscan.train.batches import Key
+    from dfscan.train.dataset import FaceSet
+
+    all_samples, folder = _read(settings)
+    samples = [sample for sample in all_samples if sample.split == "train"]
+    painted = _painted(all_samples, settings)
+    reals = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
+    chosen = np.random.default_rng(settings.seed).permutation(reals)[:num_faces].tolist()
+    _check_groups([samples[index].group for index in chosen])
+    tables = []
+    for epoch, kind in enumerate(settings.kinds):
+        tell(f"looking at {len(chosen)} real faces and their {kind} fakes")
+        faces = FaceSet(
+            samples, folder, dataclasses.replace(settings, forgeries=kind), is_training=True, reconstructions=painted
+        )
+        tables.append(_table((samples[index], faces.views_of(Key(epoch, index, 0))) for index in chosen))
+    subsets: dict[str, _Table] = dict(zip(settings.kinds, tables, strict=True))
+    if len(tables) > 1:
+        subsets["all"] = _Table.joined(tables)
+    return [
+        _cross_validated(table, "made", subset, seed=settings.seed, num_resamples=num_resamples)
+        for subset, table in subsets.items()
+    ]
+
+
+def check_true_fakes(
+    settings: TrainSettings, *, num_resamples: int = 1000, tell: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Try the trivial detector on the fakes of a data set, seen as in a scan.
+
+    Returns:
+        At video level: one finding for all videos, cross-validated over groups; and one for each fold, by a regression
+        on everything else. Nothing if the data set has no fakes, or too few groups of a class to leave some out.
+
+    Raises:
+        ConfigError: the data set cannot be used.
+    """
+    from dfscan.train.batches import Key
+    from dfscan.train.dataset import FaceSet
+
+    samples, folder = _read(settings)
+    if not any(sample.label == "fake" for sample in samples):
+        return []
+    groups_of = [{sample.group for sample in samples if sample.label == label} for label in ("real", "fake")]
+    if min(map(len, groups_of)) < NUM_PARTS:
+        return []
+    tell(f"looking at {len(samples)} faces as in a scan")
+    plain = dataclasses.replace(settings, forgeries="none", left_out="none")
+    faces = FaceSet(samples, folder, plain, is_training=False)
+    table = _table((sample, faces.views_of(Key(0, index, 0))) for index, sample in enumerate(samples))
+    findings = [_cross_validated(table, "true", "all", seed=settings.seed, num_resamples=num_resamples)]
+    folds = np.array([getattr(sample, "fold", "") for sample in samples], np.str_)
+    for fold in sorted(set(folds.tolist()) - {""}):
+        is_tested = folds == fold
+        is_fitted = ~is_tested & ~np.isin(table.groups, table.groups[is_tested])
+        if len(set(table.is_fake[is_fitted].tolist())) == 2:
+            scores = _fitted(table.part(is_fitted)).decision_function(table.features[is_tested])
+            findings.append(
+                _finding(table.part(is_tested), scores, "true", f"fold {fold}", {}, num_resamples=num_resamples)
+            )
+    return findings
+
+
+def trivial_features(pixels: NDArray[np.uint8], *, face_px: float) -> Floats:
+    """What a picture has besides its content, as numbers.
+
+    Args:
+        pixels: (H, W, 3) RGB, 16 px a side or more.
+        face_px: longer side of the face's box in the crop that the picture shows.
+
+    Returns:
+        (8,) in the order of `FEATURES`:
+
+        * blockiness: log of the mean step across the borders of 8 x 8 blocks over the mean step elsewhere, as in Wang,
+          Sheikh and Bovik 2002, "No-reference perceptual quality assessment of JPEG compressed images";
+        * high_frequencies: log of the share of the spectrum's energy above 0.25 cycles per pixel, without the mean;
+        * sharpness: log of the variance of the Laplacian (Pech-Pacheco et al. 2000);
+        * brightness and contrast: mean and standard deviation of grey, of full scale;
+        * saturation: mean of HSV's;
+        * jpeg_bytes: log of the bytes per pixel as a JPEG of quality 90;
+        * face_px: its log.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    values = grey.astype(np.float32)
+    laplacian = cv2.Laplacian(values, cv2.CV_32F)
+    jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return np.array(
+        [
+            _blockiness(values),
+            _high_frequencies(values),
+            np.log(laplacian.var() + 1),
+            values.mean() / 255,
+            values.std() / 255,
+            cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[..., 1].mean() / 255,
+            np.log(jpeg.size / grey.size),
+            np.log(face_px),
+        ],
+        np.float64,
+    )
+
+
+def _blockiness(grey: NDArray[np.float32]) -> float:
+    at_borders, elsewhere = 0.0, 0.0
+    for axis in (0, 1):
+        steps = np.abs(np.diff(grey, axis=axis)).mean(axis=1 - axis)
+        is_border = np.arange(1, len(steps) + 1) % BLOCK_PX == 0
+        at_borders += float(steps[is_border].mean())
+        elsewhere += float(steps[~is_border].mean())
+    return float(np.log((at_borders + 0.1) / (elsewhere + 0.1)))
+
+
+def _high_frequencies(grey: NDArray[np.float32]) -> float:
+    height_px, width_px = grey.shape
+    energy = np.square(np.abs(np.fft.rfft2(grey - grey.mean())))
+    frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px)[None, :])
+    return float(np.log((energy[frequency > HIGH_FREQUENCY].sum() + 1) / (energy.sum() + 1)))
+
+
+# Tables of features, and the regression on them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """One row a face."""
+
+    features: Floats
+    is_fake: Bools
+    groups: NDArray[np.str_]
+    sources: NDArray[np.str_]
+
+    def part(self, rows: NDArray[Any]) -> _Table:
+        return _Table(self.features[rows], self.is_fake[rows], self.groups[rows], self.sources[rows])
+
+    @staticmethod
+    def joined(tables: Sequence[_Table]) -> _Table:
+        columns = ([getattr(table, field.name) for table in tables] for field in dataclasses.fields(_Table))
+        return _Table(*(np.concatenate(column) for column in columns))
+
+
+def _table(seen: Iterable[tuple[Sample, Sequence[View]]]) -> _Table:
+    rows = [
+        (trivial_features(view.pixels, face_px=_face_px(sample)), view.is_fake, sample.group, sample.source)
+        for sample, views in seen
+        for view in views
+    ]
+    features, is_fake, groups, sources = zip(*rows, strict=True)
+    return _Table(np.stack(features), np.array(is_fake, np.bool_), np.array(groups), np.array(sources))
+
+
+def _face_px(sample: Sample) -> float:
+    return float((sample.box_xyxy[2:] - sample.box_xyxy[:2]).max())
+
+
+def _regression() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+
+
+def _fitted(table: _Table) -> Any:
+    return _regression().fit(table.features, table.is_fake)
+
+
+def _cross_validated(
+    table: _Table, fakes: Literal["made", "true"], subset: str, *, seed: int, num_resamples: int
+) -> Finding:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    scores = np.empty(len(table.is_fake))
+    parts = StratifiedGroupKFold(NUM_PARTS, shuffle=True, random_state=seed)
+    for fitted, tested in parts.split(table.features, table.is_fake, table.groups):
+        scores[tested] = _fitted(table.part(fitted)).decision_function(table.features[tested])
+    weights = _fitted(table)[-1].coef_[0].tolist()
+    coefficients = dict(zip(FEATURES, weights, strict=True))
+    return _finding(table, scores, fakes, subset, coefficients, num_resamples=num_resamples)
+
+
+def _finding(
+    table: _Table,
+    scores: Floats,
+    fakes: Literal["made", "true"],
+    subset: str,
+    coefficients: dict[str, float],
+    *,
+    num_resamples: int,
+) -> Finding:
+    """Measure scores: those of made fakes one by one, those of true fakes by the mean of each video."""
+    is_fake, groups = table.is_fake, table.groups
+    if fakes == "true":
+        videos = by_source(scores, is_fake, table.sources.tolist(), groups.tolist())
+        scores, is_fake, groups = videos.logits, videos.is_fake, videos.groups
+    together = [""] * len(scores)  # one source: the plain ROC AUC
+    auc = within_source_auc(scores, is_fake, together, groups.tolist(), num_resamples=num_resamples)
+    return Finding(
+        fakes,
+        subset,
+        "frame" if fakes == "made" else "video",
+        auc.estimate,
+        num_real=int((~is_fake).sum()),
+        num_fake=int(is_fake.sum()),
+        num_groups=len(set(groups.tolist())),
+        coefficients=coefficients,
+    )
+
+
+def _read(settings: TrainSettings) -> tuple[list[Sample], Path]:
+    if settings.data is None:
+        raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
+    samples = read_manifest(settings.data)
+    path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
+    if "swapped" in settings.kinds:
+        check_swaps(samples, path)
+    return samples, path.parent
+
+
+def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
+    from dfscan.train.reconstruct import is_complete
+
+    folder = reconstructions_in(samples, settings)
+    if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
+        raise ConfigError(
+            f"{folder}: reconstructed faces are missing; paint them with `dfscan train --sheet sheet.png`, the same "
+            f"settings and --reconstructions {folder.parent}"
+        )
+    return folder
+
+
+def _check_groups(groups: Sequence[str]) -> None:
+    if len(set(groups)) < NUM_PARTS:
+        raise ConfigError(
+            f"the real training faces are of {len(set(groups))} groups, and the check needs {NUM_PARTS}: prepare "
+            "faces of more people"
+        )
