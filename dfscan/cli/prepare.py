@@ -50,9 +50,13 @@ def prepare(
     kind_column: Annotated[
         str | None, _own("--kind-column", panel=INPUT, help="Manipulation. Default: kind or method, if there.")
     ] = None,
-    domain_column: Annotated[
+    source_column: Annotated[
         str | None,
-        _own("--domain-column", panel=INPUT, help="Origin of the footage. Default: domain, if there."),
+        _own(
+            "--source-column",
+            panel=INPUT,
+            help="Origin of the footage, such as a page or data set. Default: domain, if there.",
+        ),
     ] = None,
     fold_column: Annotated[
         str | None, _own("--fold-column", panel=INPUT, help="Cross-validation fold. Default: fold, if there.")

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -50,7 +50,7 @@ class PrepareSettings(BaseModel):
     group_column: str | None = None
     split_column: str | None = None
     kind_column: str | None = None
-    domain_column: str | None = None
+    source_column: str | None = None
     fold_column: str | None = None
     # faces
     num_frames: Count = 32
@@ -83,7 +83,7 @@ class PrepareSettings(BaseModel):
     @property
     def source_options(self) -> SourceOptions:
         """How the inputs are to be read."""
-        return SourceOptions(**{name: getattr(self, name) for name in SourceOptions.__dataclass_fields__})
+        return SourceOptions(**{each.name: getattr(self, each.name, None) for each in fields(SourceOptions)})
 
 
 class Listener(Protocol):

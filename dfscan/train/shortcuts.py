@@ -137,7 +137,7 @@ def check_true_fakes(
     faces = FaceSet(samples, folder, plain, is_training=False)
     table = _table((sample, faces.views_of(Key(0, index, 0))) for index, sample in enumerate(samples))
     findings = [_cross_validated(table, "true", "all", seed=settings.seed, num_resamples=num_resamples)]
-    folds = np.array([getattr(sample, "fold", "") for sample in samples], np.str_)
+    folds = np.array([sample.fold for sample in samples], np.str_)
     for fold in sorted(set(folds.tolist()) - {""}):
         is_tested = folds == fold
         is_fitted = ~is_tested & ~np.isin(table.groups, table.groups[is_tested])
