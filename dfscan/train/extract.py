@@ -83,7 +83,7 @@ class PrepareSettings(BaseModel):
     @property
     def source_options(self) -> SourceOptions:
         """How the inputs are to be read."""
-        return SourceOptions(**{each.name: getattr(self, each.name, None) for each in fields(SourceOptions)})
+        return SourceOptions(**self.model_dump(include={each.name for each in fields(SourceOptions)}))
 
 
 class Listener(Protocol):
