@@ -195,7 +195,7 @@ while True:
         os.kill(os.getpid(), signal.SIGSTOP)
     parent.send_bytes(b'{"kind": "done", "info": null, "cpu_s": 0, "open_cpu_s": 0, "peak_rss_bytes": 0}')
 """
-"""It stops itself where the file says. It starts in no time, so that even on a busy machine only the stop takes long."""
+"""It stops itself where the file says. It starts so fast that even on a busy machine only the stop takes long."""
 
 
 def test_a_child_that_stops_is_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
