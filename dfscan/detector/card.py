@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +15,7 @@ from dfscan.detector.preprocess import Positive, Preprocessing, Unit
 FORMAT_VERSION: Final = 1
 
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -70,6 +73,10 @@ class Calibration(_Section):
     num_real_videos: int | None = Field(default=None, ge=0)
     """Real videos of the validation split, from which the rates come."""
     num_fake_videos: int | None = Field(default=None, ge=0)
+    max_real_called_fake: Rate | None = None
+    """Rate of real videos at or above `fake_threshold` that the checkpoint promises at most; see `withheld`."""
+    max_fake_called_real: Rate | None = None
+    """Rate of fake videos at or below `real_threshold` that the checkpoint promises at most."""
     real_called_fake_interval: tuple[Unit, Unit] | None = None
     """95 % interval of `real_called_fake_rate` (Clopper and Pearson 1934): what so few videos can vouch for."""
     fake_called_real_interval: tuple[Unit, Unit] | None = None
@@ -143,3 +150,59 @@ def changed_settings(settings: Mapping[str, Any], card: Mapping[str, Any]) -> li
     if settings.get("every") is not None:
         del own["num_frames"]  # which then counts for nothing
     return sorted(name for name in own if settings.get(name) not in (None, own[name]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """The error rate that a checkpoint promises for one verdict."""
+
+    truth: str
+    """What the videos are that it errs on."""
+    field: str
+    """Name of the rate: of its limit in a calibration and in the settings of training."""
+    default: float
+    """Limit of the rate in cards that do not state it."""
+    name: str
+    """The rate in words; takes the limit."""
+
+
+_PROMISES: Final[Mapping[str, _Promise]] = {
+    "fake": _Promise("real", "real_called_fake", 0.01, "a false positive rate of at most {}"),
+    "real": _Promise("fake", "fake_called_real", 0.05, "calling at most {} of fakes real"),
+}
+
+
+def min_videos(max_rate: float) -> int:
+    """Fewest validation videos of a class that can support an error rate of at most `max_rate` on that class.
+
+    Of n + 1 exchangeable videos each is equally likely to score highest. A new video therefore exceeds all n
+    validation videos with a probability of 1 / (n + 1). Even the strictest threshold cannot promise a lower error
+    rate, so that ``floor((n + 1) * max_rate)`` must be at least 1 (split conformal prediction, Angelopoulos and
+    Bates 2021, section 1). For 1 % that makes 99 videos, for 5 % 19.
+    """
+    return max(0, math.ceil(1 / max_rate - 1e-9) - 1)  # 1 / 0.07 * 0.07 need not be 1
+
+
+def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str | None:
+    """Say why a checkpoint does not give a verdict although it has a threshold for it.
+
+    Args:
+        card: the document. An older one does not state its promised rate: then that of its training's settings
+            counts, else the default. A number of videos that it does not state is taken to suffice.
+        verdict: the one in question.
+
+    Returns:
+        What is there and what is needed, or None where there are enough validation videos.
+    """
+    calibration = card.get("calibration") or {}
+    promise = _PROMISES[verdict]
+    num_videos = calibration.get(f"num_{promise.truth}_videos")
+    if calibration.get(f"{verdict}_threshold") is None or num_videos is None:
+        return None
+    recipe = (card.get("training") or {}).get("settings") or {}
+    max_rate = calibration.get(f"max_{promise.field}") or recipe.get(promise.field) or promise.default
+    if num_videos >= (num_needed := min_videos(max_rate)):
+        return None
+    plural = "" if num_videos == 1 else "s"
+    rate = promise.name.format(f"{100 * max_rate:g} %")
+    return f"calibrated on {num_videos} {promise.truth} video{plural}; {rate} needs at least {num_needed}"

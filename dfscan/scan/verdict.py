@@ -14,20 +14,28 @@ from dataclasses import dataclass
 from dfscan.types import Label, Reason, Track, Verdict, sigmoid
 
 
+UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
+TOO_WEAK = "this checkpoint is too weak to call a video real"
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the checkpoint and the user say about turning scores into labels."""
 
     fake_threshold: float | None
-    """Score from which a video is `fake`; None with an untrained checkpoint: then nothing is decided."""
+    """Score from which a video is `fake`; None: nothing is `fake`, see `no_fake`."""
     real_threshold: float | None
-    """Score up to which a video is `real`; None where the detector is too weak for it: then nothing is `real`."""
+    """Score up to which a video is `real`; None: nothing is `real`, see `no_real`."""
     min_faces: int
     """Faces that a track needs to decide."""
     prior_faces: float
     """How many undecided faces each track is credited with."""
     neutral_logit: float
     """The logit of an undecided face."""
+    no_fake: Reason = UNTRAINED
+    """Why nothing is `fake`, where there is no `fake_threshold`."""
+    no_real: str = TOO_WEAK
+    """Why nothing is `real`, where there is no `real_threshold`."""
 
 
 def track_score(track: Track, rules: Rules) -> float:
@@ -70,22 +78,21 @@ def _joined(reasons: list[Reason]) -> Reason | None:
 
 
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
-UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 
 
 def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
-    if rules.fake_threshold is None:
-        return "inconclusive", UNTRAINED
-    if score >= rules.fake_threshold:
+    fake_threshold, real_threshold = rules.fake_threshold, rules.real_threshold
+    if fake_threshold is not None and score >= fake_threshold:
         return "fake", None
-    if rules.real_threshold is None:
-        return "inconclusive", Reason(
-            "below_threshold", "not enough for fake; this checkpoint is too weak to call a video real"
-        )
-    # Where the two cross there is no band between them: one threshold serves.
-    if score <= rules.real_threshold or rules.real_threshold >= rules.fake_threshold:
+    if real_threshold is not None and score <= real_threshold:
         return "real", None
-    return "inconclusive", Reason("between_thresholds", f"above {rules.real_threshold:.6f}, the limit for real")
+    if fake_threshold is None:
+        return "inconclusive", rules.no_fake
+    if real_threshold is None:
+        return "inconclusive", Reason("below_threshold", f"not enough for fake; {rules.no_real}")
+    if real_threshold >= fake_threshold:  # where the two cross there is no band between them: one threshold serves
+        return "real", None
+    return "inconclusive", Reason("between_thresholds", f"above {real_threshold:.6f}, the limit for real")
 
 
 def _too_few(tracks: Sequence[Track], rules: Rules) -> Reason:

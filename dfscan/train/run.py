@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfscan.detector.card import Calibration, CheckpointCard
+from dfscan.detector.card import Calibration, CheckpointCard, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from dfscan.train.loop import Listener, Trainer
     from dfscan.train.validation import ValidationScores
     from dfscan.train.world import World
+
+log = logging.getLogger("dfscan")
 
 SHEET_COLUMNS = 8
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "val")
@@ -286,8 +289,17 @@ def _finish(
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
+    _warn_of_withheld(card)
     _write_validation(folder, held_out["validation"], settings, calibration)
     return folder.best_path
+
+
+def _warn_of_withheld(card: CheckpointCard) -> None:
+    document = card.model_dump()
+    if why := withheld(document, "fake"):
+        log.warning("scans will not say fake: %s; add real validation videos, or raise --real-called-fake", why)
+    if why := withheld(document, "real"):
+        log.warning("scans will not say real: %s; add fake validation videos, or raise --fake-called-real", why)
 
 
 def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
