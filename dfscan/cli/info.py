@@ -96,6 +96,7 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         f"probability {detection.threshold:g} or more; at least {aggregation.min_faces} of one person",
         "calibration": _calibration(card),
         "training": card.training,
+        "seen files": _seen(card),
         "metrics": card.metrics,
     }
 
@@ -118,6 +119,13 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
         if of.real_threshold is None
         else f"up to score {of.real_threshold:.6f}{called_real}{_but(withheld(document, 'real'))}",
     }
+
+
+def _seen(card: CheckpointCard) -> str:
+    if card.seen is None:
+        return "not recorded: training videos are not recognised"
+    counts = ", ".join(f"{count} in {use}" for use, count in card.seen.counts().items())
+    return counts if card.seen.is_complete else f"{counts}, and others that are not recorded"
 
 
 def _but(why: str | None) -> str:

@@ -98,6 +98,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         rules=rules_for(settings, checkpoint),
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
+        seen=checkpoint.card.seen,
     )
 
 

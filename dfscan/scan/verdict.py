@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dfscan.detector.card import Use
 from dfscan.types import Label, Reason, Track, Verdict, sigmoid
-
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
@@ -44,7 +44,14 @@ def track_score(track: Track, rules: Rules) -> float:
     return sigmoid(total / (len(track.faces) + rules.prior_faces))
 
 
-def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = None, is_hdr: bool = False) -> Verdict:
+def decide(
+    tracks: Sequence[Track],
+    rules: Rules,
+    *,
+    damage: Reason | None = None,
+    is_hdr: bool = False,
+    used_for: Use | None = None,
+) -> Verdict:
     """Judge one video that could be decoded.
 
     Args:
@@ -52,6 +59,7 @@ def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = Non
         rules: thresholds and evidence rules.
         damage: why only a part of the video was seen, or None. Such a video is never `real`.
         is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
+        used_for: what the checkpoint has seen this video for, or None. The reason says so, and the label stays.
 
     Returns:
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
@@ -66,7 +74,7 @@ def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = Non
     label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
     if label == "real" and limits:
         label = "inconclusive"
-    reasons = [reason, *limits] if reason else limits
+    reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None) if each]
     return Verdict(label, score, rules.fake_threshold, deciding.track_id, _joined(reasons))
 
 
@@ -77,6 +85,10 @@ def _joined(reasons: list[Reason]) -> Reason | None:
     return Reason(reasons[0].code, "; ".join([reasons[0].text, *(str(reason) for reason in reasons[1:])]))
 
 
+_SEEN: dict[Use, Reason] = {
+    "training": Reason("seen_in_training", "the checkpoint was trained on this file; its score proves nothing"),
+    "validation": Reason("seen_in_validation", "the checkpoint was calibrated on this file; its score proves nothing"),
+}
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
 
 

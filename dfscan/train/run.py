@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfscan.detector.card import Calibration, CheckpointCard, withheld
+from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
@@ -76,6 +76,11 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
             folder.write_settings(dataclasses.asdict(settings))
             trainer.begin(folder)
         listener = listener if world.is_main else _Silence()
+        if not _seen(samples, settings).is_complete:
+            listener.noted(
+                "the checkpoint will not recognise all its training videos: their SHA-256 is missing from the data set "
+                "or from the checkpoint that training starts from; `dfscan prepare` records it"
+            )
         _reconstruct(samples, settings, world, listener.noted)
         interrupt = Interrupt()
         with closing(folder), interrupt.listening():
@@ -169,6 +174,7 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
         name=settings.name,
         architecture=settings.architecture,
         preprocessing=Preprocessing(input_size_px=settings.input_size_px, crop_margin=settings.crop_margin),
+        seen=_seen(samples, settings),
     )
     parts = {split: _face_set(samples, split, settings, is_training=split == "train") for split in TRAINING_SPLITS}
     return Trainer(
@@ -374,6 +380,19 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
         "versions": versions(),
         "python": platform.python_version(),
     }
+
+
+def _seen(samples: Sequence[Sample], settings: TrainSettings) -> SeenFiles:
+    """The files that this training sees, and those that the checkpoint it starts from has seen."""
+    by_split = {
+        split: {sample.source_sha256 for sample in samples if sample.split == split} for split in TRAINING_SPLITS
+    }
+    is_complete = all("" not in sha256s for sha256s in by_split.values())
+    seen = SeenFiles.of(by_split["train"] - {""}, by_split["val"] - {""}, is_complete=is_complete)
+    before = read_card(settings.start_from).card if settings.start_from else None
+    if before is None or not before.calibration.trained:
+        return seen
+    return seen.united(before.seen or SeenFiles(is_complete=False))
 
 
 _MADE_BY: dict[ForgeryKind, str] = {
