@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 from dfscan.cli import app
 from dfscan.detector.card import Calibration, CheckpointCard, min_videos, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
+from dfscan.errors import ConfigError
+from dfscan.train.settings import build
 from tests.test_cli import surroundings as surroundings
 
 ONE_REAL = "calibrated on 1 real video; a false positive rate of at most 1 % needs at least 99"
@@ -79,8 +81,17 @@ def test_what_is_withheld_and_why(verdict: Literal["fake", "real"], fields: dict
 def test_a_card_from_before_promises_what_its_training_asked_for() -> None:
     calibration = Calibration(trained=True, fake_threshold=0.9, num_real_videos=40)
     assert withheld(CheckpointCard(calibration=calibration).model_dump(), "fake")
-    training = {"settings": {"real_called_fake": 0.05}}
+    training: dict[str, Any] = {"settings": {"real_called_fake": 0.05}}
     assert withheld(CheckpointCard(calibration=calibration, training=training).model_dump(), "fake") is None
+    for settings in ([], None, {"real_called_fake": "low"}, {"real_called_fake": 0.0}, {"real_called_fake": -1.0}):
+        card = CheckpointCard(calibration=calibration, training={"settings": settings}).model_dump()
+        assert withheld(card, "fake") == ONE_REAL.replace("1 real video", "40 real videos")
+
+
+@pytest.mark.parametrize("name", ["real_called_fake", "fake_called_real"])
+def test_training_refuses_a_rate_that_no_number_of_videos_supports(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        build({name: 0.0})
 
 
 def test_fake_is_withheld_from_a_scan_unless_the_user_gives_a_threshold(

@@ -271,10 +271,16 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
     num_videos = calibration.get(f"num_{promise.truth}_videos")
     if calibration.get(f"{verdict}_threshold") is None or num_videos is None:
         return None
-    recipe = (card.get("training") or {}).get("settings") or {}
-    max_rate = calibration.get(f"max_{promise.field}") or recipe.get(promise.field) or promise.default
+    max_rate = calibration.get(f"max_{promise.field}") or _asked_of_training(card, promise.field) or promise.default
     if num_videos >= (num_needed := min_videos(max_rate)):
         return None
     plural = "" if num_videos == 1 else "s"
     rate = promise.name.format(f"{100 * max_rate:g} %")
     return f"calibrated on {num_videos} {promise.truth} video{plural}; {rate} needs at least {num_needed}"
+
+
+def _asked_of_training(card: Mapping[str, Any], setting: str) -> float | None:
+    """A rate in the training summary, which may hold anything."""
+    recipe = (card.get("training") or {}).get("settings")
+    rate = recipe.get(setting) if isinstance(recipe, Mapping) else None
+    return rate if isinstance(rate, float) and 0 < rate <= 1 else None
