@@ -543,7 +543,7 @@ def test_closed_pipe_ends_quietly(clips: Path, untrained: Path) -> None:
         process.stdout.close()
         assert process.stderr is not None
         said = process.stderr.read()
-        process.wait(timeout=120)
+        process.wait(timeout=600)
     assert b"Traceback" not in said
     assert b"Exception" not in said
     assert process.returncode == 128 + signal.SIGPIPE
@@ -575,12 +575,12 @@ def test_terminated_scan_leaves_143_no_report_and_no_process(clips: Path, untrai
             time.sleep(0.01)
         process.terminate()
         assert b"Traceback" not in process.stderr.read()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
     assert process.returncode == 143
     assert not out.exists()
     assert not list(tmp_path.glob(".*partial"))
     # A child that was just being started when the signal came ends by itself: its socket is closed.
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 60
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not left

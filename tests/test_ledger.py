@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,31 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(make: Any, tmp_path:
         Ledger(path, recipe=RECIPE)
     assert (path.read_bytes() if path.is_file() else None) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.ledger"]
+
+
+def test_opening_waits_for_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
+    """A report made beside the scan holds it for a moment, when it recovers the log of a scan that was killed."""
+    path = tmp_path / "x.ledger"
+    with Ledger(path, recipe=RECIPE) as ledger:
+        ledger.put(FULL, None)
+    reopened: list[bool] = []
+
+    def reopen() -> None:
+        with Ledger(path, recipe=RECIPE) as ledger:
+            reopened.append(ledger.get(FULL.path, None) is not None)
+
+    opener = threading.Thread(target=reopen)
+    other = sqlite3.connect(path)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        opener.start()
+        opener.join(1.0)
+        assert opener.is_alive(), "it gave up at once"
+        other.rollback()
+        opener.join()
+    finally:
+        other.close()
+    assert reopened == [True]
 
 
 def test_a_ledger_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

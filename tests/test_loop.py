@@ -406,7 +406,7 @@ def test_two_processes_have_the_gradients_of_accumulation(tmp_path: Path) -> Non
     script.write_text(TWO_PROCESSES)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    done = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -432,7 +432,7 @@ def test_torchrun_trains_to_the_checkpoint_of_one_run(tmp_path: Path) -> None:
     options = "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4"
     command = [*launch, "-m", "dfscan", "train", "--data", tmp_path / "data", "--out", tmp_path / "run"]
     command += [*options.split(), "--epochs", "2", "--workers", "0", "--forgeries", "self-blended"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("epoch 2: train loss") == 1, "only the first process speaks"
     card = read_card(tmp_path / "run" / "best.safetensors").card

@@ -128,18 +128,17 @@ SPARSE_HEADS = {
 
 
 @pytest.mark.parametrize("name", SPARSE_HEADS)
-def test_a_file_larger_than_the_disk_is_judged_within_seconds(name: str, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_costs_seconds(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(SPARSE_HEADS[name])
     try:
         os.truncate(path, 200 << 30)
     except OSError as error:
         pytest.skip(f"no sparse files here: {error}")
-    started_s = time.monotonic()
     *_, last = decode_videos([str(path)], sampling=Sampling(4), num_workers=1, limits=Limits(300))
     assert isinstance(last, Ended)
     assert last.failure is not None
-    assert time.monotonic() - started_s < 15, last.failure
+    assert 0 < last.cpu_s < 15, last.failure
 
 
 def test_memory_is_bounded_by_the_limit_and_its_reason_names_the_option(untrained: Path, tmp_path: Path) -> None:

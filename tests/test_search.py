@@ -139,12 +139,14 @@ def test_a_video_that_is_given_up_is_let_go() -> None:
 def test_two_at_work_at_once_count_once() -> None:
     clock = BusyClock()
 
-    def work(begin_s: float, for_s: float) -> None:
-        time.sleep(begin_s)
-        with clock.at_work():
-            time.sleep(for_s)
+    both_at_work = threading.Barrier(2)
 
-    threads = [threading.Thread(target=work, args=times) for times in ((0, 0.3), (0.1, 0.3))]
+    def work() -> None:
+        with clock.at_work():
+            both_at_work.wait()
+            time.sleep(0.3)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
     start_s = time.perf_counter()
     for thread in threads:
         thread.start()

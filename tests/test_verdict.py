@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -148,3 +149,23 @@ def test_no_reason_is_lost() -> None:
     nobody = decide([], RULES, is_hdr=True)
     assert nobody.reason is not None
     assert nobody.reason.code == "hdr"
+
+
+@pytest.mark.parametrize("logits", [[5.0] * 5, [0.0] * 5, [-5.0] * 5, [5.0]], ids=["fake", "between", "real", "few"])
+@pytest.mark.parametrize("used_for", ["training", "validation"])
+def test_what_the_checkpoint_has_seen_keeps_its_label_and_says_so(
+    logits: list[float], used_for: Literal["training", "validation"]
+) -> None:
+    plain, seen = (decide([track(0, logits)], RULES, used_for=use) for use in (None, used_for))
+    assert (seen.label, seen.score) == (plain.label, plain.score)
+    assert f"seen_in_{used_for}: the checkpoint was " in str(seen.reason)
+    assert "seen" not in str(plain.reason)
+
+
+def test_without_a_fake_threshold_a_low_score_may_still_be_real() -> None:
+    reason = Reason("too_few_validation_videos", "fake is withheld")
+    rules = dataclasses.replace(RULES, fake_threshold=None, no_fake=reason)
+    assert decide([track(0, [-9.0] * 5)], rules).label == "real"
+    for logits in ([0.0] * 5, [9.0] * 5):
+        found = decide([track(0, logits)], rules)
+        assert (found.label, found.threshold, found.reason) == ("inconclusive", None, reason)

@@ -80,6 +80,14 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(rich_help_panel=INPUT, help="Take only this split: train, val or test.")
     ] = None,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overlap",
+            rich_help_panel=INPUT,
+            help="Also measure on videos that the checkpoint was trained or calibrated on.",
+        ),
+    ] = False,
     checkpoint: options.CheckpointFile = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
@@ -94,7 +102,7 @@ def evaluate(
     """Measure how well a checkpoint judges labelled videos, with its own settings and thresholds.
 
     Every metric comes with a 95 % interval from a bootstrap over groups. Measure on people, takes and sources that
-    neither training nor calibration has seen, or the numbers flatter.
+    neither training nor calibration has seen, or the numbers flatter. Files that the checkpoint has seen are refused.
 
     If fakes and reals come from several origins, give --source-column. Overall figures also compare fakes of one
     origin with reals of another, and so reward a detector that only tells origins apart.
@@ -135,6 +143,7 @@ def evaluate(
             sources,
             settings,
             with_robustness=robustness,
+            allow_overlap=allow_overlap,
             num_resamples=resamples,
             seed=seed,
             listener=progress,
@@ -175,6 +184,8 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
     videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) of {of['groups']} groups"
     yield f"{evaluation.checkpoint.label} on {videos}"
     yield f"{of['judged']} judged, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
+    if evaluation.overlap:
+        yield f"too good: the checkpoint has seen {len(evaluation.overlap)} of these videos in training or calibration"
     yield ""
     yield from _verdicts(evaluation)
     yield ""

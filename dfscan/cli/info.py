@@ -12,7 +12,7 @@ from dfscan.cli.guard import guarded, start_logging
 from dfscan.errors import DfscanError
 
 if TYPE_CHECKING:
-    from dfscan.detector.card import Calibration
+    from dfscan.detector.card import CheckpointCard
     from dfscan.detector.checkpoint import Checkpoint
 
 ESTIMATE_KEYS = {"value", "low", "high"}
@@ -94,26 +94,42 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         "sampling": f"{card.sampling.num_frames} frames",
         "faces": f"at most {detection.max_faces} a frame, {detection.min_face_px} px or more, "
         f"probability {detection.threshold:g} or more; at least {aggregation.min_faces} of one person",
-        "calibration": _calibration(card.calibration),
+        "calibration": _calibration(card),
         "training": card.training,
+        "seen files": _seen(card),
         "metrics": card.metrics,
     }
 
 
-def _calibration(calibration: Calibration) -> dict[str, Any]:
-    if not calibration.trained:
+def _calibration(card: CheckpointCard) -> dict[str, Any]:
+    from dfscan.detector.card import withheld
+
+    of, document = card.calibration, card.model_dump()
+    if not of.trained:
         return {"trained": "no: its scores mean nothing, and it only ever says inconclusive"}
-    of = calibration
     called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {
         "trained": "yes",
         "temperature": of.temperature,
-        "fake": "never" if of.fake_threshold is None else f"from score {of.fake_threshold:.6f}{called_fake}",
+        "fake": "never"
+        if of.fake_threshold is None
+        else f"from score {of.fake_threshold:.6f}{called_fake}{_but(withheld(document, 'fake'))}",
         "real": "never, it is too weak for that"
         if of.real_threshold is None
-        else f"up to score {of.real_threshold:.6f}{called_real}",
+        else f"up to score {of.real_threshold:.6f}{called_real}{_but(withheld(document, 'real'))}",
     }
+
+
+def _seen(card: CheckpointCard) -> str:
+    if card.seen is None:
+        return "not recorded: training videos are not recognised"
+    counts = ", ".join(f"{count} in {use}" for use, count in card.seen.counts().items())
+    return counts if card.seen.is_complete else f"{counts}, and others that are not recorded"
+
+
+def _but(why: str | None) -> str:
+    return f"; withheld: {why}" if why else ""
 
 
 def _stated(rate: float | None, interval: tuple[float, float] | None, num_videos: int | None, truth: str) -> str:

@@ -14,9 +14,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dfscan.detector.card import OWN_SETTINGS, changed_settings
+from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
 from dfscan.report.schema import finite
 from dfscan.report.text import display_path, printable, report_order
 from dfscan.report.writers import AtomicFile
@@ -317,7 +317,7 @@ def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str
         "is_missing": card is None,
         "is_untrained": card is not None and not calibration.get("trained"),
         "facts": _card_facts(card) if card else [],
-        "thresholds": _threshold_rows(calibration),
+        "thresholds": _threshold_rows(card),
         "changed": _changed(settings, card) if calibration.get("trained") else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
@@ -358,9 +358,11 @@ def _sentence(form: str, *values: object) -> str | None:
     return None if None in values else form.format(*map(_text, values))
 
 
-def _threshold_rows(calibration: Mapping[str, Any]) -> list[dict[str, str | None]]:
+def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None]]:
     """Both thresholds, each with what it was measured to do and on how many videos."""
-    kinds = {
+    calibration = _part(card, "calibration")
+    document = {"calibration": calibration, "training": {"settings": _part(_part(card, "training"), "settings")}}
+    kinds: dict[Literal["fake", "real"], tuple[str, str, str]] = {
         "fake": ("real_called_fake", "num_real_videos", "real videos called fake"),
         "real": ("fake_called_real", "num_fake_videos", "fake videos called real"),
     }
@@ -372,6 +374,7 @@ def _threshold_rows(calibration: Mapping[str, Any]) -> list[dict[str, str | None
             "rate": _percent(calibration.get(f"{measure}_rate")),
             "interval": _percent_range(calibration.get(f"{measure}_interval")),
             "num_videos": _text(calibration.get(count)),
+            "withheld": withheld(document, kind),
         }
         for kind, (measure, count, error) in kinds.items()
     ]

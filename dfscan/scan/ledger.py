@@ -25,6 +25,8 @@ from dfscan.errors import ConfigError, OutputError
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 60.0
+"""Time to wait for other programs that use the file, such as a report that is made beside the scan."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS recipes (
     recipe TEXT PRIMARY KEY,
@@ -123,7 +125,7 @@ class Ledger:
         self._recipe = recipe
         self._card = card
         with self._explained():
-            self._database = sqlite3.connect(path or "")
+            self._database = sqlite3.connect(path or "", timeout=BUSY_TIMEOUT_S)
             try:
                 self._prepare()
             except BaseException:
@@ -137,8 +139,10 @@ class Ledger:
         if not version and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise OutputError(f"{self._name}: the database of another program; name another file")
         self._database.execute("PRAGMA journal_mode = WAL")
-        # In one transaction: after a power cut tables without a version would look like another program's.
-        self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+        # In one transaction: after a power cut tables without a version would look like another program's. IMMEDIATE,
+        # because SQLite does not wait when a transaction that has read finds the write lock taken. A reader holds that
+        # lock for a moment when it recovers the log of a scan that was killed (sqlite.org/wal.html, section 2.2).
+        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         row = (self._recipe.digest, self._recipe.document)
         self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
         if self._card is not None:
@@ -212,7 +216,10 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
-            raise OutputError(f"{self._name}: {error}; check the disk, or name another file with --ledger") from error
+            raise OutputError(
+                f"{self._name}: {error}; close other programs that use it, check the disk, or name another file with "
+                "--ledger"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +249,7 @@ class OldLedger:
             raise ConfigError(f"{path}: there is no such ledger; name the .ledger file beside a report")
         try:
             # Not mode=ro: that cannot read a write-ahead log that nobody else has open.
-            self._database = sqlite3.connect(path)
+            self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
             self._database.execute("BEGIN")  # all reads see one moment, even beside a scan that writes
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dfscan.detector import gradcam
+from dfscan.detector.card import SeenFiles
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
 from dfscan.faces.batched import BatchedFaceDetector
@@ -57,6 +58,8 @@ class Engine:
     num_workers: int
     """Videos decoded at once."""
     limits: Limits
+    seen: SeenFiles | None = None
+    """Files that the checkpoint was trained and calibrated on, where it records them."""
 
 
 def scan_videos(
@@ -201,10 +204,12 @@ class _Scan:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
             return failed(video.path, failure, ended.info, num_frames=video.num_frames)
-        assert ended.info is not None
+        assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
         damage = _damage(ended)
-        verdict = decide(tracks, self._engine.rules, damage=damage, is_hdr=ended.info.is_hdr)
+        seen = self._engine.seen
+        used_for = seen.use_of(ended.info.sha256) if seen else None
+        verdict = decide(tracks, self._engine.rules, damage=damage, is_hdr=ended.info.is_hdr, used_for=used_for)
         return VideoResult(
             path=video.path,
             status="partial" if damage else "ok",

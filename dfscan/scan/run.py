@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dfscan.config import ScanSettings
+from dfscan.detector.card import SeenFiles
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
@@ -30,15 +32,21 @@ from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpo
 from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, Reason, VideoResult
 
+log = logging.getLogger("dfscan")
+
 
 @dataclass
 class Tally:
     """What a scan has come to."""
 
+    seen: SeenFiles | None = None
+    """Files that the checkpoint was trained and calibrated on, where it records them."""
     labels: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
     num_known: int = 0
     """Results that were taken from the ledger."""
+    num_seen: int = 0
+    """Judged videos that are among the files of `seen`."""
     news: set[str] = field(default_factory=set)
     """Labels, and ``partial``, of results that the ledger did not hold before."""
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -47,6 +55,8 @@ class Tally:
         """Add one result."""
         self.labels[result.verdict.label] += 1
         self.num_partial += result.status == "partial"
+        if self.seen and result.verdict.score is not None and result.info.sha256:
+            self.num_seen += self.seen.use_of(result.info.sha256) is not None
         if is_new:
             self.news |= findings(result)
 
@@ -114,10 +124,10 @@ def run_scan(
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
     made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
-    tally = Tally(passed_over=Counter(found.passed_over))
+    tally = Tally(checkpoint.card.seen, passed_over=Counter(found.passed_over))
     if on_discovered:
         on_discovered(len(found.paths) + len(found.problems))
-    card = checkpoint.card.model_dump(mode="json")
+    card = checkpoint.card.model_dump(mode="json", exclude={"seen"})
     order = sorted([*found.paths, *found.problems], key=report_order)
     with only_run(written_files(settings)):
         with Outputs(settings, made_by, order, card=card) as outputs:
@@ -133,6 +143,12 @@ def run_scan(
                     listener.video_done(result)
             outputs.finish(tally.passed_over)
         outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
+    if tally.num_seen:
+        log.warning(
+            "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
+            tally.num_seen,
+            tally.num_videos,
+        )
     return tally
 
 
@@ -212,10 +228,11 @@ def _metadata(
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,
-            **checkpoint.card.model_dump(mode="json"),
+            **checkpoint.card.model_dump(mode="json", exclude={"seen"}),
         },
         "counts": {label: tally.labels[label] for label in LABELS} | {"partial": tally.num_partial},
         "known_from_ledger": tally.num_known,
+        "seen_by_checkpoint": tally.num_seen if tally.seen else None,
         "passed_over": dict(tally.passed_over),
         "versions": versions(),
     }

@@ -8,7 +8,7 @@ import sys
 
 from dfscan import __version__
 from dfscan.config import ScanSettings
-from dfscan.detector.card import OWN_SETTINGS, changed_settings
+from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
 from dfscan.detector.runtime import create_runtime
 from dfscan.errors import CheckpointError, ConfigError
@@ -18,7 +18,8 @@ from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
-from dfscan.scan.verdict import Rules
+from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
+from dfscan.types import Reason
 
 MIN_WORKERS = 2
 """One child decodes while the other, a video ahead, has its first pictures ready."""
@@ -46,6 +47,8 @@ def find_checkpoint(settings: ScanSettings) -> Checkpoint:
 def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSettings:
     """Fill what nobody set with the checkpoint's own settings, under which its thresholds hold.
 
+    No threshold is filled in where too few validation videos support the checkpoint's own.
+
     Raises:
         ConfigError: a threshold is set for an untrained checkpoint.
     """
@@ -59,6 +62,8 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSetti
     if changed and card.calibration.trained:
         log.warning("the checkpoint's error rates hold for its own settings; changed: %s", ", ".join(changed))
     own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
+    if withheld(document, "fake"):
+        own["threshold"] = None
     return settings.model_copy(update={name: own[name] for name in own if getattr(settings, name) is None})
 
 
@@ -93,19 +98,24 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         rules=rules_for(settings, checkpoint),
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
+        seen=checkpoint.card.seen,
     )
 
 
 def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
     """The evidence rules of a checkpoint with the user's own threshold, if any, in place of its own."""
     card = checkpoint.card
+    document = card.model_dump()
+    no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
     assert settings.min_faces
     return Rules(
         fake_threshold=settings.threshold if card.calibration.trained else None,
-        real_threshold=card.calibration.real_threshold,
+        real_threshold=None if no_real else card.calibration.real_threshold,
         min_faces=settings.min_faces,
         prior_faces=card.aggregation.prior_faces,
         neutral_logit=card.aggregation.neutral_logit,
+        no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else UNTRAINED,
+        no_real=f"real is withheld: {no_real}" if no_real else TOO_WEAK,
     )
 
 

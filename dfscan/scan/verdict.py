@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dfscan.detector.card import Use
 from dfscan.types import Label, Reason, Track, Verdict, sigmoid
+
+UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
+TOO_WEAK = "this checkpoint is too weak to call a video real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +23,19 @@ class Rules:
     """What the checkpoint and the user say about turning scores into labels."""
 
     fake_threshold: float | None
-    """Score from which a video is `fake`; None with an untrained checkpoint: then nothing is decided."""
+    """Score from which a video is `fake`; None: nothing is `fake`, see `no_fake`."""
     real_threshold: float | None
-    """Score up to which a video is `real`; None where the detector is too weak for it: then nothing is `real`."""
+    """Score up to which a video is `real`; None: nothing is `real`, see `no_real`."""
     min_faces: int
     """Faces that a track needs to decide."""
     prior_faces: float
     """How many undecided faces each track is credited with."""
     neutral_logit: float
     """The logit of an undecided face."""
+    no_fake: Reason = UNTRAINED
+    """Why nothing is `fake`, where there is no `fake_threshold`."""
+    no_real: str = TOO_WEAK
+    """Why nothing is `real`, where there is no `real_threshold`."""
 
 
 def track_score(track: Track, rules: Rules) -> float:
@@ -36,7 +44,14 @@ def track_score(track: Track, rules: Rules) -> float:
     return sigmoid(total / (len(track.faces) + rules.prior_faces))
 
 
-def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = None, is_hdr: bool = False) -> Verdict:
+def decide(
+    tracks: Sequence[Track],
+    rules: Rules,
+    *,
+    damage: Reason | None = None,
+    is_hdr: bool = False,
+    used_for: Use | None = None,
+) -> Verdict:
     """Judge one video that could be decoded.
 
     Args:
@@ -44,6 +59,7 @@ def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = Non
         rules: thresholds and evidence rules.
         damage: why only a part of the video was seen, or None. Such a video is never `real`.
         is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
+        used_for: what the checkpoint has seen this video for, or None. The reason says so, and the label stays.
 
     Returns:
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
@@ -58,7 +74,7 @@ def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = Non
     label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
     if label == "real" and limits:
         label = "inconclusive"
-    reasons = [reason, *limits] if reason else limits
+    reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None) if each]
     return Verdict(label, score, rules.fake_threshold, deciding.track_id, _joined(reasons))
 
 
@@ -69,23 +85,26 @@ def _joined(reasons: list[Reason]) -> Reason | None:
     return Reason(reasons[0].code, "; ".join([reasons[0].text, *(str(reason) for reason in reasons[1:])]))
 
 
+_SEEN: dict[Use, Reason] = {
+    "training": Reason("seen_in_training", "the checkpoint was trained on this file; its score proves nothing"),
+    "validation": Reason("seen_in_validation", "the checkpoint was calibrated on this file; its score proves nothing"),
+}
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
-UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 
 
 def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
-    if rules.fake_threshold is None:
-        return "inconclusive", UNTRAINED
-    if score >= rules.fake_threshold:
+    fake_threshold, real_threshold = rules.fake_threshold, rules.real_threshold
+    if fake_threshold is not None and score >= fake_threshold:
         return "fake", None
-    if rules.real_threshold is None:
-        return "inconclusive", Reason(
-            "below_threshold", "not enough for fake; this checkpoint is too weak to call a video real"
-        )
-    # Where the two cross there is no band between them: one threshold serves.
-    if score <= rules.real_threshold or rules.real_threshold >= rules.fake_threshold:
+    if real_threshold is not None and score <= real_threshold:
         return "real", None
-    return "inconclusive", Reason("between_thresholds", f"above {rules.real_threshold:.6f}, the limit for real")
+    if fake_threshold is None:
+        return "inconclusive", rules.no_fake
+    if real_threshold is None:
+        return "inconclusive", Reason("below_threshold", f"not enough for fake; {rules.no_real}")
+    if real_threshold >= fake_threshold:  # where the two cross there is no band between them: one threshold serves
+        return "real", None
+    return "inconclusive", Reason("between_thresholds", f"above {real_threshold:.6f}, the limit for real")
 
 
 def _too_few(tracks: Sequence[Track], rules: Rules) -> Reason:

@@ -67,6 +67,8 @@ def calibrate(
         real_threshold=real_threshold,
         num_real_videos=int((~labels).sum()),
         num_fake_videos=int(labels.sum()),
+        max_real_called_fake=real_called_fake,
+        max_fake_called_real=fake_called_real,
         real_called_fake_rate=float(is_called_fake[~labels].mean()),
         real_called_fake_interval=_interval(is_called_fake[~labels]),
         fake_called_real_rate=None if is_called_real is None else float(is_called_real[labels].mean()),

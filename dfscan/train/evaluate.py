@@ -10,19 +10,23 @@ differ in more than the forgery, so the overall figures reward a detector that o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from dfscan.config import ScanSettings
+from dfscan.detector.card import Use
 from dfscan.detector.checkpoint import Checkpoint
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, VideoError
+from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
 from dfscan.train.manifest import LABELS, Label
@@ -88,6 +92,8 @@ class Evaluation:
     parts: list[Part]
     seed: int
     num_resamples: int
+    overlap: dict[str, Use] | None
+    """Videos that the checkpoint has seen, and for what they were used; None where it does not record that."""
     conditions: list[ConditionResult] = field(default_factory=list)
 
     @property
@@ -105,6 +111,7 @@ def evaluate(
     settings: ScanSettings,
     *,
     with_robustness: bool = False,
+    allow_overlap: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
     listener: Listener | None = None,
@@ -117,6 +124,7 @@ def evaluate(
         sources: the videos, each path once.
         settings: checkpoint, device and the like.
         with_robustness: also scan worse copies, which takes the time of eight scans and more.
+        allow_overlap: go on although the checkpoint was trained or calibrated on some of the videos.
         num_resamples: draws of the bootstrap behind each interval.
         seed: of the bootstrap.
         listener: told how it goes on.
@@ -125,12 +133,14 @@ def evaluate(
         on_judged: called when all originals have been scanned, before anything can be found wrong with them.
 
     Raises:
-        ConfigError: not one video could be judged.
+        ConfigError: not one video could be judged, or the checkpoint has seen some of them.
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
+    overlap = find_overlap(sources, checkpoint)
+    _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:
         on_planned(len(sources) * (1 + len(CONDITIONS) * with_robustness))
     engine = load_engine(settings, checkpoint)
@@ -139,7 +149,7 @@ def evaluate(
         on_judged(judged)
     _check(judged)
     ruler = _Ruler(settings.threshold, num_resamples, seed)
-    result = Evaluation(checkpoint, settings, judged, ruler.parts(judged), seed, num_resamples)
+    result = Evaluation(checkpoint, settings, judged, ruler.parts(judged), seed, num_resamples, overlap)
     if with_robustness:
         lost = [each for each in judged if each.verdict.label == "error"]
         readable = [each.source for each in judged if each.verdict.label != "error"]
@@ -150,6 +160,50 @@ def evaluate(
             parts, verdicts = ruler.overall([*found, *lost]), count_verdicts([*found, *lost])
             result.conditions.append(ConditionResult(condition.name, parts, verdicts, num_cut_short))
     return result
+
+
+def find_overlap(sources: Sequence[Source], checkpoint: Checkpoint) -> dict[str, Use] | None:
+    """The videos that a checkpoint was trained or calibrated on, by path; None where it does not record that.
+
+    A file that cannot be read is left to the scan, which says why.
+    """
+    seen = checkpoint.card.seen
+    if seen is None:
+        return None
+    found: dict[str, Use] = {}
+    for source in sources:
+        try:
+            descriptor = open_source(source.path)
+        except VideoError:
+            continue
+        with FileIO(descriptor) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if use := seen.use_of(sha256):
+            found[source.path] = use
+    return found
+
+
+def _check_overlap(
+    overlap: Mapping[str, Use] | None, num_videos: int, checkpoint: Checkpoint, *, is_allowed: bool
+) -> None:
+    seen = checkpoint.card.seen
+    if checkpoint.card.calibration.trained and not (seen and seen.is_complete):
+        log.warning(
+            "%s does not record all its training videos; if some of these are among them, the results are too good",
+            checkpoint.label,
+        )
+    if not overlap:
+        return
+    uses = Counter(overlap.values())
+    counts = ", ".join(f"{count} in {use}" for use, count in sorted(uses.items()))
+    more = f" and {len(overlap) - 3} more" if len(overlap) > 3 else ""
+    named = ", ".join(f"'{path}'" for path in list(overlap)[:3]) + more
+    found = f"{checkpoint.label} has seen {len(overlap)} of {num_videos} videos ({counts}): {named}"
+    if not is_allowed:
+        raise ConfigError(
+            f"{found}. Leave them out, since results on them are too good, or measure all the same with --allow-overlap"
+        )
+    log.warning("%s; the results are too good", found)
 
 
 def judge(

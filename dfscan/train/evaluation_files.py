@@ -107,6 +107,7 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
         "checkpoint": {"label": checkpoint.label, "sha256": checkpoint.sha256, "path": str(checkpoint.path)},
         "thresholds": dict(zip(("real", "fake"), evaluation.thresholds, strict=True)),
         "counts": counts(evaluation.judged) | {"skipped": len(skipped)},
+        "overlap": evaluation.overlap,
         "verdicts": count_verdicts(evaluation.judged),
         "metrics": _nested(evaluation.parts),
         "groups": _groups(evaluation.judged),

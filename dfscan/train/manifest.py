@@ -50,6 +50,7 @@ class Sample:
     group: str
     """What must not cross splits: a person, or a source video together with the fakes made from it."""
     source_sha256: str
+    """Lower-case hex digest of the source's file; empty where it is not known."""
     crop_sha256: str
     """Lower-case hex digest of the crop's file."""
     time_s: float
@@ -88,6 +89,8 @@ def read_manifest(path: Path) -> list[Sample]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `dfscan prepare`") from error
     except (ValueError, pd.errors.ParserError) as error:
         raise ConfigError(f"{path}: not a CSV file of face crops ({error}); make it with `dfscan prepare`") from error
+    if "source_sha256" not in table.columns:
+        table["source_sha256"] = ""
     if missing := [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name not in table.columns]:
         raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; make it anew with `dfscan prepare`")
     if table.empty:
@@ -104,6 +107,7 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
         "group is empty": table["group"] == "",
         "crop is empty or leaves the folder": table["crop"].map(_is_outside),
         "crop is named twice": table["crop"].duplicated(),
+        "source_sha256 is not of 64 hex digits": ~table["source_sha256"].str.fullmatch("(?:[0-9a-f]{64})?"),
         "fingerprint is not of 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
         "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
         f"the face's box is empty or below {MIN_BOX_PX} px": _is_tiny(numbers[:, 2:6]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfscan.cache import package_version
-from dfscan.detector.card import Calibration, CheckpointCard
+from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dfscan.train.loop import Listener, Trainer
     from dfscan.train.validation import ValidationScores
     from dfscan.train.world import World
+
+log = logging.getLogger("dfscan")
 
 SHEET_COLUMNS = 8
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "val")
@@ -78,6 +81,11 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
                 trainer.match(settings.start_from, listener.noted)
             trainer.begin(folder)
         listener = listener if world.is_main else _Silence()
+        if not _seen(samples, settings).is_complete:
+            listener.noted(
+                "the checkpoint will not recognise all its training videos: their SHA-256 is missing from the data set "
+                "or from the checkpoint that training starts from; `dfscan prepare` records it"
+            )
         _reconstruct(samples, settings, world, listener.noted)
         interrupt = Interrupt()
         with closing(folder), interrupt.listening():
@@ -190,6 +198,7 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
         architecture=settings.architecture,
         preprocessing=Preprocessing(input_size_px=settings.input_size_px, crop_margin=settings.crop_margin),
         training=_origin(settings),
+        seen=_seen(samples, settings),
     )
     parts = {split: _face_set(samples, split, settings, is_training=split == "train") for split in TRAINING_SPLITS}
     return Trainer(
@@ -354,8 +363,17 @@ def _finish(
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
+    _warn_of_withheld(card)
     _write_validation(folder, held_out["validation"], settings, calibration)
     return folder.best_path
+
+
+def _warn_of_withheld(card: CheckpointCard) -> None:
+    document = card.model_dump()
+    if why := withheld(document, "fake"):
+        log.warning("scans will not say fake: %s; add real validation videos, or raise --real-called-fake", why)
+    if why := withheld(document, "real"):
+        log.warning("scans will not say real: %s; add fake validation videos, or raise --fake-called-real", why)
 
 
 def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
@@ -432,6 +450,20 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
         "versions": versions(),
         "python": platform.python_version(),
     }
+
+
+def _seen(samples: Sequence[Sample], settings: TrainSettings) -> SeenFiles:
+    """The files that this training sees, and those that the checkpoint it starts from has seen."""
+    by_split = {
+        split: {sample.source_sha256 for sample in samples if sample.split == split} for split in TRAINING_SPLITS
+    }
+    is_complete = all("" not in sha256s for sha256s in by_split.values())
+    seen = SeenFiles.of(by_split["train"] - {""}, by_split["val"] - {""}, is_complete=is_complete)
+    parent = settings.grow_from or (None if settings.start_from in LITE_NETWORKS else settings.start_from)
+    before = read_card(parent).card if parent else None
+    if before is None or not before.calibration.trained:
+        return seen
+    return seen.united(before.seen or SeenFiles(is_complete=False))
 
 
 _MADE_BY: dict[ForgeryKind, str] = {

@@ -162,10 +162,14 @@ class TrainSettings:
     min_delta: float = setting(0.0005, OPTIMISATION, "An AUC is better by at least this.", ge=0)
 
     real_called_fake: float = setting(
-        0.01, CALIBRATION, "Share of real validation videos that may reach the fake threshold.", ge=0, lt=1
+        0.01,
+        CALIBRATION,
+        "Share of real validation videos that may reach the fake threshold. 0.01 needs 99.",
+        gt=0,
+        lt=1,
     )
     fake_called_real: float = setting(
-        0.05, CALIBRATION, "Share of fake validation videos that may lie at or below the real threshold.", ge=0, lt=1
+        0.05, CALIBRATION, "Share of fake validation videos that may lie at or below the real threshold.", gt=0, lt=1
     )
 
     device: str = setting("auto", BEHAVIOUR, "auto, cpu, cuda or cuda:N.")

@@ -85,7 +85,7 @@ def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[st
     """
     clauses = (
         _crossing("group", samples, lambda sample: (sample.group, sample.group)),
-        _crossing("source file", samples, lambda sample: (sample.source_sha256, sample.source)),
+        _crossing("source file", samples, lambda sample: (sample.source_sha256 or sample.source, sample.source)),
         _crossing("crop", samples, lambda sample: (sample.crop_sha256, sample.crop)),
         _near_duplicates(samples, fingerprints),
     )
