@@ -49,6 +49,7 @@ class ScanSettings(BaseModel):
     num_frames: Count | None = None
     every: Annotated[float, Field(gt=0)] | None = None
     max_frames: Count | None = None
+    stream: Literal["all", "main"] | Annotated[int, Field(ge=0)] = "all"
     # faces
     detection_threshold: Probability | None = None
     min_face_px: Annotated[int, Field(ge=20)] | None = None

@@ -38,6 +38,8 @@ def test_settings_are_frozen() -> None:
         *[(name, float("nan")) for name in ("detection_threshold", "threshold", "every", "timeout")],
         *[(name, float("inf")) for name in ("every", "timeout")],
         ("min_face_px", 19),
+        ("stream", -1),
+        ("stream", "second"),
         ("num_frames", 1.5),
         ("num_frames", "many"),
         ("format", "xml"),
