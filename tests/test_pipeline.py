@@ -351,7 +351,7 @@ def test_a_stream_that_cannot_be_looked_at_makes_the_row_partial(two_cameras: Pa
 def test_frames_that_run_out_are_said(clips: Path, untrained: Path) -> None:
     (result,) = scan([clips / "nobody.mp4"], engine_for(untrained, num_frames=32))
     assert (result.status, result.num_frames) == ("ok", 10)
-    assert str(result.verdict.reason) == "few_frames: 32 frames were asked for, the video gave 10"
+    assert str(result.verdict.reason) == "few_frames: the file gave only 10 of the 32 frames asked for"
 
 
 def test_pictures_of_a_finished_video_are_let_go(clips: Path, untrained: Path, tmp_path: Path) -> None:

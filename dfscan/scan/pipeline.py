@@ -270,7 +270,7 @@ def _notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
         notes.append(_skipped_streams(ended))
     if ended.num_missing:
         num_asked = num_frames + ended.num_missing
-        notes.append(Reason("few_frames", f"{num_asked} frames were asked for, the video gave {num_frames}"))
+        notes.append(Reason("few_frames", f"the file gave only {num_frames} of the {num_asked} frames asked for"))
     return notes
 
 
