@@ -66,6 +66,9 @@ INDEX_PROBE_PACKETS = 8
 CLOCKLESS_FORMATS = ("avi",)
 """Containers without presentation times: FFmpeg guesses them, and wrongly where there are B-frames."""
 
+TS_SYNC = 0x47
+SCRAMBLING_PROBE_BYTES = 1 << 20
+
 AnyPacket: TypeAlias = "av.Packet[Any]"
 
 MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -264,6 +267,8 @@ def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None]
     surveys = [each for each in outcomes if isinstance(each, Survey)]
     problems = {index: each for index, each in found.items() if isinstance(each, VideoError)}
     if not surveys:
+        if _is_scrambled(file):
+            raise VideoError("encrypted", ENCRYPTED)
         raise problems[next(iter(descriptions))]
     skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
     cut_off = _cut_off(file)
@@ -284,6 +289,16 @@ def _announced_end(file: FileIO) -> int:
     if head.startswith(b"RIFF") and head[8:] == b"AVI ":
         return 8 + int.from_bytes(head[4:8], "little")
     return max((box.end for box in mp4.outer_boxes(file)), default=0) if mp4.is_mp4(file) else 0
+
+
+def _is_scrambled(file: FileIO) -> bool:
+    """Whether the file is a transport stream of which most packets have a scrambling bit set, judged by its start."""
+    head = os.pread(file.fileno(), SCRAMBLING_PROBE_BYTES, 0)
+    for first, step in ((0, 188), (4, 192)):
+        packets = range(first, len(head) - 4, step)
+        if all(head[at] == TS_SYNC for at in packets):
+            return 2 * sum(bool(head[at + 3] & 0x80) for at in packets) > len(packets)
+    return False
 
 
 def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index | None) -> set[int]:

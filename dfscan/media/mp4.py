@@ -67,6 +67,8 @@ def boxes(file: FileIO, start: int, end: int) -> Iterator[Box]:
         size, body = int.from_bytes(head[:4], "big"), start + 8
         if size == 1:
             size, body = int.from_bytes(head[8:], "big"), start + 16
+        elif size == 0:  # up to the end, as in a recording under way
+            size = end - start
         if len(head) < 8 or size < body - start or not head[4:8].rstrip().isalnum():
             return
         yield Box(head[4:8], body, start + size)
