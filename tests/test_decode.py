@@ -569,6 +569,16 @@ def test_a_stream_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> Non
     assert job.info.num_skipped_streams == 1
 
 
+def test_a_stream_of_frames_too_large_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.mkv"
+    numbered_streams(path, (64, 64), (128, 96))
+    monkeypatch.setattr("dfscan.media.decode.MAX_FRAME_PX", 64 * 64)
+    job, frames = decode(path, num_frames=4)
+    assert {frame.stream for frame in frames} == {0}
+    assert job.skipped == ["stream 1: a picture of 128 x 96 is beyond what is decoded"]
+    assert (job.info.width_px, job.info.height_px) == (64, 64)
+
+
 def test_samples_that_the_video_has_no_frames_for_are_counted(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", numbered(10))
     assert decode(tmp_path / "x.mp4", num_frames=32)[0].num_missing == 22

@@ -85,16 +85,13 @@ class Decoding:
         surveys = survey(self.file, self.sampling.streams, self.check_time)
         self.surveyed_cpu_s = time.process_time()
         self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
-        self._note_timeline(surveys.streams[0])
         problems = []
         for surveyed in surveys.streams:
             try:
                 yield from self._stream_samples(surveyed)
             except VideoError as error:
-                if error.code != "no_frames":
-                    raise
                 problems.append(f"stream {surveyed.stream}: {error}")
-                if len(problems) == len(surveys.streams):
+                if error.code == "timeout" or len(problems) == len(surveys.streams):
                     raise
         self.skipped = surveys.skipped + problems
         self.info = replace(self.info, num_skipped_streams=len(self.skipped))
@@ -103,6 +100,8 @@ class Decoding:
         plan = plan_samples(surveyed.timeline, self.sampling)
         self.is_cut_short |= plan.is_cut_short
         num_before = self._num_samples
+        if not num_before:
+            self._note_timeline(surveyed)
         with open_video(self.file, surveyed.stream) as (container, stream):
             if not num_before:
                 self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
@@ -126,16 +125,18 @@ class Decoding:
         for picture, time_s, number in reader.pictures(plan):
             self._burst += last_s is None or time_s - last_s > BURST_GAP_S
             pixels = to_rgb(picture, stream.sample_aspect_ratio)
-            if not self._num_samples:
-                self._note_picture(picture, pixels)
-            self.info = replace(self.info, is_hdr=self.info.is_hdr or (last_s is None and is_hdr(picture)))
+            if last_s is None:
+                self._note_first(picture, pixels)
             yield Frame(pixels, self._num_samples, time_s, self._burst, number, stream.index)
             self._num_samples += 1
             last_s = time_s
 
-    def _note_picture(self, picture: VideoFrame, pixels: NDArray[np.uint8]) -> None:
-        height_px, width_px = pixels.shape[:2]
-        self.info = replace(self.info, width_px=width_px, height_px=height_px, rotation_deg=rotation_deg(picture))
+    def _note_first(self, picture: VideoFrame, pixels: NDArray[np.uint8]) -> None:
+        """Take facts from the first sample of a stream: HDR in any stream counts, the rest is of the first one."""
+        self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
+        if not self._num_samples:
+            height_px, width_px = pixels.shape[:2]
+            self.info = replace(self.info, width_px=width_px, height_px=height_px, rotation_deg=rotation_deg(picture))
 
 
 class _Reader:
