@@ -35,6 +35,14 @@ def _several(value: object) -> object:
     return [str(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
+def _stream(value: object) -> object:
+    if value in ("all", "main"):
+        return value
+    if not str(value).isdecimal():
+        raise ValueError("give all, main, or the number of a stream")
+    return int(str(value))
+
+
 class ScanSettings(BaseModel):
     """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
 
@@ -49,6 +57,7 @@ class ScanSettings(BaseModel):
     num_frames: Count | None = None
     every: Annotated[float, Field(gt=0)] | None = None
     max_frames: Count | None = None
+    stream: Annotated[Literal["all", "main"] | int, BeforeValidator(_stream)] = "all"
     # faces
     detection_threshold: Probability | None = None
     min_face_px: Annotated[int, Field(ge=20)] | None = None

@@ -50,6 +50,8 @@ class VideoInfo:
     rotation_deg: int = 0
     """Clockwise turn that was applied to make the picture upright: 0, 90, 180 or 270."""
     is_hdr: bool = False
+    num_skipped_streams: int | None = None
+    """Video streams, without cover pictures, that were not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,15 @@ class Frame:
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB, upright, square pixels."""
     index: int
-    """Running number of this sample within its video, from 0."""
+    """Running number of this sample within its video, over all streams, from 0."""
     time_s: float
     """True time of this picture, not the time that was asked for."""
     burst: int
     """Number of the run of neighbouring samples that it belongs to; faces move little within one."""
+    number: int | None = None
+    """Its place among all frames of its stream in order of presentation, from 0; None where that is not known."""
+    stream: int = 0
+    """Number of its stream in the file."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
@@ -97,6 +103,10 @@ class Face:
     """(D,) likeness descriptor of `faces.appearance`; used only to link faces of one person."""
     scene: Scene | None = None
     """The frame it was found in; used only to tell a cut from a movement. None where it is not known."""
+    frame_number: int | None = None
+    """`Frame.number` of its frame."""
+    stream: int = 0
+    """Number of its stream in the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

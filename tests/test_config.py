@@ -23,6 +23,11 @@ def test_the_defaults_are_valid() -> None:
     assert build(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), "None is not given"
 
 
+@pytest.mark.parametrize(("given", "expected"), [("all", "all"), ("main", "main"), ("2", 2), (0, 0)])
+def test_a_stream_is_named_or_numbered(given: str | int, expected: str | int) -> None:
+    assert build(ScanSettings, {"stream": given}).stream == expected
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(pydantic.ValidationError):
         ScanSettings().quiet = True
@@ -38,6 +43,8 @@ def test_settings_are_frozen() -> None:
         *[(name, float("nan")) for name in ("detection_threshold", "threshold", "every", "timeout")],
         *[(name, float("inf")) for name in ("every", "timeout")],
         ("min_face_px", 19),
+        ("stream", -1),
+        ("stream", "second"),
         ("num_frames", 1.5),
         ("num_frames", "many"),
         ("format", "xml"),

@@ -22,7 +22,7 @@ from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
 from dfscan.types import Frame
-from tests.videos import Picture, number_of, numbered, numbered_picture, write_video
+from tests.videos import Picture, number_of, numbered, numbered_picture, write_streams, write_video
 
 LONG = 1500
 CENC_KEY = "00112233445566778899aabbccddeeff"
@@ -30,7 +30,7 @@ CENC = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": CENC_KEY, "encryp
 B_FRAMES = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=50:scenecut=0:b-adapt=0"}
 
 
-def decode(path: Path | str, **sampling: float | None) -> tuple[Decoding, list[Frame]]:
+def decode(path: Path | str, **sampling: float | str | None) -> tuple[Decoding, list[Frame]]:
     with FileIO(open_source(str(path))) as file:
         job = Decoding(file, Sampling(**sampling))  # type: ignore[arg-type]
         return job, list(job.samples())
@@ -76,6 +76,7 @@ def test_every_sample_is_the_picture_of_its_time(tmp_path: Path, suffix: str, op
         [(number - 3) / 25 for number in numbers(frames)], abs=0.002
     )
     assert [frame.index for frame in frames] == list(range(8))
+    assert [frame.number for frame in frames] == numbers(frames)
     assert {frame.burst for frame in frames} == {0}
     assert job.damage is None
     assert (job.info.num_frames, job.info.width_px, job.info.height_px) == (50, 64, 64)
@@ -115,6 +116,7 @@ def test_seeking_gives_what_decoding_through_gives(
     _, through = decode(path, **sampling)
     assert numbers(sought) == numbers(through)
     assert [f.time_s for f in sought] == [f.time_s for f in through]
+    assert [f.number for f in sought] == numbers(sought)
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(sought, through, strict=True))
     assert [f.time_s - sought[0].time_s for f in sought] == pytest.approx(
         [(number - numbers(sought)[0]) / 25 for number in numbers(sought)], abs=0.002
@@ -123,14 +125,74 @@ def test_seeking_gives_what_decoding_through_gives(
     assert job.info.num_frames == LONG
 
 
-def test_seeking_spares_most_of_the_decoding(long_video: Callable[[str], Path]) -> None:
+def remux(source: Path, target: Path, *, shift_s: float = 0.0, **container_options: str) -> None:
+    """Copy the packets of a video into another container, shown `shift_s` later; an edit cuts what is before 0."""
+    with av.open(str(source)) as read, av.open(str(target), "w", options=container_options) as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None and packet.pts is not None and packet.time_base is not None:
+                packet.pts += round(shift_s / packet.time_base)
+                packet.dts += round(shift_s / packet.time_base)
+                packet.stream = stream
+                written.mux(packet)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shift_s", "container_options"),
+    [
+        *[(suffix, 0.0, {}) for suffix in ("mp4", "mov", "mkv", "ts", "flv")],
+        ("mp4", 0.0, {"use_editlist": "0"}),
+        ("mp4", 0.0, {"movflags": "negative_cts_offsets"}),
+        ("mp4", 0.0, {"movflags": "frag_keyframe+empty_moov"}),
+        *[(suffix, shift_s, {}) for suffix in ("mp4", "mov") for shift_s in (-3.48, 1.48)],  # by edit lists
+    ],
+)
+def test_times_and_numbers_are_those_of_presentation(
+    long_video: Callable[[str], Path],
+    tmp_path: Path,
+    suffix: str,
+    shift_s: float,
+    container_options: dict[str, str],
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    remux(long_video("b-frames.mp4"), path, shift_s=shift_s, **container_options)
+    job, frames = decode(path, num_frames=32)
+    num_cut = round(max(0.0, -shift_s) * 25)
+    shown = [number - num_cut for number in numbers(frames)]
+    assert [frame.time_s - job.start_s for frame in frames] == pytest.approx([n / 25 for n in shown], abs=0.002)
+    assert [frame.number for frame in frames] == shown
+    assert job.info.num_frames == LONG - num_cut
+    assert job.damage is None
+    with av.open(str(path)) as reference:
+        times_s = {round(frame.time or 0.0, 3) for frame in reference.decode(video=0)}
+    assert {round(frame.time_s, 3) for frame in frames} <= times_s
+
+
+def test_a_table_of_delays_that_does_not_fit_is_not_believed(
+    long_video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = long_video("b-frames.mp4")
+    _, right = decode(path, num_frames=8)
+    with FileIO(path) as file:
+        index = container.mp4.read_index(file)
+    assert index is not None
+    assert [len(track.delays) for track in index.tracks.values()] == [LONG]
+    for track in index.tracks.values():
+        track.delays[1::2] += 512
+    monkeypatch.setattr(container.mp4, "read_index", lambda _: index)
+    _, found = decode(path, num_frames=8)
+    assert [frame.time_s for frame in found] == [frame.time_s for frame in right]
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "b-frames.mp4", "b-frames.mov"])
+def test_seeking_spares_most_of_the_decoding(long_video: Callable[[str], Path], name: str) -> None:
     packets = 0
 
     def count() -> None:
         nonlocal packets
         packets += 1
 
-    with FileIO(long_video("x.mp4")) as file:
+    with FileIO(long_video(name)) as file:
         frames = list(Decoding(file, Sampling(32), count).samples())
     assert len(frames) == 32
     assert max(frame.burst for frame in frames) == 7
@@ -317,12 +379,43 @@ def test_an_index_without_its_pictures(tmp_path: Path) -> None:
     assert refusal(path) == "no_frames"
 
 
-def test_a_file_without_its_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_type_box", [True, False])
+@pytest.mark.parametrize("mdat_size", [None, 0, 8])
+def test_a_recording_that_broke_off(tmp_path: Path, has_type_box: bool, mdat_size: int | None) -> None:
+    """A recorder fills in the size of the data at the end, with the index."""
     path = tmp_path / "x.mp4"
     plain(path)
     data = path.read_bytes()
-    path.write_bytes(data[: data.rindex(b"moov") - 4])
-    assert refusal(path) == "not_video"
+    if not has_type_box:
+        data = data[data.index(b"mdat") - 4 :]
+    if mdat_size is not None:
+        at = data.index(b"mdat")
+        data = data[: at - 4] + mdat_size.to_bytes(4, "big") + data[at:]
+    path.write_bytes(data[: data.rindex(b"moov") - 4] + b"\0\0")
+    with pytest.raises(VideoError, match=r"broke off before its index .*untrunc") as e:
+        decode(path)
+    assert e.value.code == "no_index"
+
+
+def test_an_index_that_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    plain(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(VideoError, match="is cut off; copy the file again") as caught:
+        decode(path)
+    assert caught.value.code == "no_index"
+
+
+def test_a_segment_without_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    fragmented(path)
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(b"moof") - 4 :])
+    (tmp_path / "styp.m4s").write_bytes(b"\0\0\0\x10stypmsdh\0\0\0\0" + path.read_bytes())
+    for each in (path, tmp_path / "styp.m4s"):
+        with pytest.raises(VideoError, match="put the stream's initialisation segment in front") as caught:
+            decode(each)
+        assert caught.value.code == "no_index"
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
@@ -351,6 +444,166 @@ def test_encrypted_pictures_are_refused(tmp_path: Path) -> None:
     for count in (10, LONG):
         write_video(tmp_path / "x.mp4", numbered(count), container_options=CENC)
         assert refusal(tmp_path / "x.mp4") == "encrypted"
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
+@pytest.mark.parametrize("movflags", ["", "frag_keyframe+empty_moov"], ids=["whole", "fragments"])
+def test_encryption_is_seen_whatever_the_codec_and_scheme(tmp_path: Path, codec: str, movflags: str) -> None:
+    """FFmpeg marks packets only where it understands the tables beside them; the declaration is enough."""
+    path = tmp_path / "x.mp4"
+    quiet = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "12"}}.get(codec)
+    movie_options = {**CENC, "movflags": movflags} if movflags else CENC
+    write_video(
+        path, numbered(10, width_px=128, height_px=128), codec=codec, options=quiet, container_options=movie_options
+    )
+    assert refusal(path) == "encrypted"
+    data = path.read_bytes()
+    assert data.count(b"encv") == 1
+    for table in (b"senc", b"saiz", b"saio"):
+        data = data.replace(table, b"free")
+    path.write_bytes(data.replace(b"cenc", b"cbcs"))
+    assert refusal(path) == "encrypted"
+
+
+def test_encrypted_matroska_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.webm"
+    write_video(path, numbered(10), codec="libvpx")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x73\xc5\x88")  # the track's number for other programs, 11 bytes that FFmpeg can do without
+    encodings = b"\x6d\x80\x40\x07\x62\x40\x84\x50\x33\x81\x01"
+    data[at : at + 11] = encodings
+    path.write_bytes(data)
+    assert refusal(path) == "encrypted"
+
+
+def test_a_scrambled_transport_stream_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ts"
+    write_video(path, numbered(10))
+    data = bytearray(path.read_bytes())
+    for at in range(0, len(data), 188):
+        if int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF == 0x100:  # FFmpeg's first video stream
+            payload = at + 4 + (1 + data[at + 4] if data[at + 3] & 0x20 else 0)
+            data[at + 3] |= 0x80
+            data[payload : at + 188] = np.random.default_rng(at).bytes(max(0, at + 188 - payload))
+    path.write_bytes(data)
+    assert refusal(path) == "encrypted"
+
+
+@pytest.mark.parametrize(("container_format", "codec"), [("smjpeg", "mjpeg"), ("gxf", "mpeg2video")])
+def test_a_format_that_is_not_supported_is_called_so(tmp_path: Path, container_format: str, codec: str) -> None:
+    path = tmp_path / "x.mp4"
+    write_video(path, numbered(10, width_px=720, height_px=576), codec=codec, container_format=container_format)
+    with pytest.raises(
+        VideoError, match=r"is not supported; supported are MP4, .* Convert it, for example with ffmpeg"
+    ) as e:
+        decode(path)
+    assert e.value.code == "unsupported_format"
+
+
+# Several video streams
+
+
+def numbered_streams(path: Path, *sizes_px: tuple[int, int], count: int = 40, **more: Any) -> None:
+    """A stream of numbered pictures for each size (width, height); the n-th begins with the number 100 n."""
+    streams = [
+        numbered(count, first=100 * n, width_px=width_px, height_px=height_px)
+        for n, (width_px, height_px) in enumerate(sizes_px)
+    ]
+    write_streams(path, streams, **more)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
+def test_every_video_stream_is_looked_at_the_largest_first(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    numbered_streams(path, (64, 64), (128, 96), (96, 64))
+    job, frames = decode(path, num_frames=4)
+    assert [frame.stream for frame in frames] == [1] * 4 + [2] * 4 + [0] * 4
+    assert [number_of(frame.pixels) // 100 for frame in frames] == [frame.stream for frame in frames]
+    assert [frame.number for frame in frames] == [number_of(frame.pixels) % 100 for frame in frames]
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [frame.burst for frame in frames] == [0] * 4 + [1] * 4 + [2] * 4
+    assert (job.info.width_px, job.info.height_px) == (128, 96)
+    assert (job.skipped, job.damage, job.num_missing) == ([], None, 0)
+    assert job.info.num_skipped_streams == 0
+
+
+def test_long_streams_are_each_surveyed_by_their_index(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    numbered_streams(path, (64, 64), (128, 96), count=1000, options=B_FRAMES)
+    packets = 0
+
+    def count() -> None:
+        nonlocal packets
+        packets += 1
+
+    with FileIO(path) as file:
+        surveys = container.survey(file, "all", count)
+    assert packets == 0
+    for each in surveys.streams:
+        assert (each.timeline.pts * each.timeline.time_base_s).tolist() == pytest.approx([i / 25 for i in range(1000)])
+
+
+def test_streams_are_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    numbered_streams(path, (64, 64), (128, 96))
+    job, frames = decode(path, num_frames=4, streams=0)
+    assert {frame.stream for frame in frames} == {0}
+    assert (job.info.width_px, job.info.num_skipped_streams) == (64, 1)
+    assert job.skipped == ["stream 1 (h264, 128 x 96): not chosen"]
+    job, frames = decode(path, num_frames=4, streams="main")
+    assert {frame.stream for frame in frames} == {1}
+    assert job.skipped == ["stream 0 (h264, 64 x 64): not chosen"]
+    with pytest.raises(VideoError, match="no video stream 2; its video streams: 0, 1") as caught:
+        decode(path, streams=2)
+    assert caught.value.code == "no_stream"
+
+
+def test_a_stream_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
+    numbered_streams(tmp_path / "a.mkv", (64, 64), (128, 96))
+    data = (tmp_path / "a.mkv").read_bytes()
+    path = tmp_path / "b.mkv"
+    path.write_bytes(data[::-1].replace(b"V_MPEG4/ISO/AVC"[::-1], b"V_UNKNOWN/CODEC"[::-1], 1)[::-1])
+    job, frames = decode(path, num_frames=4)
+    assert {frame.stream for frame in frames} == {0}
+    assert job.skipped == ["stream 1: nothing here decodes its video codec"]
+    assert job.info.num_skipped_streams == 1
+
+
+def test_a_stream_of_frames_too_large_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.mkv"
+    numbered_streams(path, (64, 64), (128, 96))
+    monkeypatch.setattr("dfscan.media.decode.MAX_FRAME_PX", 64 * 64)
+    job, frames = decode(path, num_frames=4)
+    assert {frame.stream for frame in frames} == {0}
+    assert job.skipped == ["stream 1: a picture of 128 x 96 is beyond what is decoded"]
+    assert (job.info.width_px, job.info.height_px) == (64, 64)
+
+
+def test_samples_that_the_video_has_no_frames_for_are_counted(tmp_path: Path) -> None:
+    write_video(tmp_path / "x.mp4", numbered(10))
+    assert decode(tmp_path / "x.mp4", num_frames=32)[0].num_missing == 22
+    assert decode(tmp_path / "x.mp4", num_frames=10)[0].num_missing == 0
+    assert decode(tmp_path / "x.mp4", every_s=0.1)[0].num_missing == 0
+
+
+def test_a_cover_picture_is_no_stream_to_look_at(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    with av.open(str(path), "w") as written:
+        film, cover = written.add_stream("libx264", rate=25), written.add_stream("mjpeg", rate=1)
+        film.width = film.height = 64
+        cover.width = cover.height = 128
+        film.pix_fmt, cover.pix_fmt = "yuv420p", "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(numbered_picture(1, width_px=128, height_px=128), format="rgb24")
+        packets = [*cover.encode(picture.reformat(format="yuvj420p")), *cover.encode(None)]
+        written.start_encoding()
+        written.mux(packets)
+        for each in numbered(10):
+            written.mux(film.encode(av.VideoFrame.from_ndarray(each, format="rgb24")))
+        written.mux(film.encode(None))
+    job, frames = decode(path, num_frames=10)
+    assert numbers(frames) == list(range(10))
+    assert job.skipped == []
 
 
 def write_sound(path: Path, *, cover: bool = False, codec: str = "aac") -> None:
@@ -453,7 +706,7 @@ def test_a_stream_without_end_is_surveyed_up_to_a_limit(tmp_path: Path, monkeypa
     monkeypatch.setattr(container, "MAX_PACKETS", 5)
     job, frames = decode(tmp_path / "x.mkv", num_frames=9)
     assert numbers(frames) == [0, 1, 2, 3, 4]
-    assert job.damage == "only its first 5 pictures are looked at"
+    assert job.damage == "only its first 5 frames are looked at"
 
 
 def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +726,10 @@ def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> N
 
     def surveyed(error: Exception) -> None:
         broken: Any = SimpleNamespace(demux=failing(error))
-        container._survey_packets(broken, broken, lambda: None)
+        stream = SimpleNamespace(index=0)
+        outcome = container._survey_packets(broken, [stream], set(), lambda: None)[0]  # type: ignore[list-item]
+        assert isinstance(outcome, VideoError)
+        raise outcome
 
     damage, out_of_memory = av.error.InvalidDataError(1, "damaged"), av.error.MemoryError(12, "out of memory")
     assert decoded(damage) == 1

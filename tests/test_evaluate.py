@@ -322,7 +322,7 @@ def copies_of(paths: Sequence[Path], condition: Condition, folder: Path, **more:
 
 def timeline(path: Path | str) -> Timeline:
     with FileIO(path) as file:
-        return survey(file).timeline
+        return survey(file).streams[0].timeline
 
 
 def test_copies_keep_every_picture_and_its_time(tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_children_give_what_decoding_here_gives(clips: list[str], num_workers: i
         assert end.peak_rss_bytes > 1 << 20
 
 
+def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
+    """A transport stream's own clock does not begin at 0, a player's does."""
+    path = tmp_path / "x.ts"
+    write_video(path, numbered(50), pts=[5000 + 40 * n for n in range(50)])
+    with FileIO(path) as file:
+        assert next(iter(Decoding(file, Sampling(50)).samples())).time_s == pytest.approx(5)
+    frames = [event.frame for event in run([str(path)], sampling=Sampling(50)) if isinstance(event, Decoded)]
+    assert [frame.time_s for frame in frames] == pytest.approx([n / 25 for n in range(50)], abs=1e-3)
+
+
 def test_no_video_is_no_event() -> None:
     assert run([]) == []
 

@@ -25,8 +25,8 @@ from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
 from dfscan.types import Reason, Verdict, VideoInfo, VideoResult
-from tests.pictures import FACE_XYXY, astronaut, moved
-from tests.videos import write_video
+from tests.pictures import FACE_XYXY, astronaut, moved, nobody
+from tests.videos import write_streams, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -311,6 +311,47 @@ def test_cut_short_plan_is_partial(clips: Path, untrained: Path) -> None:
     (result,) = scan([clips / "one.mp4"], engine_for(untrained, every=0.2, max_frames=3))
     assert (result.status, result.num_frames) == ("partial", 3)
     assert "max_frames: " in str(result.verdict.reason)
+
+
+@pytest.fixture
+def two_cameras(tmp_path: Path) -> Path:
+    """Nobody in the first stream, one person in the larger second one and the third."""
+    empty = [nobody(width_px=160, height_px=120)] * 10
+    person = [moved(astronaut(), 6 * i, 2 * i) for i in range(10)]
+    write_streams(tmp_path / "x.mkv", [empty, person, [picture[::2, ::2] for picture in person]])
+    return tmp_path / "x.mkv"
+
+
+def test_people_of_every_stream_are_judged_and_kept_apart(two_cameras: Path, untrained: Path) -> None:
+    (result,) = scan([two_cameras], engine_for(untrained, min_face_px=40))
+    assert (result.status, result.num_frames) == ("ok", 12)
+    assert [{scored.face.stream for scored in track.faces} for track in result.tracks] == [{1}, {2}]
+    assert result.info.num_skipped_streams == 0
+    assert "skipped_streams" not in str(result.verdict.reason)
+    assert from_json(to_json(result)).tracks[1].faces[0].face.stream == 2
+
+
+def test_streams_that_were_not_chosen_are_named(two_cameras: Path, untrained: Path) -> None:
+    (result,) = scan([two_cameras], engine_for(untrained, stream=0))
+    assert (result.status, result.verdict.label) == ("ok", "no_face")
+    assert str(result.verdict.reason).startswith("skipped_streams: 2 not looked at: stream 1 (h264, ")
+    assert result.info.num_skipped_streams == 2
+
+
+def test_a_stream_that_cannot_be_looked_at_makes_the_row_partial(two_cameras: Path, untrained: Path) -> None:
+    data = two_cameras.read_bytes()
+    two_cameras.write_bytes(data[::-1].replace(b"V_MPEG4/ISO/AVC"[::-1], b"V_UNKNOWN/CODEC"[::-1], 1)[::-1])
+    (result,) = scan([two_cameras], engine_for(untrained))
+    assert result.status == "partial"
+    assert "skipped_streams: 1 not looked at: stream 2: nothing here decodes its video codec" in str(
+        result.verdict.reason
+    )
+
+
+def test_frames_that_run_out_are_said(clips: Path, untrained: Path) -> None:
+    (result,) = scan([clips / "nobody.mp4"], engine_for(untrained, num_frames=32))
+    assert (result.status, result.num_frames) == ("ok", 10)
+    assert str(result.verdict.reason) == "few_frames: the file gave only 10 of the 32 frames asked for"
 
 
 def test_pictures_of_a_finished_video_are_let_go(clips: Path, untrained: Path, tmp_path: Path) -> None:

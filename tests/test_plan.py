@@ -159,12 +159,39 @@ def test_a_variable_rate_is_sampled_by_time_not_by_number() -> None:
     assert sum(time < 3 for time in times_s) == 12
 
 
-def test_a_variable_rate_in_bursts_leaves_out_segments_without_pictures() -> None:
+def test_a_still_or_a_gap_takes_no_samples_from_the_rest() -> None:
     times_s = np.concatenate([np.arange(500) / 25, 580 + np.arange(500) / 25])  # 20 s, a still of 560 s, 20 s
     found = bursts(chosen_s(at_times(times_s), Sampling(32)))
-    assert [len(burst) for burst in found] == [4, 4]
-    assert found[0][-1] < 20
-    assert found[1][0] >= 580
+    assert [len(burst) for burst in found] == [4] * 8
+    assert found[3][-1] < 20
+    assert found[4][0] >= 580
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 32])
+@pytest.mark.parametrize(
+    "times_s",
+    [
+        np.append(np.arange(200) / 25, 86400.0),  # one stray timestamp
+        np.concatenate([np.arange(20) / 30, 60 + np.arange(127) / 30]),  # a still screen
+        np.concatenate([np.arange(100) / 25 + 3600 * hour for hour in range(24)]),  # a camera that wakes on motion
+        np.concatenate([np.arange(39) / 1000, [0.5]]),
+        np.concatenate([np.arange(1000) / 1000, 1 + np.arange(20) * 30.0]),
+        np.arange(33) * 60.0,
+        np.zeros(40),
+    ],
+    ids=["stray", "still", "motion", "late", "slides", "slow", "no times"],
+)
+def test_no_sample_is_missing_while_there_are_frames(times_s: NDArray[np.float64], num_frames: int) -> None:
+    wanted = plan_samples(at_times(times_s), Sampling(num_frames)).wanted
+    assert len(wanted) == num_frames
+    assert (np.diff(wanted) > 0).all()
+    assert 0 <= wanted[0] <= wanted[-1] < len(times_s)
+
+
+def test_a_stray_timestamp_leaves_the_samples_evenly_spread() -> None:
+    times_s = chosen_s(at_times(np.append(np.arange(250) / 25, 3600.0)), Sampling(32))
+    assert np.diff(times_s[:-1]).max() <= 10 / 32 + 2 / 25
+    assert times_s[-2] > 9
 
 
 def test_repeated_timestamps_give_no_repeated_pictures() -> None:

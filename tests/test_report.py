@@ -46,7 +46,8 @@ NAMES = {
 def face(logit: float, *, frame: int = 0, time_s: float = 0.0) -> FaceScore:
     box = np.array([-0.04, 1.25, 64.06, 65], np.float32)
     no_points, no_likeness = np.zeros((5, 2), np.float32), np.zeros(1, np.float32)
-    return FaceScore(Face(frame, time_s, 0, box, no_points, 0.9876543, no_likeness), logit)
+    found = Face(frame, time_s, 0, box, no_points, 0.9876543, no_likeness, frame_number=10 * frame, stream=1)
+    return FaceScore(found, logit)
 
 
 def judged(path: str) -> VideoResult:
@@ -56,7 +57,7 @@ def judged(path: str) -> VideoResult:
         path,
         "partial",
         Verdict("fake", 0.12345678, 0.5, 3, Reason("damaged", "3 packets, of 9, were lost")),
-        VideoInfo(1234567890123, "0e9" + "1" * 61, 640, 480, 30000 / 1001, 99, 3.3, "h264"),
+        VideoInfo(1234567890123, "0e9" + "1" * 61, 640, 480, 30000 / 1001, 99, 3.3, "h264", num_skipped_streams=1),
         num_frames=8,
         tracks=(quiet, loud),
     )
@@ -129,7 +130,7 @@ def test_report_columns_are_a_promise() -> None:
     assert [column.name for column in REPORT_COLUMNS] == (
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
-        " sha256 checkpoint dfscan_version"
+        " sha256 checkpoint dfscan_version num_skipped_streams"
     ).split()
 
 
@@ -157,6 +158,7 @@ def test_report_row() -> None:
         "sha256": "sha256:0e9" + "1" * 61,
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
+        "num_skipped_streams": 1,
     }
 
 
@@ -193,9 +195,9 @@ def test_frame_rows() -> None:
     rows = list(frame_rows(judged("a.mp4")))
     assert [(r["track"], r["frame"], r["time_s"]) for r in rows] == [
         (0, 0, 0.0),
-        (0, 1, 0.25),
-        (3, 2, 1.5),
-        (3, 5, 2.33349),
+        (0, 10, 0.25),
+        (3, 20, 1.5),
+        (3, 50, 2.33349),
     ]
     assert list(rows[0]) == [column.name for column in FRAME_COLUMNS]
     assert (rows[2]["logit"], rows[2]["score"]) == (3.0, 1 / (1 + math.exp(-3)))
@@ -205,14 +207,14 @@ def test_frame_rows() -> None:
 def test_csv_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "r.csv", list(frame_rows(judged("=1+1.mp4")))[:1], FRAME_COLUMNS)
     assert path.read_bytes() == (
-        b'"path","track","frame","time_s","x1","y1","x2","y2","detection_score","logit","score"\n'
-        b'"./=1+1.mp4",0,0,0.000,0.0,1.2,64.1,65.0,0.987654,-2.000000,0.119203\n'
+        b'"path","track","frame","time_s","x1","y1","x2","y2","detection_score","logit","score","stream"\n'
+        b'"./=1+1.mp4",0,0,0.000,0.0,1.2,64.1,65.0,0.987654,-2.000000,0.119203,1\n'
     )
 
 
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
-    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0"'
+    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",'
 
 
 def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:
@@ -499,7 +501,7 @@ def test_workbook(tmp_path: Path) -> None:
     assert cells["size_bytes"].value == 1234567890123
     assert cells["verdict"].fill.fgColor.rgb.endswith(VERDICT_COLOURS["fake"])
     assert sheet.freeze_panes == "B2"
-    assert sheet.auto_filter.ref == "A1:V3"
+    assert sheet.auto_filter.ref == "A1:W3"
     assert [[cell.value for cell in line] for line in book["about"].iter_rows()] == [
         list(each) for each in about.items()
     ]

@@ -100,6 +100,14 @@ def test_a_partial_or_hdr_video_may_be_fake_but_never_real(
     assert verdict.reason.code == ("between_thresholds" if score == 0.5 else code)
 
 
+@pytest.mark.parametrize(("score", "label"), [(0.1, "real"), (0.9, "fake")])
+def test_a_note_is_added_and_changes_no_label(score: float, label: str) -> None:
+    note = Reason("few_frames", "short")
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, notes=[note])
+    assert (verdict.label, verdict.reason) == (label, note)
+    assert decide([], RULES, damage=DAMAGE, notes=[note]).reason == Reason("damaged", f"{DAMAGE.text}; {note}")
+
+
 def test_damage_is_said_where_no_face_was_found() -> None:
     assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
 

@@ -106,6 +106,24 @@ def write_video(
         container.mux(stream.encode(None))
 
 
+def write_streams(
+    path: Path | str, streams: Sequence[Iterable[Picture]], *, options: dict[str, str] | None = None
+) -> None:
+    """Write several H.264 streams of 25 frames a second, each of as many pictures of one size, to one file."""
+    with av.open(str(path), "w") as container:
+        outputs: list[av.VideoStream] = []
+        for pictures in zip(*streams, strict=True):
+            if not outputs:
+                outputs = [container.add_stream("libx264", rate=25, options=options or {}) for _ in pictures]
+                for stream, picture in zip(outputs, pictures, strict=True):
+                    stream.height, stream.width = picture.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+            for stream, picture in zip(outputs, pictures, strict=True):
+                container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in outputs:
+            container.mux(stream.encode(None))
+
+
 def _options(codec: str, options: dict[str, str] | None, *, gop: int, interlaced: bool) -> dict[str, str]:
     if codec != "libx264":
         return options or {}

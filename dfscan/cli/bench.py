@@ -21,6 +21,7 @@ def bench(
     num_frames: options.NumFrames = None,
     every: options.Every = None,
     max_frames: options.MaxFrames = None,
+    stream: options.Stream = None,
     detection_threshold: options.DetectionThreshold = None,
     min_face_px: options.MinFacePx = None,
     max_faces: options.MaxFaces = None,

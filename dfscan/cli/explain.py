@@ -26,6 +26,7 @@ def explain(
     num_frames: options.NumFrames = None,
     every: options.Every = None,
     max_frames: options.MaxFrames = None,
+    stream: options.Stream = None,
     detection_threshold: options.DetectionThreshold = None,
     min_face_px: options.MinFacePx = None,
     max_faces: options.MaxFaces = None,

@@ -117,6 +117,15 @@ MaxFrames = Annotated[
     int | None,
     option("--max-frames", panel=SAMPLING, help="With --every: stop after so many, and mark the row partial."),
 ]
+Stream = Annotated[
+    str | None,
+    option(
+        "--stream",
+        panel=SAMPLING,
+        help="Video streams to look at: all, main, or the number that ffprobe gives one. Default: all.",
+        metavar="STREAM",
+    ),
+]
 
 DetectionThreshold = Annotated[
     float | None,

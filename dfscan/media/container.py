@@ -1,4 +1,4 @@
-"""Open a video file safely, choose its picture stream, and survey its packets. Used in the decoding child only.
+"""Open a video file safely, choose its video streams, and survey their packets. Used in the decoding child only.
 
 Header counts, durations and rotations are hints: the survey reads what the packets say. A file is read through its
 open descriptor, which is the one protocol that is allowed: no name can act as a URL, no playlist can open a second
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from itertools import islice
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -21,7 +22,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
-from dfscan.media.plan import DECODE_ALL_FRAMES, Timeline
+from dfscan.media import matroska, mp4
+from dfscan.media.plan import DECODE_ALL_FRAMES, Streams, Timeline
 
 MAX_FRAME_PX = 8192 * 4352
 """Largest picture that is decoded: 8K with room for its coded margin."""
@@ -51,6 +53,8 @@ CODECS = (
 """FFmpeg's decoders of what cameras, phones, broadcasters, editors and the web have made. Nothing else is run on an
 untrusted file, no decoder of sound or subtitles either: each is a door. Games and screen recorders made the rest."""
 
+PLAYLIST_HEADS = (b"ffconcat", b"v=0", b"#EXTM3U", b"<?xml")
+
 STILL_FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
 """Damaged pictures that FFmpeg would only take by their file name, by their first bytes."""
 
@@ -62,28 +66,61 @@ INDEX_PROBE_PACKETS = 8
 CLOCKLESS_FORMATS = ("avi",)
 """Containers without presentation times: FFmpeg guesses them, and wrongly where there are B-frames."""
 
-EBML_MAGIC = b"\x1a\x45\xdf\xa3"
-MP4_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip")
-MAX_BOXES = 100_000
-ENCRYPTED = "its pictures are encrypted; scan the decrypted file"
+TS_SYNC = 0x47
+SCRAMBLING_PROBE_BYTES = 1 << 20
+
+AnyPacket: TypeAlias = "av.Packet[Any]"
+
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA_FORMAT = "matroska,webm"
+
+ENCRYPTED = "its frames are encrypted; scan the decrypted file"
+NO_INDEX = (
+    "the recording broke off before its index (moov) was written; a tool such as untrunc can repair it, with an intact "
+    "file from the same camera"
+)
+CUT_INDEX = (
+    "its index (moov) is cut off; copy the file again, or repair it with a tool such as untrunc and an intact file "
+    "from the same camera"
+)
+LONE_SEGMENT = (
+    "a segment of a stream without its index (moov); put the stream's initialisation segment in front of it and scan "
+    "the whole"
+)
+UNSUPPORTED = (
+    "its container format is not supported; supported are MP4, MOV, 3GP, Matroska, WebM, AVI, MPEG-TS, MPEG-PS, FLV, "
+    "ASF, WMV, Ogg, RealMedia, MXF, NUT, DV, WTV, GIF, APNG and raw video streams. Convert it, for example with ffmpeg"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
     """What the packets of a stream say before any of them is decoded."""
 
+    stream: int
+    """Number of the stream in the file, from 0."""
     timeline: Timeline
     has_clock: bool
-    """False where presentation times are absent or jump back: then pictures are known by their number only."""
+    """False where presentation times are absent or jump back: then frames are known by their number only."""
     damage: str | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Surveys:
+    """What is known of a file before any of its frames is decoded."""
+
+    streams: list[Survey]
+    """The streams to look at, the main one first; never empty."""
+    skipped: list[str]
+    """The video streams that are not looked at, each with the reason."""
+
+
 @contextmanager
-def open_video(file: FileIO) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the container in a file and its picture stream.
+def open_container(file: FileIO) -> Iterator[InputContainer]:
+    """Open the container in a file.
 
     Raises:
-        VideoError: not a container that is read, no picture stream, or no decoder for it.
+        VideoError: not a container, one without its index, or one of a kind that is not supported.
     """
     head = os.pread(file.fileno(), HEAD_BYTES, 0)
     try:
@@ -93,14 +130,25 @@ def open_video(file: FileIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     except (av.error.FFmpegError, ValueError) as error:
         still = next((name for magic, name in STILL_FORMATS.items() if head.startswith(magic)), None)
         if still is None:
-            raise VideoError("not_video", f"no readable video container ({_cause(error)})") from error
+            raise _refusal(file, error) from error
         container = _open(file, still)
     with container:
-        stream = _picture_stream(container)
-        stream.thread_type = "SLICE"  # frame threads lose the pictures in flight when a damaged one fails
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(CODECS)}
-        yield container, stream
+        yield container
+
+
+@contextmanager
+def open_video(file: FileIO, stream: int | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the container in a file and one of its video streams, by default the main one.
+
+    Raises:
+        VideoError: no video stream, no decoder for it, or as `open_container`.
+    """
+    with open_container(file) as container:
+        chosen = _choose(container, "main" if stream is None else stream)[0][0]
+        chosen.thread_type = "SLICE"  # frame threads lose the frames in flight when a damaged one fails
+        chosen.codec_context.thread_count = 1
+        chosen.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(CODECS)}
+        yield container, chosen
 
 
 def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
@@ -120,42 +168,111 @@ def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
     )
 
 
+def _refusal(file: FileIO, error: Exception) -> VideoError:
+    if os.pread(file.fileno(), HEAD_BYTES, 0).startswith(PLAYLIST_HEADS):
+        return VideoError("not_video", "a playlist, which holds no video itself; scan the files that it names")
+    if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a format that is not on the list
+        return VideoError("unsupported_format", UNSUPPORTED)
+    boxes = {box.kind: box for box in mp4.outer_boxes(file)} if mp4.is_mp4(file) else {}
+    if b"moov" in boxes and boxes[b"moov"].end > os.fstat(file.fileno()).st_size:
+        return VideoError("no_index", CUT_INDEX)
+    if b"moov" not in boxes and b"moof" in boxes:
+        return VideoError("no_index", LONE_SEGMENT)
+    if b"mdat" in boxes and not boxes.keys() & {b"moov", b"meta"}:  # pictures have a "meta" box instead
+        return VideoError("no_index", NO_INDEX)
+    return VideoError("not_video", f"no readable video container ({_cause(error)})")
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, av.error.ExitError):
         return f"nothing was found in {MAX_SEARCH_S:g} s of reading"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _picture_stream(container: InputContainer) -> VideoStream:
-    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+def _choose(container: InputContainer, wanted: Streams) -> tuple[list[VideoStream], list[str]]:
+    """Choose the streams to look at, the main one first, and say why others are not looked at.
+
+    Cover pictures and thumbnails of chapters do not count, unless one is asked for by its number.
+    """
+    cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    moving = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if isinstance(wanted, int):
+        named = [stream for stream in container.streams.video if stream.index == wanted]
+        if not named:
+            numbers = ", ".join(str(stream.index) for stream in container.streams.video) or "none"
+            raise VideoError(
+                "no_stream", f"has no video stream {wanted}; its video streams: {numbers}. Change --stream"
+            )
+        unwanted = [stream for stream in moving if stream.index != wanted]
+        if problem := _problem(named[0]):
+            raise VideoError("no_decoder", problem)
+        return named, [f"{_described(stream)}: not chosen" for stream in unwanted]
     if not moving and container.streams.video:
         raise VideoError("no_video", "holds cover art but no video stream")
     if not moving:
         raise VideoError("no_video", "holds no video stream")
-    if len(moving) < len(container.streams.video) and all(s.frames == 1 for s in moving):
-        raise VideoError("no_video", "holds cover art and a one-picture bitmap track, but no video")
-    decodable = [s for s in moving if s.codec_context is not None]
-    if not decodable:
-        raise VideoError("no_decoder", "nothing here decodes its video codec")
-    codec = decodable[0].codec_context.codec.name
-    if codec not in CODECS:
-        raise VideoError("no_decoder", f"its codec, {codec}, is not among those that dfscan runs on untrusted files")
-    return decodable[0]
+    if len(moving) < len(container.streams.video) and all(stream.frames == 1 for stream in moving):
+        raise VideoError("no_video", "holds cover art and a one-frame bitmap track, but no video")
+    problems = {stream.index: _problem(stream) for stream in moving}
+    usable = sorted((stream for stream in moving if not problems[stream.index]), key=_precedence)
+    if not usable:
+        raise VideoError("no_decoder", problems[moving[0].index] or "")
+    skipped = [f"{_described(stream)}: {problem}" for stream in moving if (problem := problems[stream.index])]
+    if wanted == "main":
+        skipped += [f"{_described(stream)}: not chosen" for stream in usable[1:]]
+        del usable[1:]
+    return usable, skipped
 
 
-def survey(file: FileIO, check_time: Callable[[], None] = lambda: None) -> Survey:
-    """Read the packets, or a complete index of a long file in their stead, without decoding.
+def _precedence(stream: VideoStream) -> tuple[bool, int, bool, int]:
+    """Sorts the main stream first: not a single frame, then the largest, then the one marked as default."""
+    is_default = bool(stream.disposition & av.stream.Disposition.default)
+    return stream.frames == 1, -stream.width * stream.height, not is_default, stream.index
+
+
+def _problem(stream: VideoStream) -> str | None:
+    if stream.codec_context is None:
+        return "nothing here decodes its video codec"
+    codec = stream.codec_context.codec.name
+    return None if codec in CODECS else f"its codec, {codec}, is not among those that dfscan runs on untrusted files"
+
+
+def _described(stream: VideoStream) -> str:
+    if stream.codec_context is None:
+        return f"stream {stream.index}"
+    return f"stream {stream.index} ({stream.codec_context.name}, {stream.width} x {stream.height})"
+
+
+def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None] = lambda: None) -> Surveys:
+    """Read the packets of the wanted streams, or the complete index of a long one in their stead, without decoding.
 
     Raises:
-        VideoError: the stream is encrypted or holds no packet at all, or as `open_video`.
+        VideoError: no stream can be looked at: encrypted, without a packet, or as `open_video`.
     """
-    with open_video(file) as (container, stream):
-        index = stream.index_entries
-        if stream.frames == len(index) > DECODE_ALL_FRAMES:
-            found = _survey_index(container, stream, os.fstat(file.fileno()).st_size)
+    with open_container(file) as container:
+        streams, skipped = _choose(container, wanted)
+        descriptions = {stream.index: _described(stream) for stream in streams}
+        index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
+        encrypted = _encrypted_streams(file, container, index)
+        delays = _indexed_delays(container, streams, index)
+        if delays:
+            found = _survey_indexes(file, container, delays, encrypted)
         else:
-            found = _survey_packets(container, stream, check_time)
-    return replace(found, damage=found.damage or _cut_off(file))
+            found = _survey_packets(container, streams, encrypted, check_time)
+    if len(found) < len(descriptions):  # begin anew: packets were read to compare them with an index
+        with open_container(file) as container:
+            rest = [each for each in container.streams.video if each.index in descriptions.keys() - found.keys()]
+            found |= _survey_packets(container, rest, encrypted, check_time)
+    outcomes = [found[index] for index in descriptions]
+    surveys = [each for each in outcomes if isinstance(each, Survey)]
+    problems = {index: each for index, each in found.items() if isinstance(each, VideoError)}
+    if not surveys:
+        if _is_scrambled(file):
+            raise VideoError("encrypted", ENCRYPTED)
+        raise problems[next(iter(descriptions))]
+    skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
+    cut_off = _cut_off(file)
+    return Surveys([replace(each, damage=each.damage or cut_off) for each in surveys], skipped)
 
 
 def _cut_off(file: FileIO) -> str | None:
@@ -166,117 +283,117 @@ def _cut_off(file: FileIO) -> str | None:
 
 def _announced_end(file: FileIO) -> int:
     """Where the outermost boxes of a Matroska, AVI or MP4 file say that it ends; 0 if they do not."""
-    file.seek(0)
-    head = file.read(12)
-    if head.startswith(EBML_MAGIC):
-        header_end = _ebml_end(file, 4)
-        return _ebml_end(file, header_end + 4) if header_end else 0
+    head = os.pread(file.fileno(), 12, 0)
+    if head.startswith(matroska.MAGIC):
+        return matroska.announced_end(file)
     if head.startswith(b"RIFF") and head[8:] == b"AVI ":
         return 8 + int.from_bytes(head[4:8], "little")
-    return _last_box_end(file) if head[4:8] in MP4_FIRST_BOXES else 0
+    return max((box.end for box in mp4.outer_boxes(file)), default=0) if mp4.is_mp4(file) else 0
 
 
-def _ebml_end(file: FileIO, at: int) -> int:
-    """End of the element whose size field begins at `at`; 0 where the size is left open, as in live recordings.
+def _is_scrambled(file: FileIO) -> bool:
+    """Whether the file is a transport stream of which most packets have a scrambling bit set, judged by its start."""
+    head = os.pread(file.fileno(), SCRAMBLING_PROBE_BYTES, 0)
+    for first, step in ((0, 188), (4, 192)):
+        packets = range(first, len(head) - 4, step)
+        if all(head[at] == TS_SYNC for at in packets):
+            return 2 * sum(bool(head[at + 3] & 0x80) for at in packets) > len(packets)
+    return False
 
-    The position of the first set bit tells the field's length: 0x42 0x86 is two bytes, and means 0x0286.
+
+def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index | None) -> set[int]:
+    """Numbers of the video streams that the container declares to be encrypted, whatever their codec."""
+    videos = container.streams.video
+    if index:
+        return {each.index for each in videos if (track := index.tracks.get(each.id)) and track.is_encrypted}
+    if container.format.name == MATROSKA_FORMAT:
+        return {
+            each.index
+            for each, is_encrypted in zip(videos, matroska.encrypted_video_tracks(file), strict=False)
+            if is_encrypted
+        }
+    return set()
+
+
+def _indexed_delays(
+    container: InputContainer, streams: list[VideoStream], index: mp4.Index | None
+) -> dict[int, NDArray[np.int64]]:
+    """For each long stream with a complete index, how long after its decoding each frame is shown, in ticks."""
+    long = [stream for stream in streams if stream.frames == len(stream.index_entries) > DECODE_ALL_FRAMES]
+    if container.format.name in CLOCKLESS_FORMATS:
+        return {stream.index: np.zeros(stream.frames, np.int64) for stream in long}
+    if index is None or index.is_fragmented:
+        return {}
+    found = {}
+    for stream in long:
+        track = index.tracks.get(stream.id)
+        if track and not len(track.delays):
+            found[stream.index] = np.zeros(stream.frames, np.int64)
+        elif track and len(track.delays) == stream.frames:
+            found[stream.index] = track.delays
+    return found
+
+
+def _survey_indexes(
+    file: FileIO, container: InputContainer, delays: dict[int, NDArray[np.int64]], encrypted: set[int]
+) -> dict[int, Survey | VideoError]:
+    """Survey streams by their index; those are absent whose first packets say something else than it."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    found: dict[int, Survey | VideoError] = {}
+    for number, index in enumerate(delays):
+        # The packets of the first stream are read, so for the next ones the file is opened anew.
+        with open_container(file) if number else nullcontext(container) as opened:
+            stream = next(each for each in opened.streams.video if each.index == index)
+            try:
+                if each := _survey_index(opened, stream, delays[index], encrypted, size_bytes):
+                    found[index] = each
+            except VideoError as error:
+                found[index] = error
+    return found
+
+
+def _survey_index(
+    container: InputContainer,
+    stream: VideoStream,
+    delays: NDArray[np.int64],
+    encrypted: set[int],
+    size_bytes: int,
+) -> Survey | None:
+    """Survey one stream by its index, or return None where its first packets say something else.
+
+    FFmpeg's index has decoding times, after edits; `delays` lead from those to presentation times, up to a constant
+    that the first packets tell. ::
+
+        index  -1024  -512     0   512      delays  0  1536   512   -512      packets' pts  0  2048  1024  512
+                                            constant 1024
     """
-    file.seek(at)
-    first = file.read(1)
-    if not first or not first[0]:
-        return 0
-    length = 9 - first[0].bit_length()
-    field = first + file.read(length - 1)
-    size = int.from_bytes(field, "big") - (1 << 7 * length)
-    return 0 if len(field) < length or size == (1 << 7 * length) - 1 else at + length + size
-
-
-def _last_box_end(file: FileIO) -> int:
-    end = 0
-    for _ in range(MAX_BOXES):
-        file.seek(end)
-        head = file.read(16)
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:
-            size = int.from_bytes(head[8:], "big")
-        if len(head) < 8 or size < 8 or not head[4:8].isalnum():
-            return end
-        end += size
-    return end
-
-
-def _survey_index(container: InputContainer, stream: VideoStream, size_bytes: int) -> Survey:
-    entries = [entry for entry in stream.index_entries if not entry.is_discard]
-    inside = [entry for entry in entries if entry.pos + entry.size <= size_bytes]
-    damage = f"cut off: {len(entries) - len(inside)} of {len(entries)} pictures lie beyond the file's end"
-    if not inside:
-        raise VideoError("no_frames", "cut off: the index is there but the pictures are not")
-    ticks = np.array([entry.timestamp for entry in inside], dtype=np.int64)
-    keys = np.array([entry.is_keyframe for entry in inside], dtype=np.bool_)
-    if all(is_encrypted(packet) for packet in islice(container.demux(stream), INDEX_PROBE_PACKETS)):
+    entries = list(stream.index_entries)
+    times = np.array([entry.timestamp for entry in entries], np.int64)
+    shown = np.array([not entry.is_discard for entry in entries], np.bool_)
+    keys = np.array([entry.is_keyframe for entry in entries], np.bool_)
+    inside = np.array([entry.pos + entry.size <= size_bytes for entry in entries], np.bool_) & shown
+    if not inside.any():
+        raise VideoError("no_frames", "cut off: the index is there but the frames are not")
+    has_clock = _has_clock(container)
+    probe = list(islice(container.demux(stream), INDEX_PROBE_PACKETS))
+    num_encrypted = sum(is_encrypted(packet) for packet in probe)
+    if num_encrypted == len(probe) or (stream.index in encrypted and not num_encrypted):
         raise VideoError("encrypted", ENCRYPTED)
-    return Survey(_timeline(ticks, keys, stream), _has_clock(container), damage if len(inside) < len(entries) else None)
+    if has_clock:
+        first = [(packet.pts, packet.dts, int(delay)) for packet, delay in zip(probe, delays, strict=False)]
+        constants = {pts - dts - delay if pts is not None and dts is not None else None for pts, dts, delay in first}
+        constant = constants.pop()
+        if constants or constant is None or [dts for _, dts, _ in first] != times[: len(first)].tolist():
+            return None
+        times += delays + constant
+    num_lost, num_shown = int(shown.sum() - inside.sum()), int(shown.sum())
+    damage = f"cut off: {num_lost} of {num_shown} frames lie beyond the file's end" if num_lost else None
+    return Survey(stream.index, _timeline(times[inside], keys[inside], stream), has_clock, damage)
 
 
-def is_encrypted(packet: av.Packet[VideoStream]) -> bool:
+def is_encrypted(packet: AnyPacket) -> bool:
     """Whether its payload is ciphertext; decoders make noise of it, with or without an error."""
     return packet.has_sidedata("encryption_info")
-
-
-def _survey_packets(container: InputContainer, stream: VideoStream, check_time: Callable[[], None]) -> Survey:
-    pts, dts, keys = _Int64List(), _Int64List(), bytearray()
-    corrupt = encrypted = 0
-    broken_off = None
-    try:
-        for packet in container.demux(stream):
-            check_time()
-            if len(pts) >= MAX_PACKETS:
-                broken_off = f"only its first {MAX_PACKETS} pictures are looked at"
-                break
-            if not packet.size or packet.is_discard:
-                continue
-            encrypted += is_encrypted(packet)
-            corrupt += packet.is_corrupt
-            pts.append(packet.pts)
-            dts.append(packet.dts)
-            keys.append(packet.is_keyframe)
-    except av.error.MemoryError:
-        raise
-    except (av.error.FFmpegError, ValueError) as error:
-        broken_off = f"reading broke off after {len(pts)} pictures ({_cause(error)})"
-    if not len(pts):
-        raise VideoError("no_frames", broken_off or "its video stream holds no pictures")
-    if encrypted == len(pts):
-        raise VideoError("encrypted", ENCRYPTED)
-    damage = broken_off or _damage(corrupt, encrypted, len(pts))
-    is_key = np.frombuffer(keys, dtype=np.bool_)
-    ticks = _clock(pts if _has_clock(container) else dts, dts, stream)
-    if ticks is None:
-        rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-        return Survey(Timeline(np.arange(len(pts)), is_key, 1 / rate), False, damage)
-    return Survey(_timeline(ticks, is_key, stream), _has_clock(container), damage)
-
-
-def _has_clock(container: InputContainer) -> bool:
-    return container.format.name not in CLOCKLESS_FORMATS
-
-
-def _damage(corrupt: int, encrypted: int, total: int) -> str | None:
-    if encrypted:
-        return f"{encrypted} of {total} pictures are encrypted and were skipped"
-    return f"{corrupt} of {total} packets are marked corrupt" if corrupt else None
-
-
-def _clock(pts: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[np.int64] | None:
-    """The stream's timestamps if they can serve as one clock: complete, moving, never starting anew."""
-    ticks = pts if pts.is_complete else dts
-    values = ticks.array()
-    if not ticks.is_complete or not stream.time_base or len(np.unique(values)) * 2 <= len(values) > 1:
-        return None
-    decoding = dts.array() if dts.is_complete else values
-    if (np.diff(decoding) * float(stream.time_base) < -MAX_GAP_BACK_S).any():
-        return None
-    return values
 
 
 class _Int64List:
@@ -295,6 +412,92 @@ class _Int64List:
 
     def array(self) -> NDArray[np.int64]:
         return np.frombuffer(self._chunks, dtype="<i8").astype(np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class _PacketLog:
+    """What the packets of one stream say."""
+
+    pts: _Int64List = field(default_factory=_Int64List)
+    dts: _Int64List = field(default_factory=_Int64List)
+    keys: bytearray = field(default_factory=bytearray)
+    num_corrupt: int = 0
+    num_encrypted: int = 0
+
+    def add(self, packet: AnyPacket) -> None:
+        self.num_encrypted += is_encrypted(packet)
+        self.num_corrupt += packet.is_corrupt
+        self.pts.append(packet.pts)
+        self.dts.append(packet.dts)
+        self.keys.append(packet.is_keyframe)
+
+
+def _survey_packets(
+    container: InputContainer, streams: list[VideoStream], encrypted: set[int], check_time: Callable[[], None]
+) -> dict[int, Survey | VideoError]:
+    logs = {stream.index: _PacketLog() for stream in streams}
+    num_packets = 0
+    broken_off = None
+    try:
+        for packet in container.demux(*streams):
+            check_time()
+            if num_packets >= MAX_PACKETS:
+                broken_off = f"only its first {MAX_PACKETS} frames are looked at"
+                break
+            if packet.size and not packet.is_discard:
+                logs[packet.stream_index].add(packet)
+                num_packets += 1
+    except av.error.MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        broken_off = f"reading broke off after {num_packets} frames ({_cause(error)})"
+    found: dict[int, Survey | VideoError] = {}
+    for stream in streams:
+        try:
+            found[stream.index] = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
+        except VideoError as error:
+            found[stream.index] = error
+    return found
+
+
+def _survey(
+    container: InputContainer, stream: VideoStream, log: _PacketLog, is_declared_encrypted: bool, broken_off: str | None
+) -> Survey:
+    total = len(log.pts)
+    if not total:
+        raise VideoError("no_frames", broken_off or "its video stream holds no frames")
+    # Where FFmpeg marks no packet at all, only the declaration counts: it knows not every scheme and codec.
+    if log.num_encrypted == total or (is_declared_encrypted and not log.num_encrypted):
+        raise VideoError("encrypted", ENCRYPTED)
+    damage = broken_off or _damage(log.num_corrupt, log.num_encrypted, total)
+    is_key = np.frombuffer(log.keys, dtype=np.bool_)
+    has_clock = _has_clock(container) and log.pts.is_complete
+    ticks = _clock(log.pts if has_clock else log.dts, log.dts, stream)
+    if ticks is None:
+        rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        return Survey(stream.index, Timeline(np.arange(total), is_key, 1 / rate), False, damage)
+    return Survey(stream.index, _timeline(ticks, is_key, stream), has_clock, damage)
+
+
+def _has_clock(container: InputContainer) -> bool:
+    return container.format.name not in CLOCKLESS_FORMATS
+
+
+def _damage(corrupt: int, encrypted: int, total: int) -> str | None:
+    if encrypted:
+        return f"{encrypted} of {total} frames are encrypted and were skipped"
+    return f"{corrupt} of {total} packets are marked corrupt" if corrupt else None
+
+
+def _clock(ticks: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[np.int64] | None:
+    """The stream's timestamps if they can serve as one clock: complete, moving, never starting anew."""
+    values = ticks.array()
+    if not ticks.is_complete or not stream.time_base or len(np.unique(values)) * 2 <= len(values) > 1:
+        return None
+    decoding = dts.array() if dts.is_complete else values
+    if (np.diff(decoding) * float(stream.time_base) < -MAX_GAP_BACK_S).any():
+        return None
+    return values
 
 
 def _timeline(ticks: NDArray[np.int64], keys: NDArray[np.bool_], stream: VideoStream) -> Timeline:

@@ -16,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
@@ -36,7 +37,7 @@ Packet: TypeAlias = "av.Packet[VideoStream]"
 
 @dataclass
 class Decoding:
-    """One video being decoded: iterate `samples`, then read `info`, `damage` and `is_cut_short`."""
+    """One video being decoded: iterate `samples`, then read `info`, `damage` and the rest."""
 
     file: FileIO
     """Open for reading; its position is moved."""
@@ -48,11 +49,19 @@ class Decoding:
         self.info = VideoInfo(size_bytes=os.fstat(self.file.fileno()).st_size)
         self.num_errors = 0
         self.num_corrupt = 0
+        self.num_missing = 0
+        """Samples that were asked for and that the streams have no frames for."""
         self.is_cut_short = False
+        self.start_s = 0.0
+        """Where the file begins on the clock that the samples' times count on: a player shows this moment as 0:00."""
+        self.skipped: list[str] = []
+        """The video streams that were not looked at, each with the reason."""
         self.surveyed_cpu_s = 0.0
         """CPU seconds of this process when the survey was done; 0 before."""
         self._survey_damage: str | None = None
         self._end_missing_s = 0.0
+        self._num_samples = 0
+        self._burst = -1
 
     @property
     def damage(self) -> str | None:
@@ -60,30 +69,50 @@ class Decoding:
         if self._survey_damage:
             return self._survey_damage
         if self.num_errors or self.num_corrupt:
-            return f"{self.num_errors} packets could not be decoded, {self.num_corrupt} pictures are corrupt"
+            return f"{self.num_errors} packets could not be decoded, {self.num_corrupt} frames are corrupt"
         if self._end_missing_s > MAX_EARLY_END_S:
             return f"the last {self._end_missing_s:.1f} s could not be decoded"
         return None
 
     def samples(self) -> Iterator[Frame]:
-        """Yield the planned pictures in order of time.
+        """Yield the planned frames, stream by stream, the main one first, each in order of time.
+
+        Their times are the streams' own. Subtract `start_s` for the time since the start of the file.
 
         Raises:
             VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
         """
-        surveyed = survey(self.file, self.check_time)
+        surveys = survey(self.file, self.sampling.streams, self.check_time)
         self.surveyed_cpu_s = time.process_time()
+        self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
+        problems = []
+        for surveyed in surveys.streams:
+            try:
+                yield from self._stream_samples(surveyed)
+            except VideoError as error:
+                problems.append(f"stream {surveyed.stream}: {error}")
+                if error.code == "timeout" or len(problems) == len(surveys.streams):
+                    raise
+        self.skipped = surveys.skipped + problems
+        self.info = replace(self.info, num_skipped_streams=len(self.skipped))
+
+    def _stream_samples(self, surveyed: Survey) -> Iterator[Frame]:
         plan = plan_samples(surveyed.timeline, self.sampling)
-        self.is_cut_short = plan.is_cut_short
-        self._survey_damage = surveyed.damage
-        self._note_timeline(surveyed)
-        with open_video(self.file) as (container, stream):
-            self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
+        self.is_cut_short |= plan.is_cut_short
+        num_before = self._num_samples
+        if not num_before:
+            self._note_timeline(surveyed)
+        with open_video(self.file, surveyed.stream) as (container, stream):
+            if not num_before:
+                self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
+            self.start_s = _start_s(container, surveyed)
             reader = _Reader(self, container, stream, surveyed)
             yield from self._emit(reader, plan, stream)
-            self._end_missing_s = reader.missing_s()
+            self._end_missing_s = max(self._end_missing_s, reader.missing_s())
         if not reader.num_frames:
-            raise VideoError("no_frames", f"no picture could be decoded ({self.damage or 'the stream gives none'})")
+            raise VideoError("no_frames", f"no frame could be decoded ({self.damage or 'the stream gives none'})")
+        asked = len(plan.wanted) if self.sampling.every_s is not None else self.sampling.num_frames
+        self.num_missing += asked - (self._num_samples - num_before)
 
     def _note_timeline(self, surveyed: Survey) -> None:
         timeline = surveyed.timeline
@@ -92,19 +121,22 @@ class Decoding:
         self.info = replace(self.info, num_frames=num_frames, duration_s=duration_s or None, fps=fps)
 
     def _emit(self, reader: _Reader, plan: Plan, stream: VideoStream) -> Iterator[Frame]:
-        index, burst, last_s = 0, 0, None
-        for picture, time_s in reader.pictures(plan):
-            burst += last_s is not None and time_s - last_s > BURST_GAP_S
-            if not index:
-                self._note_picture(picture)
+        last_s = None
+        for picture, time_s, number in reader.pictures(plan):
+            self._burst += last_s is None or time_s - last_s > BURST_GAP_S
             pixels = to_rgb(picture, stream.sample_aspect_ratio)
-            if not index:
-                self.info = replace(self.info, width_px=pixels.shape[1], height_px=pixels.shape[0])
-            yield Frame(pixels, index, time_s, burst)
-            index, last_s = index + 1, time_s
+            if last_s is None:
+                self._note_first(picture, pixels)
+            yield Frame(pixels, self._num_samples, time_s, self._burst, number, stream.index)
+            self._num_samples += 1
+            last_s = time_s
 
-    def _note_picture(self, picture: VideoFrame) -> None:
-        self.info = replace(self.info, rotation_deg=rotation_deg(picture), is_hdr=is_hdr(picture))
+    def _note_first(self, picture: VideoFrame, pixels: NDArray[np.uint8]) -> None:
+        """Take facts from the first sample of a stream: HDR in any stream counts, the rest is of the first one."""
+        self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
+        if not self._num_samples:
+            height_px, width_px = pixels.shape[:2]
+            self.info = replace(self.info, width_px=width_px, height_px=height_px, rotation_deg=rotation_deg(picture))
 
 
 class _Reader:
@@ -118,32 +150,35 @@ class _Reader:
         self._timeline = surveyed.timeline
         self._can_seek = surveyed.has_clock
         self._seek_margins_s = list(SEEK_MARGINS_S)
-        self._start_s = _start_s(container, surveyed)
         self._last_tick: int | None = None
         self._ran_out = False
         self.num_frames = 0
 
-    def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float]]:
-        """Yield each wanted picture with its time in seconds; afterwards drain the stream if all is decoded."""
+    def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float, int | None]]:
+        """Yield each wanted frame with its time in seconds and its number; then drain the stream if all is decoded."""
         decoded = self._decode(self._container.demux(self._stream))
-        ticks = self._timeline.pts[plan.wanted]
-        at = 0
-        while at < len(ticks):
-            key = None if plan.decode_all else self._seek_target(int(plan.wanted[at]))
+        for wanted in plan.wanted.tolist():
+            key = None if plan.decode_all else self._seek_target(wanted)
             packets = None if key is None else self._packets_from(key)
             if key is not None and packets is not None:
                 decoded = self._decode(packets, int(self._timeline.pts[key]))
-            found = next(((picture, tick) for picture, tick in decoded if tick >= ticks[at]), None)
+            found = next(((frame, tick) for frame, tick in decoded if tick >= self._timeline.pts[wanted]), None)
             if found is None:
                 self._ran_out = True
                 break
-            picture, tick = found
-            yield picture, max(0.0, tick * self._timeline.time_base_s - self._start_s)
-            at = max(at + 1, int(np.searchsorted(ticks, tick, side="right")))
+            frame, tick = found
+            yield frame, tick * self._timeline.time_base_s, self._number(tick)
         if plan.decode_all:
             for _ in decoded:
                 pass
             self._ran_out = True
+
+    def _number(self, tick: int) -> int | None:
+        """Number of the frame that was decoded last, among all of the stream in order of presentation, if known."""
+        if not self._survey.has_clock:
+            return None if self._job.num_errors else self.num_frames - 1
+        at = int(np.searchsorted(self._timeline.pts, tick))
+        return at if at < len(self._timeline.pts) and self._timeline.pts[at] == tick else None
 
     def missing_s(self) -> float:
         """Seconds from the last picture that the stream gave to the last that it announced; 0 unless run to its end."""

@@ -76,6 +76,10 @@ class Ended:
     open_cpu_s: float = 0.0
     """Of `cpu_s`, what it took to open the file and to survey its packets."""
     peak_rss_bytes: int = 0
+    num_missing: int = 0
+    """Samples that were asked for and that the video has no frames for."""
+    skipped: tuple[str, ...] = ()
+    """The video streams that were not looked at, each with the reason."""
 
 
 Event = Opened | Decoded | Ended
@@ -225,7 +229,8 @@ class _Worker:
             return None
         if message["kind"] == "frame":
             pixels = self._receive_pixels(*message["shape"])
-            return Decoded(self.path, Frame(pixels, message["index"], message["time_s"], message["burst"]))
+            rest = (message[name] for name in ("index", "time_s", "burst", "number", "stream"))
+            return Decoded(self.path, Frame(pixels, *rest))
         if "traceback" in message:
             log.debug("decoder: %s", message["traceback"])
         failure = Reason(message["code"], message["message"]) if message["kind"] == "failed" else None
@@ -239,6 +244,8 @@ class _Worker:
             message["cpu_s"],
             message["open_cpu_s"],
             message["peak_rss_bytes"],
+            message.get("num_missing", 0),
+            tuple(message.get("skipped", ())),
         )
         self.path = None
         return ended

@@ -11,10 +11,14 @@ each costs little. ::
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Streams = Literal["all", "main"] | int
+"""Which video streams of a file: all, the main one, or the one with this number."""
 
 BURST_FRAMES = 4
 BURST_STEP_S = 0.25
@@ -38,6 +42,8 @@ class Sampling:
     """Seconds from one sample to the next."""
     max_frames: int | None = None
     """At most so many samples with `every_s`; a video with more is reported as partial."""
+    streams: Streams = "all"
+    """The video streams that are looked at; each gets its own samples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +93,32 @@ def _wanted(timeline: Timeline, sampling: Sampling) -> NDArray[np.intp]:
         return _every(timeline, sampling.every_s)
     if sampling.num_frames >= len(timeline.pts):
         return np.arange(len(timeline.pts))
+    timeline = _without_stills(timeline)
     step_s = timeline.duration_s / sampling.num_frames
     if step_s <= MAX_EVEN_STEP_S:
-        return _at_times(timeline, (np.arange(sampling.num_frames, dtype=np.float64) + 0.5) * step_s)
-    return _bursts(timeline, sampling.num_frames)
+        wanted = _at_times(timeline, (np.arange(sampling.num_frames, dtype=np.float64) + 0.5) * step_s)
+    else:
+        wanted = _bursts(timeline, sampling.num_frames)
+    return _filled_up(wanted, sampling.num_frames, len(timeline.pts))
+
+
+def _without_stills(timeline: Timeline) -> Timeline:
+    """The same frames on a clock that stops while one of them stays on screen for long.
+
+    So an hour without a frame, or one stray timestamp, takes no samples from the parts that have frames. ::
+
+        0.0  0.5  1.0  3600.0  3600.5        becomes        0.0  0.5  1.0  1.5  2.0
+    """
+    longest = max(1, round(MAX_EVEN_STEP_S / timeline.time_base_s))
+    steps = np.clip(np.diff(timeline.pts), 0, longest)
+    return replace(timeline, pts=np.concatenate([[0], np.cumsum(steps)]))
+
+
+def _filled_up(wanted: NDArray[np.intp], size: int, num_frames: int) -> NDArray[np.intp]:
+    """Add frames until there are `size`, spread evenly over those that are not wanted yet."""
+    rest = np.setdiff1d(np.arange(num_frames), wanted, assume_unique=True)
+    added = rest[np.linspace(0, len(rest) - 1, size - len(wanted)).round().astype(np.intp)]
+    return np.union1d(wanted, added)
 
 
 def _every(timeline: Timeline, step_s: float) -> NDArray[np.intp]:

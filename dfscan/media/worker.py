@@ -154,7 +154,13 @@ def _serve(
         if problem:
             raise VideoError("sandbox", problem)
         _send_samples(parent, stream, decoding, clock)
-        end = {"kind": "done", "damage": decoding.damage, "is_cut_short": decoding.is_cut_short}
+        end = {
+            "kind": "done",
+            "damage": decoding.damage,
+            "is_cut_short": decoding.is_cut_short,
+            "num_missing": decoding.num_missing,
+            "skipped": decoding.skipped,
+        }
     except VideoError as error:
         end = _failed(error.code, str(error))
     except (BrokenPipeError, ConnectionResetError):
@@ -209,8 +215,15 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
 
 def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock) -> None:
     for frame in decoding.samples():
-        head = {"kind": "frame", "index": frame.index, "time_s": frame.time_s, "burst": frame.burst}
-        head["shape"] = frame.pixels.shape[:2]
+        head = {
+            "kind": "frame",
+            "shape": frame.pixels.shape[:2],
+            "index": frame.index,
+            "time_s": max(0.0, frame.time_s - decoding.start_s),
+            "burst": frame.burst,
+            "number": frame.number,
+            "stream": frame.stream,
+        }
 
         def send(head: dict[str, Any] = head, pixels: memoryview = frame.pixels.data) -> None:
             parent.send_bytes(json.dumps(head).encode())

@@ -49,6 +49,7 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("sha256", "text"),
     Column("checkpoint", "text"),
     Column("dfscan_version", "text"),
+    Column("num_skipped_streams", "int"),
 )
 """Report v1: one row a video."""
 
@@ -64,6 +65,7 @@ FRAME_COLUMNS: tuple[Column, ...] = (
     Column("detection_score", "score"),
     Column("logit", "score"),
     Column("score", "score"),
+    Column("stream", "int"),
 )
 """``--frames-out``: one row a scored face."""
 
@@ -96,6 +98,7 @@ def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[st
         "sha256": f"sha256:{info.sha256}" if info.sha256 else None,
         "checkpoint": checkpoint,
         "dfscan_version": version,
+        "num_skipped_streams": info.num_skipped_streams,
     }
 
 
@@ -137,7 +140,7 @@ def _frame_row(path: str, track: Track, face_score: FaceScore) -> dict[str, obje
     return {
         "path": path,
         "track": track.track_id,
-        "frame": face.frame_index,
+        "frame": face.frame_number,
         "time_s": finite(face.time_s),
         "x1": x1,
         "y1": y1,
@@ -146,4 +149,5 @@ def _frame_row(path: str, track: Track, face_score: FaceScore) -> dict[str, obje
         "detection_score": finite(face.detection_score),
         "logit": finite(face_score.logit),
         "score": finite(face_score.score),
+        "stream": face.stream,
     }

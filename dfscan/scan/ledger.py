@@ -360,6 +360,8 @@ def _face_to_json(scored: FaceScore) -> dict[str, Any]:
         "landmarks": [[float(x), float(y)] for x, y in face.landmarks],
         "detection_score": face.detection_score,
         "logit": scored.logit,
+        "frame_number": face.frame_number,
+        "stream": face.stream,
     }
 
 
@@ -396,5 +398,7 @@ def _face_from_json(document: dict[str, Any]) -> FaceScore:
         landmarks=np.array(document["landmarks"], dtype=np.float32),
         detection_score=document["detection_score"],
         appearance=np.empty(0, dtype=np.float32),
+        frame_number=document.get("frame_number"),  # both are absent from ledgers of 0.1
+        stream=document.get("stream", 0),
     )
     return FaceScore(face, document["logit"])

@@ -29,7 +29,7 @@ from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.search import BatchedSearch, FollowingSearch, Searched, SearchStage
 from dfscan.scan.stages import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.timing import Timings
-from dfscan.scan.verdict import Rules, decide
+from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
@@ -206,10 +206,16 @@ class _Scan:
             return failed(video.path, failure, ended.info, num_frames=video.num_frames)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
-        damage = _damage(ended)
-        seen = self._engine.seen
-        used_for = seen.use_of(ended.info.sha256) if seen else None
-        verdict = decide(tracks, self._engine.rules, damage=damage, is_hdr=ended.info.is_hdr, used_for=used_for)
+        seen, sampling = self._engine.seen, self._engine.sampling
+        damage = _damage(ended, sampling)
+        verdict = decide(
+            tracks,
+            self._engine.rules,
+            damage=damage,
+            is_hdr=ended.info.is_hdr,
+            used_for=seen.use_of(ended.info.sha256) if seen else None,
+            notes=_notes(ended, video.num_frames, sampling),
+        )
         return VideoResult(
             path=video.path,
             status="partial" if damage else "ok",
@@ -255,17 +261,38 @@ def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_fram
     return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames)
 
 
-def _damage(ended: Ended) -> Reason | None:
+def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
+    """Why only a part of the video was seen."""
+    reasons = []
     if ended.damage:
-        return Reason("damaged", ended.damage)
+        reasons.append(Reason("damaged", ended.damage))
     if ended.is_cut_short:
-        return Reason("max_frames", "longer than --max-frames reaches at this --every")
-    return None
+        reasons.append(Reason("max_frames", "longer than --max-frames reaches at this --every"))
+    if ended.skipped and sampling.streams == "all":
+        reasons.append(_skipped_streams(ended))
+    return joined(reasons)
+
+
+def _notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
+    """What a reader of the row should know, although the video was seen as asked for."""
+    notes = []
+    if ended.skipped and sampling.streams != "all":
+        notes.append(_skipped_streams(ended))
+    if ended.num_missing:
+        num_asked = num_frames + ended.num_missing
+        notes.append(Reason("few_frames", f"the file gave only {num_frames} of the {num_asked} frames asked for"))
+    return notes
+
+
+def _skipped_streams(ended: Ended) -> Reason:
+    return Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
 
 
 def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
+    """Link the faces of each stream into people; one person in two streams is two."""
     by_face = {id(each.face): each for each in scored}
-    linked = link([each.face for each in scored])
+    streams = sorted({each.face.stream for each in scored})
+    linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]
     return tuple(Track(i, tuple(by_face[id(face)] for face in faces)) for i, faces in enumerate(linked))
 
 
@@ -274,7 +301,7 @@ def _exhibit(score: FaceScore, scored: ScoredCrop, margin: float) -> Exhibit:
     assert scored.frame is not None
     square = crop_square_xyxy(face.box_xyxy, margin=margin)
     x1, y1, x2, y2 = (float(edge) for edge in face.box_xyxy)
-    row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_index}
+    row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_number}
     return Exhibit(
         face=pixels,
         heat_map=gradcam.overlay(pixels, gradcam.heat_map(scored.cam, pixels.shape[0])),

@@ -90,6 +90,8 @@ class Cutter:
             detection_score=detection.score,
             appearance=appearance(frame.pixels, detection.landmarks),
             scene=view,
+            frame_number=frame.number,
+            stream=frame.stream,
         )
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
 

@@ -94,7 +94,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         runtime=runtime,
         preprocessing=checkpoint.card.preprocessing,
         temperature=checkpoint.card.calibration.temperature,
-        sampling=Sampling(settings.num_frames, settings.every, settings.max_frames),
+        sampling=Sampling(settings.num_frames, settings.every, settings.max_frames, settings.stream),
         rules=rules_for(settings, checkpoint),
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),

@@ -51,6 +51,7 @@ def decide(
     damage: Reason | None = None,
     is_hdr: bool = False,
     used_for: Use | None = None,
+    notes: Sequence[Reason] = (),
 ) -> Verdict:
     """Judge one video that could be decoded.
 
@@ -60,6 +61,7 @@ def decide(
         damage: why only a part of the video was seen, or None. Such a video is never `real`.
         is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
         used_for: what the checkpoint has seen this video for, or None. The reason says so, and the label stays.
+        notes: what a reader should know besides; they do not change the label.
 
     Returns:
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
@@ -67,18 +69,18 @@ def decide(
     """
     limits = [reason for reason in (damage, HDR if is_hdr else None) if reason]
     if not tracks:
-        return Verdict("no_face", threshold=rules.fake_threshold, reason=_joined(limits))
+        return Verdict("no_face", threshold=rules.fake_threshold, reason=joined([*limits, *notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
     label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
     if label == "real" and limits:
         label = "inconclusive"
-    reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None) if each]
-    return Verdict(label, score, rules.fake_threshold, deciding.track_id, _joined(reasons))
+    reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None, *notes) if each]
+    return Verdict(label, score, rules.fake_threshold, deciding.track_id, joined(reasons))
 
 
-def _joined(reasons: list[Reason]) -> Reason | None:
+def joined(reasons: Sequence[Reason]) -> Reason | None:
     """All of them as one: the first gives the code, and none is lost."""
     if not reasons:
         return None

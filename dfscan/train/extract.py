@@ -33,7 +33,7 @@ CROPS_DIR = "crops"
 UNFINISHED_DIR = "crops/.unfinished"
 CUTTING = ("num_frames", "detection_threshold", "min_face_px", "max_faces", "margin", "max_crop_px", "crop_format")
 """The settings that crops depend on."""
-CUTTING_VERSION = 1
+CUTTING_VERSION = 2
 """To be raised when the same settings begin to give other crops."""
 
 
@@ -173,7 +173,7 @@ class Extraction:
         detector = self._load_detector()
         events = decode_videos(
             paths,
-            sampling=Sampling(settings.num_frames),
+            sampling=Sampling(settings.num_frames, streams="main"),
             num_workers=settings.workers or default_workers(default_threads(), "cpu"),
             limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         )

@@ -99,7 +99,7 @@ def write_copies(
     Raises:
         OutputError: a copy cannot be written.
     """
-    sampling = Sampling(every_s=ALL_FRAMES_EVERY_S, max_frames=max_frames)
+    sampling = Sampling(every_s=ALL_FRAMES_EVERY_S, max_frames=max_frames, streams="main")
     writers: dict[str, _Writer] = {}
     copies = Copies()
     with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, limits=limits)) as events:

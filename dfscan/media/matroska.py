@@ -1,0 +1,100 @@
+"""Read what FFmpeg keeps to itself about a Matroska or WebM file: where it ends, and which tracks are encrypted.
+
+A file is a row of elements: a name, a size and a body, which may hold elements again. Name and size are numbers of 1 to
+8 bytes whose length is the position of their first set bit: 0x42 0x86 is a size of two bytes, and means 0x0286.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+
+MAGIC = b"\x1a\x45\xdf\xa3"
+MAX_ELEMENTS = 100_000
+VIDEO_TRACK = 1
+ENCRYPTION = 1
+
+SEGMENT = b"\x18\x53\x80\x67"
+TRACKS = b"\x16\x54\xae\x6b"
+TRACK_ENTRY = b"\xae"
+TRACK_TYPE = b"\x83"
+CONTENT_ENCODINGS = b"\x6d\x80"
+CONTENT_ENCODING = b"\x62\x40"
+CONTENT_ENCODING_TYPE = b"\x50\x33"
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    name: bytes
+    start: int
+    end: int | None
+    """None where the size is left open, as in live recordings."""
+
+
+def announced_end(file: FileIO) -> int:
+    """Where the file says that it ends; 0 if it does not say."""
+    segment = _segment(file)
+    return (segment and segment.end) or 0
+
+
+def encrypted_video_tracks(file: FileIO) -> list[bool]:
+    """For each video track, in the order of the file, whether it is encrypted."""
+    segment = _segment(file)
+    return [
+        any(
+            _number(file, kind) == ENCRYPTION
+            for kind in _inside(file, entry, CONTENT_ENCODINGS, CONTENT_ENCODING, CONTENT_ENCODING_TYPE)
+        )
+        for entry in (_inside(file, segment, TRACKS, TRACK_ENTRY) if segment else ())
+        if any(_number(file, kind) == VIDEO_TRACK for kind in _inside(file, entry, TRACK_TYPE))
+    ]
+
+
+def _segment(file: FileIO) -> _Element | None:
+    return next((each for each in _elements(file, 0, _size(file)) if each.name == SEGMENT), None)
+
+
+def _size(file: FileIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _elements(file: FileIO, start: int, end: int) -> Iterator[_Element]:
+    for _ in range(MAX_ELEMENTS):
+        head = os.pread(file.fileno(), 16, start)
+        name = head[: _length(head)]
+        field = head[len(name) :][: _length(head[len(name) :])]
+        if start >= end or not name or not field:
+            return
+        body = start + len(name) + len(field)
+        size = int.from_bytes(field, "big") - (1 << 7 * len(field))
+        is_open = size == (1 << 7 * len(field)) - 1
+        yield _Element(name, body, None if is_open else body + size)
+        if is_open:
+            return
+        start = body + size
+
+
+def _length(head: bytes) -> int:
+    """Bytes of the number that begins here; 0 where none does."""
+    length = 9 - head[0].bit_length() if head and head[0] else 0
+    return length if length <= len(head) else 0
+
+
+def _inside(file: FileIO, parent: _Element, *path: bytes) -> Iterator[_Element]:
+    """Yield the elements that a path of names leads to."""
+    size = _size(file)
+    for child in _elements(file, parent.start, size if parent.end is None else min(parent.end, size)):
+        if child.name == path[0]:
+            if len(path) == 1:
+                yield child
+            else:
+                yield from _inside(file, child, *path[1:])
+            if child.name == TRACKS:  # there is one, and what follows may be hours of frames
+                return
+
+
+def _number(file: FileIO, element: _Element) -> int:
+    length = min((element.end or element.start) - element.start, 8)
+    return int.from_bytes(os.pread(file.fileno(), length, element.start), "big")

@@ -1,0 +1,145 @@
+"""Read what FFmpeg keeps to itself about an MP4 or MOV file: encryption, and when each frame is shown.
+
+A file is a row of boxes. Each is a size (4 bytes), a name (4 bytes) and a body, which may hold boxes again. A size of 1
+means that 8 bytes of size follow the name. ::
+
+    ftyp | mdat (the frames) | moov -> trak -> mdia -> minf -> stbl -> stsd (codec), ctts (display delays)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"sidx", b"mdat", b"wide", b"free", b"skip")
+MAX_BOXES = 100_000
+MAX_DELAYS = 10_000_000
+SAMPLE_ENTRY_BYTES = 78
+"""Fixed fields of a video sample entry, before the boxes in it."""
+PROTECTED_ENTRIES = (b"encv", b"drmi", b"drmv")
+"""Common Encryption, and two kinds of Apple's FairPlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One box; `start` and `end` bound its body, and `end` may lie beyond the end of a truncated file."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """What one track of the index says."""
+
+    is_encrypted: bool
+    delays: NDArray[np.int64]
+    """(N,) ticks from the decoding to the presentation of each frame; empty where the track has no such table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The ``moov`` box."""
+
+    tracks: dict[int, Track]
+    """By track number, which is FFmpeg's `stream.id`."""
+    is_fragmented: bool
+    """Whether frames may follow that the index does not list."""
+
+
+def is_mp4(file: FileIO) -> bool:
+    """Whether the file begins with a box of the MP4 family."""
+    return os.pread(file.fileno(), 8, 0)[4:] in FIRST_BOXES
+
+
+def boxes(file: FileIO, start: int, end: int) -> Iterator[Box]:
+    """Yield the boxes between two positions, up to the first thing that is not a box."""
+    for _ in range(MAX_BOXES):
+        if start >= end:
+            return
+        head = os.pread(file.fileno(), 16, start)
+        size, body = int.from_bytes(head[:4], "big"), start + 8
+        if size == 1:
+            size, body = int.from_bytes(head[8:], "big"), start + 16
+        elif size == 0:  # up to the end, as in a recording under way
+            size = end - start
+        if len(head) < 8 or size < body - start or not head[4:8].rstrip().isalnum():
+            return
+        yield Box(head[4:8], body, start + size)
+        start += size
+
+
+def outer_boxes(file: FileIO) -> list[Box]:
+    """The boxes of the file itself. The last one may end beyond the end of a truncated file."""
+    return list(boxes(file, 0, _size(file)))
+
+
+def read_index(file: FileIO) -> Index | None:
+    """Read the index, or return None where there is none that can be read."""
+    moov = next((box for box in outer_boxes(file) if box.kind == b"moov"), None)
+    if moov is None:
+        return None
+    tracks = {}
+    for trak in _inside(file, moov, b"trak"):
+        header = next(_inside(file, trak, b"tkhd"), None)
+        if header is not None:
+            tracks[_track_number(file, header)] = _track(file, trak)
+    return Index(tracks, is_fragmented=any(_inside(file, moov, b"mvex")))
+
+
+def _size(file: FileIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _inside(file: FileIO, box: Box, *path: bytes) -> Iterator[Box]:
+    """Yield the boxes that a path of names leads to."""
+    for child in boxes(file, box.start, min(box.end, _size(file))):
+        if child.kind == path[0]:
+            if len(path) == 1:
+                yield child
+            else:
+                yield from _inside(file, child, *path[1:])
+
+
+def _track_number(file: FileIO, tkhd: Box) -> int:
+    body = os.pread(file.fileno(), 24, tkhd.start)
+    at = 20 if body[:1] == b"\1" else 12  # version 1 has times of 8 bytes
+    return int.from_bytes(body[at : at + 4], "big")
+
+
+def _track(file: FileIO, trak: Box) -> Track:
+    table = (b"mdia", b"minf", b"stbl")
+    return Track(
+        is_encrypted=any(_is_protected(file, stsd) for stsd in _inside(file, trak, *table, b"stsd")),
+        delays=next((_delays(file, ctts) for ctts in _inside(file, trak, *table, b"ctts")), np.empty(0, np.int64)),
+    )
+
+
+def _is_protected(file: FileIO, stsd: Box) -> bool:
+    entries = boxes(file, stsd.start + 8, min(stsd.end, _size(file)))
+    return any(
+        entry.kind in PROTECTED_ENTRIES
+        or any(_inside(file, Box(entry.kind, entry.start + SAMPLE_ENTRY_BYTES, entry.end), b"sinf"))
+        for entry in entries
+    )
+
+
+def _delays(file: FileIO, ctts: Box) -> NDArray[np.int64]:
+    """Expand the table of (number of frames, delay) pairs.
+
+    Both versions of the table are read as signed: writers put negative delays into version 0 too.
+    """
+    data = os.pread(file.fileno(), min(ctts.end, _size(file)) - ctts.start, ctts.start)
+    num_pairs = min(int.from_bytes(data[4:8], "big"), (len(data) - 8) // 8)
+    if num_pairs <= 0:
+        return np.empty(0, np.int64)
+    counts, delays = np.frombuffer(data, ">i4", 2 * num_pairs, offset=8).reshape(-1, 2).T.astype(np.int64)
+    if counts.min() < 0 or counts.sum() > MAX_DELAYS:
+        return np.empty(0, np.int64)
+    return np.repeat(delays, counts)
