@@ -70,6 +70,7 @@ class ScanSettings(BaseModel):
     excel: bool = False
     ledger: Path | None = None
     resume: bool | None = None
+    verify: bool = False
     explain: Path | None = None
     explain_top: Count = 3
     explain_format: Literal["png", "jpg"] = "png"

@@ -76,6 +76,15 @@ def scan(
             "with --ledger.",
         ),
     ] = None,
+    verify: Annotated[
+        bool | None,
+        option(
+            "--verify/--no-verify",
+            panel=OUTPUT,
+            help="Hash every file before its result is taken from the ledger. Default: only if its inode or change "
+            "time differs.",
+        ),
+    ] = None,
     explain: Annotated[
         Path | None,
         option("--explain", panel=EXPLAIN, help="Write faces and heat maps into this folder.", metavar="DIR"),
