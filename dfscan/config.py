@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dfscan.errors import ConfigError
 
-FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error"]
+FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
 Settings = TypeVar("Settings", bound=BaseModel)
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]

@@ -179,7 +179,10 @@ Sandbox = Annotated[
 Quiet = Annotated[
     bool | None,
     option(
-        "--quiet/--no-quiet", "-q", panel=BEHAVIOUR, help="Say nothing on stderr unless something is found or fails."
+        "--quiet/--no-quiet",
+        "-q",
+        panel=BEHAVIOUR,
+        help="Say nothing on stderr unless something is found or fails, or there is nothing to scan.",
     ),
 ]
 LogFile = Annotated[

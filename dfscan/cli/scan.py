@@ -102,8 +102,8 @@ def scan(
         option(
             "--fail-on",
             panel=VERDICT,
-            help="What makes the exit code 1 (error: 2): of fake, inconclusive, no_face, partial, error. "
-            "Default: fake,error.",
+            help="What makes the exit code 1: of fake, inconclusive, no_face, partial; or 2: of error, and empty, a "
+            "folder without videos. Default: fake,error.",
             metavar="LIST",
         ),
     ] = None,
@@ -168,6 +168,8 @@ def scan(
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
     code = tally.exit_code(settings)
+    if nothing := tally.nothing_to_scan():
+        say(nothing)
     if code or not settings.quiet:
         say(_summary(tally, settings, progress.seconds))
     raise typer.Exit(code)

@@ -128,8 +128,11 @@ class Outputs:
         self._reports.append(kept, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
         self._index.extend(kept.dumps)
 
-    def finish(self, passed_over: Mapping[str, int]) -> None:
+    def finish(self, skipped: Mapping[str, int]) -> None:
         """Write what is made of all results: the index of the dumps, and the page.
+
+        Args:
+            skipped: how many files and folders got no row, by reason.
 
         Raises:
             OutputError: one cannot be written.
@@ -142,7 +145,7 @@ class Outputs:
 
         def method() -> Method:
             cards = {self._recipe.checkpoint: self._card} if self._card else {}
-            return Method(cards, self._recipe.settings, versions(), passed_over)
+            return Method(cards, self._recipe.settings, versions(), skipped)
 
         warn_of_missing(self._reports.write_page(pictures, method))
 
