@@ -235,8 +235,12 @@ def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
         (["scan", ".", "-o", "x.csv", "--html", "x.csv"], "are the same file"),
         (["report", "{ledger}", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
-        (["scan", ".", "--shard", "3/2"], "there is no part 3 of 2"),
-        (["scan", ".", "--shard", "0/2"], "shard: string should match"),
+        (["scan", ".", "--shard", "3/2"], "shard: must be I/N with I from 1 to N"),
+        (["scan", ".", "--shard", "1-4"], "such as 1/4 for the first of four parts, got '1-4'"),
+        (["report", "{ledger}", "-o", "x.xls"], "dfscan writes no .xls files; name it .csv, "),
+        (["scan", ".", "-o", "x.txt"], "dfscan writes no .txt files; name it .csv, "),
+        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan writes no .json files; name it .csv, "),
+        (["scan", ".", "-o", "x.xlsx", "--format", "csv"], "is named .xlsx, but --format is csv; change one of them"),
     ],
 )
 def test_slips_are_refused(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfscan.cli import options
-from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import EXPLAIN, INPUT, OUTPUT, VERDICT, option
 from dfscan.errors import ConfigError
 
@@ -58,6 +58,7 @@ def scan(
         ),
     ] = None,
     excel: options.Excel = None,
+    delimiter: options.Delimiter = None,
     ledger: Annotated[
         Path | None,
         option(
@@ -164,7 +165,7 @@ def scan(
     settings = build(ScanSettings, options.chosen(context))
     spare_inputs(named_files(settings), [path for path in (config, files_from, settings.checkpoint) if path])
     named, listed = _inputs(inputs or [], files_from, is_null=null)
-    with Progress(is_quiet=settings.quiet) as progress:
+    with Progress(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
     code = tally.exit_code(settings)
@@ -175,6 +176,17 @@ def scan(
     raise typer.Exit(code)
 
 
+def _how_to_go_on(settings: ScanSettings) -> str:
+    """What to do after an interrupt."""
+    from dfscan.scan.outputs import ledger_path
+
+    ledger = ledger_path(settings)
+    if ledger is None:
+        return "nothing is kept; with --out or --ledger a scan can be resumed"
+    resume = "" if settings.takes_known else " with --resume"
+    return f"finished videos are kept in {ledger}; to go on, use the same command{resume}"
+
+
 def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:
     named = [path for path in inputs if path != "-"]
     listed: list[str] = []
@@ -182,6 +194,8 @@ def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tupl
         listed += _read_list("-", is_null=is_null)
     if files_from not in (None, "-"):
         listed += _read_list(str(files_from), is_null=is_null)
+    if is_null and files_from is None and "-" not in inputs:
+        raise ConfigError("--null is for the list of --files-from; add that, or leave --null out")
     if not inputs and files_from is None:
         raise ConfigError("nothing to scan: name files or folders, or give a list with --files-from")
     return named, listed
