@@ -318,9 +318,7 @@ def test_format_for(name: str, asked: Format | None, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
 def test_a_suffix_of_no_known_format_is_refused(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"writes no \.\w+ files; name it \.csv, .*\.parquet, or give --format"
-    ):
+    with pytest.raises(ConfigError, match=r"writes no \.\w+ files; name it \.csv, .*\.parquet, or give --format"):
         format_for(name)
 
 
