@@ -124,7 +124,13 @@ NumFrames = Annotated[
     ),
 ]
 Every = Annotated[
-    float | None, option("--every", panel=SAMPLING, help="Instead: one frame every so many seconds.", metavar="SECONDS")
+    float | None,
+    option(
+        "--every",
+        panel=SAMPLING,
+        help="Instead of --num-frames: one frame every so many seconds.",
+        metavar="SECONDS",
+    ),
 ]
 MaxFrames = Annotated[
     int | None,
