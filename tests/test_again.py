@@ -127,7 +127,7 @@ def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, sc
 def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> None:
     paths = [f"clips/{i}.mp4" for i in range(1000)]
     problems = {f"gone/{i}.mp4": Reason("not_found", "it is not there") for i in range(100)}
-    parts = [share(Discovery(paths, problems, Counter()), f"{i}/4") for i in range(1, 5)]
+    parts = [share(Discovery(paths, problems, [], []), f"{i}/4") for i in range(1, 5)]
     assert sorted(path for part in parts for path in part.paths) == sorted(paths)
     assert sum(len(part.problems) for part in parts) == 100
     assert all(200 < len(part.paths) < 300 for part in parts)
