@@ -131,7 +131,7 @@ def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> No
     assert sorted(path for part in parts for path in part.paths) == sorted(paths)
     assert sum(len(part.problems) for part in parts) == 100
     assert all(200 < len(part.paths) < 300 for part in parts)
-    fewer = share(Discovery(paths[::7], {}, Counter()), "2/4")
+    fewer = share(Discovery(paths[::7], {}, [], []), "2/4")
     assert fewer.paths == [path for path in parts[1].paths if path in set(paths[::7])]
 
 

@@ -351,7 +351,7 @@ def test_file_exchanged_for_a_fifo_does_not_hang(tmp_path: Path) -> None:
     assert module._read_head(str(tmp_path / "pipe")) == b""
 
 
-def test_links_inside_directories_are_passed_over(tmp_path: Path) -> None:
+def test_links_inside_directories_are_skipped(tmp_path: Path) -> None:
     make(tmp_path, "real/a.mp4", "out/b.mp4")
     (tmp_path / "real/l.mp4").symlink_to("../out/b.mp4")
     (tmp_path / "real/dir").symlink_to("../out")
