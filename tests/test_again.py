@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
