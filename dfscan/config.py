@@ -7,16 +7,17 @@ as its defaults; what is still unset comes from the checkpoint, whose thresholds
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dfscan.errors import ConfigError
 
-FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error"]
+FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
 Settings = TypeVar("Settings", bound=BaseModel)
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -43,6 +44,13 @@ def _stream(value: object) -> object:
     return int(str(value))
 
 
+def _part(value: str) -> str:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError("must be I/N with I from 1 to N, such as 1/4 for the first of four parts")
+    return value
+
+
 class ScanSettings(BaseModel):
     """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
 
@@ -52,7 +60,7 @@ class ScanSettings(BaseModel):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     follow_symlinks: bool = False
-    shard: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
+    shard: Annotated[str, AfterValidator(_part)] | None = None
     # sampling
     num_frames: Count | None = None
     every: Annotated[float, Field(gt=0)] | None = None
@@ -77,8 +85,10 @@ class ScanSettings(BaseModel):
     html_max_mb: Annotated[float, Field(ge=0)] = 50.0
     keep_pictures: bool | None = None
     excel: bool = False
+    delimiter: Literal[",", ";"] = ","
     ledger: Path | None = None
     resume: bool | None = None
+    verify: bool = False
     explain: Path | None = None
     explain_top: Count = 3
     explain_format: Literal["png", "jpg"] = "png"
@@ -93,6 +103,15 @@ class ScanSettings(BaseModel):
     exit_zero: bool = False
     quiet: bool = False
     log_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_way_of_sampling(self) -> Self:
+        if self.every is not None and self.num_frames is not None:
+            raise ValueError(
+                f"every = {self.every:g} and num_frames = {self.num_frames} exclude each other: give one of --every "
+                "and --num-frames"
+            )
+        return self
 
     @property
     def out_files(self) -> tuple[str, ...]:
@@ -132,8 +151,7 @@ def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         ConfigError: the file is absent, no TOML, or holds keys or values that the command does not know.
     """
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a byte order mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -149,9 +167,12 @@ def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 def _complaints(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
     unknown = []
     for problem in error.errors():
-        name = str(problem["loc"][0])
+        name = ".".join(map(str, problem["loc"][:1]))
         if problem["type"] == "extra_forbidden":
             unknown.append(name)
+        elif problem["type"] == "value_error":
+            message = str(problem["ctx"]["error"])
+            yield f"{name}: {message}, got {problem['input']!r}" if name else message
         else:
             yield f"{name}: {problem['msg'].lower()}, got {problem['input']!r}"
     if unknown:

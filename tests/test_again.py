@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -127,11 +126,11 @@ def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, sc
 def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> None:
     paths = [f"clips/{i}.mp4" for i in range(1000)]
     problems = {f"gone/{i}.mp4": Reason("not_found", "it is not there") for i in range(100)}
-    parts = [share(Discovery(paths, problems, Counter()), f"{i}/4") for i in range(1, 5)]
+    parts = [share(Discovery(paths, problems, [], []), f"{i}/4") for i in range(1, 5)]
     assert sorted(path for part in parts for path in part.paths) == sorted(paths)
     assert sum(len(part.problems) for part in parts) == 100
     assert all(200 < len(part.paths) < 300 for part in parts)
-    fewer = share(Discovery(paths[::7], {}, Counter()), "2/4")
+    fewer = share(Discovery(paths[::7], {}, [], []), "2/4")
     assert fewer.paths == [path for path in parts[1].paths if path in set(paths[::7])]
 
 
@@ -235,8 +234,12 @@ def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
         (["scan", ".", "-o", "x.csv", "--html", "x.csv"], "are the same file"),
         (["report", "{ledger}", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
-        (["scan", ".", "--shard", "3/2"], "there is no part 3 of 2"),
-        (["scan", ".", "--shard", "0/2"], "shard: string should match"),
+        (["scan", ".", "--shard", "3/2"], "shard: must be I/N with I from 1 to N"),
+        (["scan", ".", "--shard", "1-4"], "such as 1/4 for the first of four parts, got '1-4'"),
+        (["report", "{ledger}", "-o", "x.xls"], "dfscan writes no .xls files; name it .csv, "),
+        (["scan", ".", "-o", "x.txt"], "dfscan writes no .txt files; name it .csv, "),
+        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan writes no .json files; name it .csv, "),
+        (["scan", ".", "-o", "x.xlsx", "--format", "csv"], "is named .xlsx, but --format is csv; change one of them"),
     ],
 )
 def test_slips_are_refused(

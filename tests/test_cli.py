@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,6 +17,7 @@ import time
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pandas as pd
@@ -67,7 +70,7 @@ def test_scan_writes_everything_that_was_asked_for(clips: Path, untrained: Path,
     assert list(report.columns) == [column.name for column in REPORT_COLUMNS]
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1].startswith(
-        "dfscan: 4 videos: 0 fake, 0 real, 2 inconclusive, 1 no_face, 1 error; passed over: 1 not_video in "
+        "dfscan: 4 videos: 0 fake, 0 real, 2 inconclusive, 1 no_face, 1 error; skipped: 1 not_video in "
     )
     faces = pd.read_csv(tmp_path / "f.csv")
     assert len(faces) == report.num_faces.sum() == 12
@@ -75,6 +78,9 @@ def test_scan_writes_everything_that_was_asked_for(clips: Path, untrained: Path,
     assert meta["counts"]["inconclusive"] == 2
     assert meta["settings"]["num_frames"] == 4
     assert meta["versions"]["ffmpeg"]
+    assert meta["report_version"] == 2
+    assert meta["skipped"] == [{"path": str(clips / "notes.txt"), "reason": "not_video"}]
+    assert report.sha256[0] == hashlib.sha256((clips / "nobody.mp4").read_bytes()).hexdigest()
     index = pd.read_csv(tmp_path / "d" / "index.csv")
     assert len(index) == 6
     for row in index.itertuples():
@@ -139,6 +145,79 @@ def test_empty_folder_gives_a_header(untrained: Path, tmp_path: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
+def test_an_empty_folder_is_said_even_when_quiet_and_can_fail(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "mnt"
+    empty.mkdir()
+    line = f"dfscan: nothing to scan in {empty}: no videos found; check the path, and that its disk is mounted\n"
+    for inputs in ([empty], [clips / "nobody.mp4", empty]):
+        result = scan(untrained, *inputs, "--quiet", "-o", tmp_path / "r.csv")
+        assert (result.exit_code, result.stderr) == (0, line)
+        result = scan(untrained, *inputs, "-q", "-o", tmp_path / "r.csv", "--fail-on", "fake,error,empty", "--new-only")
+        assert result.exit_code == 2
+        assert result.stderr.startswith(line)
+        assert scan(untrained, *inputs, "-q", "--fail-on", "empty", "--exit-zero").exit_code == 0
+    assert scan(untrained, clips / "nobody.mp4", "--fail-on", "empty").exit_code == 0
+
+
+def test_an_empty_list_is_said(untrained: Path) -> None:
+    result = scan(untrained, "--files-from", "-", "-q", "--fail-on", "empty", stdin=b"\n")
+    assert result.exit_code == 2
+    assert "nothing to scan in the list of --files-from" in result.stderr
+
+
+def test_a_folder_of_photographs_gives_a_hint(untrained: Path, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff")
+    result = scan(untrained, tmp_path)
+    hint = "2 pictures were skipped; to judge one, use `dfscan explain`"
+    assert f"nothing to scan in {tmp_path}: {hint}" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("dfscan: 0 videos:")
+
+
+def test_what_is_skipped_is_named_in_the_metadata_and_in_the_log(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in/@eaDir").mkdir(parents=True)
+    Path("in/nobody.mp4").write_bytes((clips / "nobody.mp4").read_bytes())
+    Path("in/._nobody.mp4").write_bytes(b"\0\5\x16\7")
+    Path("in/new.mp4.crdownload").write_bytes(b"\0")
+    Path(os.fsdecode(b"in/\xff\n.txt")).write_text("")
+    result = scan(untrained, "in", "-q", "-o", "r.csv", "--log-file", "log", "--html", "r.html")
+    assert (result.exit_code, result.stderr) == (0, ""), "no mail"
+    meta = json.loads(Path("r.csv.meta.json").read_text())
+    assert meta["num_skipped"] == {"not_video": 1, "system_file": 1, "system_folder": 1, "unfinished": 1}
+    expected = {
+        "./in/._nobody.mp4": "system_file",
+        "./in/@eaDir": "system_folder",
+        "./in/new.mp4.crdownload": "unfinished",
+        "./in/\\xff\\n.txt": "not_video",
+    }
+    assert {each["path"]: each["reason"] for each in meta["skipped"]} == expected
+    assert sorted(re.findall(r"INFO (.*): skipped, (\w+)", Path("log").read_text())) == sorted(expected.items())
+    assert re.search(r"Skipped, without a row:\s+1 <code>not_video</code>", Path("r.html").read_text())
+
+
+def test_lists_of_windows_and_animations(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tests.pictures import astronaut
+
+    frames = [Image.fromarray(astronaut()).quantize(64) for _ in range(4)]
+    for i, frame in enumerate(frames):
+        frame.putpixel((0, 0), i)  # equal frames become one
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
+    shutil.copy(clips / "one.mp4", tmp_path / "upload.jpg")
+    listing = "\ufeff" + f"{clips / 'nobody.mp4'}\r\n{tmp_path}\r\n"
+    result = scan(untrained, "--files-from", "-", "--format", "jsonl", stdin=listing.encode())
+    rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
+    assert {name: (row["status"], row["num_faces"]) for name, row in rows.items()} == {
+        "nobody.mp4": ("ok", 0),
+        "moving.gif": ("ok", 4),
+        "upload.jpg": ("ok", 4),
+    }
+
+
 def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
     arguments = (clips / "one.mp4", clips / "text.mp4", "--threshold", "0")
     assert scan(trained, *arguments).exit_code == 1
@@ -157,6 +236,11 @@ def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
         ([".", "--num-frames", "0"], "num_frames"),
         ([".", "--fail-on", "fake,weird"], "weird"),
         ([".", "--max-frames", "5"], "--every"),
+        ([".", "--every", "5"], "every = 5 and num_frames = 4 exclude each other"),
+        ([".", "-0"], "--null is for the list of --files-from"),
+        ([".", "--shard", "1-4"], "such as 1/4"),
+        ([".", "--out", "r.xls"], "writes no .xls files"),
+        ([".", "--delimiter", "|"], "delimiter: input should be ',' or ';'"),
         ([".", "--device", "tpu"], "tpu"),
         ([".", "--out", "no/such/folder/r.csv"], "no/such/folder/r.csv"),
         ([".", "--checkpoint", "gone.safetensors"], "gone.safetensors"),
@@ -219,7 +303,7 @@ def test_no_output_replaces_what_a_scan_reads_besides_videos(
     [
         (["--num-frames", "2"], "num_frames"),
         (["--every", "2"], "every"),
-        (["--every", "2", "--num-frames", "2", "--threshold", "0.7"], "every, threshold"),
+        (["--every", "2", "--threshold", "0.7"], "every, threshold"),
         ([], None),
     ],
 )
@@ -313,6 +397,22 @@ def test_flag_beats_environment_beats_file_beats_checkpoint(
     assert num_frames_used(run(*base, "--config", config)) == 10  # the checkpoint says 32, the clip has 10
 
 
+def test_the_stronger_of_two_ways_of_sampling_holds(
+    clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("num_frames = 2\n")
+    base = ("scan", clips / "nobody.mp4", "--checkpoint", untrained, "--format", "jsonl", "--config", config)
+    assert num_frames_used(run(*base, "--every", "0.1")) == 10
+    monkeypatch.setenv("DFSCAN_EVERY", "0.5")
+    assert num_frames_used(run(*base)) == 2
+    assert num_frames_used(run(*base, "--num-frames", 3)) == 3
+    config.write_text("every = 0.1\nnum_frames = 2\n")
+    result = run(*base)
+    assert result.exit_code == 2
+    assert f"{config}: every = 0.1 and num_frames = 2 exclude each other" in result.stderr
+
+
 def test_unknown_settings_are_refused(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "c.toml"
     config.write_text("num_frame = 2\n")
@@ -331,7 +431,8 @@ def test_configuration_file_lists_every_option() -> None:
     keys = re.findall(r"^# (\w+) = ", text, flags=re.MULTILINE)
     assert sorted(keys) == sorted(ScanSettings.model_fields)
     values = tomllib.loads("\n".join(re.findall(r"^# (\w+ = .*)", text, flags=re.MULTILINE)))
-    ScanSettings(**values)
+    for left_out in ("every", "num_frames"):  # they exclude each other
+        ScanSettings(**{key: value for key, value in values.items() if key != left_out})
     defaults = ScanSettings().model_dump(mode="json")
     stated = {key: value for key, value in values.items() if defaults[key] is not None and key not in ("format",)}
     assert stated == {key: defaults[key] for key in stated}
@@ -415,6 +516,37 @@ def test_info_shows_versions_devices_and_card(untrained: Path) -> None:
     assert document["checkpoint"]["architecture"] == "test_efficientnet"
     assert document["versions"]["torch"]
     assert "calibration:" in run("info", "--checkpoint", untrained).stdout
+
+
+def test_info_names_the_build_of_pytorch_and_what_another_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def build(cuda: str | None, *, has_gpu: bool) -> str:
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        return str(json.loads(run("info", "--json").stdout)["pytorch"])
+
+    assert build(None, has_gpu=False) == "built for CPUs"
+    assert build("13.2", has_gpu=True) == "built for CUDA 13.2"
+    packages = [
+        SimpleNamespace(name="nvidia-cublas", files=[SimpleNamespace(name="libcublas.so", size=2_000_000_000)]),
+        SimpleNamespace(
+            name="torch",
+            files=[
+                SimpleNamespace(name="libtorch_cuda.so", size=500_000_000),
+                SimpleNamespace(name="libtorch_cpu.so", size=400_000_000),
+                SimpleNamespace(name="RECORD", size=None),
+            ],
+        ),
+        SimpleNamespace(name="numpy", files=[SimpleNamespace(name="cuda.h", size=9_000_000_000)]),
+        SimpleNamespace(name="triton", files=None),
+    ]
+    monkeypatch.setattr("dfscan.cli.info.importlib.metadata.distributions", lambda: packages)
+    said = build("13.2", has_gpu=False)
+    assert "there is no GPU that it can use: a build for CPUs saves 2.5 GB" in said
+    assert said.endswith("--index-url https://download.pytorch.org/whl/cpu")
 
 
 def test_info_says_when_torch_and_torchvision_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,6 +716,34 @@ def test_terminated_scan_leaves_143_no_report_and_no_process(clips: Path, untrai
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not left
+
+
+KEPT = "finished videos are kept in {}; to go on, use the same command"
+NOT_KEPT = "nothing is kept; with --out or --ledger a scan can be resumed"
+
+
+@pytest.mark.parametrize(
+    ("number", "outputs", "said"),
+    [
+        (signal.SIGINT, ["-o", "r.csv"], f"interrupted: {KEPT.format('r.csv.ledger')} with --resume"),
+        (signal.SIGTERM, ["-o", "r.csv"], f"terminated: {KEPT.format('r.csv.ledger')} with --resume"),
+        (signal.SIGINT, ["-o", "r.csv", "--ledger", "all.ledger"], f"interrupted: {KEPT.format('all.ledger')}"),
+        (signal.SIGINT, [], f"interrupted: {NOT_KEPT}"),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    clips: Path,
+    untrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    outputs: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dfscan.scan.run.find_checkpoint", lambda _: signal.raise_signal(number))
+    result = scan(untrained, clips, *outputs)
+    assert (result.exit_code, result.stderr) == (128 + number, f"dfscan: {said}\n")
 
 
 def children_of(pid: int) -> list[int]:

@@ -52,6 +52,8 @@ def test_settings_are_frozen() -> None:
         ("fail_on", "fake,maybe"),
         ("quiet", "perhaps"),
         ("include", 3),
+        *[("shard", value) for value in ("1-4", "0/4", "5/4", "1/0", "4", "1/4/2", "a/b", "1 / 4")],
+        ("delimiter", "|"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
@@ -67,10 +69,25 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
         ("min_face_px", 20),
         ("every", 0.01),
         ("format", "csv"),
+        ("shard", "1/1"),
+        ("shard", "4/4"),
+        ("delimiter", ";"),
     ],
 )
 def test_values_at_the_limit_are_taken(name: str, value: Any) -> None:
     assert getattr(build(ScanSettings, {name: value}), name) == value
+
+
+def test_a_part_is_explained_without_a_regular_expression() -> None:
+    assert refusal(shard="1-4") == (
+        "shard: must be I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
+    )
+
+
+def test_two_ways_of_sampling_are_refused() -> None:
+    assert refusal(every=1.5, num_frames=8) == (
+        "every = 1.5 and num_frames = 8 exclude each other: give one of --every and --num-frames"
+    )
 
 
 def test_all_problems_are_told_together() -> None:
@@ -108,6 +125,12 @@ def test_a_file_gives_its_values(tmp_path: Path) -> None:
     path = tmp_path / "scan.toml"
     path.write_text('num-frames = 8\nmin_faces = 2\nfail-on = ["fake"]\nout = "r.csv"\n')
     assert read_file(path, ScanSettings) == {"num_frames": 8, "min_faces": 2, "fail_on": ["fake"], "out": "r.csv"}
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    path.write_bytes(b"\xef\xbb\xbfnum-frames = 8\r\nquiet = true\r\n")
+    assert read_file(path, ScanSettings) == {"num_frames": 8, "quiet": True}
 
 
 @pytest.mark.parametrize(

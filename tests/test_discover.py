@@ -5,13 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dfscan.errors import ConfigError
 from dfscan.media import discover as module
-from dfscan.media.discover import discover, looks_like_video, read_list
+from dfscan.media import names
+from dfscan.media.content import is_animation, looks_like_video
+from dfscan.media.discover import Discovery, discover, read_list
 
 MP4_HEAD = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00"
 
@@ -21,6 +26,10 @@ def make(root: Path, *names: str, data: bytes = b"") -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def counts(result: Discovery) -> Counter[str]:
+    return Counter(reason for _, reason in result.skipped)
 
 
 def found(root: Path, **options) -> list[str]:
@@ -46,12 +55,12 @@ def test_walks_directories_in_code_point_order(tmp_path: Path) -> None:
     make(tmp_path, *names)
     result = discover([tmp_path])
     assert result.paths == sorted(f"{tmp_path}/{name}" for name in names)
-    assert (result.problems, result.passed_over) == ({}, {})
+    assert (result.problems, result.skipped) == ({}, [])
 
 
 def test_empty_directory_gives_nothing(tmp_path: Path) -> None:
     result = discover([tmp_path])
-    assert (result.paths, result.problems, result.passed_over) == ([], {}, {})
+    assert (result.paths, result.problems, result.skipped, result.empty) == ([], {}, [], [str(tmp_path)])
 
 
 def test_paths_keep_the_form_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,31 +77,147 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_known_suffixes_are_disjoint() -> None:
-    assert module.VIDEO_SUFFIXES.isdisjoint(module.OTHER_SUFFIXES)
+    assert names.VIDEO_SUFFIXES.isdisjoint(names.OTHER_SUFFIXES | names.SOUND_SUFFIXES)
+    assert names.UNFINISHED_SUFFIXES.isdisjoint(names.VIDEO_SUFFIXES | names.OTHER_SUFFIXES)
+    assert names.SHARED_WITH_TEXT <= names.VIDEO_SUFFIXES
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.M2TS", "a.dvr-ms", "a.b.webm", "a.264", "a.ts"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.M2TS", "a.dvr-ms", "a.b.webm", "a.264"])
 def test_video_suffix_is_taken_unopened(tmp_path: Path, opened: list[str], name: str) -> None:
     make(tmp_path, name)
     assert found(tmp_path) == [name]
     assert opened == []
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.GIF", "a.mp3", "a.txt", "a.zip", "a.py", "a.safetensors", "a.csv"])
-def test_other_suffix_is_passed_over_unopened(tmp_path: Path, opened: list[str], name: str) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.GIF", "a.heic", "a.mp3", "a.txt", "a.pdf", "a.docx", "a.zip", "a.csv"])
+def test_a_video_under_the_name_of_something_else_is_taken(tmp_path: Path, name: str) -> None:
     make(tmp_path, name, data=MP4_HEAD)
+    make(tmp_path, f"true/{name}", data=b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(100))
     result = discover([tmp_path])
-    assert (result.paths, result.passed_over) == ([], {"not_video": 1})
+    assert result.paths == [f"{tmp_path}/{name}"]
+    assert result.skipped == [(f"{tmp_path}/true/{name}", "not_video")]
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.M4B", "a.mka", "a.wma", "a.weba"])
+def test_sound_in_a_container_of_videos_is_skipped_unopened(tmp_path: Path, opened: list[str], name: str) -> None:
+    make(tmp_path, name, data=MP4_HEAD)
+    assert discover([tmp_path]).skipped == [(f"{tmp_path}/{name}", "not_video")]
     assert opened == []
 
 
-@pytest.mark.parametrize("name", ["noext", "clip.mp4.part", ".mp4", "x.", "IMG.0001"])
+def test_a_picture_that_cannot_be_read_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    result = discover([tmp_path])
+    assert (result.problems, result.skipped) == ({}, [(f"{tmp_path}/a.jpg", "unreadable")])
+
+
+def animation(suffix: str, num_frames: int) -> bytes:
+    first, *rest = [Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)) for i in range(num_frames)]
+    data = io.BytesIO()
+    more = {"save_all": True, "append_images": rest} if rest else {}
+    first.save(data, suffix, **more)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_an_animation_is_taken_and_a_still_picture_is_not(tmp_path: Path, suffix: str) -> None:
+    make(tmp_path, f"moving.{suffix}", "moving", "moving.jpg", data=animation(suffix, 3))
+    make(tmp_path, f"still.{suffix}", "still", data=animation(suffix, 1))
+    assert found(tmp_path) == sorted(["moving", "moving.jpg", f"moving.{suffix}"])
+    assert counts(discover([tmp_path])) == {"not_video": 2}
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_a_torn_animation_is_judged_by_what_is_there(suffix: str) -> None:
+    data = animation(suffix, 3)
+    told = [is_animation(io.BytesIO(data[:length])) for length in range(len(data) + 1)]
+    assert told == sorted(told)
+    assert told[-1]
+
+
+LEFT_BEHIND = {
+    "._IMG.MOV": (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", "system_file"),
+    "._empty.mp4": (b"", "system_file"),
+    ".nfs000000000123abcd00000001": (MP4_HEAD, "system_file"),
+    ".trashed-1700000000-VID_1.mp4": (MP4_HEAD, "system_file"),
+    "clip.mp4.part": (MP4_HEAD, "unfinished"),
+    "clip.mp4.part-Frag12": (MP4_HEAD, "unfinished"),
+    "Unconfirmed 12.crdownload": (MP4_HEAD, "unfinished"),
+    "clip.MP4.PARTIAL": (MP4_HEAD, "unfinished"),
+    "clip.mp4.!qB": (MP4_HEAD, "unfinished"),
+    ".clip.mp4.Xy12Zs": (MP4_HEAD, "unfinished"),
+    ".pending-1700000000-VID_1.mp4": (MP4_HEAD, "unfinished"),
+    ".syncthing.clip.mp4.tmp": (MP4_HEAD, "unfinished"),
+    "main.ts": (b"import { x } from './x';\n", "not_video"),
+    "umlaut.ts": ("// für\n".encode("latin-1"), "not_video"),
+    "wide.ts": ("// x\n".encode("utf-16"), "not_video"),
+    "qt_de.ts": (b'<?xml version="1.0"?>', "not_video"),
+    "module.mts": (b"export default 1\n", "not_video"),
+    "rules.smk": (b"rule all:\n\tinput: 'a'\n", "not_video"),
+}
+
+
+@pytest.mark.parametrize(("name", "data", "reason"), [(name, *each) for name, each in LEFT_BEHIND.items()])
+def test_what_is_no_video_in_spite_of_its_name_is_skipped_in_folders(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    make(tmp_path, name, data=data)
+    result = discover([tmp_path])
+    assert (result.paths, result.problems) == ([], {})
+    assert result.skipped == [(f"{tmp_path}/{name}", reason)]
+    assert discover([tmp_path / name]).paths == [f"{tmp_path}/{name}"], "it is named"
+
+
+def test_patterns_take_no_resource_forks_and_all_else(tmp_path: Path) -> None:
+    make(tmp_path, "._a.mp4", data=LEFT_BEHIND["._IMG.MOV"][0])
+    make(tmp_path, "a.mp4", "a.mp4.part", data=MP4_HEAD)
+    assert found(tmp_path, include=["*.mp4", "*.part"]) == ["a.mp4", "a.mp4.part"]
+
+
+@pytest.mark.parametrize("name", ["a.ts", "b.mts"])
+def test_a_recording_with_a_suffix_of_text_is_taken(tmp_path: Path, name: str) -> None:
+    make(tmp_path, name, data=ts(0, 188) + bytes(4000))
+    make(tmp_path, f"starts_late_{name}", data=b"\x01" * 100 + ts(0, 188))
+    make(tmp_path, f"empty_{name}")
+    make(tmp_path, f"._{name}", data=ts(4, 192))
+    assert found(tmp_path) == sorted(["._" + name, "empty_" + name, "starts_late_" + name, name])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "system_folder") for name in (".Trashes", ".Trash-1000", "__MACOSX", ".Spotlight-V100")),
+        *((name, "system_folder") for name in ("@eaDir", "#recycle", "@Recycle", ".@__thumb", ".snapshot")),
+        *((name, "system_folder") for name in ("$RECYCLE.BIN", "System Volume Information", "lost+found")),
+        ("clip.mp4.download", "unfinished"),
+    ],
+)
+def test_folders_of_systems_are_skipped_whole_unless_they_are_named(tmp_path: Path, name: str, reason: str) -> None:
+    make(tmp_path, f"d/{name}/501/a.mp4", "d/a.mp4")
+    result = discover([tmp_path])
+    assert (result.paths, result.skipped) == ([f"{tmp_path}/d/a.mp4"], [(f"{tmp_path}/d/{name}", reason)])
+    assert found(tmp_path / "d" / name) == ["501/a.mp4"]
+
+
+def test_folders_that_give_nothing_are_told(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.mp4", "b/notes.txt", "c/d/e/.keep")
+    result = discover([tmp_path / "a", tmp_path / "b"], listed=[str(tmp_path / "c"), str(tmp_path / "gone")])
+    assert result.empty == [f"{tmp_path}/b", f"{tmp_path}/c"]
+    assert discover([tmp_path, tmp_path / "a"]).empty == []
+
+
+@pytest.mark.parametrize("name", ["noext", "clip.mp4.bak", ".mp4", "x.", "IMG.0001"])
 def test_unknown_suffix_is_judged_by_content(tmp_path: Path, opened: list[str], name: str) -> None:
     make(tmp_path, name, data=MP4_HEAD)
     make(tmp_path, "notes", data=b"The free lunch")
     result = discover([tmp_path])
     assert result.paths == [f"{tmp_path}/{name}"]
-    assert result.passed_over == {"not_video": 1}
+    assert counts(result) == {"not_video": 1}
     assert sorted(os.path.basename(path) for path in opened) == sorted([name, "notes"])
 
 
@@ -155,11 +280,11 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize(("options", "expected", "passed_over"), PATTERNS.values(), ids=PATTERNS.keys())
-def test_patterns(tmp_path: Path, options: dict, expected: list[str], passed_over: dict) -> None:
+@pytest.mark.parametrize(("options", "expected", "skipped"), PATTERNS.values(), ids=PATTERNS.keys())
+def test_patterns(tmp_path: Path, options: dict, expected: list[str], skipped: dict) -> None:
     make(tmp_path, "a.mp4", "d/c.txt", "d/e/f.mov", "n")
     assert found(tmp_path, **options) == expected
-    assert discover([tmp_path], **options).passed_over == passed_over
+    assert counts(discover([tmp_path], **options)) == skipped
 
 
 def test_named_file_is_always_taken(tmp_path: Path) -> None:
@@ -174,7 +299,7 @@ def test_duplicates_keep_the_first_path(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     result = discover(["d", "./d/x.mp4", "link.mp4", "d"], listed=["d/x.mp4", str(tmp_path / "d")])
     assert result.paths == ["./d/x.mp4"]
-    assert result.passed_over == {"duplicate": 5}
+    assert counts(result) == {"duplicate": 5}
 
 
 def test_hard_links_are_two_files(tmp_path: Path) -> None:
@@ -213,7 +338,7 @@ def test_special_files_are_never_opened(tmp_path: Path, opened: list[str], monke
         server.bind("s.mp4")
         walked = discover([tmp_path])
         named = discover([tmp_path / "x.mp4", "/dev/null"], listed=[f"{tmp_path}/s.mp4"], include=["*"])
-    assert (walked.paths, walked.problems, walked.passed_over) == ([], {}, {"not_regular": 3})
+    assert (walked.paths, walked.problems, counts(walked)) == ([], {}, {"not_regular": 3})
     assert named.paths == []
     assert {path: reason.code for path, reason in named.problems.items()} == dict.fromkeys(
         [f"{tmp_path}/s.mp4", f"{tmp_path}/x.mp4", "/dev/null"], "not_regular"
@@ -226,13 +351,13 @@ def test_file_exchanged_for_a_fifo_does_not_hang(tmp_path: Path) -> None:
     assert module._read_head(str(tmp_path / "pipe")) == b""
 
 
-def test_links_inside_directories_are_passed_over(tmp_path: Path) -> None:
+def test_links_inside_directories_are_skipped(tmp_path: Path) -> None:
     make(tmp_path, "real/a.mp4", "out/b.mp4")
     (tmp_path / "real/l.mp4").symlink_to("../out/b.mp4")
     (tmp_path / "real/dir").symlink_to("../out")
     result = discover([tmp_path / "real"])
     assert result.paths == [f"{tmp_path}/real/a.mp4"]
-    assert result.passed_over == {"symlink": 2}
+    assert counts(result) == {"symlink": 2}
 
 
 def test_links_on_the_command_line_are_followed(tmp_path: Path) -> None:
@@ -253,7 +378,7 @@ def test_followed_links_and_loops_end(tmp_path: Path) -> None:
     result = discover([tmp_path / "d"], follow_symlinks=True)
     assert result.paths == [f"{tmp_path}/d/a.mp4", f"{tmp_path}/d/linked"]
     # b.mp4, up/other/noext and up/d
-    assert result.passed_over == {"not_regular": 2, "duplicate": 3}
+    assert counts(result) == {"not_regular": 2, "duplicate": 3}
 
 
 @pytest.mark.parametrize("link", ["c", "d.x"])  # as paths "d.x/a.mp4" < "d/a.mp4", although "d" < "d.x"
@@ -261,7 +386,7 @@ def test_of_two_ways_to_a_directory_the_first_in_order_stays(tmp_path: Path, lin
     make(tmp_path, "d/a.mp4")
     (tmp_path / link).symlink_to("d")
     result = discover([tmp_path], follow_symlinks=True)
-    assert (result.paths, result.passed_over) == ([f"{tmp_path}/{link}/a.mp4"], {"duplicate": 1})
+    assert (result.paths, counts(result)) == ([f"{tmp_path}/{link}/a.mp4"], {"duplicate": 1})
 
 
 def test_unreadable_directory_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +440,14 @@ LISTS = {
     "lines": (b"b.mp4\na b.mp4\n", False, ["b.mp4", "a b.mp4"]),
     "no last newline": (b"b.mp4\na.mp4", False, ["b.mp4", "a.mp4"]),
     "blank lines": (b"\nb.mp4\n \n\r\n\n", False, ["b.mp4"]),
-    "exact names": (b" a.mp4 \nb.mp4\r\n", False, [" a.mp4 ", "b.mp4\r"]),
+    "exact names": (b" a.mp4 \n\tb.mp4\n", False, [" a.mp4 ", "\tb.mp4"]),
+    "CR LF": (b"b.mp4\r\na b.mp4 \r\nc.mp4\r", False, ["b.mp4", "a b.mp4 ", "c.mp4"]),
+    "mixed line ends": (b"b.mp4\r\na.mp4\n", False, ["b.mp4", "a.mp4"]),
+    "one return of two": (b"b.mp4\r\r\n", False, ["b.mp4\r"]),
+    "byte order mark": (b"\xef\xbb\xbfb.mp4\n\xef\xbb\xbfa.mp4", False, ["b.mp4", "\ufeffa.mp4"]),
+    "UTF-16": ("é.mp4\r\nb.mp4\r\n".encode("utf-16"), False, ["é.mp4", "b.mp4"]),
+    "UTF-16, big end first": (b"\xfe\xff" + "é.mp4\n".encode("utf-16-be"), False, ["é.mp4"]),
+    "null keeps all": (b"\xef\xbb\xbfa\r\0b\r\n\0", True, ["\ufeffa\r", "b\r\n"]),
     "undecodable": (b"\xff.mp4\n", False, ["\udcff.mp4"]),
     "null": (b"a\nb.mp4\0\0 \0c.mp4\0", True, ["a\nb.mp4", " ", "c.mp4"]),
     "empty": (b"", False, []),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,8 @@ README = (ROOT / "README.md").read_text()
 def commands_of(text: str) -> list[str]:
     """The ``dfscan`` commands in a text, without what they are piped from and to."""
     joined = re.sub(r" *\\\n +", " ", text)
-    found = re.findall(r"(?:^|\| |&& |; |\* )(?:torchrun \S+ -m )?(dfscan [^`|&#>\n]+)", joined, flags=re.MULTILINE)
+    start = r"(?:^|\| |&& |; |\* )(?:torchrun \S+ -m )?(?:\S*/)?"
+    found = re.findall(start + r"(dfscan [^`|&#>\n]+)", joined, flags=re.MULTILINE)
     return [each.strip() for each in found]
 
 
@@ -85,6 +89,32 @@ def test_the_readmes_examples_run_one_after_the_other(desk: Path) -> None:
             assert done.exit_code == 0, (arguments, done.stderr)
     assert (desk / "report.csv").is_file()
     assert (desk / "report.html").is_file()
+
+
+def test_the_line_for_cron_works_as_written(desk: Path, session_cache: Path) -> None:
+    """In cron's environment; only folders are moved, which a test may not make where the line has them."""
+    (line,) = blocks("cron").splitlines()
+    schedule, command = line.split(" ", 5)[:5], line.split(" ", 5)[5]
+    assert schedule == ["15", "2", "*", "*", "*"]
+    for name, folder in (("/opt/dfscan", "opt"), ("/srv/video", "videos"), ("/srv/reports", "reports")):
+        assert f" {name}" in line
+        command = command.replace(name, str(desk / folder))
+    (desk / "opt/.venv/bin").mkdir(parents=True)
+    (desk / "opt/.venv/bin/dfscan").symlink_to(Path(sys.executable).with_name("dfscan"))
+    (desk / "reports").mkdir()
+    assert not re.search(r"(?<!\\)%", command), "cron would end the line there"
+    environment = ["PATH=/usr/bin:/bin", f"XDG_CACHE_HOME={session_cache}", f"HOME={desk}"]
+    settings = [f"{name}={os.environ[name]}" for name in ("DFSCAN_CHECKPOINT", "DFSCAN_DEVICE")]
+    shell = ["env", "-i", *environment, *settings, "sh", "-c", command.replace("\\%", "%")]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (report,) = (desk / "reports").glob("20??-??-??.csv")
+    assert report.read_text().count("\n") == 3
+    shutil.rmtree(desk / "videos")
+    (desk / "videos").mkdir()  # where nothing is mounted
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nothing to scan" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -308,8 +308,20 @@ def test_missing_files_are_counted(trained: Path, tmp_path: Path, made_up: None)
     (tmp_path / "in" / "a.mp4").unlink()
     done = run(labels, "--checkpoint", trained, "--out", tmp_path)
     assert "5 judged, 10 faces, 1 skipped" in done.stdout
+    assert f"warning: {tmp_path}/in/a.mp4: skipped, not_there: no such file" in done.stderr
     skipped = json.loads((tmp_path / "evaluation.json").read_text())["skipped"]
     assert [Path(each["path"]).name for each in skipped] == ["a.mp4"]
+
+
+@pytest.mark.usefixtures("made_up")
+def test_of_many_missing_files_the_first_are_named(trained: Path, tmp_path: Path) -> None:
+    missing = [(f"gone{i:02}.mp4", "real", "", "x", []) for i in range(12)]
+    labels = table(tmp_path / "in", [*ROWS, *missing])
+    for name, *_ in missing:
+        (tmp_path / "in" / name).unlink()
+    done = run(labels, "--checkpoint", trained, "--out", tmp_path)
+    assert done.stderr.count("not_there") == 10
+    assert "2 more are skipped" in done.stderr
 
 
 # Worse copies

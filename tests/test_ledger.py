@@ -240,6 +240,31 @@ def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:
     assert FileIdentity.of(str(path)) != first
 
 
+def test_inode_and_change_time_are_kept_beside_the_result(tmp_path: Path) -> None:
+    first = FileIdentity(1, 1, inode=2**64 - 1, ctime_ns=7)
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        ledger.put(FULL, first)
+        assert ledger.has_stamp(FULL.path, first)
+        for other in (FileIdentity(1, 1, 2**64 - 2, 7), FileIdentity(1, 1, 2**64 - 1, 8)):
+            assert not ledger.has_stamp(FULL.path, other)
+            assert ledger.get(FULL.path, other) is not None
+            ledger.renew(FULL.path, other)
+            assert ledger.has_stamp(FULL.path, other)
+        assert not ledger.has_stamp(FULL.path, first)
+
+
+def test_permissions_and_links_make_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12")
+    first = FileIdentity.of(str(path))
+    path.chmod(0o600)
+    second = FileIdentity.of(str(path))
+    assert first == second
+    assert first is not None
+    assert second is not None
+    assert first.ctime_ns < second.ctime_ns
+
+
 # Pictures, and ledgers that are only read
 
 PICTURES = (Picture("face", 0, 3, 1.5, 0.25, b"\xff\xd8one"), Picture("heat_map", 1, 4, 2.5, 0.75, b"\xff\xd8two"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -220,6 +221,32 @@ def test_a_finished_data_set_takes_more_and_mends_what_is_gone(footage: Path, tm
         prepare([one], settings(out, label="real", num_frames=2))
 
 
+def test_a_replaced_source_is_cut_again_and_one_with_the_same_content_is_not(footage: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "still.png", tmp_path / "d"
+    data = (footage / "real/still.png").read_bytes()
+    source.write_bytes(data)
+    status = source.stat()
+
+    def prepared(content: bytes) -> list[str]:
+        source.unlink()
+        source.write_bytes(content)
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+        listener = Recorder()
+        prepare([str(source)], settings(out, label="real"), listener=listener)
+        return listener.done
+
+    assert prepared(data) == [str(source)]
+    assert prepared(data) == []
+    other = data[:-4] + bytes(4)  # another check sum of its last chunk, the same picture
+    assert prepared(other) == [str(source)]
+    journal = (out / "progress.jsonl").read_text().splitlines()
+    old = [json.loads(line) for line in journal]
+    for entry in old[1:]:
+        del entry["inode"], entry["ctime_ns"]  # as journals were before
+    (out / "progress.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in old))
+    assert prepared(other) == []
+
+
 def test_control_c(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append = Journal.append
 
@@ -229,7 +256,7 @@ def test_control_c(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Journal, "append", append_then_interrupt)
     result = run("prepare", footage, "-o", tmp_path / "d", "--num-frames", 3)
-    assert (result.exit_code, result.stderr) == (130, "dfscan: interrupted\n")
+    assert (result.exit_code, result.stderr) == (130, "dfscan: interrupted: to go on, use the same command\n")
     assert (tmp_path / "d/progress.jsonl").read_bytes().count(b"\n") == 2
     assert not (tmp_path / "d/manifest.csv").exists()
 

@@ -17,16 +17,18 @@ import duckdb
 import numpy as np
 import pytest
 
-from dfscan.errors import OutputError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.report import tables, writers
 from dfscan.report.meta import versions, write_meta
-from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, Column, frame_rows, report_row
+from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile, format_for, open_writer
+from dfscan.report.writers import AtomicFile, Format, format_for, open_writer
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
+
+SHA256 = "0e91b9c5d2a7f3864cb05f1e7d8a2b3c4d5e6f708192a3b4c5d6e7f80912a3b4"
 
 NAMES = {
     b"=1+1.mp4": "./=1+1.mp4",
@@ -57,7 +59,7 @@ def judged(path: str) -> VideoResult:
         path,
         "partial",
         Verdict("fake", 0.12345678, 0.5, 3, Reason("damaged", "3 packets, of 9, were lost")),
-        VideoInfo(1234567890123, "0e9" + "1" * 61, 640, 480, 30000 / 1001, 99, 3.3, "h264", num_skipped_streams=1),
+        VideoInfo(1234567890123, SHA256, 640, 480, 30000 / 1001, 99, 3.3, "h264", num_skipped_streams=1),
         num_frames=8,
         tracks=(quiet, loud),
     )
@@ -155,7 +157,7 @@ def test_report_row() -> None:
         "fps": 30000 / 1001,
         "codec": "h264",
         "size_bytes": 1234567890123,
-        "sha256": "sha256:0e9" + "1" * 61,
+        "sha256": SHA256,
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
@@ -298,19 +300,50 @@ def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "asked", "expected"),
     [
-        ("r.csv", "csv"),
-        ("r.jsonl", "jsonl"),
-        ("r.NDJSON", "jsonl"),
-        ("r", "csv"),
-        ("r.json", "csv"),
-        ("a.b/r.XLSX", "xlsx"),
-        ("r.parquet", "parquet"),
+        ("r.csv", None, "csv"),
+        ("r.jsonl", None, "jsonl"),
+        ("r.NDJSON", None, "jsonl"),
+        ("r", None, "csv"),
+        ("report-2026.11.25", None, "csv"),
+        ("a.b/r.XLSX", None, "xlsx"),
+        ("r.parquet", None, "parquet"),
+        ("r", "jsonl", "jsonl"),
+        ("r.txt", "csv", "csv"),
+        ("r.ndjson", "jsonl", "jsonl"),
     ],
 )
-def test_format_for(name: str, expected: str) -> None:
-    assert format_for(name) == format_for(Path(name)) == expected
+def test_format_for(name: str, asked: Format | None, expected: str) -> None:
+    assert format_for(name, asked) == format_for(Path(name), asked) == expected
+
+
+@pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
+def test_a_suffix_of_no_known_format_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"writes no \.\w+ files; name it \.csv, .*\.parquet, or give --format"):
+        format_for(name)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("r.xlsx", "csv"), ("r.CSV", "jsonl"), ("r.jsonl", "parquet")])
+def test_a_suffix_of_another_format_than_asked_is_refused(name: str, asked: Format) -> None:
+    with pytest.raises(ConfigError, match="change one of them"):
+        format_for(name, asked)
+
+
+@pytest.mark.parametrize("excel", [False, True])
+def test_semicolons_come_with_decimal_commas(tmp_path: Path, excel: bool) -> None:
+    import pandas as pd
+
+    rows = [row(judged("a;b,c.mp4")), row(unjudged("d.mp4"))]
+    path = write(tmp_path / "r.csv", rows, excel=excel, delimiter=";")
+    lines = path.read_bytes().decode("utf-8").splitlines()
+    assert lines[0].removeprefix("\ufeff").startswith('"path";"verdict";"score"')
+    assert lines[0].startswith("\ufeff") == excel
+    assert lines[1].startswith('"./a;b,c.mp4";"fake";0,123457;0,500000;"partial";')
+    assert lines[2].count(";") == len(REPORT_COLUMNS) - 1
+    read = pd.read_csv(path, sep=";", decimal=",")
+    plain = pd.read_csv(write(tmp_path / "plain.csv", rows))
+    pd.testing.assert_frame_equal(read, plain)
 
 
 def test_report_appears_only_complete(tmp_path: Path) -> None:
@@ -532,6 +565,7 @@ def test_meta(tmp_path: Path) -> None:
     path = write_meta(tmp_path / "r.csv", document)
     assert path == f"{tmp_path}/r.csv.meta.json"
     assert json.loads(Path(path).read_text(encoding="utf-8")) == {
+        "report_version": REPORT_VERSION,
         "argv": ["dfscan", "\\xff.mp4", "😀"],
         "num": 1.5,
         "out": "x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from dfscan.scan.ledger import Ledger
 from dfscan.scan.outputs import MAY_PASS
 from tests.test_cli import children_of, program, run
 from tests.test_cli import surroundings as surroundings
@@ -99,6 +101,117 @@ def test_what_changed_or_was_made_otherwise_is_scanned_again(
     (videos / "two.mkv").unlink()
     scan(untrained, videos, *ledger)
     assert len(rows(tmp_path / "r.csv")) == 1 + 4, "what is gone has no row"
+
+
+def replace_keeping_size_and_time(path: Path, data: bytes, *, in_place: bool = False) -> None:
+    """Give a file other content of its size, with its modification time, as a restore or an adversary may."""
+    before = path.stat()
+    free = before.st_size - len(data)
+    data += free.to_bytes(4, "big") + b"free" + bytes(free - 8) if free else b""  # a box that readers skip
+    if in_place:
+        path.write_bytes(data)
+    else:
+        path.with_name("restored").write_bytes(data)
+        path.with_name("restored").replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert (after.st_ino == before.st_ino) == in_place
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed before their result is used again."""
+    from dfscan.scan import outputs as module
+
+    names: list[str] = []
+    original = module.hash_file
+
+    def noted(path: str) -> str:
+        names.append(os.path.basename(path))
+        return original(path)
+
+    monkeypatch.setattr(module, "hash_file", noted)
+    return names
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "overwritten"])
+def test_a_file_replaced_by_another_of_equal_size_and_time_is_scanned_again(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], in_place: bool
+) -> None:
+    person, nobody = (videos / "one.mp4").read_bytes(), (videos / "nobody.mp4").read_bytes()
+    assert len(person) > len(nobody) + 8
+    arguments = (videos / "one.mp4", "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
+    scan(untrained, *arguments)
+    replace_keeping_size_and_time(videos / "one.mp4", nobody, in_place=in_place)
+    data = (videos / "one.mp4").read_bytes()
+    scanned.clear()
+    done = scan(untrained, *arguments)
+    assert scanned == ["one.mp4"]
+    assert "one.mp4: its content has changed, although its size and modification time have not" in done.stderr
+    assert '"no_face"' in rows(tmp_path / "r.csv")[1]
+    assert hashlib.sha256(data).hexdigest() in rows(tmp_path / "r.csv")[1]
+    replace_keeping_size_and_time(videos / "one.mp4", person, in_place=in_place)
+    scan(untrained, *arguments)
+    assert '"inconclusive"' in rows(tmp_path / "r.csv")[1], "of two states the one that is there counts"
+
+
+def test_a_file_with_the_same_content_is_hashed_once_and_not_scanned_again(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], hashed: list[str]
+) -> None:
+    arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
+    scan(untrained, *arguments)
+    report = (tmp_path / "r.csv").read_bytes()
+    scanned.clear()
+    (videos / "one.mp4").chmod(0o600)
+    os.link(videos / "two.mkv", tmp_path / "link")
+    replace_keeping_size_and_time(videos / "nobody.mp4", (videos / "nobody.mp4").read_bytes())
+    for expected in (["nobody.mp4", "one.mp4", "two.mkv"], []):
+        hashed.clear()
+        assert scan(untrained, *arguments).stderr.count("changed") == 0
+        assert (scanned, hashed) == ([], expected)
+        assert (tmp_path / "r.csv").read_bytes() == report
+
+
+def test_a_ledger_from_before_inodes_were_kept_is_verified_once(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], hashed: list[str]
+) -> None:
+    arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
+    scan(untrained, *arguments)
+    with sqlite3.connect(tmp_path / "all.ledger") as database:
+        database.execute("DROP TABLE stamps")
+    database.close()
+    scanned.clear()
+    for expected in (4, 0):
+        hashed.clear()
+        scan(untrained, *arguments)
+        assert (scanned, len(hashed)) == ([], expected)
+
+
+def test_verify_finds_what_inode_and_times_do_not_tell(
+    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
+    scan(untrained, *arguments)
+    scanned.clear()
+    scan(untrained, *arguments, "--verify")
+    assert scanned == []
+    replace_keeping_size_and_time(videos / "one.mp4", (videos / "nobody.mp4").read_bytes())
+    monkeypatch.setattr(Ledger, "has_stamp", lambda *_: True)  # a file system that keeps neither
+    scan(untrained, *arguments)
+    assert scanned == []
+    scan(untrained, *arguments, "--verify")
+    assert scanned == ["one.mp4"]
+
+
+def test_another_file_of_the_same_verdict_is_news(videos: Path, trained: Path, tmp_path: Path) -> None:
+    base = ("scan", videos / "one.mp4", "--checkpoint", trained, "--device", "cpu", "--num-frames", 4)
+    nightly = (*base, "--threshold", "0", "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv", "--new-only")
+    assert [run(*nightly).exit_code for _ in range(2)] == [1, 0]
+    data = bytearray((videos / "one.mp4").read_bytes())
+    data[-1] ^= 1  # of the metadata at its end: the same pictures
+    replace_keeping_size_and_time(videos / "one.mp4", bytes(data))
+    assert [run(*nightly).exit_code for _ in range(2)] == [1, 0]
 
 
 def test_missing_dumps_are_made_again(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:

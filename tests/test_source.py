@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from dfscan.errors import VideoError
 from dfscan.media import source
-from dfscan.media.source import open_source
+from dfscan.media.source import hash_file, open_source
 
 
 def refusal(path: str) -> str:
@@ -61,3 +62,20 @@ def test_a_file_exchanged_for_a_pipe_between_look_and_open_is_no_trap(
 
     monkeypatch.setattr(source, "_require_regular", exchange)
     assert refusal(str(tmp_path / "x")) == "not_regular"
+
+
+def test_a_file_is_hashed_whole(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(data)
+    assert hash_file(str(tmp_path / "x")) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "x").write_bytes(b"1")
+    monkeypatch.setattr(source.hashlib, "file_digest", fail)
+    with pytest.raises(VideoError, match="Input/output error") as caught:
+        hash_file(str(tmp_path / "x"))
+    assert caught.value.code == "unreadable"

@@ -246,3 +246,17 @@ def test_bad_dfdc(tmp_path: Path, facts: object) -> None:
 def test_components() -> None:
     pairs = [("b", "c"), ("d", "d"), ("c", "a"), ("f", "e")]
     assert components(pairs) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "f": "e"}
+
+
+# What systems leave behind
+
+
+def test_folders_give_no_thumbnails_no_resource_forks_and_no_code(tmp_path: Path) -> None:
+    tree(tmp_path, "data/real/a.mp4", "data/real/@eaDir/a.mp4/SYNOVIDEO.jpg", "data/fake/.Trashes/501/b.mp4")
+    (tmp_path / "data/real/._a.mp4").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "data/real/main.ts").write_text("import x\n")
+    (tmp_path / "data/real/cut.ts").write_bytes(b"\x47\x00" * 100)
+    (tmp_path / "data/real/link.ts").symlink_to("cut.ts")
+    found = read_sources([str(tmp_path / "data")])
+    assert sorted(by_name(found, tmp_path)) == ["data/real/a.mp4", "data/real/cut.ts"]
+    assert [reason.split(":")[0] for _, reason in found.skipped] == ["repeated"], "of the link"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
@@ -22,6 +23,10 @@ Word = TypeVar("Word", bound=str)
 
 SHOWN = {"roc_auc": "ROC AUC", "eer": "EER", "tpr_at_fpr_5": "TPR at 5 % FPR", "accuracy": "accuracy"}
 """Metrics of the printed table; the files hold all."""
+MAX_SAID = 10
+"""Skipped files that are named on stderr."""
+
+log = logging.getLogger("dfscan")
 
 
 @guarded
@@ -139,6 +144,7 @@ def evaluate(
     make_folder(folder, inputs=[*inputs, *(source.path for source in sources)])
     with Progress(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
+        _say_skipped(found.skipped, folder)
         result = run(
             sources,
             settings,
@@ -152,6 +158,16 @@ def evaluate(
         )
     write_evaluation(folder, result, skipped=found.skipped)
     typer.echo("\n".join(_table(result, num_skipped=len(found.skipped), folder=folder)))
+
+
+def _say_skipped(skipped: Sequence[tuple[str, str]], folder: Path) -> None:
+    """Name the files that are not measured, the first of them if there are many."""
+    from dfscan.report.text import display_path
+
+    for path, reason in skipped[:MAX_SAID]:
+        log.warning("%s: skipped, %s", display_path(path), reason)
+    if len(skipped) > MAX_SAID:
+        log.warning("%d more are skipped; all will be in %s", len(skipped) - MAX_SAID, folder / "evaluation.json")
 
 
 def _one_of(flag: str, value: str | None, known: Sequence[Word]) -> Word | None:

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -40,8 +41,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:
             _silence(1)
             raise typer.Exit(EXIT_CLOSED_PIPE) from None
-        except KeyboardInterrupt:
-            say("interrupted")
+        except KeyboardInterrupt as stop:
+            say(f"interrupted: {stop}" if stop.args else "interrupted")
             raise typer.Exit(128 + signal.SIGINT) from None
         except typer.Exit:
             raise
@@ -57,6 +58,23 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 signal.signal(number, handler)
 
     return run
+
+
+@contextmanager
+def resumable(hint: str) -> Iterator[None]:
+    """Say how to go on where an interrupt or a termination stops the block.
+
+    Args:
+        hint: what is kept, and which command goes on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint) from None
+    except SystemExit as stop:
+        if stop.code == EXIT_TERMINATED:
+            say(f"terminated: {hint}")
+        raise
 
 
 def _fail(message: str, code: int = EXIT_ERROR) -> NoReturn:

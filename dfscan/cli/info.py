@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from dfscan.detector.card import CheckpointCard
     from dfscan.detector.checkpoint import Checkpoint
 
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+GPU_PACKAGES = ("nvidia-", "cuda-", "triton")
+"""What the names of packages begin with that PyTorch for GPUs brings along."""
 ESTIMATE_KEYS = {"value", "low", "high"}
 """Of a measured value with its interval, as in the metrics of a card."""
 
@@ -38,7 +42,8 @@ def info(
     start_logging()
     path = checkpoint or default_checkpoint_path()
     card = read_card(path) if path else None
-    document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "sandbox": _sandbox()}
+    document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "pytorch": _pytorch_build()}
+    document["sandbox"] = _sandbox()
     document["checkpoint"] = None
     if card:
         document["checkpoint"] = {"path": str(card.path), "sha256": card.sha256, **card.card.model_dump(mode="json")}
@@ -65,10 +70,35 @@ def _devices() -> list[str]:
     except (ImportError, RuntimeError, OSError) as error:
         raise DfscanError(
             f"torch and torchvision do not fit together ({error}). Install both anew from one index: "
-            "pip install --force-reinstall torch torchvision"
+            f"pip install --force-reinstall torch torchvision (without a GPU: add --index-url {CPU_INDEX})"
         ) from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))]
+
+
+def _pytorch_build() -> str:
+    """For which devices the installed PyTorch was built, and what another build would save."""
+    import torch
+
+    platform = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else ""
+    if not platform:
+        return "built for CPUs"
+    if torch.cuda.is_available():
+        return f"built for {platform}"
+    return (
+        f"built for {platform}, but there is no GPU that it can use: a build for CPUs saves "
+        f"{_gpu_library_bytes() / 1e9:.1f} GB; pip install --force-reinstall torch torchvision --index-url {CPU_INDEX}"
+    )
+
+
+def _gpu_library_bytes() -> int:
+    """Size of the installed files that only a GPU needs, as the packages list them."""
+    total = 0
+    for distribution in importlib.metadata.distributions():
+        is_whole = distribution.name.lower().startswith(GPU_PACKAGES)
+        for file in distribution.files or [] if is_whole or distribution.name == "torch" else []:
+            total += (file.size or 0) if is_whole or "cuda" in file.name else 0
+    return total
 
 
 def _sandbox() -> str:

@@ -32,4 +32,4 @@ def init_checkpoint(
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already; give another name, or --force to replace it")
     made = make(out, seed=seed)
-    typer.echo(f"{made.path}: untrained, seed {seed}, sha256:{made.sha256}")
+    typer.echo(f"{made.path}: untrained, seed {seed}, sha256 {made.sha256}")

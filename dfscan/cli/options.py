@@ -16,6 +16,9 @@ from dfscan.cli.guard import guarded
 INPUT, SAMPLING, FACES, DETECTOR = "Input", "Sampling", "Faces", "Detector"
 VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behaviour"
 
+_SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
+"""Where a value may come from; the first wins."""
+
 
 def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
     """An option with its environment variable, in its panel of the help."""
@@ -102,6 +105,16 @@ Excel = Annotated[
     option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
 ]
 
+Delimiter = Annotated[
+    str | None,
+    option(
+        "--delimiter",
+        panel=OUTPUT,
+        help="Of CSV: , or ; which comes with decimal commas, as Excel reads it in Germany or France. Default: ,",
+        metavar="CHARACTER",
+    ),
+]
+
 NumFrames = Annotated[
     int | None,
     option(
@@ -111,7 +124,13 @@ NumFrames = Annotated[
     ),
 ]
 Every = Annotated[
-    float | None, option("--every", panel=SAMPLING, help="Instead: one frame every so many seconds.", metavar="SECONDS")
+    float | None,
+    option(
+        "--every",
+        panel=SAMPLING,
+        help="Instead of --num-frames: one frame every so many seconds.",
+        metavar="SECONDS",
+    ),
 ]
 MaxFrames = Annotated[
     int | None,
@@ -188,7 +207,10 @@ Sandbox = Annotated[
 Quiet = Annotated[
     bool | None,
     option(
-        "--quiet/--no-quiet", "-q", panel=BEHAVIOUR, help="Say nothing on stderr unless something is found or fails."
+        "--quiet/--no-quiet",
+        "-q",
+        panel=BEHAVIOUR,
+        help="Say nothing on stderr unless something is found or fails, or there is nothing to scan.",
     ),
 ]
 LogFile = Annotated[
@@ -201,4 +223,16 @@ def chosen(context: typer.Context) -> dict[str, Any]:
     from dfscan.config import ScanSettings
 
     given = {name: value for name, value in context.params.items() if name in ScanSettings.model_fields}
-    return {name: value for name, value in given.items() if value is not None and value != [] and value != ()}
+    values = {name: value for name, value in given.items() if value is not None and value != [] and value != ()}
+    if {"every", "num_frames"} <= set(values):  # they exclude each other: a flag wins over a file here as well
+        every, num_frames = (_rank(context, name) for name in ("every", "num_frames"))
+        if every != num_frames:
+            del values["every" if every > num_frames else "num_frames"]
+    return values
+
+
+def _rank(context: typer.Context, name: str) -> int:
+    """Place of where a parameter's value comes from in `_SOURCES`."""
+    source = context.get_parameter_source(name)
+    assert source is not None
+    return _SOURCES.index(source.name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dfscan.cli import options
-from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import FACES, INPUT, OUTPUT
 
 CROPS, SPLITS = "Crops", "Splits"
@@ -111,7 +111,7 @@ def prepare(
     check_environment(os.environ, [ScanSettings])
     given = {name: value for name, value in context.params.items() if name in PrepareSettings.model_fields}
     settings = build(PrepareSettings, given)
-    with _progress(is_quiet=settings.quiet) as progress:
+    with _progress(is_quiet=settings.quiet) as progress, resumable("to go on, use the same command"):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         summary = run(inputs, settings, listener=progress)
     if not settings.quiet:

@@ -23,6 +23,7 @@ def report(
     html: options.Html = None,
     html_max_mb: options.HtmlMaxMb = None,
     excel: options.Excel = None,
+    delimiter: options.Delimiter = None,
     quiet: options.Quiet = None,
     config: options.Config = None,
 ) -> None:

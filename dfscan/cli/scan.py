@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfscan.cli import options
-from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import EXPLAIN, INPUT, OUTPUT, VERDICT, option
 from dfscan.errors import ConfigError
 
@@ -58,6 +58,7 @@ def scan(
         ),
     ] = None,
     excel: options.Excel = None,
+    delimiter: options.Delimiter = None,
     ledger: Annotated[
         Path | None,
         option(
@@ -74,6 +75,15 @@ def scan(
             panel=OUTPUT,
             help="Take from the ledger what it knows of unchanged files: goes on after an interrupt. Default: only "
             "with --ledger.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        option(
+            "--verify/--no-verify",
+            panel=OUTPUT,
+            help="Hash every file before its result is taken from the ledger. Default: only if its inode or change "
+            "time differs.",
         ),
     ] = None,
     explain: Annotated[
@@ -93,8 +103,8 @@ def scan(
         option(
             "--fail-on",
             panel=VERDICT,
-            help="What makes the exit code 1 (error: 2): of fake, inconclusive, no_face, partial, error. "
-            "Default: fake,error.",
+            help="What makes the exit code 1: of fake, inconclusive, no_face, partial; or 2: of error, and empty, a "
+            "folder without videos. Default: fake,error.",
             metavar="LIST",
         ),
     ] = None,
@@ -156,13 +166,26 @@ def scan(
     settings = build(ScanSettings, options.chosen(context))
     spare_inputs(named_files(settings), [path for path in (config, files_from, settings.checkpoint) if path])
     named, listed = _inputs(inputs or [], files_from, is_null=null)
-    with Progress(is_quiet=settings.quiet) as progress:
+    with Progress(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
     code = tally.exit_code(settings)
+    if nothing := tally.nothing_to_scan():
+        say(nothing)
     if code or not settings.quiet:
         say(_summary(tally, settings, progress.seconds))
     raise typer.Exit(code)
+
+
+def _how_to_go_on(settings: ScanSettings) -> str:
+    """What to do after an interrupt."""
+    from dfscan.scan.outputs import ledger_path
+
+    ledger = ledger_path(settings)
+    if ledger is None:
+        return "nothing is kept; with --out or --ledger a scan can be resumed"
+    resume = "" if settings.takes_known else " with --resume"
+    return f"finished videos are kept in {ledger}; to go on, use the same command{resume}"
 
 
 def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:
@@ -172,6 +195,8 @@ def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tupl
         listed += _read_list("-", is_null=is_null)
     if files_from not in (None, "-"):
         listed += _read_list(str(files_from), is_null=is_null)
+    if is_null and files_from is None and "-" not in inputs:
+        raise ConfigError("--null is for the list of --files-from; add that, or leave --null out")
     if not inputs and files_from is None:
         raise ConfigError("nothing to scan: name files or folders, or give a list with --files-from")
     return named, listed

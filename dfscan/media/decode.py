@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
 from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
-from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, plan_samples, seek_target
+from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, Timeline, plan_samples, seek_target
+from dfscan.media.webp import WebpAnimation, animation_pictures, read_animation
 from dfscan.types import Frame, VideoInfo
 
 MAX_ERRORS_IN_A_ROW = 250
@@ -82,6 +83,9 @@ class Decoding:
         Raises:
             VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
         """
+        if animation := read_animation(self.file):
+            yield from self._animation_samples(animation)
+            return
         surveys = survey(self.file, self.sampling.streams, self.check_time)
         self.surveyed_cpu_s = time.process_time()
         self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
@@ -111,8 +115,44 @@ class Decoding:
             self._end_missing_s = max(self._end_missing_s, reader.missing_s())
         if not reader.num_frames:
             raise VideoError("no_frames", f"no frame could be decoded ({self.damage or 'the stream gives none'})")
+        self._note_missing(plan, self._num_samples - num_before)
+
+    def _note_missing(self, plan: Plan, num_given: int) -> None:
+        """Count the samples that were asked for and that the stream could not give."""
         asked = len(plan.wanted) if self.sampling.every_s is not None else self.sampling.num_frames
-        self.num_missing += asked - (self._num_samples - num_before)
+        self.num_missing += asked - num_given
+
+    def _animation_samples(self, animation: WebpAnimation) -> Iterator[Frame]:
+        wanted_stream = self.sampling.streams
+        if wanted_stream not in ("all", "main", 0):
+            raise VideoError("no_stream", f"has no video stream {wanted_stream}; its video streams: 0. Change --stream")
+        if not animation.frames:
+            raise VideoError("no_frames", "its animation holds no frames; save it again, or look for a whole copy")
+        if animation.width_px * animation.height_px > MAX_FRAME_PX:
+            size = f"{animation.width_px} x {animation.height_px}"
+            raise VideoError("too_large", f"a frame of {size} is beyond what is decoded")
+        *starts, end = animation.start_ms
+        timeline = Timeline(np.array(starts), np.ones(len(starts), np.bool_), 1e-3)
+        plan = plan_samples(timeline, self.sampling)
+        self.is_cut_short = plan.is_cut_short
+        self._survey_damage = "cut off: the file ends early" if animation.is_cut_off else None
+        self._note_timeline(Survey(0, timeline, True, None))
+        self.info = replace(self.info, codec="webp", width_px=animation.width_px, height_px=animation.height_px)
+        self.info = replace(self.info, duration_s=end / 1e3)
+        self.surveyed_cpu_s = time.process_time()
+        index, burst, last_s, wanted = 0, 0, None, set(plan.wanted.tolist())
+        for i, canvas in enumerate(animation_pictures(self.file, animation)):
+            self.check_time()
+            self.num_errors += canvas is None
+            if canvas is None or i not in wanted:
+                continue
+            time_s = starts[i] / 1e3
+            burst += last_s is not None and time_s - last_s > BURST_GAP_S
+            yield Frame(canvas.copy(), index, time_s, burst, i)
+            index, last_s = index + 1, time_s
+        if not index:
+            raise VideoError("no_frames", f"no frame could be decoded ({self.damage})")
+        self._note_missing(plan, index)
 
     def _note_timeline(self, surveyed: Survey) -> None:
         timeline = surveyed.timeline

@@ -8,76 +8,30 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 from dfscan.errors import ConfigError
+from dfscan.media.content import HEAD_BYTES, UTF_16_MARKS, is_animation, is_text, looks_like_video
+from dfscan.media.names import (
+    DOWNLOAD_FOLDER_SUFFIX,
+    OTHER_SUFFIXES,
+    SHARED_WITH_TEXT,
+    SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_deleted_file,
+    is_system_folder,
+    is_unfinished,
+    suffix_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dfscan.types import Reason
-
-HEAD_BYTES = 4096
-
-_VIDEO = """
-    264 265 266 3g2 3gp 3gp2 3gpp amv asf av1 avc avi bik cavs dav dhav dirac divx drc dv dvr-ms evo f4v
-    flc fli flv gxf h261 h263 h264 h265 h266 hevc ivf m1v m2p m2t m2ts m2v m4v mj2 mjpeg mjpg mk3d mkv mov
-    mp2v mp4 mp4v mpe mpeg mpeg4 mpg mpv mts mxf nsv nut obu ogm ogv qt r3d rm rmvb roq smk tod tp trp ts
-    vc1 vob vro vvc webm wm wmv wtv xvid y4m
-"""
-_PICTURES = """
-    ai apng arw avif bmp cr2 cr3 cur dds dib djvu dng emf eps exr gif hdr heic heif icns ico j2k jfif jp2
-    jpe jpeg jpg jxl nef orf pbm pcx pgm png pnm ppm psd raf rw2 svg svgz tga tif tiff webp wmf xcf
-"""
-# .ogg is absent because it may hold pictures too.
-_SOUND = """
-    aac ac3 aif aifc aiff amr ape au caf dts eac3 flac m3u m3u8 m4a m4b m4p m4r mid midi mka mp3 mpa oga
-    opus pls ra spx tta wav weba wma wv xspf
-"""
-_TEXT = """
-    ass bib csv doc docm docx epub htm html ini json jsonl ledger log lrc markdown md mobi ndjson nfo odp
-    ods odt pages pdf ppt pptx rst rtf sbv srt ssa sub sup tex toml tsv ttml txt vtt xls xlsm xlsx xml
-    yaml yml
-"""
-_ARCHIVES_AND_CODE = """
-    7z apk bash bat bz2 c cab cc cfg class cmd conf cpp cs css cue dart deb diff dll dmg dylib exe go gz h
-    hpp ipynb jar java js jsx kt lock lua lz4 lzma mjs o patch php pl ps1 py pyc pyi r rar rb rpm rs s sh
-    so sql swift tar tbz2 tgz tsx txz wasm whl xz zip zst
-"""
-_DATA = """
-    arrow avro ckpt crt db db-shm db-wal feather h5 hdf5 key mat md5 npy npz onnx parquet pb pem pickle
-    pkl pt pth safetensors sha1 sha256 sig sqlite sqlite-shm sqlite-wal sqlite3 tflite torrent ttf woff
-    woff2
-"""
-
-VIDEO_SUFFIXES = frozenset(_VIDEO.split())
-"""Taken without a look inside."""
-
-OTHER_SUFFIXES = frozenset(f"{_PICTURES} {_SOUND} {_TEXT} {_ARCHIVES_AND_CODE} {_DATA}".split())
-"""Passed over without a look inside."""
-
-_STILL_OR_SOUND_BRANDS = (
-    b"M4A M4B M4P F4A F4B heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf avif avis avio"
-    b" jp2 jpx jpm jxl crx"
-)
-_VIDEO_HEADS = (
-    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
-    b"\x00\x00\x01\xba",  # MPEG program stream
-    b"\x00\x00\x01\xb3",  # MPEG video
-    b"FLV\x01",
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",  # ASF
-    b"\xb7\xd8\x00\x20\x37\x49\xda\x11\xa6\x4e\x00\x07\xe9\x5e\xad\x8d",  # WTV
-    b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01",  # MXF partition pack
-    b".RMF",
-    b"DHAV",
-    b"DKIF",
-    b"YUV4MPEG2",
-    b"nut/multimedia container",
-)
-_OGG_VIDEO_MARKS = (b"\x80theora", b"BBCD\x00", b"OVP80", b"\x01video\x00")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +45,11 @@ class Discovery:
     """Regular files to open, in code-point order; bytes that are not UTF-8 are surrogate escapes."""
     problems: dict[str, Reason]
     """Paths that get an ``error`` row unopened: ``not_found``, ``not_regular`` or ``unreadable``."""
-    passed_over: Counter[str]
-    """How many were left out: ``not_video``, ``excluded``, ``symlink``, ``not_regular``, ``duplicate``."""
+    skipped: list[tuple[str, str]]
+    """Path and reason of what gets no row: ``not_video``, ``unfinished``, ``system_file``, ``system_folder``,
+    ``excluded``, ``symlink``, ``not_regular``, ``unreadable`` or ``duplicate``."""
+    empty: list[str]
+    """Directories among the inputs that gave no row."""
 
 
 def discover(
@@ -105,14 +62,15 @@ def discover(
 ) -> Discovery:
     """Find the files to scan.
 
-    A file that is named always counts, whatever its suffix and the patterns. A directory is walked: it gives
-    its files with a video suffix, and those with none or an unknown one that begin like a video container.
+    A file that is named always counts, whatever its suffix and the patterns. A directory is walked: it gives its
+    files with a video suffix, and others whose content is a video or an animation. Unfinished downloads and what
+    operating systems keep for themselves are skipped, and so are system folders unless they are among the inputs.
 
     Args:
         inputs: files and directories named on the command line; a symbolic link among them is followed.
         listed: entries of ``--files-from``; one that does not exist becomes a problem, not an exception.
-        include: patterns (`fnmatch`, case-sensitive, ``*`` crosses ``/``) on the base name or on the path
-            below the directory given; if there are any, they decide instead of suffix and content.
+        include: patterns (`fnmatch`, case-sensitive, ``*`` crosses ``/``) on the base name or on the path below the
+            directory given; if there are any, they decide instead of suffix and content.
         exclude: patterns that win over everything found in a directory, and prune directories.
         follow_symlinks: also follow links met inside directories.
 
@@ -130,38 +88,41 @@ def discover(
 def read_list(stream: BinaryIO, *, null: bool) -> list[str]:
     """Read the entries of ``--files-from``: one a line or, with `null`, each ended by a NUL byte.
 
-    Names are kept exactly, spaces and carriage returns included; blank lines are skipped.
+    Lines may end in LF or CR LF, and a byte order mark may come first, UTF-16's too; blank lines are skipped. Names
+    are kept exactly, spaces included; one that ends in a carriage return needs `null`.
     """
-    entries = stream.read().split(b"\0" if null else b"\n")
-    return [os.fsdecode(entry) for entry in entries if (entry if null else entry.strip())]
+    data = stream.read()
+    if null:
+        return [os.fsdecode(entry) for entry in data.split(b"\0") if entry]
+    if data.startswith(UTF_16_MARKS):
+        data = data.decode("utf-16", errors="replace").encode()
+    lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    return [os.fsdecode(line) for line in lines if line.strip()]
 
 
-def looks_like_video(head: bytes) -> bool:
-    """Tell from the first `HEAD_BYTES` bytes of a file whether it is a video container."""
-    return (
-        head.startswith(_VIDEO_HEADS)
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or _is_iso_media(head)
-        or _is_transport_stream(head)
-        or (head.startswith(b"OggS") and any(mark in head for mark in _OGG_VIDEO_MARKS))
-    )
+def why_no_video(name: str, path: str) -> str | None:
+    """Tell why a file gets no row, whatever suffix it has: None if there is no such reason.
+
+    Args:
+        name: of the file.
+        path: where it can be read; a regular file.
+
+    Returns:
+        ``unfinished``, ``system_file``, ``not_video`` or None.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if is_unfinished(name):
+        return "unfinished"
+    if is_deleted_file(name) or _is_apple_double(name, path):
+        return "system_file"
+    return "not_video" if suffix_of(name) in SHARED_WITH_TEXT and is_text(_read_head(path)) else None
 
 
-def _is_iso_media(head: bytes) -> bool:
-    kind = head[4:8]
-    if kind == b"ftyp":
-        return head[8:12].rstrip() not in _STILL_OR_SOUND_BRANDS.split()
-    # "free" and "skip" are English: the text "The free ..." would be an atom of 1.4 GB.
-    is_small = head[:1] == b"\0"
-    return kind in (b"moov", b"mdat") or (is_small and kind in (b"wide", b"free", b"skip"))
-
-
-def _is_transport_stream(head: bytes) -> bool:
-    def has_sync(first: int, step: int) -> bool:
-        marks = head[first : first + 2 * step + 1 : step]
-        return len(marks) >= 2 and marks.count(0x47) == len(marks)
-
-    return has_sync(0, 188) or has_sync(4, 192)
+def _is_apple_double(name: str, path: str) -> bool:
+    """``._clip.mp4``: what macOS knows of ``clip.mp4`` besides its content. A hidden video may have such a name too."""
+    return name.startswith("._") and not _has_video_content(path)
 
 
 def _require_existing(paths: list[str]) -> None:
@@ -196,17 +157,26 @@ def _reason(code: str, text: str) -> Reason:
     return Reason(code, text)
 
 
-def _read_head(path: str) -> bytes:
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
     # The file may have been exchanged for a FIFO since it was listed: neither wait for it nor read from it.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return os.read(fd, HEAD_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    finally:
-        os.close(fd)
+    with os.fdopen(fd, "rb") as file:
+        yield file if stat.S_ISREG(os.fstat(fd).st_mode) else BytesIO()
+
+
+def _read_head(path: str) -> bytes:
+    with _opened(path) as file:
+        return file.read(HEAD_BYTES)
+
+
+def _has_video_content(path: str) -> bool:
+    with _opened(path) as file:
+        return looks_like_video(file.read(HEAD_BYTES)) or is_animation(file)
 
 
 def _entry_kind(entry: os.DirEntry[str], follow_symlinks: bool) -> str:
-    """Return ``file``, ``directory``, or the reason to pass the entry over."""
+    """Return ``file``, ``directory``, or the reason to skip the entry."""
     if entry.is_symlink() and not follow_symlinks:
         return "symlink"
     try:
@@ -226,7 +196,8 @@ class _Search:
     follow_symlinks: bool
     rows: list[tuple[str, str, Reason | None]] = field(default_factory=list)
     """Path, resolved path, problem."""
-    passed_over: Counter[str] = field(default_factory=Counter)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
     def add_named(self, path: str) -> None:
         try:
@@ -236,7 +207,11 @@ class _Search:
         except OSError as error:
             return self._add_problem(path, "unreadable", f"it cannot be reached ({error.strerror})")
         if stat.S_ISDIR(mode):
-            return self._walk(path)
+            num_before = len(self.rows)
+            self._walk(path)
+            if len(self.rows) == num_before:
+                self.empty.append(path)
+            return None
         if stat.S_ISREG(mode):
             return self.rows.append((path, _resolve(path), None))
         self._add_problem(path, "not_regular", "a pipe, socket or device; only regular files are read")
@@ -247,13 +222,13 @@ class _Search:
         problems: dict[str, Reason] = {}
         for path, resolved, problem in sorted(self.rows, key=lambda row: row[:2]):
             if resolved in seen:
-                self.passed_over["duplicate"] += 1
+                self.skipped.append((path, "duplicate"))
             elif problem:
                 problems[path] = problem
             else:
                 paths.append(path)
             seen.add(resolved)
-        return Discovery(paths, problems, self.passed_over)
+        return Discovery(paths, problems, sorted(self.skipped), self.empty)
 
     def _add_problem(self, path: str, code: str, text: str) -> None:
         self.rows.append((path, _resolve(path), _reason(code, text)))
@@ -264,7 +239,7 @@ class _Search:
         while pending:
             directory, resolved = pending.pop()
             if self.follow_symlinks and not self._is_first_visit(directory, visited):
-                self.passed_over["duplicate"] += 1
+                self.skipped.append((directory, "duplicate"))
                 continue
             found = self._read_directory(directory, resolved, root)
             # With the slash, directories come in the order of the paths below them: "a.b/" before "a/".
@@ -292,35 +267,43 @@ class _Search:
             self._add_problem(directory, "unreadable", f"the directory cannot be read ({error.strerror})")
 
     def _judge(self, entry: os.DirEntry[str], resolved: str, relative: str) -> bool:
-        """Take or count a file; return whether the entry is a directory to walk."""
+        """Take or skip a file; return whether the entry is a directory to walk."""
         kind = _entry_kind(entry, self.follow_symlinks)
         if kind in ("file", "directory") and _matches(entry.name, relative, self.exclude):
             kind = "excluded"
+        elif kind == "directory" and is_system_folder(entry.name):
+            kind = "system_folder"
+        elif kind == "directory" and suffix_of(entry.name) == DOWNLOAD_FOLDER_SUFFIX:
+            kind = "unfinished"
         if kind == "file":
             self._take(entry, resolved, relative)
         elif kind != "directory":
-            self.passed_over[kind] += 1
+            self.skipped.append((entry.path, kind))
         return kind == "directory"
 
     def _take(self, entry: os.DirEntry[str], resolved: str, relative: str) -> None:
         try:
-            passed_over = self._why_not(entry.name, resolved, relative)
+            reason = self._why_not(entry.name, resolved, relative)
         except OSError as error:
-            return self._add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
-        if passed_over:
-            self.passed_over[passed_over] += 1
+            if suffix_of(entry.name) not in OTHER_SUFFIXES:
+                return self._add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
+            reason = "unreadable"  # a picture or document by its name: not worth a mail every night
+        if reason:
+            self.skipped.append((entry.path, reason))
         else:
             self.rows.append((entry.path, resolved, None))
 
     def _why_not(self, name: str, resolved: str, relative: str) -> str | None:
         if self.include:
-            return None if _matches(name, relative, self.include) else "excluded"
-        suffix = os.path.splitext(name)[1][1:].lower()
-        if suffix in VIDEO_SUFFIXES:
+            if not _matches(name, relative, self.include):
+                return "excluded"
+            return "system_file" if _is_apple_double(name, resolved) else None
+        if reason := why_no_video(name, resolved):
+            return reason
+        suffix = suffix_of(name)
+        if suffix in VIDEO_SUFFIXES or (suffix not in SOUND_SUFFIXES and _has_video_content(resolved)):
             return None
-        if suffix in OTHER_SUFFIXES or not looks_like_video(_read_head(resolved)):
-            return "not_video"
-        return None
+        return "not_video"
 
 
 def _matches(name: str, relative: str, patterns: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 
@@ -34,6 +35,19 @@ def open_source(path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def hash_file(path: str) -> str:
+    """Lower-case hex sha256 of a regular file that is not empty.
+
+    Raises:
+        VideoError: as `open_source`.
+    """
+    with os.fdopen(open_source(path), "rb") as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise VideoError("unreadable", f"cannot be read ({error.strerror}); check the disk") from error
 
 
 def _require_regular(mode: int) -> None:

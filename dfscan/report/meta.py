@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from dfscan import __version__
+from dfscan.report.schema import REPORT_VERSION
 from dfscan.report.text import printable
 from dfscan.report.writers import AtomicFile
 
@@ -36,7 +37,8 @@ def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) ->
         ValueError: the document holds NaN or an infinity.
     """
     path = f"{os.fspath(report_path)}.meta.json"
-    text = json.dumps(_printable_json(document), ensure_ascii=False, allow_nan=False, indent=2)
+    versioned = {"report_version": REPORT_VERSION, **document}
+    text = json.dumps(_printable_json(versioned), ensure_ascii=False, allow_nan=False, indent=2)
     file = AtomicFile(path)
     file.write(f"{text}\n".encode())
     file.commit()

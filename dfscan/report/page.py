@@ -66,7 +66,7 @@ class Method:
     """Settings of the scan."""
     versions: Mapping[str, str]
     """Of the libraries."""
-    passed_over: Mapping[str, int]
+    skipped: Mapping[str, int]
     """How many files got no row, by reason."""
 
 
@@ -181,7 +181,7 @@ def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
         "dfscan_versions": sorted({printable(video.version) for video in videos}),
         "settings": sorted(_flat(method.settings)),
         "versions": sorted(_flat(method.versions)),
-        "passed_over": [(printable(code), count) for code, count in sorted(method.passed_over.items())],
+        "skipped": [(printable(code), count) for code, count in sorted(method.skipped.items())],
     }
 
 

@@ -28,11 +28,12 @@ class Reports:
         """Open them.
 
         Args:
-            settings: name them: `out`, `format`, `excel`, `frames_out`, `html` and `html_max_mb`.
+            settings: name them: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html` and `html_max_mb`.
             about: what workbooks say of the scan.
 
         Raises:
             OutputError: one cannot be written there.
+            ConfigError: the name of one asks for an unknown format.
         """
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
@@ -90,14 +91,20 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> Report
     if name == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed: name a file for the report with --out")
     target = sys.stdout.buffer if name == STDOUT else name
-    kind = settings.format or format_for(name)
-    return open_writer(target, REPORT_COLUMNS, format=kind, excel=settings.excel, about=about)
+    return open_writer(
+        target,
+        REPORT_COLUMNS,
+        format=format_for(name, settings.format),
+        excel=settings.excel,
+        delimiter=settings.delimiter,
+        about=about,
+    )
 
 
 def _open_frames(settings: ScanSettings) -> ReportWriter:
     assert settings.frames_out
     path = settings.frames_out
-    return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel)
+    return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
 
 
 def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None:

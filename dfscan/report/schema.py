@@ -51,7 +51,10 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("dfscan_version", "text"),
     Column("num_skipped_streams", "int"),
 )
-"""Report v1: one row a video."""
+"""One row a video."""
+
+REPORT_VERSION = 2
+"""Of these columns and of what their cells hold; in version 1 the cells of `sha256` began with ``sha256:``."""
 
 FRAME_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),
@@ -95,7 +98,7 @@ def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[st
         "fps": finite(info.fps),
         "codec": info.codec,
         "size_bytes": info.size_bytes,
-        "sha256": f"sha256:{info.sha256}" if info.sha256 else None,
+        "sha256": info.sha256,
         "checkpoint": checkpoint,
         "dfscan_version": version,
         "num_skipped_streams": info.num_skipped_streams,

@@ -13,19 +13,27 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import BinaryIO, Literal, Protocol, Self
 
-from dfscan.errors import OutputError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.report.schema import DIGITS, Column, finite
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 
 Format = Literal["csv", "jsonl", "xlsx", "parquet"]
-SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".xlsx": "xlsx", ".parquet": "parquet"}
-"""Of names that ask for another format than CSV."""
+SUFFIXES: dict[str, Format] = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".xlsx": "xlsx",
+    ".parquet": "parquet",
+}
+_SUFFIX = re.compile(r"\.[a-z]\w*")
+"""What names a format: not the ``.25`` of ``report-2026.11.25``."""
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space there or write somewhere else.",
@@ -36,9 +44,25 @@ _REMEDIES = {
 }
 
 
-def format_for(path: str | os.PathLike[str]) -> Format:
-    """Return the format that a name asks for by its suffix, see `SUFFIXES`, else CSV."""
-    return SUFFIXES.get(os.path.splitext(os.fspath(path))[1].lower(), "csv")
+def format_for(path: str | os.PathLike[str], asked: Format | None = None) -> Format:
+    """Return the format of a report.
+
+    Args:
+        path: its name, whose suffix names the format, see `SUFFIXES`; without one it is CSV.
+        asked: the format that was asked for, for names that say nothing of it.
+
+    Raises:
+        ConfigError: the suffix names a format that is not written, or another one than `asked`.
+    """
+    suffix, shown = os.path.splitext(os.fspath(path))[1].lower(), printable(os.fspath(path))
+    named = SUFFIXES.get(suffix)
+    if asked and named and asked != named:
+        raise ConfigError(f"'{shown}' is named {suffix}, but --format is {asked}; change one of them")
+    if not asked and not named and _SUFFIX.fullmatch(suffix):
+        raise ConfigError(
+            f"'{shown}': dfscan writes no {suffix} files; name it {', '.join(SUFFIXES)}, or give --format"
+        )
+    return asked or named or "csv"
 
 
 def open_writer(
@@ -47,6 +71,7 @@ def open_writer(
     *,
     format: Format,
     excel: bool = False,
+    delimiter: str = ",",
     about: Mapping[str, str] | None = None,
 ) -> ReportWriter:
     """Open a report for writing.
@@ -57,6 +82,7 @@ def open_writer(
         columns: the columns in order; rows are looked up by their names.
         format: see `format_for`.
         excel: start CSV with a byte order mark, without which Excel misreads UTF-8.
+        delimiter: of CSV; with ``;`` numbers have decimal commas.
         about: for a second sheet of a workbook: names and values of what the rows have in common.
 
     Raises:
@@ -64,7 +90,7 @@ def open_writer(
     """
     sink: Sink = AtomicFile(target) if isinstance(target, (str, os.PathLike)) else _Stream(target)
     if format == "csv":
-        return CsvWriter(sink, columns, excel=excel)
+        return CsvWriter(sink, columns, excel=excel, delimiter=delimiter)
     if format == "jsonl":
         return JsonLinesWriter(sink, columns)
     from dfscan.report.tables import ParquetWriter, XlsxWriter
@@ -129,18 +155,24 @@ class ReportWriter:
 
 
 class CsvWriter(ReportWriter):
-    """Comma-separated values: UTF-8, LF, header once, text quoted, numbers bare, missing empty."""
+    """Values with a delimiter between them: UTF-8, LF, header once, text quoted, numbers bare, missing empty.
 
-    def __init__(self, sink: Sink, columns: Sequence[Column], *, excel: bool = False) -> None:
+    Where the delimiter is ``;``, spreadsheets read ``0.5`` as text, a date or 5: such numbers have a comma.
+    """
+
+    def __init__(self, sink: Sink, columns: Sequence[Column], *, excel: bool, delimiter: str) -> None:
         super().__init__(sink, columns)
         self._encoding = "utf-8-sig" if excel else "utf-8"
+        self._delimiter = delimiter
+        self._decimal = "," if delimiter == ";" else "."
 
     def _head(self) -> bytes:
-        header = ",".join(_quoted(column.name) for column in self._columns)
+        header = self._delimiter.join(_quoted(column.name) for column in self._columns)
         return f"{header}\n".encode(self._encoding)
 
     def _line(self, row: Mapping[str, object]) -> str:
-        return ",".join(_csv_cell(column, row[column.name]) for column in self._columns) + "\n"
+        cells = [_csv_cell(column, row[column.name], self._decimal) for column in self._columns]
+        return self._delimiter.join(cells) + "\n"
 
 
 class JsonLinesWriter(ReportWriter):
@@ -307,12 +339,12 @@ def typed_cell(column: Column, value: object) -> str | int | float | None:
     return None if number is None else round(number, DIGITS[column.kind]) + 0.0  # + 0.0: never "-0.0"
 
 
-def _csv_cell(column: Column, value: object) -> str:
+def _csv_cell(column: Column, value: object, decimal: str) -> str:
     cell = typed_cell(column, value)
     if isinstance(cell, str):
         return _quoted(guard_formula(cell))
     if isinstance(cell, float):
-        return f"{cell:.{DIGITS[column.kind]}f}"
+        return f"{cell:.{DIGITS[column.kind]}f}".replace(".", decimal)
     return "" if cell is None else str(cell)
 
 

@@ -85,11 +85,17 @@ def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
     for ledger in ledgers:
         for entry in ledger.entries():
             before = latest.get(entry.key[0])
-            num_changed += before is not None and before[0].key[1:3] != entry.key[1:3]
+            num_changed += before is not None and _file(before[0]) != _file(entry)
             latest[entry.key[0]] = entry, ledger
     if num_changed:
         log.warning("%d files are not the same in all ledgers; of each the last ledger's result counts", num_changed)
     return sorted(latest.values(), key=lambda known: report_order(known[0].path))
+
+
+def _file(entry: Entry) -> tuple[int, int, str]:
+    """What tells a file from a changed one."""
+    _, size_bytes, mtime_ns, _ = entry.key
+    return size_bytes, mtime_ns, entry.sha256
 
 
 def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 A row is keyed by the file's identity (absolute path, size, modification time, sha256) and by its recipe, and holds the
 whole result as JSON. A recipe is the hash of everything else that decides a result; its document is kept beside it.
+Inode and change time are kept apart: they tell when a file must be hashed before its result is used again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +56,15 @@ CREATE TABLE IF NOT EXISTS pictures (
     jpeg BLOB NOT NULL,
     PRIMARY KEY (path, size_bytes, mtime_ns, recipe, position)
 );
+CREATE TABLE IF NOT EXISTS stamps (
+    path BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    recipe TEXT NOT NULL,
+    inode TEXT NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    PRIMARY KEY (path, size_bytes, mtime_ns, recipe)
+);
 CREATE TABLE IF NOT EXISTS checkpoints (
     sha256 TEXT PRIMARY KEY,
     card TEXT NOT NULL
@@ -69,6 +79,8 @@ class FileIdentity:
     size_bytes: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = field(default=0, compare=False)
+    """Changes with the content, and also with permissions, names and links: on its own it proves nothing."""
 
     @classmethod
     def of(cls, path: str) -> FileIdentity | None:
@@ -77,7 +89,7 @@ class FileIdentity:
             found = os.stat(path)
         except (OSError, ValueError):  # a name with a NUL byte is a ValueError
             return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,7 @@ class Ledger:
             self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
             self._database.execute(f"DELETE FROM pictures {_OF_FILE}", key)
             self._database.executemany(f"INSERT INTO pictures VALUES ({','.join('?' * 11)})", pictures)
+            self._stamp(key, identity)
 
     def get(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
         """The latest result of a file as it is, under this ledger's recipe; it has the path that is asked for.
@@ -183,6 +196,18 @@ class Ledger:
             query = f"SELECT result FROM videos {_OF_FILE} ORDER BY rowid DESC LIMIT 1"
             row = self._database.execute(query, key).fetchone()
         return _named(from_json(json.loads(row[0])), path) if row else None
+
+    def has_stamp(self, path: str, identity: FileIdentity) -> bool:
+        """Whether inode and change time are those under which the latest result of this file was last confirmed."""
+        with self._explained():
+            key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+            row = self._database.execute(f"SELECT inode, ctime_ns FROM stamps {_OF_FILE}", key).fetchone()
+        return bool(row == _stamp(identity))
+
+    def _stamp(self, key: tuple[object, ...], identity: FileIdentity | None) -> None:
+        if identity:
+            row = (*key, *_stamp(identity))
+            self._database.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def renew(self, path: str, identity: FileIdentity | None) -> None:
         """Make the result of a file the latest of its path again: it holds now, whatever was found in between.
@@ -197,6 +222,7 @@ class Ledger:
             if row != latest:
                 newest = "UPDATE videos SET rowid = (SELECT max(rowid) + 1 FROM videos) WHERE rowid = ?"
                 self._database.execute(newest, (row,))
+            self._stamp(key, identity)
 
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
         """The pictures that were put with a result."""
@@ -232,6 +258,8 @@ class Entry:
     """Under which it was judged."""
     key: tuple[bytes, int, int, str]
     """Absolute path, size, time and recipe."""
+    sha256: str
+    """Of the file; empty if it could not be hashed."""
     row: int
 
 
@@ -267,15 +295,15 @@ class OldLedger:
             ConfigError: a record is damaged.
         """
         query = (
-            "SELECT path, size_bytes, mtime_ns, recipe, rowid, json_extract(result, '$.path') FROM videos "
+            "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path') FROM videos "
             "WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY path"
         )
         with self._damage_said():
             documents = self._database.execute("SELECT recipe, document FROM recipes")
             recipes = {digest: Recipe(**json.loads(document)) for digest, document in documents}
             return [
-                Entry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), row)
-                for path, size_bytes, mtime_ns, digest, row, given in self._database.execute(query)
+                Entry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), sha256, row)
+                for path, size_bytes, mtime_ns, digest, sha256, row, given in self._database.execute(query)
             ]
 
     def result(self, entry: Entry) -> VideoResult:
@@ -321,6 +349,10 @@ def _pictures(database: sqlite3.Connection, key: tuple[object, ...]) -> list[Pic
 
 def _size_and_time(identity: FileIdentity | None) -> tuple[int, int]:
     return (identity.size_bytes, identity.mtime_ns) if identity else (-1, -1)
+
+
+def _stamp(identity: FileIdentity) -> tuple[str, int]:
+    return str(identity.inode), identity.ctime_ns  # an inode number may be larger than SQLite's integers
 
 
 def _named(result: VideoResult, path: str) -> VideoResult:

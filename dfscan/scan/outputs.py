@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfscan.config import ScanSettings
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, VideoError
+from dfscan.media.source import hash_file
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.page import Method, PageSummary
 from dfscan.report.reports import Reports
+from dfscan.report.text import display_path
 from dfscan.report.writers import remove_leftovers
 from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.types import Picture, VideoResult
@@ -64,7 +66,9 @@ class Outputs:
         """What the ledger knows of the file as it is now, unless that is worth another try; its row is written."""
         identity = FileIdentity.of(path)
         known = self._ledger.get(path, identity) if identity else None
-        if known is None or not self._is_final(known, identity):
+        if identity is None or known is None or not self._is_final(known, identity):
+            return None
+        if not self._is_same_file(known, identity):
             return None
         self._ledger.renew(path, identity)
         self._take(path, identity)
@@ -78,12 +82,34 @@ class Outputs:
             return False
         return self.dumps is None or self.dumps.holds(known.dumps)
 
+    def _is_same_file(self, known: VideoResult, identity: FileIdentity) -> bool:
+        """Whether the file still has the content that was judged; it is hashed if in doubt, and with `verify` always.
+
+        Restoring, copying back, changing permissions or mounting anew changes inode or change time, but not the
+        content; replacing a file by another one of equal size and modification time changes all three.
+        """
+        if not self._settings.verify and self._ledger.has_stamp(known.path, identity):
+            return True
+        try:
+            is_same = hash_file(known.path) == known.info.sha256
+        except VideoError:
+            return False  # scanning it again says why
+        if not is_same and known.info.sha256:
+            log.warning(
+                "%s: its content has changed, although its size and modification time have not; scanned again",
+                display_path(known.path),
+            )
+        return is_same
+
     def record(self, result: VideoResult, identity: FileIdentity | None) -> bool:
         """Put a result into the ledger; tells whether the ledger did not say the same of the file before."""
         before = self._ledger.get(result.path, identity)
         self._ledger.put(result, identity)
         self._take(result.path, identity)
-        return before is None or findings(before) != findings(result)
+        if before is None or findings(before) != findings(result):
+            return True
+        hashes = {before.info.sha256, result.info.sha256} - {None}
+        return len(hashes) > 1  # another file in its place
 
     def _take(self, path: str, identity: FileIdentity | None) -> None:
         """Reports get from the ledger all rows whose turn has come."""
@@ -102,8 +128,11 @@ class Outputs:
         self._reports.append(kept, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
         self._index.extend(kept.dumps)
 
-    def finish(self, passed_over: Mapping[str, int]) -> None:
+    def finish(self, skipped: Mapping[str, int]) -> None:
         """Write what is made of all results: the index of the dumps, and the page.
+
+        Args:
+            skipped: how many files and folders got no row, by reason.
 
         Raises:
             OutputError: one cannot be written.
@@ -116,7 +145,7 @@ class Outputs:
 
         def method() -> Method:
             cards = {self._recipe.checkpoint: self._card} if self._card else {}
-            return Method(cards, self._recipe.settings, versions(), passed_over)
+            return Method(cards, self._recipe.settings, versions(), skipped)
 
         warn_of_missing(self._reports.write_page(pictures, method))
 

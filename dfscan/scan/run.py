@@ -21,9 +21,10 @@ from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
+from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
-from dfscan.report.text import report_order
+from dfscan.report.text import display_path, report_order
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
@@ -49,7 +50,10 @@ class Tally:
     """Judged videos that are among the files of `seen`."""
     news: set[str] = field(default_factory=set)
     """Labels, and ``partial``, of results that the ledger did not hold before."""
-    passed_over: Counter[str] = field(default_factory=Counter)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of what was found but gets no row."""
+    empty: list[str] = field(default_factory=list)
+    """Folders and lists of files that gave nothing to scan, as they are shown to people."""
 
     def count(self, result: VideoResult, *, is_new: bool) -> None:
         """Add one result."""
@@ -65,22 +69,39 @@ class Tally:
         """Rows of the report."""
         return self.labels.total()
 
+    @property
+    def num_skipped(self) -> Counter[str]:
+        """How many files and folders got no row, by reason."""
+        return Counter(reason for _, reason in self.skipped)
+
     def exit_code(self, settings: ScanSettings) -> int:
-        """0 nothing to report, 1 something that `fail_on` names was found, 2 some video could not be judged."""
+        """0 nothing to report, 1 `fail_on` names something that was found, 2 a video or folder gave no verdict."""
         if settings.exit_zero:
             return 0
         found = {label for label, count in self.labels.items() if count} | ({"partial"} if self.num_partial else set())
-        failing = (self.news if settings.new_only else found) & set(settings.fail_on)
-        return 1 if failing - {"error"} else 2 if failing else 0
+        counted = (self.news if settings.new_only else found) | ({"empty"} if self.empty else set())
+        failing = counted & set(settings.fail_on)
+        return 1 if failing - {"error", "empty"} else 2 if failing else 0
 
     def summary(self) -> str:
         """One line for people and for cron mail."""
         counts = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
         plural = "video" if self.num_videos == 1 else "videos"
         extra = f" ({self.num_partial} partial)" if self.num_partial else ""
-        skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.passed_over.items()))
+        skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.num_skipped.items()))
         known = f"; {self.num_known} known from the ledger" if self.num_known else ""
-        return f"{self.num_videos} {plural}: {counts}{extra}{known}" + (f"; passed over: {skipped}" if skipped else "")
+        return f"{self.num_videos} {plural}: {counts}{extra}{known}" + (f"; skipped: {skipped}" if skipped else "")
+
+    def nothing_to_scan(self) -> str | None:
+        """One line on inputs without a video, such as a disk that is not mounted; None if all gave some."""
+        if not self.empty:
+            return None
+        places = ", ".join(self.empty)
+        num_pictures = sum(suffix_of(path) in PICTURE_SUFFIXES for path, _ in self.skipped)
+        if num_pictures:
+            plural = "picture was" if num_pictures == 1 else "pictures were"
+            return f"nothing to scan in {places}: {num_pictures} {plural} skipped; to judge one, use `dfscan explain`"
+        return f"nothing to scan in {places}: no videos found; check the path, and that its disk is mounted"
 
 
 def run_scan(
@@ -117,6 +138,7 @@ def run_scan(
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
     )
+    empty = _empty(found)
     found = share(found, settings.shard)
     refuse_overwriting(settings, found.paths)
     if settings.takes_known and ledger_path(settings) is None:
@@ -124,7 +146,9 @@ def run_scan(
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
     made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
-    tally = Tally(checkpoint.card.seen, passed_over=Counter(found.passed_over))
+    tally = Tally(checkpoint.card.seen, skipped=found.skipped, empty=empty)
+    for path, reason in found.skipped:
+        log.info("%s: skipped, %s", display_path(path), reason)
     if on_discovered:
         on_discovered(len(found.paths) + len(found.problems))
     card = checkpoint.card.model_dump(mode="json", exclude={"seen"})
@@ -141,7 +165,7 @@ def run_scan(
                     tally.count(result, is_new=outputs.record(result, identity))
                 if listener:
                     listener.video_done(result)
-            outputs.finish(tally.passed_over)
+            outputs.finish(tally.num_skipped)
         outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
     if tally.num_seen:
         log.warning(
@@ -152,17 +176,18 @@ def run_scan(
     return tally
 
 
-def share(found: Discovery, shard: str | None) -> Discovery:
-    """The I-th of N parts of the inputs; which part a file is in depends on its path alone.
+def _empty(found: Discovery) -> list[str]:
+    """Inputs that gave nothing to scan, as they are shown to people."""
+    if found.empty or found.paths or found.problems:
+        return [display_path(path) for path in found.empty]
+    return ["the list of --files-from"]
 
-    Raises:
-        ConfigError: I is more than N.
-    """
+
+def share(found: Discovery, shard: str | None) -> Discovery:
+    """The I-th of N parts of the inputs; which part a file is in depends on its path alone."""
     if shard is None:
         return found
     part, num_parts = map(int, shard.split("/"))
-    if part > num_parts:
-        raise ConfigError(f"--shard {shard}: there is no part {part} of {num_parts}; count from 1/{num_parts}")
 
     def is_ours(path: str) -> bool:
         return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8]) % num_parts == part - 1
@@ -233,7 +258,8 @@ def _metadata(
         "counts": {label: tally.labels[label] for label in LABELS} | {"partial": tally.num_partial},
         "known_from_ledger": tally.num_known,
         "seen_by_checkpoint": tally.num_seen if tally.seen else None,
-        "passed_over": dict(tally.passed_over),
+        "num_skipped": dict(tally.num_skipped),
+        "skipped": [{"path": display_path(path), "reason": reason} for path, reason in tally.skipped],
         "versions": versions(),
     }
 

@@ -141,7 +141,7 @@ def limit_threads() -> None:
 
 NOT_IN_RECIPE = frozenset(
     "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
-    "keep_pictures shard excel ledger resume workers "
+    "keep_pictures shard excel delimiter ledger resume verify workers "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that decide what is scanned and where it goes, but not what is found in a video."""

@@ -259,7 +259,15 @@ class Extraction:
             records.append(replace(record, crop=crop))
         identity = work.identity
         entry = Entry(
-            ended.path, identity.size_bytes, identity.mtime_ns, sha256, work.num_frames, ended.damage or "", records
+            path=ended.path,
+            size_bytes=identity.size_bytes,
+            mtime_ns=identity.mtime_ns,
+            sha256=sha256,
+            num_frames=work.num_frames,
+            damage=ended.damage or "",
+            crops=records,
+            inode=identity.inode,
+            ctime_ns=identity.ctime_ns,
         )
         self._journal.append(entry)
         return entry

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError, OutputError, VideoError
+from dfscan.media.source import hash_file
 from dfscan.scan.ledger import FileIdentity
 
 JOURNAL_NAME = "progress.jsonl"
@@ -47,13 +48,24 @@ class Entry:
     damage: str
     """What of it could not be decoded; empty where all could."""
     crops: list[CropRecord]
+    inode: int | None = None
+    """None, as `ctime_ns`, in journals that were begun before it was recorded."""
+    ctime_ns: int | None = None
 
     def is_current(self, dataset_dir: Path) -> bool:
-        """Whether the source is as it was then and its crops still lie there."""
+        """Whether the source is as it was then and its crops still lie there; it is hashed only if in doubt."""
         identity = FileIdentity.of(self.path)
         if identity is None or (identity.size_bytes, identity.mtime_ns) != (self.size_bytes, self.mtime_ns):
             return False
-        return all((dataset_dir / crop.crop).is_file() for crop in self.crops)
+        if not all((dataset_dir / crop.crop).is_file() for crop in self.crops):
+            return False
+        return (identity.inode, identity.ctime_ns) == (self.inode, self.ctime_ns) or self._has_same_content()
+
+    def _has_same_content(self) -> bool:
+        try:
+            return hash_file(self.path) == self.sha256
+        except VideoError:
+            return False  # decoding it again says why
 
 
 class Journal:

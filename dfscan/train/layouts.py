@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dfscan.errors import ConfigError
-from dfscan.media.discover import VIDEO_SUFFIXES
+from dfscan.media.discover import why_no_video
+from dfscan.media.names import VIDEO_SUFFIXES, is_system_folder
 from dfscan.train.manifest import LABELS, SPLITS, Label, Split
 
 PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
@@ -61,9 +62,26 @@ class Sources:
 
 
 def media_files(folder: Path) -> list[Path]:
-    """Videos and pictures below a folder, by their suffixes, sorted; none where there is no such folder."""
+    """Videos and pictures below a folder, by their suffixes, sorted; none where there is no such folder.
+
+    What systems and unfinished downloads leave there is not among them, as in a scan.
+    """
     suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES
-    return sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in suffixes and path.is_file())
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix[1:].lower() in suffixes
+        and not any(is_system_folder(name) for name in path.relative_to(folder).parts[:-1])
+        and path.is_file()
+        and not _is_left_behind(path)
+    )
+
+
+def _is_left_behind(path: Path) -> bool:
+    try:
+        return why_no_video(path.name, os.path.realpath(path)) is not None
+    except OSError:
+        return False  # decoding it says why it cannot be read
 
 
 def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -1,0 +1,120 @@
+"""What the content of a file tells, without decoding it: a video, an animation, or text."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import BinaryIO
+
+HEAD_BYTES = 4096
+
+_STILL_OR_SOUND_BRANDS = (
+    b"M4A M4B M4P F4A F4B heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf avif avis avio"
+    b" jp2 jpx jpm jxl crx aax aaxc"
+)
+_VIDEO_HEADS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\x00\x00\x01\xba",  # MPEG program stream
+    b"\x00\x00\x01\xb3",  # MPEG video
+    b"FLV\x01",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",  # ASF
+    b"\xb7\xd8\x00\x20\x37\x49\xda\x11\xa6\x4e\x00\x07\xe9\x5e\xad\x8d",  # WTV
+    b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01",  # MXF partition pack
+    b".RMF",
+    b"DHAV",
+    b"DKIF",
+    b"YUV4MPEG2",
+    b"nut/multimedia container",
+)
+_OGG_VIDEO_MARKS = (b"\x80theora", b"BBCD\x00", b"OVP80", b"\x01video\x00")
+
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+GIF_IMAGE, GIF_EXTENSION = 0x2C, 0x21
+MAX_PNG_CHUNKS = 1000
+"""So many may come before the picture's own; there are seldom more than ten."""
+
+
+def looks_like_video(head: bytes) -> bool:
+    """Tell from the first `HEAD_BYTES` bytes of a file whether it is a video container."""
+    return (
+        head.startswith(_VIDEO_HEADS)
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or _is_iso_media(head)
+        or _is_transport_stream(head)
+        or (head.startswith(b"OggS") and any(mark in head for mark in _OGG_VIDEO_MARKS))
+    )
+
+
+def _is_iso_media(head: bytes) -> bool:
+    kind = head[4:8]
+    if kind == b"ftyp":
+        return head[8:12].rstrip() not in _STILL_OR_SOUND_BRANDS.split()
+    # "free" and "skip" are English: the text "The free ..." would be an atom of 1.4 GB.
+    is_small = head[:1] == b"\0"
+    return kind in (b"moov", b"mdat") or (is_small and kind in (b"wide", b"free", b"skip"))
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    def has_sync(first: int, step: int) -> bool:
+        marks = head[first : first + 2 * step + 1 : step]
+        return len(marks) >= 2 and marks.count(0x47) == len(marks)
+
+    return has_sync(0, 188) or has_sync(4, 192)
+
+
+def is_text(head: bytes) -> bool:
+    """Tell from its first bytes whether a file is text."""
+    return head.startswith(UTF_16_MARKS) or (bool(head) and not _NO_TEXT.search(head))
+
+
+def is_animation(file: BinaryIO) -> bool:
+    """Tell whether a file is a GIF, PNG or WebP picture of several frames."""
+    file.seek(0)
+    head = file.read(21)
+    if len(head) < 21:
+        return False
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return _is_animated_gif(file, head)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _is_animated_png(file)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
+def _is_animated_gif(file: BinaryIO, head: bytes) -> bool:
+    """Whether there is a second image; headers, extensions and images are skipped by their lengths."""
+    file.seek(13 + _gif_colours(head[10]))
+    num_images = 0
+    while kind := file.read(1):
+        if kind[0] == GIF_IMAGE:
+            num_images += 1
+            if num_images == 2:
+                return True
+            descriptor = file.read(9)
+            file.seek(_gif_colours(descriptor[-1]) + 1 if len(descriptor) == 9 else 0, os.SEEK_CUR)
+        elif kind[0] == GIF_EXTENSION:
+            file.seek(1, os.SEEK_CUR)
+        else:
+            return False
+        while length := file.read(1)[:1].strip(b"\0"):
+            file.seek(length[0], os.SEEK_CUR)
+    return False
+
+
+def _gif_colours(flags: int) -> int:
+    """Bytes of the table of colours that these flags announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _is_animated_png(file: BinaryIO) -> bool:
+    """Whether its control chunk, which comes before the picture, announces several frames."""
+    file.seek(8)
+    for _ in range(MAX_PNG_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IDAT":
+            return False
+        if head[4:] == b"acTL":
+            return int.from_bytes(file.read(4), "big") > 1
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False

@@ -1,0 +1,124 @@
+"""Animated WebP, which FFmpeg's reader takes for one broken picture. Used in the decoding child only.
+
+Each frame lies in a chunk of its own as a WebP picture without its header: with a header FFmpeg decodes it, and here it
+is laid over the frame before it. https://developers.google.com/speed/webp/docs/riff_container
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
+
+from dfscan.media.container import MAX_FRAME_PX
+
+ANIMATION_FLAG, ALPHA_FLAG = 2, 16
+CLEAR_AFTERWARDS, REPLACE = 1, 2
+FRAME_HEADER_BYTES = 16
+MAX_CHUNKS = 100_000
+DEFAULT_MS = 100
+"""Of frames that announce no duration: what browsers give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebpFrame:
+    """One frame of an animation: where it lies in the file and on the canvas."""
+
+    position: int
+    size_bytes: int
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+    duration_ms: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebpAnimation:
+    """What an animated WebP announces."""
+
+    width_px: int
+    height_px: int
+    frames: tuple[WebpFrame, ...]
+    is_cut_off: bool
+
+    @property
+    def start_ms(self) -> list[int]:
+        """When each frame is shown, and at the end when the last one ends."""
+        return [0, *np.cumsum([frame.duration_ms for frame in self.frames]).tolist()]
+
+
+def read_animation(file: FileIO) -> WebpAnimation | None:
+    """Read the chunks of an animated WebP; None for every other file."""
+    file.seek(0)
+    head = file.read(30)
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X" or not head[20] & ANIMATION_FLAG:
+        return None
+    size_bytes = os.fstat(file.fileno()).st_size
+    position, frames, is_cut_off = 12, [], 8 + _number(head[4:8]) > size_bytes
+    for _ in range(MAX_CHUNKS):
+        file.seek(position)
+        chunk = file.read(8 + FRAME_HEADER_BYTES)
+        if len(chunk) < 8:
+            break
+        length = _number(chunk[4:8])
+        if chunk[:4] == b"ANMF" and len(chunk) == 8 + FRAME_HEADER_BYTES and position + 8 + length <= size_bytes:
+            frames.append(_frame(chunk[8:], position + len(chunk), length - FRAME_HEADER_BYTES))
+        position += 8 + length + length % 2
+    return WebpAnimation(_number(head[24:27]) + 1, _number(head[27:30]) + 1, tuple(frames), is_cut_off)
+
+
+def _frame(header: bytes, position: int, size_bytes: int) -> WebpFrame:
+    x, y, width, height, duration = (_number(header[i : i + 3]) for i in range(0, 15, 3))
+    return WebpFrame(position, size_bytes, 2 * x, 2 * y, width + 1, height + 1, duration or DEFAULT_MS, header[15])
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[NDArray[np.uint8] | None]:
+    """Yield the canvas, (H, W, 3) RGB, as each frame leaves it; None for a frame that cannot be decoded.
+
+    The canvas is one array, painted on by the next frame; where it is transparent it is black.
+    """
+    canvas = np.zeros((animation.height_px, animation.width_px, 3), np.uint8)
+    for frame in animation.frames:
+        file.seek(frame.position)
+        pixels = _decoded(file.read(frame.size_bytes), frame)
+        place = canvas[frame.y_px : frame.y_px + frame.height_px, frame.x_px : frame.x_px + frame.width_px]
+        if pixels is None or place.shape[:2] != pixels.shape[:2]:
+            yield None
+            continue
+        alpha = pixels[..., 3:].astype(np.uint16)
+        under = 0 if frame.flags & REPLACE else place * (255 - alpha)
+        place[:] = (pixels[..., :3] * alpha + under + 127) // 255
+        yield canvas
+        if frame.flags & CLEAR_AFTERWARDS:
+            place[:] = 0
+
+
+def _decoded(data: bytes, frame: WebpFrame) -> NDArray[np.uint8] | None:
+    """Pixels of one frame, (H, W, 4) RGBA."""
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in (frame.width_px, frame.height_px))
+    flags = ALPHA_FLAG if data.startswith((b"ALPH", b"VP8L")) else 0
+    body = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes([flags, 0, 0, 0]) + sides + data
+    context = av.CodecContext.create("webp", "r")
+    assert isinstance(context, VideoCodecContext)
+    context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_FRAME_PX)}
+    try:
+        pictures = context.decode(av.Packet(b"RIFF" + len(body).to_bytes(4, "little") + body))
+        pictures += context.decode(None)
+    except av.error.MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError):
+        return None
+    return np.asarray(pictures[0].to_ndarray(format="rgba"), np.uint8) if pictures else None
