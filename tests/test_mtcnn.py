@@ -65,7 +65,7 @@ def test_squares_keep_their_centre_and_longer_side() -> None:
     assert squares.tolist() == [[0, 5, 20, 25], [3.5, 5, 7.5, 9]]
 
 
-def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
+def test_boxes_are_filled_up_with_grey_at_the_border_and_dropped_beyond_it() -> None:
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
@@ -73,9 +73,10 @@ def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
     kept, crops = _cut(cv2.integral(frame), boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
-    assert np.ptp(crops[0]) == np.ptp(crops[1]) == 0
-    assert crops[0, 0, 0, 0] == pytest.approx(127.5 / 128)
-    assert crops[1, 0, 0, 0] == pytest.approx(-127.5 / 128)
+    assert (crops[0, :, :12] == 0).all()  # the upper half is beyond the border, and two fifths to the left
+    assert (crops[0, :, :, :9] == 0).all()
+    assert crops[0, :, 13:, 10:] == pytest.approx(127.5 / 128)
+    assert crops[1] == pytest.approx(-127.5 / 128)
 
 
 @pytest.mark.parametrize("size_px", [(24, 24), (31, 17), (100, 75), (199, 140)])

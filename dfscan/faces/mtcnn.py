@@ -26,12 +26,16 @@ PYRAMID_FACTOR = 0.709
 """From one copy to the next: about half the area."""
 WINDOW_PX, STRIDE_PX = 12, 2
 """What the first network looks at, and how far it moves."""
+MARGIN_PX = 4
+"""Grey round each copy: of a face cut by the border a third of the window may lie outside. A multiple of the stride."""
 REFINED_PX, DECIDED_PX = 24, 48
 """Sides of what the second and the third network look at."""
 THRESHOLDS = (0.6, 0.7, 0.7)
 """Least probability of a face, for each network."""
 OVERLAP_IN_SCALE, OVERLAP = 0.5, 0.7
 """Of two boxes that overlap more the less probable is dropped: within one copy, and from then on."""
+MAX_REACH_PX = 1 << 20
+"""Farther out corners of boxes count as if they were here."""
 NO_BOXES: Floats = np.empty((0, 4), np.float32)
 
 
@@ -145,9 +149,11 @@ def _propose(sums: Sums, networks: Networks, min_face_px: float) -> _Boxes:
     height, width = _size_px(sums)
     parts = [_Boxes(NO_BOXES, NO_BOXES[:, 0], NO_BOXES)]
     for scale in pyramid(height, width, min_face_px):
-        corrections, scores = networks.propose(_shrunk(sums, int(height * scale + 1), int(width * scale + 1)))
+        picture = _shrunk(sums, int(height * scale + 1), int(width * scale + 1))
+        margins = ((0, 0), (0, 0), (MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX))
+        corrections, scores = networks.propose(np.pad(picture, margins))
         y, x = np.nonzero(scores >= THRESHOLDS[0])
-        corner = STRIDE_PX * np.stack([x, y], axis=1)
+        corner = STRIDE_PX * np.stack([x, y], axis=1) - MARGIN_PX
         near, far = np.floor((corner + 1) / scale), np.floor((corner + WINDOW_PX) / scale)
         boxes = np.concatenate([near, far], axis=1).astype(np.float32)
         part = _Boxes(boxes, scores[y, x], corrections[:, y, x].T)
@@ -225,7 +231,7 @@ def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArr
         columns: the same for W columns.
 
     Returns:
-        float32 [N, 3, H, W] in [-1, 1].
+        float32 [N, 3, H, W] in [-1, 1]; 0, a medium grey, where a rectangle is empty.
     """
     (top, bottom), (left, right) = ([edge[:, :, None] for edge in rows], [edge[:, None] for edge in columns])
     # Flat positions: taking them is four times as fast as indexing rows and columns.
@@ -234,10 +240,13 @@ def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArr
     totals -= flat.take(above + right, axis=0)
     totals -= flat.take(below + left, axis=0)
     totals += flat.take(above + left, axis=0)
-    shares = np.reciprocal((bottom - top) * (right - left) * np.float32(128), dtype=np.float32)
+    areas = (bottom - top) * (right - left)
+    shares = np.reciprocal(np.maximum(areas, 1) * np.float32(128), dtype=np.float32)
     pictures = np.empty((len(totals), 3, *totals.shape[1:3]), np.float32)
     np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=pictures)
     pictures -= np.float32(127.5 / 128)
+    if not areas.all():
+        pictures.transpose(0, 2, 3, 1)[areas == 0] = 0
     return pictures
 
 
@@ -249,16 +258,22 @@ def _squared(boxes_xyxy: Floats) -> Floats:
 
 
 def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
-    """The part of each box that lies in its frame, stretched to a square; boxes with none are dropped."""
+    """Crop each box as a square, grey where it lies outside the frame; boxes that lie outside altogether are dropped.
+
+    The authors' own code fills boxes up as well. The library stretches the part inside the frame to the whole square
+    instead: a face cut by the border is then lost, or its box is twice as wide as the face and centred outside.
+    """
     height, width = _size_px(sums)
     boxes = boxes[np.isfinite(boxes.xyxy).all(axis=1)]
-    bounded = boxes.xyxy.clip(-1, max(width, height) + 1).astype(np.intp)
-    near = np.maximum(bounded[:, :2], 1) - 1
-    far = np.minimum(bounded[:, 2:], (width, height))
-    is_inside = (far > near).all(axis=1)
+    bounded = boxes.xyxy.clip(-MAX_REACH_PX, MAX_REACH_PX).astype(np.intp)
+    near, far = bounded[:, :2] - 1, bounded[:, 2:]
+    is_inside = (np.minimum(far, (width, height)) > near.clip(0)).all(axis=1)
     boxes, near, far = boxes[is_inside], near[is_inside], far[is_inside]
-    begins, ends = (near[:, :, None] + edge for edge in _edges(far - near, side_px))
-    return boxes, _means(sums, (begins[:, 1], ends[:, 1]), (begins[:, 0], ends[:, 0]))
+    columns, rows = (
+        [(near[:, i, None] + edge).clip(0, size_px) for edge in _edges(far[:, i] - near[:, i], side_px)]
+        for i, size_px in enumerate((width, height))
+    )
+    return boxes, _means(sums, rows, columns)
 
 
 def _best(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:

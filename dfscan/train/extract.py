@@ -33,7 +33,7 @@ CROPS_DIR = "crops"
 UNFINISHED_DIR = "crops/.unfinished"
 CUTTING = ("num_frames", "detection_threshold", "min_face_px", "max_faces", "margin", "max_crop_px", "crop_format")
 """The settings that crops depend on."""
-CUTTING_VERSION = 1
+CUTTING_VERSION = 2
 """To be raised when the same settings begin to give other crops."""
 
 
