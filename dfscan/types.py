@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
-PictureKind = Literal["face", "heat_map"]
+PictureKind = Literal["face", "heat_map", "frame"]
 
 LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -64,6 +64,8 @@ class Frame:
     """True time of this picture, not the time that was asked for."""
     burst: int
     """Number of the run of neighbouring samples that it belongs to; faces move little within one."""
+    shot: int = 0
+    """Number of the shot that it belongs to, see `media.shots`; what was not decoded parts shots too."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
@@ -97,6 +99,8 @@ class Face:
     """(D,) likeness descriptor of `faces.appearance`; used only to link faces of one person."""
     scene: Scene | None = None
     """The frame it was found in; used only to tell a cut from a movement. None where it is not known."""
+    shot: int = 0
+    """Of the frame it was found in; used only to link faces of one person."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,14 +162,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A small picture of one judged face, for people to look at."""
+    """A small picture for people to look at: a judged face, or a whole frame of a video in which none was found."""
 
     kind: PictureKind
     track_id: int
+    """-1 for a frame."""
     frame_index: int
     time_s: float
     score: float
-    """Of this face, in [0, 1]."""
+    """Of this face, in [0, 1]; 0 for a frame, which has none."""
     jpeg: bytes
 
 

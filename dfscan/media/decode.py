@@ -21,6 +21,7 @@ from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
 from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
 from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, plan_samples, seek_target
+from dfscan.media.shots import ShotCounter
 from dfscan.types import Frame, VideoInfo
 
 MAX_ERRORS_IN_A_ROW = 250
@@ -100,7 +101,7 @@ class Decoding:
             pixels = to_rgb(picture, stream.sample_aspect_ratio)
             if not index:
                 self.info = replace(self.info, width_px=pixels.shape[1], height_px=pixels.shape[0])
-            yield Frame(pixels, index, time_s, burst)
+            yield Frame(pixels, index, time_s, burst, reader.shots.sample())
             index, last_s = index + 1, time_s
 
     def _note_picture(self, picture: VideoFrame) -> None:
@@ -122,6 +123,7 @@ class _Reader:
         self._last_tick: int | None = None
         self._ran_out = False
         self.num_frames = 0
+        self.shots = ShotCounter()
 
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float]]:
         """Yield each wanted picture with its time in seconds; afterwards drain the stream if all is decoded."""
@@ -129,9 +131,10 @@ class _Reader:
         ticks = self._timeline.pts[plan.wanted]
         at = 0
         while at < len(ticks):
-            key = None if plan.decode_all else self._seek_target(int(plan.wanted[at]))
+            key = None if plan.decode_all or self._is_near(ticks[at]) else self._seek_target(int(plan.wanted[at]))
             packets = None if key is None else self._packets_from(key)
             if key is not None and packets is not None:
+                self.shots.skip()
                 decoded = self._decode(packets, int(self._timeline.pts[key]))
             found = next(((picture, tick) for picture, tick in decoded if tick >= ticks[at]), None)
             if found is None:
@@ -150,6 +153,12 @@ class _Reader:
         if self._last_tick is None or not self._ran_out:
             return 0.0
         return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)
+
+    def _is_near(self, tick: int) -> bool:
+        """Whether a picture belongs to the burst of the last one: all between are decoded, or cuts would be missed."""
+        if self._last_tick is None:
+            return False
+        return (tick - self._last_tick) * self._timeline.time_base_s <= BURST_GAP_S
 
     def _seek_target(self, wanted: int) -> int | None:
         if not self._can_seek:
@@ -195,6 +204,7 @@ class _Reader:
         if picture.width * picture.height > MAX_FRAME_PX:
             raise VideoError("too_large", f"a picture of {picture.width} x {picture.height} is beyond what is decoded")
         tick = self._tick(picture)
+        self.shots.add(picture)
         self.num_frames += 1
         self._last_tick = tick
         return picture, tick

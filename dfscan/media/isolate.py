@@ -225,7 +225,8 @@ class _Worker:
             return None
         if message["kind"] == "frame":
             pixels = self._receive_pixels(*message["shape"])
-            return Decoded(self.path, Frame(pixels, message["index"], message["time_s"], message["burst"]))
+            place = (message[name] for name in ("index", "time_s", "burst", "shot"))
+            return Decoded(self.path, Frame(pixels, *place))
         if "traceback" in message:
             log.debug("decoder: %s", message["traceback"])
         failure = Reason(message["code"], message["message"]) if message["kind"] == "failed" else None

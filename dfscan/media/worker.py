@@ -210,6 +210,7 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
 def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock) -> None:
     for frame in decoding.samples():
         head = {"kind": "frame", "index": frame.index, "time_s": frame.time_s, "burst": frame.burst}
+        head["shot"] = frame.shot
         head["shape"] = frame.pixels.shape[:2]
 
         def send(head: dict[str, Any] = head, pixels: memoryview = frame.pixels.data) -> None:
