@@ -99,6 +99,26 @@ def test_a_partial_or_hdr_video_may_be_fake_but_never_real(
     assert verdict.reason.code == ("between_thresholds" if score == 0.5 else code)
 
 
+CROWD = Reason("too_many_faces", "20 faces in one frame, of which 10 were not judged")
+
+
+@pytest.mark.parametrize(
+    ("score", "label", "code"), [(0.1, "inconclusive", "too_many_faces"), (0.9, "fake", "too_many_faces")]
+)
+def test_a_video_of_which_people_were_left_out_may_be_fake_but_never_real(score: float, label: str, code: str) -> None:
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, crowd=CROWD)
+    assert (verdict.label, verdict.reason and verdict.reason.code) == (label, code)
+
+
+def test_notes_are_said_and_change_nothing() -> None:
+    note = Reason("turned", "the frames were turned")
+    assert decide(tracks([(0.1, 5)]), NO_PRIOR, notes=[note]).label == "real"
+    assert decide(tracks([(0.1, 5)]), NO_PRIOR, notes=[note]).reason == note
+    assert decide([], NO_PRIOR, damage=DAMAGE, notes=[note]).reason == Reason(
+        "damaged", "cut off; turned: the frames were turned"
+    )
+
+
 def test_damage_is_said_where_no_face_was_found() -> None:
     assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
 

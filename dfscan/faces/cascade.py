@@ -163,7 +163,7 @@ def _sums(frames: Tensor) -> Tensor:
 
 
 def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
-    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them mean something: those that show some of the frame."""
+    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them show some of the frame: others mean nothing."""
     height, width = sums.shape[1] - 1, sums.shape[2] - 1
     bounded = boxes.xyxy.nan_to_num(0, 0, 0).clamp(-MAX_REACH_PX, MAX_REACH_PX).long()
     near, far = bounded[:, :2] - 1, bounded[:, 2:]

@@ -26,8 +26,8 @@ PYRAMID_FACTOR = 0.709
 """From one copy to the next: about half the area."""
 WINDOW_PX, STRIDE_PX = 12, 2
 """What the first network looks at, and how far it moves."""
-MARGIN_PX = 4
-"""Grey round each copy: of a face cut by the border a third of the window may lie outside. A multiple of the stride."""
+MARGIN_PX = 2
+"""Grey round each copy, a multiple of the stride: of a face cut by the border so much of the window lies outside."""
 REFINED_PX, DECIDED_PX = 24, 48
 """Sides of what the second and the third network look at."""
 THRESHOLDS = (0.6, 0.7, 0.7)
@@ -149,9 +149,7 @@ def _propose(sums: Sums, networks: Networks, min_face_px: float) -> _Boxes:
     height, width = _size_px(sums)
     parts = [_Boxes(NO_BOXES, NO_BOXES[:, 0], NO_BOXES)]
     for scale in pyramid(height, width, min_face_px):
-        picture = _shrunk(sums, int(height * scale + 1), int(width * scale + 1))
-        margins = ((0, 0), (0, 0), (MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX))
-        corrections, scores = networks.propose(np.pad(picture, margins))
+        corrections, scores = networks.propose(_shrunk(sums, int(height * scale + 1), int(width * scale + 1)))
         y, x = np.nonzero(scores >= THRESHOLDS[0])
         corner = STRIDE_PX * np.stack([x, y], axis=1) - MARGIN_PX
         near, far = np.floor((corner + 1) / scale), np.floor((corner + WINDOW_PX) / scale)
@@ -217,21 +215,24 @@ def _edges(size_px: int | NDArray[np.intp], parts: int) -> tuple[NDArray[np.intp
 
 
 def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
-    """The whole frame at a smaller size, as the networks take it."""
+    """The whole frame at a smaller size, as the networks take it, with a grey margin of `MARGIN_PX`."""
     rows, columns = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
-    return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns])
+    return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns], margin_px=MARGIN_PX)
 
 
-def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]]) -> Floats:
+def _means(
+    sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]], *, margin_px: int = 0
+) -> Floats:
     """Mean levels of rectangles, as the networks take them.
 
     Args:
         sums: of a frame.
         rows: where each of the H rows of N pictures begins and ends, [N, H] each.
         columns: the same for W columns.
+        margin_px: grey pixels that are added on each side.
 
     Returns:
-        float32 [N, 3, H, W] in [-1, 1]; 0, a medium grey, where a rectangle is empty.
+        float32 [N, 3, H + 2 margins, W + 2 margins] in [-1, 1]; 0, a medium grey, where a rectangle is empty.
     """
     (top, bottom), (left, right) = ([edge[:, :, None] for edge in rows], [edge[:, None] for edge in columns])
     # Flat positions: taking them is four times as fast as indexing rows and columns.
@@ -240,13 +241,16 @@ def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArr
     totals -= flat.take(above + right, axis=0)
     totals -= flat.take(below + left, axis=0)
     totals += flat.take(above + left, axis=0)
-    areas = (bottom - top) * (right - left)
-    shares = np.reciprocal(np.maximum(areas, 1) * np.float32(128), dtype=np.float32)
-    pictures = np.empty((len(totals), 3, *totals.shape[1:3]), np.float32)
-    np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=pictures)
-    pictures -= np.float32(127.5 / 128)
-    if not areas.all():
-        pictures.transpose(0, 2, 3, 1)[areas == 0] = 0
+    heights, widths = bottom - top, right - left
+    areas = np.maximum(heights, 1) * np.maximum(widths, 1)
+    shares = np.reciprocal(areas * np.float32(128), dtype=np.float32)
+    num_pictures, num_rows, num_columns, _ = totals.shape
+    pictures = np.zeros((num_pictures, 3, num_rows + 2 * margin_px, num_columns + 2 * margin_px), np.float32)
+    inside = pictures[:, :, margin_px : margin_px + num_rows, margin_px : margin_px + num_columns]
+    np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=inside)
+    inside -= np.float32(127.5 / 128)
+    if not (heights.all() and widths.all()):
+        inside.transpose(0, 2, 3, 1)[heights * widths == 0] = 0
     return pictures
 
 

@@ -14,6 +14,8 @@ found. A false cut costs little, as tracks are joined again by looks.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -26,6 +28,9 @@ NUM_CELLS = 16
 """Along either side of a frame."""
 NUM_SAMPLED = (2, 4)
 """Pixels along y and x that are averaged in each cell: reading all of them would cost as much as decoding."""
+SUM_ROWS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[0], axis=1)
+SUM_COLUMNS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[1], axis=0)
+"""Matrices that add up the samples of each cell."""
 NUM_RECENT = 6
 """Changes just before, against which a change is measured."""
 MIN_CUT, CUT_RATIO = 3.0, 3.0
@@ -39,8 +44,8 @@ MAX_RESIDUE = 0.17
 a share of the distance of these two."""
 MAX_KEPT = 128
 """Frames that are kept for that."""
-BLANK = 2.0
-"""Standard deviation of the levels of a frame below which it shows nothing, as in a fade through black."""
+BLANK = 8.0
+"""Range of the levels of a frame below which it shows nothing, as in a fade through black."""
 
 
 class ShotCounter:
@@ -49,6 +54,9 @@ class ShotCounter:
     def __init__(self) -> None:
         self._number = 0
         self._last: Cells | None = None
+        self._is_blank = False
+        self._kind: tuple[str, int, int] | None = None
+        self._layout: _Layout
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
         self._kept: deque[Cells] = deque(maxlen=MAX_KEPT)
         """Frames from the last sample but one on."""
@@ -57,14 +65,14 @@ class ShotCounter:
 
     def add(self, frame: VideoFrame) -> None:
         """Take the next frame."""
-        cells = _brightness(frame)
+        cells = self._brightness(frame)
+        is_blank = float(cells.max() - cells.min()) < BLANK
         if self._last is not None:
-            change = float(np.abs(cells - self._last).mean())
-            was_blank, is_blank = (float(each.std()) < BLANK for each in (self._last, cells))
-            if change > self._least_cut() or (was_blank and not is_blank):
+            change = float(np.abs(cells - self._last).sum()) / cells.size
+            if change > self._least_cut() or (self._is_blank and not is_blank):
                 self._begin_shot()
             self._recent.append(change)
-        self._last = cells
+        self._last, self._is_blank = cells, is_blank
         self._kept.append(cells)
         self._num_new += 1
 
@@ -84,6 +92,20 @@ class ShotCounter:
             self._kept.popleft()
         self._num_new = 0
         return self._number
+
+    def _brightness(self, frame: VideoFrame) -> Cells:
+        """Mean levels of the luma."""
+        kind = frame.format.name, frame.width, frame.height
+        if kind != self._kind:
+            self._kind, self._layout = kind, _Layout.of(frame)
+        if not self._layout.is_readable:
+            return self._brightness(frame.reformat(format="gray", threads=1))
+        plane = frame.planes[0]
+        pixels = np.frombuffer(memoryview(plane), self._layout.dtype).reshape(plane.height, -1)
+        sampled = pixels.take(self._layout.rows, axis=0).take(self._layout.columns, axis=1)
+        return np.asarray(
+            SUM_ROWS @ sampled.astype(np.float32) @ SUM_COLUMNS * np.float32(self._layout.scale), np.float32
+        )
 
     def _begin_shot(self) -> None:
         self._number += 1
@@ -105,19 +127,30 @@ def _is_dissolve(frames: NDArray[np.float32]) -> bool:
     return float(np.linalg.norm(residues, axis=(1, 2)).mean()) < MAX_RESIDUE * length
 
 
-def _brightness(frame: VideoFrame) -> Cells:
-    """Mean levels of the first component, which is luma for nearly all video."""
-    component = frame.format.components[0]
-    if not component.is_luma or frame.format.is_bit_stream or frame.format.is_big_endian:
-        frame = frame.reformat(format="gray", threads=1)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the pixels of frames of one format and size are read."""
+
+    is_readable: bool
+    """Whether the first plane holds luma in bytes or in words of this machine."""
+    dtype: np.dtype[Any]
+    scale: float
+    """From the sum of a cell's samples to its mean level of 0 to 255."""
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> _Layout:
+        """Look it up in the frame's format."""
         component = frame.format.components[0]
-    plane = frame.planes[0]
-    dtype = np.dtype(np.uint8 if component.bits == 8 else np.uint16)
-    pixels = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
-    rows, columns = (
-        np.arange(NUM_CELLS * num_sampled) * size // (NUM_CELLS * num_sampled)
-        for num_sampled, size in zip(NUM_SAMPLED, (frame.height, frame.width), strict=True)
-    )
-    sampled = pixels.take(rows, axis=0).take(columns, axis=1)
-    cells = sampled.reshape(NUM_CELLS, NUM_SAMPLED[0], NUM_CELLS, NUM_SAMPLED[1]).mean(axis=(1, 3), dtype=np.float32)
-    return np.asarray(cells / (1 << (component.bits - 8)), np.float32)
+        rows, columns = (
+            np.arange(NUM_CELLS * num_sampled) * size // (NUM_CELLS * num_sampled)
+            for num_sampled, size in zip(NUM_SAMPLED, (frame.height, frame.width), strict=True)
+        )
+        return cls(
+            component.is_luma and not frame.format.is_bit_stream and not frame.format.is_big_endian,
+            np.dtype(np.uint8 if component.bits == 8 else np.uint16),
+            1 / (NUM_SAMPLED[0] * NUM_SAMPLED[1] << component.bits - 8),
+            rows,
+            columns,
+        )

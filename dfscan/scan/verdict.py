@@ -36,29 +36,39 @@ def track_score(track: Track, rules: Rules) -> float:
     return sigmoid(total / (len(track.faces) + rules.prior_faces))
 
 
-def decide(tracks: Sequence[Track], rules: Rules, *, damage: Reason | None = None, is_hdr: bool = False) -> Verdict:
+def decide(
+    tracks: Sequence[Track],
+    rules: Rules,
+    *,
+    damage: Reason | None = None,
+    crowd: Reason | None = None,
+    is_hdr: bool = False,
+    notes: Sequence[Reason] = (),
+) -> Verdict:
     """Judge one video that could be decoded.
 
     Args:
         tracks: its people; each with at least one face.
         rules: thresholds and evidence rules.
         damage: why only a part of the video was seen, or None. Such a video is never `real`.
+        crowd: why some people were not judged, or None. Such a video is never `real`.
         is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
+        notes: what else a reader must know of how faces were looked for.
 
     Returns:
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
         `inconclusive` then, where none has enough.
     """
-    limits = [reason for reason in (damage, HDR if is_hdr else None) if reason]
+    limits = [reason for reason in (damage, crowd, HDR if is_hdr else None) if reason]
     if not tracks:
-        return Verdict("no_face", threshold=rules.fake_threshold, reason=_joined(limits))
+        return Verdict("no_face", threshold=rules.fake_threshold, reason=_joined([*limits, *notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
     label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
     if label == "real" and limits:
         label = "inconclusive"
-    reasons = [reason, *limits] if reason else limits
+    reasons = [*([reason] if reason else []), *limits, *notes]
     return Verdict(label, score, rules.fake_threshold, deciding.track_id, _joined(reasons))
 
 
