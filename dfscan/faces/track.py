@@ -17,10 +17,10 @@ on single portraits of one studio (Face Research Lab London Set):
 =================================================  =====  ======  ===============
 best likeness of two sets of faces                     n  median  highest, lowest
 =================================================  =====  ======  ===============
-two people, clips                                   2517    0.03             0.58
+two people, clips                                   2581    0.05             0.58
 two people, one studio, one portrait each           1200    0.32             0.68
 one person, first and last third of a clip            73    0.84             0.31
-one person, two takes in one room                     42    0.80             0.58
+one person, two takes in one room                     35    0.80             0.58
 =================================================  =====  ======  ===============
 
 The column on the right is the highest value for two people and the lowest for one.
