@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
-PictureKind = Literal["face", "heat_map"]
+PictureKind = Literal["face", "heat_map", "frame"]
 
 LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -70,6 +70,8 @@ class Frame:
     """Its place among all frames of its stream in order of presentation, from 0; None where that is not known."""
     stream: int = 0
     """Number of its stream in the file."""
+    shot: int = 0
+    """Number of the shot that it belongs to, see `media.shots`; what was not decoded parts shots too."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
@@ -107,6 +109,8 @@ class Face:
     """`Frame.number` of its frame."""
     stream: int = 0
     """Number of its stream in the file."""
+    shot: int = 0
+    """Of the frame it was found in; used only to link faces of one person."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,14 +172,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A small picture of one judged face, for people to look at."""
+    """A small picture for people to look at: a judged face, or a whole frame of a video in which none was found."""
 
     kind: PictureKind
     track_id: int
+    """-1 for a frame."""
     frame_index: int
     time_s: float
     score: float
-    """Of this face, in [0, 1]."""
+    """Of this face, in [0, 1]; 0 for a frame, which has none."""
     jpeg: bytes
 
 

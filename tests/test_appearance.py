@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, likeness, scene, scene_change
-from dfscan.faces.track import LOOKS_OTHER, LOOKS_SAME, MAX_SCENE_CHANGE
+from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, best_likeness, likeness, scene, scene_change
+from dfscan.faces.track import LOOKS_ALIKE, LOOKS_NEAR, LOOKS_OTHER, LOOKS_SAME, MISSED_CUT, SAME_VIEW
 from tests.pictures import astronaut, moved, other_person
 
 LANDMARKS = np.array([[204, 107], [242, 107], [221, 133], [207, 147], [242, 147]], np.float32)
@@ -47,7 +47,7 @@ def test_the_other_person_differs():
     mirrored = LANDMARKS.copy()
     mirrored[:, 0] = 511 - mirrored[:, 0]
     mirrored = mirrored[[1, 0, 2, 4, 3]]
-    assert likeness(appearance(astronaut(), LANDMARKS), appearance(other_person(), mirrored)) < LOOKS_SAME
+    assert likeness(appearance(astronaut(), LANDMARKS), appearance(other_person(), mirrored)) < LOOKS_ALIKE
 
 
 @pytest.mark.parametrize("landmarks", [np.zeros((5, 2)), np.full((5, 2), -4000.0), np.full((5, 2), 1e6)])
@@ -57,8 +57,15 @@ def test_never_fails_for_odd_landmarks_or_frames(landmarks, shape):
     assert np.isfinite(looks).all()
 
 
+def test_the_best_likeness_of_two_sets_is_that_of_the_likest_pair():
+    rng = np.random.default_rng(2)
+    first, second = rng.uniform(0, 30, (2, 5, NUM_VALUES)).astype(np.float32)
+    expected = max(likeness(one, other) for one in first for other in second[:4])
+    assert best_likeness(first, second[:4]) == pytest.approx(expected)
+
+
 def test_the_thresholds_are_ordered():
-    assert 0 < LOOKS_OTHER < LOOKS_SAME < 1
+    assert 0 < LOOKS_OTHER < LOOKS_NEAR < LOOKS_ALIKE < LOOKS_SAME < 1
 
 
 BOX = np.array([180, 60, 265, 175], np.float32)
@@ -76,13 +83,13 @@ def test_a_scene_is_coarse_and_knows_its_size():
 @pytest.mark.parametrize(("dx_px", "dy_px", "zoom"), [(6, 0, 1), (0, -6, 1), (4, 4, 1.01)])
 def test_a_small_move_is_no_cut(dx_px, dy_px, zoom):
     picture = moved(astronaut(), dx_px, dy_px, zoom)
-    assert scene_change(scene(astronaut()), scene(picture), BOX) < MAX_SCENE_CHANGE
+    assert scene_change(scene(astronaut()), scene(picture), BOX) < MISSED_CUT
 
 
 def test_a_cut_changes_the_picture_around():
     views = scene(astronaut()), scene(astronaut()[::-1])
     change = scene_change(*views, BOX)
-    assert change > 2 * MAX_SCENE_CHANGE
+    assert change > MISSED_CUT > SAME_VIEW
     assert change == scene_change(*views[::-1], BOX)
 
 

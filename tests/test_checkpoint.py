@@ -82,7 +82,7 @@ def test_card_defaults_are_those_of_the_design() -> None:
     assert card.architecture == "efficientnet_b4"
     assert card.class_order == ("real", "fake")
     assert card.sampling.num_frames == 32
-    assert (card.detection.threshold, card.detection.min_face_px, card.detection.max_faces) == (0.95, 48, 10)
+    assert (card.detection.threshold, card.detection.min_face_px, card.detection.max_faces) == (0.95, 48, 20)
     assert card.aggregation.min_faces == 3
     assert (card.calibration.temperature, card.calibration.trained) == (1.0, False)
 

@@ -128,6 +128,36 @@ def test_threshold_applies_to_the_final_probability(detector):
     assert make(threshold=1.0).detect(astronaut()) == []
 
 
+CUTS = {
+    "left": lambda x1, y1, x2, y2: (slice(None), slice(x1 + round(0.3 * (x2 - x1)), None)),
+    "right": lambda x1, y1, x2, y2: (slice(None), slice(None, x2 - round(0.3 * (x2 - x1)))),
+    "top": lambda x1, y1, x2, y2: (slice(y1 + round(0.3 * (y2 - y1)), None), slice(None)),
+    "bottom": lambda x1, y1, x2, y2: (slice(None, y2 - round(0.3 * (y2 - y1))), slice(None)),
+    "top left": lambda x1, y1, x2, y2: (
+        slice(y1 + round(0.15 * (y2 - y1)), None),
+        slice(x1 + round(0.15 * (x2 - x1)), None),
+    ),
+    "bottom right": lambda x1, y1, x2, y2: (
+        slice(None, y2 - round(0.15 * (y2 - y1))),
+        slice(None, x2 - round(0.15 * (x2 - x1))),
+    ),
+}
+"""Parts of the portrait that cut its face at a border, and its corner in the portrait."""
+
+
+@pytest.mark.parametrize("zoom", [1, 2])
+@pytest.mark.parametrize("border", CUTS)
+def test_a_face_cut_by_the_border_is_found_where_it_is(detector, border, zoom):
+    portrait = cv2.resize(astronaut(), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    rows, columns = CUTS[border](*(int(zoom * edge) for edge in FACE_XYXY))
+    part = np.ascontiguousarray(portrait[rows, columns])
+    (face,) = detector.detect(part)
+    corner = np.array([columns.start or 0, rows.start or 0] * 2)
+    np.testing.assert_allclose(face.box_xyxy + corner, zoom * np.array(FACE_XYXY), atol=20 * zoom)
+    (again,) = detector.find_again(part, [face])
+    np.testing.assert_allclose(again.box_xyxy, face.box_xyxy, atol=16 * zoom)
+
+
 NAN = float("nan")
 
 

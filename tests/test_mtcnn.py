@@ -14,6 +14,7 @@ from dfscan import graphs
 from dfscan.errors import DfscanError
 from dfscan.faces import networks as networks_module
 from dfscan.faces.mtcnn import (
+    MARGIN_PX,
     PYRAMID_FACTOR,
     _best,
     _Boxes,
@@ -65,7 +66,7 @@ def test_squares_keep_their_centre_and_longer_side() -> None:
     assert squares.tolist() == [[0, 5, 20, 25], [3.5, 5, 7.5, 9]]
 
 
-def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
+def test_boxes_are_filled_up_with_grey_at_the_border_and_dropped_beyond_it() -> None:
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
@@ -73,9 +74,10 @@ def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
     kept, crops = _cut(cv2.integral(frame), boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
-    assert np.ptp(crops[0]) == np.ptp(crops[1]) == 0
-    assert crops[0, 0, 0, 0] == pytest.approx(127.5 / 128)
-    assert crops[1, 0, 0, 0] == pytest.approx(-127.5 / 128)
+    assert (crops[0, :, :12] == 0).all()  # the upper half is beyond the border, and two fifths to the left
+    assert (crops[0, :, :, :9] == 0).all()
+    assert crops[0, :, 13:, 10:] == pytest.approx(127.5 / 128)
+    assert crops[1] == pytest.approx(-127.5 / 128)
 
 
 @pytest.mark.parametrize("size_px", [(24, 24), (31, 17), (100, 75), (199, 140)])
@@ -90,7 +92,10 @@ def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) 
         pooled: np.ndarray = torch.nn.functional.adaptive_avg_pool2d(picture, size).numpy()
         return (pooled - 127.5) / 128
 
-    np.testing.assert_allclose(_shrunk(sums, *size_px), by_torch(frame, size_px), atol=1e-5)
+    copy = _shrunk(sums, *size_px)
+    inside = slice(MARGIN_PX, -MARGIN_PX)
+    np.testing.assert_allclose(copy[:, :, inside, inside], by_torch(frame, size_px), atol=1e-5)
+    assert (copy[:, :, :MARGIN_PX] == 0).all()
     width, height = size_px[1] - 10, size_px[0] - 10
     xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # as MTCNN counts pixels: both ends are inside
     _, crops = _cut(sums, _Boxes(xyxy, xyxy[:, 0], xyxy), 48)

@@ -462,6 +462,21 @@ def test_why_there_are_no_pictures(chromium: "Browser", tmp_path: Path) -> None:
         assert "this scan kept none" in open_video(page, "mid.mp4").inner_text()
 
 
+def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path: Path) -> None:
+    def some(result: VideoResult) -> list[Picture]:
+        times_s = (0.5, 1.5) if result.verdict.label == "no_face" else ()
+        return [Picture("frame", -1, i, time_s, 0.0, jpeg()) for i, time_s in enumerate(times_s)]
+
+    make(tmp_path / "p.html", COLLECTION, pictures=some)
+    with visit(chromium, tmp_path / "p.html") as page:
+        detail = open_video(page, "nobody.mp4")
+        assert "Some of the frames that were searched" in detail.inner_text()
+        assert [image.get_attribute("alt") for image in detail.locator("img").all()] == [
+            "Frame at 0:00.5",
+            "Frame at 0:01.5",
+        ]
+
+
 def test_error_and_no_face(page: "Page") -> None:
     detail = open_video(page, "broken.mp4")
     text = detail.inner_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.media.isolate import Decoded, Event, decode_videos
 from dfscan.report.dumps import DumpFolder
 from dfscan.scan import pipeline, search, stages
-from dfscan.scan.ledger import from_json, to_json
+from dfscan.scan.ledger import Recipe, from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
 from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
@@ -70,7 +71,7 @@ def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Pa
         return [(to_json(result), [astuple(each) for each in result.pictures]) for result in results]
 
     expected = found(1, 1)
-    assert [len(pictures) for _, pictures in expected] == [0, 4 + 3, 0, 8 + 3]
+    assert [len(pictures) for _, pictures in expected] == [4, 4 + 3, 0, 8 + 3]
     for workers, threads in ((2, 1), (4, 2), (1, 16)):
         assert found(workers, threads) == expected
 
@@ -395,6 +396,14 @@ def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> N
     for label in labels:
         tally.count(result_of("inconclusive", "partial") if label == "partial" else result_of(label), is_new=True)
     assert tally.exit_code(ScanSettings(**settings)) == code
+
+
+def test_a_ledger_from_before_methods_were_counted_is_read_and_its_files_are_scanned_again(untrained: Path) -> None:
+    now = recipe(ScanSettings(num_frames=4), read_card(untrained), device="cpu")
+    document = json.loads(now.document)
+    del document["method"]
+    assert Recipe(**document).method == 1 < now.method
+    assert Recipe(**document).digest != now.digest
 
 
 def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: Path) -> None:

@@ -17,6 +17,7 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
 from dfscan.gpu import BusyClock
 from dfscan.media.isolate import Ended
+from dfscan.scan.crowd import Crowd
 from dfscan.scan.search import MAX_BATCHES_PASSED, BatchedSearch, FollowingSearch, SearchStage
 from dfscan.scan.stages import VideoUnderWay
 from dfscan.scan.timing import Timings
@@ -55,7 +56,7 @@ def stage(detector: FakeDetector) -> Iterator[BatchedSearch]:
 
 
 def video(name: str) -> VideoUnderWay:
-    return VideoUnderWay(name, None, 0)
+    return VideoUnderWay(name, None, 0, Crowd(10))
 
 
 def frame(index: int, *, width_px: int = 40) -> Frame:

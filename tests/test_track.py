@@ -29,7 +29,9 @@ class Seen(NamedTuple):
     y_px: float = 100
     size_px: float = 100
     shot: float | None = 30
-    """Lightness of the picture around; None where it is not known."""
+    """Lightness of the frame around; None where it is not known."""
+    cuts: int = 0
+    """Before it, within its burst."""
 
     def face(self) -> Face:
         x1, y1 = self.x_px - self.size_px / 2, self.y_px - self.size_px / 2
@@ -43,6 +45,7 @@ class Seen(NamedTuple):
             detection_score=0.99,
             appearance=np.full(NUM_VALUES, LOOKS[self.who], np.float32),
             scene=None if self.shot is None else flat_scene(self.shot),
+            shot=100 * self.burst + self.cuts,
         )
 
 
@@ -64,8 +67,10 @@ def name_of(face: Face, names: dict[tuple[int, float, float], str]) -> str:
     )
 
 
-def walk(who: str, steps: range | list[int], *, start_px: float, speed_px: float, burst: int = 0) -> list[Seen]:
-    return [Seen(who, burst, step, start_px + speed_px * step) for step in steps]
+def walk(
+    who: str, steps: range | list[int], *, start_px: float, speed_px: float, burst: int = 0, cuts: int = 0
+) -> list[Seen]:
+    return [Seen(who, burst, step, start_px + speed_px * step, cuts=cuts) for step in steps]
 
 
 def turns(looks: list[str], *, shots: list[float | None], x_px: float = 300) -> list[Seen]:
@@ -102,29 +107,48 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
         ["a a a a a a a a", "b b b b b b"],
     ),
     "missed for two frames": (walk("a", [0, 1, 4, 5], start_px=100, speed_px=20), ["a a a a"]),
-    "missed for three frames": (walk("a", [0, 1, 5, 6], start_px=100, speed_px=20), ["a a", "a a"]),
-    "a jump within a burst": ([Seen("a", 0, 0, 100), Seen("a", 0, 1, 400)], ["a", "a"]),
+    "missed for three frames in one shot": (walk("a", [0, 1, 5, 6], start_px=100, speed_px=20), ["a a a a"]),
+    "another comes after three frames without anybody": (
+        walk("a", [0, 1], start_px=100, speed_px=0) + walk("b", [5, 6], start_px=100, speed_px=0),
+        ["a a", "b b"],
+    ),
+    "a jump within a shot": ([Seen("a", 0, 0, 100), Seen("a", 0, 1, 400)], ["a a"]),
+    "a jump of one who looks other within a shot": (
+        [Seen("a", 0, 0, 100), Seen("a turned", 0, 1, 400)],
+        ["a", "a turned"],
+    ),
     "a cut to another in the same place within a burst": (
-        walk("a", range(3), start_px=100, speed_px=0) + walk("b", range(3, 6), start_px=100, speed_px=0),
+        walk("a", range(3), start_px=100, speed_px=0) + walk("b", range(3, 6), start_px=100, speed_px=0, cuts=1),
         ["a a a", "b b b"],
+    ),
+    "alternating shots": (
+        [Seen("ab"[step // 3 % 2], 0, step, 200, cuts=step // 3) for step in range(12)],
+        ["a a a a a a", "b b b b b b"],
     ),
     "a turning head in one shot": (
         turns(["a", "a turned", "a", "a half turned", "a turned"], shots=[30] * 5),
         ["a a turned a a half turned a turned"],
     ),
-    "a turning head where the picture moves a little": (
-        turns(["a", "a turned", "a"], shots=[30, 31.5, 30]),
-        ["a a turned a"],
+    "a turning head before a shaking camera": (
+        [
+            Seen(who, 0, step, 300 + 60 * (-1) ** step, shot=30 + 9 * step)
+            for step, who in enumerate(["a", "a turned"] * 3)
+        ],
+        ["a a turned a a turned a a turned"],
     ),
-    "the same change of looks with a cut": (turns(["a", "a turned"], shots=[30, 50]), ["a", "a turned"]),
-    "the same change of looks in a scene that is not known": (
-        turns(["a", "a turned"], shots=[None, None]),
+    "a turning head before a shaking camera, and another": (
+        [Seen(who, 0, step, 300 + 60 * (-1) ** step) for step, who in enumerate(["a", "a turned", "a"])]
+        + [Seen("c", 0, step, 900) for step in range(3)],
+        ["a a", "c c c", "a turned"],
+    ),
+    "the same change of looks with a cut": (
+        [Seen("a", 0, 0, 300), Seen("a turned", 0, 1, 300, cuts=1)],
         ["a", "a turned"],
     ),
-    "a cut to another before the same wall": (turns(["a", "b"], shots=[30, 30]), ["a", "b"]),
+    "another, and another view, though no cut was found": (turns(["a", "b"], shots=[30, 50]), ["a", "b"]),
     "a change of looks with a jump in one shot": (
         [Seen("a", 0, 0, 300), Seen("a turned", 0, 1, 345)],
-        ["a", "a turned"],
+        ["a a turned"],
     ),
     "a change of looks after a long miss in one shot": (
         [Seen("a", 0, 0, 300), Seen("a turned", 0, 4, 300)],

@@ -108,6 +108,17 @@ def test_a_note_is_added_and_changes_no_label(score: float, label: str) -> None:
     assert decide([], RULES, damage=DAMAGE, notes=[note]).reason == Reason("damaged", f"{DAMAGE.text}; {note}")
 
 
+CROWD = Reason("too_many_faces", "20 faces in one frame, of which 10 were not judged")
+
+
+@pytest.mark.parametrize(
+    ("score", "label", "code"), [(0.1, "inconclusive", "too_many_faces"), (0.9, "fake", "too_many_faces")]
+)
+def test_a_video_of_which_people_were_left_out_may_be_fake_but_never_real(score: float, label: str, code: str) -> None:
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, crowd=CROWD)
+    assert (verdict.label, verdict.reason and verdict.reason.code) == (label, code)
+
+
 def test_damage_is_said_where_no_face_was_found() -> None:
     assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
 

@@ -154,7 +154,7 @@ MinFacePx = Annotated[
     int | None, option("--min-face-px", panel=FACES, help="Least side of a face in pixels, from 20. Default: 48.")
 ]
 MaxFaces = Annotated[
-    int | None, option("--max-faces", panel=FACES, help="Most faces of one frame, the largest. Default: 10.")
+    int | None, option("--max-faces", panel=FACES, help="Maximum faces judged in one frame. Default: the checkpoint's.")
 ]
 
 CheckpointFile = Annotated[

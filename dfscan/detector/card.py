@@ -37,8 +37,8 @@ class Detection(_Section):
     """Least probability of the face detector."""
     min_face_px: Count = 48
     """Least shorter side of a face's box, in pixels of the upright frame."""
-    max_faces: Count = 10
-    """At most so many faces of one frame."""
+    max_faces: Count = 20
+    """Maximum number of faces judged in one frame."""
 
 
 class Aggregation(_Section):

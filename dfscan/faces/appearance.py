@@ -55,6 +55,17 @@ def likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float(np.exp(-distance / DISTANCE_SCALE))
 
 
+def best_likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """The highest `likeness` of any descriptor of one set to any of the other.
+
+    Args:
+        first: [N, D] at least one.
+        second: [M, D] at least one.
+    """
+    squares = np.square(first[:, None] - second[None]).mean(axis=2)
+    return float(np.exp(-np.sqrt(3 * squares.min()) / DISTANCE_SCALE))
+
+
 def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
     """Describe a whole frame.
 

@@ -19,6 +19,8 @@ from torchvision.ops import nms  # noqa: TID253
 
 from dfscan.faces.mtcnn import (
     DECIDED_PX,
+    MARGIN_PX,
+    MAX_REACH_PX,
     OVERLAP,
     OVERLAP_IN_SCALE,
     REFINED_PX,
@@ -94,7 +96,7 @@ def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
     windows, levels, scores, corrections = [], [], [], []
     for level, scale in enumerate(pyramid(height, width, min_face_px)):
         means = adaptive_avg_pool2d(pictures, (int(height * scale + 1), int(width * scale + 1)))
-        moves, chances = network(_normalised(means))
+        moves, chances = network(pad(_normalised(means), (MARGIN_PX,) * 4))
         windows.append(_windows(moves.shape[2], moves.shape[3], scale, frames.device))
         levels.append(torch.full((len(windows[-1]),), level, device=frames.device))
         scores.append(chances[:, 1].flatten(1))
@@ -116,7 +118,7 @@ def _windows(num_rows: int, num_columns: int, scale: float, device: torch.device
     y, x = torch.meshgrid(
         torch.arange(num_rows, device=device), torch.arange(num_columns, device=device), indexing="ij"
     )
-    corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double()
+    corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double() - MARGIN_PX
     return torch.cat([((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()], dim=1).float()
 
 
@@ -161,21 +163,25 @@ def _sums(frames: Tensor) -> Tensor:
 
 
 def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
-    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them mean something: those of boxes within the frame."""
+    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them show some of the frame: others mean nothing."""
     height, width = sums.shape[1] - 1, sums.shape[2] - 1
-    bounded = boxes.xyxy.nan_to_num(-1, -1, -1).clamp(-1, max(width, height) + 1).long()
-    near = bounded[:, :2].clamp(min=1) - 1
-    far = torch.stack([bounded[:, 2].clamp(max=width), bounded[:, 3].clamp(max=height)], dim=1)
-    is_inside = (far > near).all(dim=1) & boxes.xyxy.isfinite().all(dim=1)
+    bounded = boxes.xyxy.nan_to_num(0, 0, 0).clamp(-MAX_REACH_PX, MAX_REACH_PX).long()
+    near, far = bounded[:, :2] - 1, bounded[:, 2:]
+    visible = torch.stack([far[:, 0].clamp(max=width), far[:, 1].clamp(max=height)], dim=1) - near.clamp(min=0)
+    is_inside = (visible > 0).all(dim=1) & boxes.xyxy.isfinite().all(dim=1)
     near, far = near * is_inside[:, None], torch.where(is_inside[:, None], far, 1)
-    (left, right), (top, bottom) = (_edges(near[:, [i]], far[:, [i]], side_px) for i in (0, 1))
+    (left, right), (top, bottom) = (
+        [edge.clamp(0, size) for edge in _edges(near[:, [i]], far[:, [i]], side_px)]
+        for i, size in enumerate((width, height))
+    )
     flat = sums.reshape(-1, 3)
     first = boxes.frame[:, None] * (height + 1)
     above, below = (((first + edge) * (width + 1))[:, :, None] for edge in (top, bottom))
     left, right = left[:, None], right[:, None]
     totals = flat[below + right] - flat[above + right] - flat[below + left] + flat[above + left]
-    areas = (bottom - top)[:, :, None] * (right - left)
-    return _normalised((totals / areas[..., None]).permute(0, 3, 1, 2).contiguous()), is_inside
+    areas = ((bottom - top)[:, :, None] * (right - left))[..., None]
+    levels = _normalised(totals / areas.clamp(min=1)).where(areas > 0, 0)
+    return levels.permute(0, 3, 1, 2).contiguous(), is_inside
 
 
 def _edges(near: Tensor, far: Tensor, parts: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass
 
 import cv2
@@ -43,13 +44,16 @@ to 58 px, 3,667 instead of 3,738.
 ROOM = 0.5
 """Kept round the boxes of faces that are to be found again, in their longer sides: what making them square can add."""
 
+MIN_VISIBLE = 0.25
+"""Minimum share of a face's box that lies in the frame: in a corner, half of its width and height."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
     """One face found in one frame."""
 
     box_xyxy: NDArray[np.float32]
-    """(4,) in pixels of the full frame; may reach over its border, its centre does not."""
+    """(4,) in pixels of the full frame; may reach over its border, see `MIN_VISIBLE`."""
     landmarks: NDArray[np.float32]
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the picture."""
     score: float
@@ -84,6 +88,12 @@ class FaceDetector:
         self.max_faces = max_faces
         self.least_side_px = least_side_px
         self._networks: Networks = OnnxNetworks()
+
+    def with_sizes(self, *, min_face_px: int, least_side_px: int) -> FaceDetector:
+        """A detector with the same networks that searches for other sizes; arguments as for the class."""
+        other = shallow_copy(self)
+        other.min_face_px, other.least_side_px = min_face_px, least_side_px
+        return other
 
     def detect(self, pixels: Pixels, *, known: Sequence[Detection] = ()) -> list[Detection]:
         """Find the faces of a frame.
@@ -208,8 +218,8 @@ def _halved(pixels: Pixels) -> Pixels:
 
 
 def _is_sound(face: Detection, height_px: int, width_px: int) -> bool:
-    """Whether all its numbers are finite and its box's centre lies in the frame."""
+    """Whether all its numbers are finite and enough of its box lies in the frame."""
     if not (np.isfinite(face.box_xyxy).all() and np.isfinite(face.landmarks).all()):
         return False
-    centre_x, centre_y = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2
-    return bool(0 <= centre_x <= width_px and 0 <= centre_y <= height_px)
+    near, far = face.box_xyxy[:2].clip(0), face.box_xyxy[2:].clip(max=(width_px, height_px))
+    return bool((far > near).all() and (far - near).prod() >= MIN_VISIBLE * face.area_px)

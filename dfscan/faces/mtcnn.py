@@ -26,12 +26,16 @@ PYRAMID_FACTOR = 0.709
 """From one copy to the next: about half the area."""
 WINDOW_PX, STRIDE_PX = 12, 2
 """What the first network looks at, and how far it moves."""
+MARGIN_PX = 2
+"""Grey round each copy, a multiple of the stride: of a face cut by the border so much of the window lies outside."""
 REFINED_PX, DECIDED_PX = 24, 48
 """Sides of what the second and the third network look at."""
 THRESHOLDS = (0.6, 0.7, 0.7)
 """Least probability of a face, for each network."""
 OVERLAP_IN_SCALE, OVERLAP = 0.5, 0.7
 """Of two boxes that overlap more the less probable is dropped: within one copy, and from then on."""
+MAX_REACH_PX = 1 << 20
+"""Farther out corners of boxes count as if they were here."""
 NO_BOXES: Floats = np.empty((0, 4), np.float32)
 
 
@@ -147,7 +151,7 @@ def _propose(sums: Sums, networks: Networks, min_face_px: float) -> _Boxes:
     for scale in pyramid(height, width, min_face_px):
         corrections, scores = networks.propose(_shrunk(sums, int(height * scale + 1), int(width * scale + 1)))
         y, x = np.nonzero(scores >= THRESHOLDS[0])
-        corner = STRIDE_PX * np.stack([x, y], axis=1)
+        corner = STRIDE_PX * np.stack([x, y], axis=1) - MARGIN_PX
         near, far = np.floor((corner + 1) / scale), np.floor((corner + WINDOW_PX) / scale)
         boxes = np.concatenate([near, far], axis=1).astype(np.float32)
         part = _Boxes(boxes, scores[y, x], corrections[:, y, x].T)
@@ -211,21 +215,24 @@ def _edges(size_px: int | NDArray[np.intp], parts: int) -> tuple[NDArray[np.intp
 
 
 def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
-    """The whole frame at a smaller size, as the networks take it."""
+    """The whole frame at a smaller size, as the networks take it, with a grey margin of `MARGIN_PX`."""
     rows, columns = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
-    return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns])
+    return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns], margin_px=MARGIN_PX)
 
 
-def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]]) -> Floats:
+def _means(
+    sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]], *, margin_px: int = 0
+) -> Floats:
     """Mean levels of rectangles, as the networks take them.
 
     Args:
         sums: of a frame.
         rows: where each of the H rows of N pictures begins and ends, [N, H] each.
         columns: the same for W columns.
+        margin_px: grey pixels that are added on each side.
 
     Returns:
-        float32 [N, 3, H, W] in [-1, 1].
+        float32 [N, 3, H + 2 margins, W + 2 margins] in [-1, 1]; 0, a medium grey, where a rectangle is empty.
     """
     (top, bottom), (left, right) = ([edge[:, :, None] for edge in rows], [edge[:, None] for edge in columns])
     # Flat positions: taking them is four times as fast as indexing rows and columns.
@@ -234,10 +241,16 @@ def _means(sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArr
     totals -= flat.take(above + right, axis=0)
     totals -= flat.take(below + left, axis=0)
     totals += flat.take(above + left, axis=0)
-    shares = np.reciprocal((bottom - top) * (right - left) * np.float32(128), dtype=np.float32)
-    pictures = np.empty((len(totals), 3, *totals.shape[1:3]), np.float32)
-    np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=pictures)
-    pictures -= np.float32(127.5 / 128)
+    heights, widths = bottom - top, right - left
+    areas = np.maximum(heights, 1) * np.maximum(widths, 1)
+    shares = np.reciprocal(areas * np.float32(128), dtype=np.float32)
+    num_pictures, num_rows, num_columns, _ = totals.shape
+    pictures = np.zeros((num_pictures, 3, num_rows + 2 * margin_px, num_columns + 2 * margin_px), np.float32)
+    inside = pictures[:, :, margin_px : margin_px + num_rows, margin_px : margin_px + num_columns]
+    np.multiply(totals.transpose(0, 3, 1, 2), shares[:, None], out=inside)
+    inside -= np.float32(127.5 / 128)
+    if not (heights.all() and widths.all()):
+        inside.transpose(0, 2, 3, 1)[heights * widths == 0] = 0
     return pictures
 
 
@@ -249,16 +262,22 @@ def _squared(boxes_xyxy: Floats) -> Floats:
 
 
 def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
-    """The part of each box that lies in its frame, stretched to a square; boxes with none are dropped."""
+    """Crop each box as a square, grey where it lies outside the frame; boxes that lie outside altogether are dropped.
+
+    The authors' own code fills boxes up as well. The library stretches the part inside the frame to the whole square
+    instead: a face cut by the border is then lost, or its box is twice as wide as the face and centred outside.
+    """
     height, width = _size_px(sums)
     boxes = boxes[np.isfinite(boxes.xyxy).all(axis=1)]
-    bounded = boxes.xyxy.clip(-1, max(width, height) + 1).astype(np.intp)
-    near = np.maximum(bounded[:, :2], 1) - 1
-    far = np.minimum(bounded[:, 2:], (width, height))
-    is_inside = (far > near).all(axis=1)
+    bounded = boxes.xyxy.clip(-MAX_REACH_PX, MAX_REACH_PX).astype(np.intp)
+    near, far = bounded[:, :2] - 1, bounded[:, 2:]
+    is_inside = (np.minimum(far, (width, height)) > near.clip(0)).all(axis=1)
     boxes, near, far = boxes[is_inside], near[is_inside], far[is_inside]
-    begins, ends = (near[:, :, None] + edge for edge in _edges(far - near, side_px))
-    return boxes, _means(sums, (begins[:, 1], ends[:, 1]), (begins[:, 0], ends[:, 0]))
+    columns, rows = (
+        [(near[:, i, None] + edge).clip(0, size_px) for edge in _edges(far[:, i] - near[:, i], side_px)]
+        for i, size_px in enumerate((width, height))
+    )
+    return boxes, _means(sums, rows, columns)
 
 
 def _best(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:

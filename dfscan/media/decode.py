@@ -22,6 +22,7 @@ from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
 from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
 from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, Timeline, plan_samples, seek_target
+from dfscan.media.shots import ShotCounter
 from dfscan.media.webp import WebpAnimation, animation_pictures, read_animation
 from dfscan.types import Frame, VideoInfo
 
@@ -167,7 +168,8 @@ class Decoding:
             pixels = to_rgb(picture, stream.sample_aspect_ratio)
             if last_s is None:
                 self._note_first(picture, pixels)
-            yield Frame(pixels, self._num_samples, time_s, self._burst, number, stream.index)
+            shot = reader.shots.sample()
+            yield Frame(pixels, self._num_samples, time_s, self._burst, number=number, stream=stream.index, shot=shot)
             self._num_samples += 1
             last_s = time_s
 
@@ -193,14 +195,17 @@ class _Reader:
         self._last_tick: int | None = None
         self._ran_out = False
         self.num_frames = 0
+        self.shots = ShotCounter()
 
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float, int | None]]:
         """Yield each wanted frame with its time in seconds and its number; then drain the stream if all is decoded."""
         decoded = self._decode(self._container.demux(self._stream))
         for wanted in plan.wanted.tolist():
-            key = None if plan.decode_all else self._seek_target(wanted)
+            is_near = self._is_near(int(self._timeline.pts[wanted]))
+            key = None if plan.decode_all or is_near else self._seek_target(wanted)
             packets = None if key is None else self._packets_from(key)
             if key is not None and packets is not None:
+                self.shots.skip()
                 decoded = self._decode(packets, int(self._timeline.pts[key]))
             found = next(((frame, tick) for frame, tick in decoded if tick >= self._timeline.pts[wanted]), None)
             if found is None:
@@ -225,6 +230,12 @@ class _Reader:
         if self._last_tick is None or not self._ran_out:
             return 0.0
         return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)
+
+    def _is_near(self, tick: int) -> bool:
+        """Whether a picture belongs to the burst of the last one: all between are decoded, or cuts would be missed."""
+        if self._last_tick is None:
+            return False
+        return (tick - self._last_tick) * self._timeline.time_base_s <= BURST_GAP_S
 
     def _seek_target(self, wanted: int) -> int | None:
         if not self._can_seek:
@@ -270,6 +281,7 @@ class _Reader:
         if picture.width * picture.height > MAX_FRAME_PX:
             raise VideoError("too_large", f"a picture of {picture.width} x {picture.height} is beyond what is decoded")
         tick = self._tick(picture)
+        self.shots.add(picture)
         self.num_frames += 1
         self._last_tick = tick
         return picture, tick

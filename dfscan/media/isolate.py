@@ -229,8 +229,8 @@ class _Worker:
             return None
         if message["kind"] == "frame":
             pixels = self._receive_pixels(*message["shape"])
-            rest = (message[name] for name in ("index", "time_s", "burst", "number", "stream"))
-            return Decoded(self.path, Frame(pixels, *rest))
+            fields = ("index", "time_s", "burst", "number", "stream", "shot")
+            return Decoded(self.path, Frame(pixels, **{name: message[name] for name in fields}))
         if "traceback" in message:
             log.debug("decoder: %s", message["traceback"])
         failure = Reason(message["code"], message["message"]) if message["kind"] == "failed" else None

@@ -223,6 +223,7 @@ def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding,
             "burst": frame.burst,
             "number": frame.number,
             "stream": frame.stream,
+            "shot": frame.shot,
         }
 
         def send(head: dict[str, Any] = head, pixels: memoryview = frame.pixels.data) -> None:

@@ -104,6 +104,8 @@ class Recipe:
     device_kind: str
     """``cpu`` or ``cuda``: arithmetic differs in the last digits."""
     settings: dict[str, Any]
+    method: int = 1
+    """See `setup.METHOD`; ledgers from before it was kept have 1."""
 
     @cached_property
     def document(self) -> str:

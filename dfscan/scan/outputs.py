@@ -78,7 +78,8 @@ class Outputs:
         reason = known.verdict.reason
         if known.verdict.label == "error" and reason and reason.code in MAY_PASS:
             return False
-        if self._settings.keeps_pictures and known.tracks and not self._ledger.pictures(known.path, identity):
+        has_pictures = known.tracks or known.verdict.label == "no_face"
+        if self._settings.keeps_pictures and has_pictures and not self._ledger.pictures(known.path, identity):
             return False
         return self.dumps is None or self.dumps.holds(known.dumps)
 

@@ -24,9 +24,11 @@ from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
+from dfscan.scan import second_look
+from dfscan.scan.crowd import Crowd
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
-from dfscan.scan.search import BatchedSearch, FollowingSearch, Searched, SearchStage
+from dfscan.scan.search import ODD_PICTURE_ERRORS, BatchedSearch, FollowingSearch, Searched, SearchStage, broken
 from dfscan.scan.stages import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
@@ -55,6 +57,8 @@ class Engine:
     temperature: float
     sampling: Sampling
     rules: Rules
+    max_faces: int
+    """Maximum number of faces judged in one frame."""
     num_workers: int
     """Videos decoded at once."""
     limits: Limits
@@ -119,6 +123,10 @@ class _Scan:
         self._search = self._search_stage()
         self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
         self._videos: dict[str, VideoUnderWay] = {}
+        self._upright: dict[str, VideoUnderWay] = {}
+        """Videos whose frames are to be turned, as they are known so far."""
+        self._turns_deg: dict[str, int] = {}
+        """How far."""
 
     def _search_stage(self) -> SearchStage:
         engine = self._engine
@@ -128,6 +136,10 @@ class _Scan:
         return FollowingSearch(engine.detector, *rest, threads=engine.runtime.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
+        yield from self._go_through(paths)
+        yield from self._go_through(list(self._turns_deg))
+
+    def _go_through(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
         events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
         with closing(events):
@@ -153,12 +165,19 @@ class _Scan:
                 event.path,
                 FileIdentity.of(event.path),
                 self._num_explained,
+                Crowd(self._engine.max_faces),
+                turn_deg=self._turns_deg.get(event.path, 0),
                 pictures=FacePictures() if self._keeps_pictures else None,
             )
         elif isinstance(event, Decoded):
             video = self._videos[event.path]
             video.num_frames += 1
-            self._search.submit(video, event.frame)
+            frame = second_look.turned(event.frame, video.turn_deg) if video.turn_deg else event.frame
+            if video.num_found < self._engine.rules.min_faces:
+                video.kept.add(frame)
+            else:
+                video.kept.frames.clear()
+            self._search.submit(video, frame)
         else:
             video = self._videos[event.path]
             video.end(event)
@@ -173,7 +192,8 @@ class _Scan:
         """Send the faces of searched frames on to the classifier."""
         for each in searched:
             for look in each.looks:
-                for crop in look.crops:
+                each.video.num_found += len(look.crops)
+                for crop in each.video.crowd.choose(look.crops):
                     self._score.submit(each.video, crop, look.frame if self._dumps else None)
                     while (scored := self._score.next()) is not None:
                         self._keep(scored)
@@ -194,7 +214,28 @@ class _Scan:
     def _finished(self) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         for video in [video for video in self._videos.values() if video.is_complete]:
             del self._videos[video.path]
+            if self._is_to_be_turned(video):
+                continue
+            upright = self._upright.pop(video.path, None)
+            if upright and (video.fails or video.num_found <= upright.num_found):
+                upright.kept.frames = [second_look.turned(each, 360 - video.turn_deg) for each in video.kept.frames]
+                video = upright
             yield self._result(video), video.identity
+
+    def _is_to_be_turned(self, video: VideoUnderWay) -> bool:
+        """Look for faces that are not upright where too few are; if there are any, note it for another pass."""
+        if video.turn_deg or video.fails or video.num_found >= self._engine.rules.min_faces:
+            return False
+        try:
+            with self._timings.stage("detect", count=0):
+                turn_deg = second_look.find_turn(video.kept.frames, self._engine.detector, self._pool)
+        except ODD_PICTURE_ERRORS as error:
+            video.failure = broken(error)
+            return False
+        if turn_deg:
+            self._turns_deg[video.path], self._upright[video.path] = turn_deg, video
+            video.kept.frames.clear()
+        return bool(turn_deg)
 
     def _result(self, video: VideoUnderWay) -> VideoResult:
         ended = video.ended
@@ -207,18 +248,19 @@ class _Scan:
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
         seen, sampling = self._engine.seen, self._engine.sampling
-        damage = _damage(ended, sampling)
+        damage, crowd = _damage(ended, sampling), self._left_out(video)
         verdict = decide(
             tracks,
             self._engine.rules,
             damage=damage,
+            crowd=crowd,
             is_hdr=ended.info.is_hdr,
             used_for=seen.use_of(ended.info.sha256) if seen else None,
-            notes=_notes(ended, video.num_frames, sampling),
+            notes=[*self._face_notes(video), *_frame_notes(ended, video.num_frames, sampling)],
         )
         return VideoResult(
             path=video.path,
-            status="partial" if damage else "ok",
+            status="partial" if damage or crowd else "ok",
             verdict=verdict,
             info=ended.info,
             num_frames=video.num_frames,
@@ -227,9 +269,29 @@ class _Scan:
             pictures=self._pictures(video, tracks),
         )
 
+    def _left_out(self, video: VideoUnderWay) -> Reason | None:
+        most_faces, max_faces = video.crowd.most_faces, self._engine.max_faces
+        if most_faces <= max_faces:
+            return None
+        text = f"{most_faces} faces in one frame, of which {most_faces - max_faces} were not judged"
+        return Reason("too_many_faces", f"{text}; raise --max-faces, now {max_faces}, to judge them")
+
+    def _face_notes(self, video: VideoUnderWay) -> list[Reason]:
+        """What is to be said of how faces were looked for."""
+        if video.turn_deg:
+            text = f"faces were found only after the frames were turned clockwise by {video.turn_deg} degrees"
+            return [Reason("turned", f"{text}; positions are those in the turned frames")]
+        if video.num_found or not video.kept.frames:
+            return []
+        with self._timings.stage("detect", count=0):
+            small = second_look.find_small_faces(video.kept.frames, self._engine.detector, self._pool)
+        return [small] if small else []
+
     def _pictures(self, video: VideoUnderWay, tracks: tuple[Track, ...]) -> tuple[Picture, ...]:
         if video.pictures is None:
             return ()
+        if not tracks:
+            return second_look.pictures(video.kept.frames)
         track_of = {id(each.face): track.track_id for track in tracks for each in track.faces}
         with self._timings.stage("explain", count=0):
             heat_maps = [
@@ -273,7 +335,7 @@ def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
     return joined(reasons)
 
 
-def _notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
+def _frame_notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
     """What a reader of the row should know, although the video was seen as asked for."""
     notes = []
     if ended.skipped and sampling.streams != "all":

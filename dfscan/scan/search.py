@@ -92,11 +92,13 @@ class Cutter:
             scene=view,
             frame_number=frame.number,
             stream=frame.stream,
+            shot=frame.shot,
         )
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
 
 
-def _broken(error: Exception) -> Reason:
+def broken(error: Exception) -> Reason:
+    """Why a video cannot be judged of which a frame is one of the `ODD_PICTURE_ERRORS`."""
     log.debug("face detection", exc_info=error)
     return Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
 
@@ -165,7 +167,7 @@ class FollowingSearch:
         try:
             looks = future.result()
         except ODD_PICTURE_ERRORS as error:
-            video.failure = _broken(error)
+            video.failure = broken(error)
             looks = []
         self._num_waiting -= num_frames
         queue = self._queues[video]
@@ -249,7 +251,7 @@ class BatchedSearch:
             return self._look_over(frames)
         except ODD_PICTURE_ERRORS as error:
             if len(frames) == 1:
-                return [_broken(error)]
+                return [broken(error)]
             return [result for frame in frames for result in self._search([frame])]
 
     def _look_over(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:

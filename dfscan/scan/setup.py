@@ -26,6 +26,11 @@ MIN_WORKERS = 2
 MAX_DEFAULT_THREADS = 8
 """Each costs memory, and a container's share of the cores is not seen; `--threads` takes more."""
 
+MAX_FOUND_FACES = 100
+"""Faces of one frame that are followed, so that the same ones can be kept where `max_faces` are judged."""
+METHOD = 2
+"""Raise it when the same settings begin to give other results, so that files in old ledgers are scanned again."""
+
 log = logging.getLogger("dfscan")
 
 
@@ -82,7 +87,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
     detector = FaceDetector(
         threshold=settings.detection_threshold,
         min_face_px=settings.min_face_px,
-        max_faces=settings.max_faces,
+        max_faces=max(MAX_FOUND_FACES, settings.max_faces),
     )
     batched = None
     if runtime.device != "cpu":
@@ -96,6 +101,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         temperature=checkpoint.card.calibration.temperature,
         sampling=Sampling(settings.num_frames, settings.every, settings.max_frames, settings.stream),
         rules=rules_for(settings, checkpoint),
+        max_faces=settings.max_faces,
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         seen=checkpoint.card.seen,
@@ -155,4 +161,5 @@ def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Re
         version=__version__,
         device_kind=device.partition(":")[0],
         settings=settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
+        method=METHOD,
     )

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import Runtime
 from dfscan.media.isolate import Ended
+from dfscan.scan.crowd import Crowd
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures
+from dfscan.scan.second_look import KeptFrames
 from dfscan.scan.timing import Timings
 from dfscan.types import FaceCrop, FaceScore, Frame, Reason
 
@@ -47,7 +49,12 @@ class VideoUnderWay:
     identity: FileIdentity | None
     num_best: int
     """Of so many faces what an explanation needs is kept."""
+    crowd: Crowd
+    turn_deg: int = 0
+    """Clockwise turn of its frames before they are searched."""
     num_frames: int = 0
+    num_found: int = 0
+    """Faces found so far, whether they are judged or not."""
     num_unscored: int = 0
     ended: Ended | None = None
     is_search_ended: bool = False
@@ -56,12 +63,19 @@ class VideoUnderWay:
     faces: list[FaceScore] = field(default_factory=list)
     pictures: FacePictures | None = None
     """Where they are wanted."""
+    kept: KeptFrames = field(default_factory=KeptFrames)
+    """For a second look, as long as few faces are found."""
     _best: list[tuple[float, int, FaceScore, ScoredCrop]] = field(default_factory=list)
 
     def end(self, ended: Ended) -> None:
         """No more frames come."""
         self.ended = ended
         self.has_changed = self.identity != FileIdentity.of(self.path)
+
+    @property
+    def fails(self) -> bool:
+        """Whether it cannot be judged."""
+        return bool(self.failure or self.has_changed or (self.ended and self.ended.failure))
 
     @property
     def is_complete(self) -> bool:

@@ -49,6 +49,7 @@ def decide(
     rules: Rules,
     *,
     damage: Reason | None = None,
+    crowd: Reason | None = None,
     is_hdr: bool = False,
     used_for: Use | None = None,
     notes: Sequence[Reason] = (),
@@ -59,15 +60,16 @@ def decide(
         tracks: its people; each with at least one face.
         rules: thresholds and evidence rules.
         damage: why only a part of the video was seen, or None. Such a video is never `real`.
+        crowd: why some people were not judged, or None. Such a video is never `real`.
         is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
         used_for: what the checkpoint has seen this video for, or None. The reason says so, and the label stays.
-        notes: what a reader should know besides; they do not change the label.
+        notes: what else a reader must know of how frames and faces were looked for; they do not change the label.
 
     Returns:
         The verdict of the track with the highest score among those with enough faces, or of the highest of all,
         `inconclusive` then, where none has enough.
     """
-    limits = [reason for reason in (damage, HDR if is_hdr else None) if reason]
+    limits = [reason for reason in (damage, crowd, HDR if is_hdr else None) if reason]
     if not tracks:
         return Verdict("no_face", threshold=rules.fake_threshold, reason=joined([*limits, *notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]

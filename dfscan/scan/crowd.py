@@ -1,0 +1,63 @@
+"""Choose whom to judge in a crowd: the same people in every frame, not the largest faces of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dfscan.faces.appearance import likeness
+from dfscan.faces.track import LOOKS_SAME, MIN_IOU, iou
+from dfscan.types import Face, FaceCrop
+
+
+class Crowd:
+    """The people of one video that are judged; give it every frame in order."""
+
+    def __init__(self, max_faces: int) -> None:
+        """Start without anybody.
+
+        Args:
+            max_faces: maximum number of faces judged in one frame.
+        """
+        self._max_faces = max_faces
+        self._people: list[Face] = []
+        """Of each person that is judged, the last face."""
+        self.most_faces = 0
+        """Largest number of faces in one frame."""
+
+    def choose(self, crops: Sequence[FaceCrop]) -> list[FaceCrop]:
+        """Those of one frame's faces that are judged: of people judged before first, then the largest.
+
+        Args:
+            crops: of all faces of the frame, the largest first.
+        """
+        self.most_faces = max(self.most_faces, len(crops))
+        known = self._known([crop.face for crop in crops])
+        order = sorted(range(len(crops)), key=lambda i: i not in known)
+        chosen = sorted(order[: self._max_faces])
+        for i in chosen:
+            if i in known:
+                self._people[known[i]] = crops[i].face
+            else:
+                self._people.append(crops[i].face)
+        return [crops[i] for i in chosen]
+
+    def _known(self, faces: Sequence[Face]) -> dict[int, int]:
+        """Person of each face that is one's, the surest first."""
+        fits = [
+            (fit, j, i)
+            for j, person in enumerate(self._people)
+            for i, face in enumerate(faces)
+            if (fit := _fit(person, face)) is not None
+        ]
+        known: dict[int, int] = {}
+        for _, j, i in sorted(fits, key=lambda each: (-each[0], each[1], each[2])):
+            if i not in known and j not in known.values():
+                known[i] = j
+        return known
+
+
+def _fit(person: Face, face: Face) -> float | None:
+    """Overlap plus likeness; None where they are two people."""
+    overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
+    alike = likeness(person.appearance, face.appearance)
+    return overlap + alike if overlap >= MIN_IOU or alike >= LOOKS_SAME else None

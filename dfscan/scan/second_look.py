@@ -1,0 +1,108 @@
+"""What a video without faces may hold all the same: faces that lie on their side or upside down, and small ones.
+
+Only for a video in which too few faces were found. A few of its frames are kept until then, and searched again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import cv2
+import numpy as np
+
+from dfscan.faces.detect import SMALLEST_PX, FaceDetector, Pixels
+from dfscan.types import Frame, Picture, Reason
+
+TURNS_DEG = (90, 180, 270)
+"""Clockwise turns that are tried."""
+MAX_FRAMES = 4
+"""Frames of a video that are searched again, spread over its length."""
+MAX_KEPT_BYTES = 50_000_000
+"""Their pixels together, unless the first alone has more."""
+MIN_FRAMES_WITH_FACE = 2
+"""A face in one of several frames may be a false one."""
+PICTURE_PX = 192
+"""Longer side of a frame on the report page."""
+JPEG_QUALITY = 80
+
+
+class KeptFrames:
+    """A few frames of one video, spread evenly: every frame at first, then every second, every fourth, ..."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self._every = 1
+
+    def add(self, frame: Frame) -> None:
+        """Keep one frame, or not."""
+        if frame.index % self._every:
+            return
+        self.frames.append(frame)
+        while len(self.frames) > MAX_FRAMES or (len(self.frames) > 1 and self._num_bytes() > MAX_KEPT_BYTES):
+            self._every *= 2
+            self.frames = [each for each in self.frames if each.index % self._every == 0]
+
+    def _num_bytes(self) -> int:
+        return sum(frame.pixels.nbytes for frame in self.frames)
+
+
+def turned(frame: Frame, turn_deg: int) -> Frame:
+    """The frame turned clockwise by 0, 90, 180 or 270 degrees."""
+    pixels = np.ascontiguousarray(np.rot90(frame.pixels, -turn_deg // 90))
+    return Frame(pixels, frame.index, frame.time_s, frame.burst, frame.shot)
+
+
+def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> int:
+    """Clockwise turn in degrees after which faces are found; 0 where there is none.
+
+    Args:
+        frames: of one video.
+        detector: as for the upright frames.
+        pool: where to search.
+    """
+    tries = list(itertools.product(TURNS_DEG, frames))
+    found = list(pool.map(lambda each: detector.detect(turned(each[1], each[0]).pixels), tries))
+    num_frames = Counter(turn_deg for (turn_deg, _), faces in zip(tries, found, strict=True) if faces)
+    least = max(1, min(MIN_FRAMES_WITH_FACE, len(frames)))
+    return max((turn for turn in TURNS_DEG if num_frames[turn] >= least), key=lambda turn: num_frames[turn], default=0)
+
+
+def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> Reason | None:
+    """Say how large the faces under the minimum size are, if there are any.
+
+    Args:
+        frames: of one video, in which no face is found.
+        detector: as for these frames.
+        pool: where to search.
+    """
+    longest_px = max((max(frame.pixels.shape) for frame in frames), default=1)
+    smallest_px = int(SMALLEST_PX)
+    if detector.min_face_px <= smallest_px:
+        return None
+    finer = detector.with_sizes(min_face_px=smallest_px, least_side_px=longest_px)
+    found = [faces for faces in pool.map(lambda frame: finer.detect(frame.pixels), frames) if faces]
+    if not found or len(found) < min(MIN_FRAMES_WITH_FACE, len(frames)):
+        return None
+    sizes_px = [round(float(np.min(face.box_xyxy[2:] - face.box_xyxy[:2]))) for faces in found for face in faces]
+    least_px, most_px = min(sizes_px), max(sizes_px)
+    size = f"{most_px} px" if least_px == most_px else f"{least_px} to {most_px} px"
+    text = f"faces of {size} were seen, but only those of at least {detector.min_face_px} px are judged"
+    return Reason("faces_too_small", f"{text}; see --min-face-px")
+
+
+def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
+    """Small pictures of the frames, in order of time."""
+    return tuple(Picture("frame", -1, frame.index, frame.time_s, 0.0, _jpeg(frame.pixels)) for frame in frames)
+
+
+def _jpeg(pixels: Pixels) -> bytes:
+    height_px, width_px = pixels.shape[:2]
+    scale = min(1.0, PICTURE_PX / max(height_px, width_px))
+    size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
+    small = cv2.cvtColor(cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+    is_encoded, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    assert is_encoded  # in memory, and of a size that JPEG knows
+    return data.tobytes()
