@@ -36,7 +36,8 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_for(checkpoint: Path, **settings: Any) -> Engine:
-    chosen = ScanSettings(checkpoint=checkpoint, device="cpu", **{"num_frames": 4, **settings})
+    sampling = {} if "every" in settings else {"num_frames": 4}
+    chosen = ScanSettings(checkpoint=checkpoint, device="cpu", **{**sampling, **settings})
     found = find_checkpoint(chosen)
     return load_engine(with_checkpoint(chosen, found), found)
 
@@ -408,7 +409,8 @@ def test_a_ledger_from_before_methods_were_counted_is_read_and_its_files_are_sca
 
 def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: Path) -> None:
     def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
-        return recipe(ScanSettings(num_frames=4, **change), read_card(checkpoint), device=device).digest
+        given = change if "every" in change else {"num_frames": 4, **change}
+        return recipe(ScanSettings(**given), read_card(checkpoint), device=device).digest
 
     assert digest(workers=7, threads=5, out="x.csv", quiet=True) == digest()
     assert digest(device="cuda:0") == digest(device="cuda:1") != digest()

@@ -103,7 +103,7 @@ def test_a_damaged_frame_is_counted_and_the_others_are_read(tmp_path: Path) -> N
     (tmp_path / "a.webp").write_bytes(data)
     frames, _, damage = decoded(tmp_path / "a.webp")
     assert len(frames) == 4
-    assert damage == "1 packets could not be decoded, 0 pictures are corrupt"
+    assert damage == "1 packets could not be decoded, 0 frames are corrupt"
 
 
 def test_a_still_picture_is_no_animation(tmp_path: Path) -> None:

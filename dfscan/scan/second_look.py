@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -52,7 +53,7 @@ class KeptFrames:
 def turned(frame: Frame, turn_deg: int) -> Frame:
     """The frame turned clockwise by 0, 90, 180 or 270 degrees."""
     pixels = np.ascontiguousarray(np.rot90(frame.pixels, -turn_deg // 90))
-    return Frame(pixels, frame.index, frame.time_s, frame.burst, frame.shot)
+    return replace(frame, pixels=pixels)
 
 
 def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> int:
