@@ -79,7 +79,7 @@ def test_an_unreadable_crop_is_named_with_a_remedy(
 def test_the_device_normalises_as_a_scan_does() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
     preprocessing = Preprocessing(input_size_px=40)
-    faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3), *torch.zeros(2, 3, dtype=torch.int64))
     made = normalised(faces, preprocessing, torch.device("cpu"))
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(made.numpy(), to_input(list(pixels), preprocessing), atol=1e-6)

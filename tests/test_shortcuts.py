@@ -23,7 +23,7 @@ from tests.datasets import face_picture, write_dataset, write_sample
 
 NUM_FACES = 60
 SMALL = {"input_size_px": 96, "resize_px": 104}
-MILD = {"noise_p": 0.0, "iso_noise_p": 0.0, "blur_p": 0.0, "downscale_p": 0.0, "jpeg_p": 0.0, "h264_p": 0.0}
+MILD = {"noise_p": 0.0, "iso_noise_p": 0.0, "blur_p": 0.0, "downscale_p": 0.0, "jpeg_p": 0.0, "codec_p": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_csv_with_origins_and_takes(tmp_path: Path) -> None:
     listing = csv_file(tmp_path, "path,label,source,take,group\na.mp4,real,page 1,7,\nb.mp4,fake,,,eve\n")
     options = SourceOptions(source_column="source", take_column="take")
     assert read_sources([listing], options).items == [
-        Source(f"{tmp_path}/a.mp4", "real", "", "7", None, "page 1", "7"),
+        Source(f"{tmp_path}/a.mp4", "real", group="7", domain="page 1", take="7"),
         Source(f"{tmp_path}/b.mp4", "fake", "", "eve"),
     ]
     plain = read_sources([listing]).items[0]

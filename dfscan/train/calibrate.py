@@ -157,7 +157,12 @@ def _is_of_use(is_low: Bools, is_fake: Bools) -> bool:
 
 
 def _num_allowed(count: int, max_share: float) -> int:
-    return math.floor(count * max_share + 1e-9)  # 100 * 0.29 is 28.999999999999996
+    """How many of so many videos may lie beyond a threshold for new videos to do so at most at this rate.
+
+    One less than (n + 1) r: a new video is as likely to take any place among n others (Vovk et al. 2005, "Algorithmic
+    Learning in a Random World", proposition 2.4), so that the rate holds on average over such validation sets.
+    """
+    return max(0, math.floor((count + 1) * max_share + 1e-9) - 1)  # 100 * 0.29 is 28.999999999999996
 
 
 def _interval(is_wrong: Bools) -> tuple[float, float]:
