@@ -246,3 +246,14 @@ def test_skin_is_smoothed_and_edges_stay() -> None:
 def test_skin_is_smoothed_by_a_share(strength: float) -> None:
     with pytest.raises(ValueError, match="strength"):
         degrade.smooth_skin(crop(), strength=strength)
+
+
+@pytest.mark.parametrize(("size_px", "is_h264"), [(62, True), (64, False)])
+def test_frames_too_small_for_libx265_become_h264(size_px: int, is_h264: bool) -> None:
+    """libx265 corrupts its memory below 64 px."""
+    picture = cv2.resize(astronaut(), (size_px, 80))
+    coded = [
+        degrade.through_video(picture, degrade.VideoChain((degrade.Generation(codec, 30),)))
+        for codec in ("h264", "h265")
+    ]
+    assert np.array_equal(*coded) is is_h264

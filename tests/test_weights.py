@@ -12,10 +12,11 @@ from dfscan.cli import app
 from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
 from dfscan.detector.selftest import verify
+from dfscan.train.crossval import HELD_OUT
 from dfscan.train.settings import TrainSettings, build, model
 
 MAX_BYTES = 40_000_000
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "embedded.toml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "default-2-footage.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,7 @@ def test_it_is_small_trained_and_of_the_specified_network(path: Path) -> None:
     assert calibration.real_called_fake_rate is not None
     assert calibration.real_called_fake_rate <= 0.01
     assert calibration.num_real_videos
+    assert calibration.num_real_videos >= 99
 
 
 def test_its_recipe_is_the_file_in_configs(path: Path) -> None:
@@ -50,7 +52,8 @@ def test_its_recipe_is_the_file_in_configs(path: Path) -> None:
     recipe = build(read_file(CONFIG, model()))
     assert training["settings"] == {name: getattr(recipe, name) for name in training["settings"]}
     assert set(training["settings"]) >= {"lr_head", "seed", "epochs"} & set(TrainSettings.__dataclass_fields__)
-    assert any("blended with themselves" in limit for limit in training["limits"])
+    assert training["grown_from"]
+    assert training["calibrated_on"] == "held-out folds of 5 runs of the same recipe"
 
 
 def test_its_card_for_people_has_the_numbers_of_the_file(path: Path) -> None:
@@ -58,8 +61,8 @@ def test_its_card_for_people_has_the_numbers_of_the_file(path: Path) -> None:
     checkpoint = read_card(path)
     assert checkpoint.sha256 in text
     assert checkpoint.card.metrics is not None
-    for split in ("validation", "test"):
-        auc = checkpoint.card.metrics[split]["frame"]["roc_auc"]
+    for level in ("video", "frame"):
+        auc = checkpoint.card.metrics[HELD_OUT][level]["roc_auc"]
         assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
     assert f"{checkpoint.card.calibration.fake_threshold:.3f}" in text
 

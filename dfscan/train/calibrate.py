@@ -13,6 +13,8 @@ from dfscan.train.metrics import clopper_pearson
 
 TEMPERATURES = (0.05, 100.0)
 EVEN_ODDS = 0.5
+SINGLE_PICTURES = "Calibrated mostly on single pictures, each standing for a video."
+"""Limit of a card, where it holds."""
 MIN_REAL_ADVANTAGE = 2.0
 """`real` is said only of scores that are surely so many times more frequent among reals than among fakes."""
 

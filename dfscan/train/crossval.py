@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
 from dfscan.errors import ConfigError
-from dfscan.train.calibrate import calibrate, video_scores
+from dfscan.train.calibrate import SINGLE_PICTURES, calibrate, video_scores
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
 from dfscan.train.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
 
@@ -122,7 +122,9 @@ def calibrate_on_runs(
         },
         f"{HELD_OUT}, ROC AUC of videos by kind": _by_kind(videos, scores, faces),
     }
-    training = {**(card.training or {}), "calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
+    training = dict(card.training or {})
+    training["limits"] = [limit for limit in training.get("limits", []) if limit != SINGLE_PICTURES]
+    training |= {"calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
     card = card.model_copy(update={"calibration": calibration, "training": training, "metrics": metrics})
     save_checkpoint(out, load_network(checkpoint), card, half=half)
     return card

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -29,6 +29,8 @@ LEAST_CODED_PX = 16
 """Codecs refuse smaller pictures."""
 CODEC_SHARES: dict[Codec, float] = {"h264": 0.8, "h265": 0.1, "vp9": 0.1}
 """How often each is drawn. H.264 leads because it is the most common in clips, and the fastest."""
+LEAST_H265_PX = 64
+"""libx265 writes outside its memory for frames smaller than one of its largest blocks; those become H.264."""
 INTRA_SHARE = 0.15
 """How often a picture is coded alone, as a key frame is."""
 NUM_FRAMES = (3, 5)
@@ -211,11 +213,14 @@ def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
     """Encode and decode frames of one size, yuv420p."""
     if not 0 <= generation.crf <= 51:
         raise ValueError(f"crf is 0 to 51, got {generation.crf}")
+    width_px, height_px = strip[0].shape[1], strip[0].shape[0] * 2 // 3
+    if generation.codec == "h265" and min(width_px, height_px) < LEAST_H265_PX:
+        generation = replace(generation, codec="h264")
     encoder_name, decoder_name, options = _ENCODERS[generation.codec]
     encoder, decoder = VideoCodecContext.create(encoder_name, "w"), VideoCodecContext.create(decoder_name, "r")
     assert isinstance(encoder, VideoCodecContext)
     assert isinstance(decoder, VideoCodecContext)
-    encoder.width, encoder.height = strip[0].shape[1], strip[0].shape[0] * 2 // 3
+    encoder.width, encoder.height = width_px, height_px
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
     encoder.options = {**options, "crf": str(_native_crf(generation))}
     packets = []

@@ -19,7 +19,7 @@ from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.report.meta import versions
-from dfscan.train.calibrate import calibrate, video_scores
+from dfscan.train.calibrate import SINGLE_PICTURES, calibrate, video_scores
 from dfscan.train.companions import check_swaps, reconstructions_in
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME, RunFolder
 from dfscan.train.manifest import MANIFEST_NAME, Sample, Split, read_manifest
@@ -485,7 +485,7 @@ def _limits(samples: Sequence[Sample], settings: TrainSettings) -> list[str]:
         )
     num_faces = Counter(sample.source for sample in samples if sample.split == "val")
     if num_faces and sorted(num_faces.values())[len(num_faces) // 2] == 1:
-        limits.append("Calibrated mostly on single pictures, each standing for a video.")
+        limits.append(SINGLE_PICTURES)
     return limits
 
 
