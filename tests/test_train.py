@@ -359,7 +359,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     assert train(tmp_path / "data", tmp_path / "run").exit_code == 0
     before = (tmp_path / "run" / "best.safetensors").read_bytes()
-    refused(train(tmp_path / "data", tmp_path / "run"), "holds a run already", "--resume")
+    refused(train(tmp_path / "data", tmp_path / "run"), "already holds a run", "--resume")
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
 
 
