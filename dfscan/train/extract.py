@@ -164,7 +164,8 @@ class Extraction:
         first = self._first_with.setdefault(sha256, source)
         if first.label != source.label:
             raise ConfigError(
-                f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove the wrong one"
+                f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
+                "the wrong one"
             )
 
     def _decode(self, paths: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ class Journal:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is running there; wait until it ends") from None
+            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is running there; wait for it") from None
 
     def _read(self, recipe: dict[str, Any]) -> dict[str, Entry]:
         """Return the latest entry of each source; truncate an incomplete last line left by a killed run."""

@@ -30,7 +30,7 @@ OPTIONAL_COLUMNS = ("domain", "fold")
 """Text columns that a manifest may omit."""
 NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
 MIN_BOX_PX = 16
-"""Minimum longer side of a face's box; `dfscan prepare` accepts no limit below 20 px."""
+"""Minimum longer side of a face's box; `dfscan prepare` keeps no face below 20 px."""
 COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS, *OPTIONAL_COLUMNS)
 """All columns in the order in which they are written. Boxes and landmarks are in pixels of the crop."""
 
