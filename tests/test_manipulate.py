@@ -142,7 +142,7 @@ def test_a_companion_that_is_missing_or_of_another_size_is_refused(kind: Forgery
 # Swapped
 
 
-def test_a_swap_aligns_the_donor_s_landmarks_with_the_face() -> None:
+def test_a_swap_aligns_the_landmarks_of_the_donor_with_the_face() -> None:
     """Dots on the donor's eyes, nose and mouth end up at this face's landmarks."""
     move = cv2.getRotationMatrix2D((100, 100), 12, 0.8)
     where = np.asarray(face().landmarks @ move[:, :2].T + move[:, 2], np.float32)
@@ -239,7 +239,7 @@ def test_some_reconstructions_replace_the_whole_crop_and_others_a_part() -> None
     assert np.mean(whole) == pytest.approx(manipulate.WHOLE_SHARE, abs=0.15)
 
 
-def test_a_reconstruction_shows_the_autoencoder_s_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reconstruction_shows_the_output_of_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced crop is closer to the autoencoder's output than to the original, sharpened or not."""
     monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
     for seed in range(40):

@@ -32,7 +32,7 @@ def test_captions_are_above_their_rows() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[square(1)], [square(1, 21)]]])
-def test_empty_and_mixed_sizes_are_refused(rows: list[list[NDArray[np.uint8]]]) -> None:
+def test_empty_sheets_and_mixed_sizes_are_refused(rows: list[list[NDArray[np.uint8]]]) -> None:
     with pytest.raises(ValueError, match="one size"):
         contact_sheet(rows)
 

@@ -23,7 +23,7 @@ class Key(NamedTuple):
     view: int
     """Index of the view among the views of the sample in this epoch."""
     is_forged: bool = True
-    """Whether a fake made from a real sample accompanies it, if the recipe makes fakes."""
+    """True to add a fake made from this sample, if it is real and the recipe makes fakes."""
 
 
 Batch = tuple[Key, ...]
@@ -62,7 +62,7 @@ def plan_epoch(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The samples that balanced epochs draw from, with one entry per sample in each field."""
+    """Samples that balanced epochs draw from, with one entry per sample in each field."""
 
     is_fake: Sequence[bool]
     domains: Sequence[str]

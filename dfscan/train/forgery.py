@@ -223,8 +223,8 @@ def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
         landmarks: (5, 2) in pixels.
 
     Returns:
-        (4, 2) camera: template points with a 1 appended, times this matrix, are pixels. None if no face can have these
-        landmarks: they are not finite, coincide, or are mirrored (flipping an image requires swapping left and right).
+        (4, 2) camera: template points with a 1 appended, multiplied by this matrix, give pixels. None if no face can have
+        these landmarks: they are not finite, coincide, or are mirrored (flipping an image requires swapping left and right).
     """
     points = np.asarray(landmarks, np.float64)
     if not np.isfinite(points).all() or np.abs(points).max() > 1e6:
@@ -286,7 +286,7 @@ def region_mask(
 
     Returns:
         The mask in [0, 1] within a box of the image, and that box as (x1, y1, x2, y2), end exclusive. The mask is zero
-        outside the box, and empty if the outline is entirely outside the image.
+        outside the box. Both are empty if the outline is entirely outside the image.
     """
     low, high = outline.min(axis=0), outline.max(axis=0)
     margin_px = 0.2 * float((high - low).min()) + 2
@@ -310,7 +310,7 @@ def region_mask(
 
 
 def _rounded(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round a closed polygon by cutting its corners twice at a quarter of each side (Chaikin 1974)."""
+    """Cut the corners of a closed polygon twice at a quarter of each side (Chaikin 1974): a smooth curve inside it."""
     for _ in range(2):
         following = np.roll(polygon, -1, axis=0)
         polygon = np.stack([0.75 * polygon + 0.25 * following, 0.25 * polygon + 0.75 * following], 1).reshape(-1, 2)
@@ -363,8 +363,7 @@ def change_look(pixels: Pixels, eyes_px: float, rng: np.random.Generator, *, str
 
     Args:
         pixels: (H, W, 3) RGB.
-        eyes_px: distance between the eyes; shrinking leaves at least 16 px of it, or is by a factor of at
-            most 1.5.
+        eyes_px: distance between the eyes; shrinking leaves at least 16 px of it, or is by a factor of at most 1.5.
         rng: random generator.
         strength: factor on every colour change.
 

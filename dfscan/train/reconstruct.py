@@ -33,7 +33,7 @@ Pixels = NDArray[np.uint8]
 WIDTHS = (32, 64, 128)
 """Channels after each halving."""
 CODE_WIDTH = 16
-"""Channels of the code: 256 x 256 x 3 values become 32 x 32 x 16, a twelfth; fewer keep faces blurred for long."""
+"""Channels of the code: 256 x 256 x 3 values become 32 x 32 x 16, a twelfth; fewer need much longer training."""
 LAST_WIDTH = 16
 """Channels at full size."""
 BATCH_SIZE = 16

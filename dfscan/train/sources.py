@@ -90,9 +90,7 @@ def _refuse_empty(path: str, part: Sources) -> None:
         (first, reason), more = part.skipped[0], len(part.skipped) - 1
         also = f" and {more} more" if more else ""
         raise ConfigError(
-        raise ConfigError(
             f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
-        )
         )
     raise ConfigError(f"{path}: contains no video or image")
 

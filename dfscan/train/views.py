@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 ROOM = 1.25
 """Side of the image that is rotated and scaled, relative to the side of the square that is then cut from it."""
 OUTLIER_SHARE, OUTLIER_FACTOR = 0.1, 3.0
-"""Probability that the box is off by more than usual, and the factor by which it is."""
+"""Probability that the box is off by more than usual, and the factor by which its jitter then grows."""
 
 
 def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
