@@ -297,7 +297,7 @@ def test_given_splits_that_leak_are_refused(footage: Path, tmp_path: Path) -> No
 
 
 def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no source shows a face .*skipped.csv there gives the reasons"):
+    with pytest.raises(ConfigError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
         prepare([str(footage / "real/nobody.mp4")], settings(tmp_path / "d", label="real"))
     assert len(skipped(tmp_path / "d")) == 1
 

@@ -223,8 +223,9 @@ def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
         landmarks: (5, 2) in pixels.
 
     Returns:
-        (4, 2) camera: template points with a 1 appended, multiplied by this matrix, give pixels. None if no face can have
-        these landmarks: they are not finite, coincide, or are mirrored (flipping an image requires swapping left and right).
+        (4, 2) camera: template points with a 1 appended, multiplied by this matrix, give pixels. None if no face can
+        have these landmarks: they are not finite, coincide, or are mirrored (flipping an image requires swapping left
+        and right).
     """
     points = np.asarray(landmarks, np.float64)
     if not np.isfinite(points).all() or np.abs(points).max() > 1e6:
