@@ -1,4 +1,4 @@
-"""Small training sets made at run time: crops of one face in many disguises, with a manifest."""
+"""Create small training sets at run time: crops of one face with many variations, with a manifest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dfscan.train.manifest import MANIFEST_NAME, Label, Sample, Split, write_man
 from tests.pictures import FACE_XYXY, astronaut
 
 LANDMARKS = np.array([[206, 108], [247, 106], [229, 129], [209, 149], [246, 147]], np.float32)
-"""Eyes, nose and corners of the mouth of `astronaut`, to within a few px."""
+"""Eyes, nose and corners of the mouth of `astronaut`, accurate to a few px."""
 LEFT, TOP, SIDE_PX = 122, 20, 200
-"""The square of `astronaut` that a loose crop shows."""
+"""Square of `astronaut` that a loose crop shows."""
 
 
 def face_picture(number: int) -> NDArray[np.uint8]:
-    """A loose crop, (200, 200, 3): the same face, but of another colour, light and background for each number."""
+    """Return a loose crop, (200, 200, 3): one face with colour, light and background that depend on the number."""
     rng = np.random.default_rng(number)
     crop = astronaut()[TOP : TOP + SIDE_PX, LEFT : LEFT + SIDE_PX].astype(np.float32)
     crop = (crop - 128) * rng.uniform(0.6, 1.1) + 128 + rng.uniform(-40, 40, size=3)
@@ -30,7 +30,7 @@ def face_picture(number: int) -> NDArray[np.uint8]:
 
 
 def write_sample(folder: Path, number: int, *, split: Split, label: Label = "real", **changes: str) -> Sample:
-    """Write a crop and describe it; its group is its number unless `changes` say otherwise."""
+    """Write a crop and describe it; its group is its number unless `changes` sets another."""
     pixels = face_picture(number)
     data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
     crop = f"crops/{number:04d}.png"
@@ -54,7 +54,7 @@ def write_sample(folder: Path, number: int, *, split: Split, label: Label = "rea
 
 
 def write_dataset(folder: Path, *, num_train: int = 6, num_val: int = 3, with_fakes: bool = False) -> list[Sample]:
-    """Write a data set of real faces, and as many fake ones if they are asked for."""
+    """Write a data set of real faces, and as many fake ones on request."""
     plan: list[tuple[Split, Label]] = [("train", "real")] * num_train + [("val", "real")] * num_val
     if with_fakes:
         plan += [("train", "fake")] * num_train + [("val", "fake")] * num_val

@@ -19,12 +19,12 @@ def test_a_pair_counts_as_two_faces() -> None:
     assert sum(len(batch) for batch in batches) == 11
 
 
-def test_the_last_single_face_is_left_out() -> None:
+def test_a_last_batch_with_one_face_is_dropped() -> None:
     assert [len(batch) for batch in plan_epoch([1] * 9, epoch=0, seed=0, batch_size=4)] == [4, 4]
     assert [len(batch) for batch in plan_epoch([2] * 9, epoch=0, seed=0, batch_size=8)] == [4, 4, 1]
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     def plan(**changes: int) -> object:
         return plan_epoch([1] * 50, **{"epoch": 0, "seed": 0, "batch_size": 8, **changes})
 
@@ -37,7 +37,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_devices_share_the_batches_of_one(world_size: int) -> None:
+def test_devices_divide_the_batches_of_a_single_device(world_size: int) -> None:
     alone = plan_epoch([1] * 70, epoch=0, seed=0, batch_size=4)
     together = plan_epoch([1] * 70, epoch=0, seed=0, batch_size=4, world_size=world_size)
     parts = [together[rank::world_size] for rank in range(world_size)]
@@ -55,14 +55,14 @@ def test_too_few_faces_give_no_batch() -> None:
     ("num_batches", "accumulate", "world_size", "steps"),
     [(10, 2, 1, 5), (11, 2, 1, 6), (11, 4, 1, 3), (12, 2, 3, 2), (1, 2, 1, 1), (0, 2, 1, 0)],
 )
-def test_steps_count_windows_and_the_partial_one(
+def test_a_partial_accumulation_window_counts_as_a_step(
     num_batches: int, accumulate: int, world_size: int, steps: int
 ) -> None:
     assert num_steps(num_batches, accumulate=accumulate, world_size=world_size) == steps
 
 
 def pool() -> Pool:
-    """100 portraits of 50 people, a page with a real and two fakes of one person, and a page with fakes only."""
+    """Return 100 portraits of 50 people, a page with a real and two fakes of one person, and a page with fakes only."""
     sources = [f"portrait{i // 2}" for i in range(100)] + ["take", "swap1", "swap2", "alone"]
     groups = [f"person{i // 2}" for i in range(100)] + ["star"] * 3 + ["avatar"]
     domains = ["portraits"] * 100 + ["page"] * 3 + ["fakes only"]
@@ -74,7 +74,7 @@ def drawn(**changes: object) -> list[tuple[Key, ...]]:
     return draw_epoch(pool(), **{**settings, **changes})  # type: ignore[arg-type]
 
 
-def test_drawn_batches_hold_as_many_reals_as_fakes() -> None:
+def test_drawn_batches_hold_equal_numbers_of_reals_and_fakes() -> None:
     is_fake = pool().is_fake
     for batch in drawn():
         reals = sum(not is_fake[key.sample] for key in batch)
@@ -95,7 +95,7 @@ def test_domains_are_drawn_evenly_or_by_their_number_of_groups() -> None:
     assert portion(1.0) == pytest.approx(50 / 51, abs=0.02)
 
 
-def test_a_true_fake_comes_with_a_real_of_its_own_page_where_there_is_one() -> None:
+def test_a_true_fake_is_paired_with_a_real_of_its_own_domain_if_there_is_one() -> None:
     facts = pool()
     pairs = [
         (fake.sample, real.sample)
@@ -107,14 +107,14 @@ def test_a_true_fake_comes_with_a_real_of_its_own_page_where_there_is_one() -> N
     assert len({fake for fake, _ in pairs}) == 3
 
 
-def test_drawn_epochs_depend_on_seed_and_epoch_and_divide_among_devices() -> None:
+def test_drawn_epochs_depend_on_seed_and_epoch_and_are_divided_among_devices() -> None:
     assert drawn() == drawn()
     assert drawn() != drawn(epoch=1)
     assert drawn() != drawn(seed=1)
     assert len(drawn(num_faces=100, world_size=4)) == 12
 
 
-def test_without_true_fakes_all_pairs_are_made() -> None:
+def test_without_true_fakes_every_pair_has_a_made_fake() -> None:
     facts = Pool([False] * 4, ["d"] * 4, list("abcd"), list("abcd"))
     batches = draw_epoch(
         facts, epoch=0, seed=0, batch_size=4, num_faces=16, fake_share=0.5, domain_exponent=0.5, world_size=1

@@ -11,7 +11,7 @@ from dfscan.train.settings import DESIGNS, TrainSettings
 from tests.datasets import face_picture, write_dataset, write_sample
 
 
-def test_nobody_is_swapped_with_oneself(tmp_path: Path) -> None:
+def test_the_donor_is_from_another_group(tmp_path: Path) -> None:
     samples = [write_sample(tmp_path, i, split="train", group="one" if i < 6 else "two") for i in range(7)]
     companions = Companions(samples, tmp_path, None)
     for seed in range(20):
@@ -20,7 +20,7 @@ def test_nobody_is_swapped_with_oneself(tmp_path: Path) -> None:
         assert np.array_equal(other.pixels, face_picture(6))
 
 
-def test_fakes_are_nobodys_other_face(tmp_path: Path) -> None:
+def test_fakes_are_never_donors(tmp_path: Path) -> None:
     samples = [write_sample(tmp_path, i, split="train", label="real" if i < 2 else "fake") for i in range(8)]
     companions = Companions(samples, tmp_path, None)
     for seed in range(10):
@@ -29,8 +29,8 @@ def test_fakes_are_nobodys_other_face(tmp_path: Path) -> None:
         assert np.array_equal(other.pixels, face_picture(1))
 
 
-def test_the_likest_of_the_drawn_is_taken(tmp_path: Path) -> None:
-    """One person's landmarks lie as the face's do but for place, size and turn; the others look aside."""
+def test_the_most_similar_candidate_is_used(tmp_path: Path) -> None:
+    """One person's landmarks match the face's up to translation, scale and rotation; the others' are distorted."""
     samples = write_dataset(tmp_path, num_train=6, num_val=1)
     turn = np.array([[0.9, -0.2], [0.2, 0.9]]) * 1.4
     like = _with_landmarks(samples[5], samples[0].landmarks @ turn.T + 7)
@@ -38,7 +38,7 @@ def test_the_likest_of_the_drawn_is_taken(tmp_path: Path) -> None:
     companions = Companions([samples[0], *others, like], tmp_path, None)
     found = [companions.of(0, companions.read(0), "swapped", np.random.default_rng(seed)) for seed in range(30)]
     taken = [np.array_equal(each.pixels, face_picture(5)) for each in found if each]
-    assert np.mean(taken) > 0.6  # in 8 draws of 6 it is missing in a quarter
+    assert np.mean(taken) > 0.6  # 8 draws from 6 people miss it a quarter of the time
 
 
 def _with_landmarks(sample: Sample, landmarks: np.ndarray) -> Sample:
@@ -47,7 +47,7 @@ def _with_landmarks(sample: Sample, landmarks: np.ndarray) -> Sample:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_one_person_alone_in_a_split_cannot_be_swapped(split: Split, tmp_path: Path) -> None:
+def test_a_split_with_only_one_person_is_refused(split: Split, tmp_path: Path) -> None:
     samples = [write_sample(tmp_path, i, split=each) for i, each in enumerate(["train", "train", "val", "val"])]
     check_swaps(samples, tmp_path)
     alone = [sample for sample in samples if sample.split != split]
@@ -58,7 +58,7 @@ def test_one_person_alone_in_a_split_cannot_be_swapped(split: Split, tmp_path: P
     assert str(tmp_path) in str(caught.value)
 
 
-def test_reconstructions_are_shared_by_those_alone_that_would_paint_the_same(tmp_path: Path) -> None:
+def test_runs_share_reconstructions_only_if_theirs_would_be_equal(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=3, num_val=2)
     settings = TrainSettings(forgeries="reconstructed", out=tmp_path / "run")
 
@@ -79,7 +79,7 @@ def test_reconstructions_are_shared_by_those_alone_that_would_paint_the_same(tmp
         folder(out=None)
 
 
-def test_a_reconstruction_is_found_by_the_crop_and_comes_in_its_size(tmp_path: Path) -> None:
+def test_a_reconstruction_is_found_by_its_crop_and_resized_to_it(tmp_path: Path) -> None:
     (sample,) = write_dataset(tmp_path, num_train=1, num_val=0)
     for level, design in enumerate(DESIGNS):
         path = path_of(tmp_path / "made", design, sample)
@@ -111,7 +111,7 @@ def test_a_missing_or_damaged_reconstruction_is_named(content: bytes | None, tmp
     assert "manifest" not in str(caught.value)
 
 
-def test_other_kinds_need_nothing(tmp_path: Path) -> None:
+def test_other_kinds_need_no_donor(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=1, num_val=0)
     companions = Companions(samples, tmp_path, None)
     assert companions.of(0, companions.read(0), "warped", np.random.default_rng(0)) is None

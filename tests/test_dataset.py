@@ -21,7 +21,7 @@ def face_set(folder: Path, settings: TrainSettings, *, is_training: bool = True,
     return FaceSet(write_dataset(folder, **made), folder, settings, is_training=is_training)
 
 
-def test_reals_come_with_a_fake_and_fakes_alone(tmp_path: Path) -> None:
+def test_reals_come_with_a_fake_and_fakes_without(tmp_path: Path) -> None:
     faces = face_set(tmp_path, SETTINGS, with_fakes=True, num_train=4, num_val=1)
     assert faces.num_faces == [2] * 5 + [1] * 5
     batches = list(load(faces, [(Key(0, 0, 0), Key(0, 7, 0), Key(0, 1, 0))], num_workers=0, pin_memory=False))
@@ -37,9 +37,9 @@ def test_without_forgeries_every_sample_is_one_face(tmp_path: Path) -> None:
     assert batch.is_fake.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
+def test_workers_do_not_change_the_batches(tmp_path: Path) -> None:
     cv2.setNumThreads(2)
-    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (900, 900))  # starts a pool of threads, which no worker inherits
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (900, 900))  # starts a thread pool that workers do not inherit
     faces = face_set(tmp_path, SETTINGS)
     batches = plan_epoch(faces.num_faces, epoch=1, seed=0, batch_size=8)
     alone = list(load(faces, batches, num_workers=0, pin_memory=False))
@@ -76,7 +76,7 @@ def test_an_unreadable_crop_is_named_with_a_remedy(
     assert "Traceback" not in str(caught.value)
 
 
-def test_the_device_normalises_as_a_scan_does() -> None:
+def test_normalisation_on_the_device_equals_that_of_a_scan() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
     preprocessing = Preprocessing(input_size_px=40)
     faces = Faces(torch.from_numpy(pixels), torch.zeros(3), torch.arange(3), *torch.zeros(2, 3, dtype=torch.int64))
@@ -85,7 +85,7 @@ def test_the_device_normalises_as_a_scan_does() -> None:
     assert np.allclose(made.numpy(), to_input(list(pixels), preprocessing), atol=1e-6)
 
 
-def test_kinds_are_drawn_by_chance_in_training_and_take_turns_in_evaluation(tmp_path: Path) -> None:
+def test_kinds_are_drawn_at_random_in_training_and_rotate_in_evaluation(tmp_path: Path) -> None:
     settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "left_out": "warped"})
     training = face_set(tmp_path, settings)
     assert training.num_faces == [2] * 9
@@ -100,7 +100,7 @@ def test_kinds_are_drawn_by_chance_in_training_and_take_turns_in_evaluation(tmp_
     assert [FORGERY_KINDS[made - 1] if made else None for made in batch.made.tolist()] == kinds[1]
 
 
-def test_all_frames_of_a_video_have_fakes_of_one_kind_and_fakes_take_no_turn(tmp_path: Path) -> None:
+def test_all_frames_of_a_video_get_one_kind_of_fake_and_fakes_do_not_advance_the_rotation(tmp_path: Path) -> None:
     settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,warped"})
     plan = [
         ("a.mp4", "real"),
@@ -117,7 +117,7 @@ def test_all_frames_of_a_video_have_fakes_of_one_kind_and_fakes_take_no_turn(tmp
     assert held_out.num_faces == [2, 1, 2, 2, 1, 2]
 
 
-def test_leaving_a_kind_out_changes_no_other_face(tmp_path: Path) -> None:
+def test_a_held_out_kind_changes_no_other_face(tmp_path: Path) -> None:
     without = face_set(tmp_path, SETTINGS, is_training=False)
     more = TrainSettings(**{**SETTINGS.__dict__, "left_out": "swapped"})
     beside = face_set(tmp_path, more, is_training=False)

@@ -47,7 +47,7 @@ DEGRADATIONS: dict[str, Callable[[Pixels], Pixels]] = {
 
 @pytest.mark.parametrize("change", DEGRADATIONS.values(), ids=DEGRADATIONS)
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (128, 90), (45, 200)])
-def test_shape_and_type_stay_and_the_picture_is_much_the_same(
+def test_shape_and_type_are_kept_and_the_image_changes_little(
     change: Callable[[Pixels], Pixels], shape: tuple[int, int]
 ) -> None:
     pixels = crop(*shape)
@@ -62,7 +62,7 @@ def test_shape_and_type_stay_and_the_picture_is_much_the_same(
 
 
 @pytest.mark.parametrize("change", DEGRADATIONS.values(), ids=DEGRADATIONS)
-def test_they_are_deterministic(change: Callable[[Pixels], Pixels]) -> None:
+def test_degradations_are_deterministic(change: Callable[[Pixels], Pixels]) -> None:
     assert np.array_equal(change(crop()), change(crop()))
 
 
@@ -83,7 +83,7 @@ def test_they_are_deterministic(change: Callable[[Pixels], Pixels]) -> None:
     ],
     ids=DEGRADATIONS,
 )
-def test_more_of_it_loses_more(mild: Callable[[Pixels], Pixels], harsh: Callable[[Pixels], Pixels]) -> None:
+def test_stronger_degradations_lose_more(mild: Callable[[Pixels], Pixels], harsh: Callable[[Pixels], Pixels]) -> None:
     assert error(harsh(crop()), crop()) > 1.5 * error(mild(crop()), crop())
     assert detail(harsh(crop())) < 0.8 * detail(mild(crop())) < 0.8 * 1.05 * detail(crop())
 
@@ -97,7 +97,7 @@ def test_h264_keeps_smooth_colours_where_they_are(crf: int) -> None:
 
 
 def test_h264_is_no_mere_change_of_colour_space() -> None:
-    """At a high rate factor it shows blocks: steps across the borders of 4 x 4 pixels exceed those within."""
+    """Check for blocks at a high rate factor: steps across 4 x 4 pixel borders exceed those within."""
     steps = np.abs(np.diff(coded(crop(), crf=40).astype(np.float64), axis=1)).mean(axis=(0, 2))
     assert steps[3::4].mean() > 1.2 * np.delete(steps, np.s_[3::4]).mean()
 
@@ -109,7 +109,7 @@ def test_every_codec_is_available_here() -> None:
 @pytest.mark.parametrize("codec", degrade.CODECS)
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
 def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, position: int) -> None:
-    """The clip moves by more than a pixel a frame, but the frame that is kept lies where the picture did."""
+    """The clip moves by more than a pixel per frame, but the frame that is kept is aligned with the image."""
     pixels = crop(150, 151)
     changed = coded(pixels, crf=26, codec=codec, num_frames=4, position=position)
     grey, changed_grey = (cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float64) for each in (pixels, changed))
@@ -117,7 +117,7 @@ def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, posit
     (right, down), _ = cv2.phaseCorrelate(grey, changed_grey, window)
     assert abs(right) < 0.1
     assert abs(down) < 0.1
-    halves = [np.s_[:75, :75], np.s_[:75, 75:], np.s_[75:, :75], np.s_[75:, 75:]]  # neither turned nor scaled
+    halves = [np.s_[:75, :75], np.s_[:75, 75:], np.s_[75:, :75], np.s_[75:, 75:]]  # neither rotated nor scaled
     assert all(psnr_db(changed[part], pixels[part]) > 25 for part in halves)
 
 
@@ -135,14 +135,14 @@ def test_quality_falls_with_the_rate_factor(codec: degrade.Codec, num_frames: in
 
 
 def test_frames_of_a_clip_are_predicted_from_others() -> None:
-    """At a coarse rate factor a frame shows what is left of the frames that it was predicted from."""
+    """At a coarse rate factor, a frame shows remnants of the frames that it was predicted from."""
     pixels = crop()
     alone = coded(pixels, crf=36)
     assert all((coded(pixels, crf=36, num_frames=4, position=place) != alone).any() for place in (1, 2, 3))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (90, 133)])
-def test_a_messenger_gives_back_the_size(shape: tuple[int, int]) -> None:
+def test_a_messenger_keeps_the_size(shape: tuple[int, int]) -> None:
     pixels = crop(*shape)
     first, second = degrade.Generation("h264", 24), degrade.Generation("vp9", 30, 0.5)
     once, twice = (
@@ -158,7 +158,7 @@ def test_without_encodings_only_colours_are_rounded() -> None:
     assert error(degrade.through_video(smooth, degrade.VideoChain((), num_frames=3, position=1)), smooth) < 2
 
 
-def test_chains_hang_on_the_generator_alone() -> None:
+def test_chains_depend_only_on_the_generator() -> None:
     def chains(seed: int) -> list[degrade.VideoChain]:
         rng = np.random.default_rng(seed)
         return [degrade.draw_video_chain(rng, [(18, 40), (24, 36)], resent=True) for _ in range(300)]
@@ -190,7 +190,7 @@ def test_blur_is_a_gaussian() -> None:
     assert spread == pytest.approx(255 * np.exp(-(x**2) / 18) / np.sqrt(18 * np.pi), abs=1.5)
 
 
-def test_nothing_asked_is_nothing_done() -> None:
+def test_neutral_settings_change_nothing() -> None:
     assert np.array_equal(degrade.blur(crop(), sigma_px=0), crop())
     assert np.array_equal(degrade.rescale(crop(), factor=1), crop())
 
@@ -217,7 +217,7 @@ def test_values_out_of_range_are_refused(call: Callable[[Pixels], Pixels]) -> No
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (128, 90), (45, 200)])
 def test_smoothing_keeps_shape_and_type_and_its_input(shape: tuple[int, int]) -> None:
-    """Apart from the others: of a picture that is all edges nothing may be left to smooth."""
+    """Tested apart from the other degradations: an image full of edges may have nothing to smooth."""
     pixels = crop(*shape)
     before = pixels.copy()
     smooth = degrade.smooth_skin(pixels, strength=1)
@@ -229,7 +229,7 @@ def test_smoothing_keeps_shape_and_type_and_its_input(shape: tuple[int, int]) ->
     assert error(smooth, pixels) < 20
 
 
-def test_skin_is_smoothed_and_edges_stay() -> None:
+def test_skin_is_smoothed_and_edges_are_kept() -> None:
     rng = np.random.default_rng(0)
     step = np.full((120, 120, 3), 60, np.float64)
     step[:, 60:] = 200
@@ -243,14 +243,14 @@ def test_skin_is_smoothed_and_edges_stay() -> None:
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1])
-def test_skin_is_smoothed_by_a_share(strength: float) -> None:
+def test_an_invalid_smoothing_strength_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match="strength"):
         degrade.smooth_skin(crop(), strength=strength)
 
 
 @pytest.mark.parametrize(("size_px", "is_h264"), [(62, True), (64, False)])
 def test_frames_too_small_for_libx265_become_h264(size_px: int, is_h264: bool) -> None:
-    """libx265 corrupts its memory below 64 px."""
+    """Below 64 px, libx265 corrupts its memory."""
     picture = cv2.resize(astronaut(), (size_px, 80))
     coded = [
         degrade.through_video(picture, degrade.VideoChain((degrade.Generation(codec, 30),)))

@@ -15,7 +15,7 @@ Points = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def portrait() -> tuple[Pixels, Points]:
-    """The face 1.75 times its box, with the landmarks that the detector finds: 192 px."""
+    """Return the face at 1.75 times its box, 192 px, with the landmarks that the detector finds."""
     picture = astronaut()
     (face,) = FaceDetector(threshold=0.9, min_face_px=40, max_faces=1).detect(picture)
     x1, y1, x2, y2 = crop_square_xyxy(np.array(FACE_XYXY, np.float32), margin=1.75)
@@ -32,7 +32,7 @@ def difference(blend: Blend) -> NDArray[np.float64]:
 
 
 def sharpness(pixels: Pixels) -> float:
-    """Energy of the second derivative, which an even change of colour hardly touches."""
+    """Return the energy of the second derivative, which a uniform change of colour hardly affects."""
     return float(cv2.Laplacian(pixels, cv2.CV_32F).std())
 
 
@@ -40,7 +40,7 @@ def place(template: NDArray[np.float64], matrix: NDArray[np.float64]) -> Points:
     return np.asarray(template[:, :2] @ matrix[:, :2].T + matrix[:, 2], np.float32)
 
 
-def test_it_gives_pictures_like_the_one_it_got_and_leaves_that_alone(portrait: tuple[Pixels, Points]) -> None:
+def test_outputs_match_the_input_in_shape_and_type_and_the_input_is_unchanged(portrait: tuple[Pixels, Points]) -> None:
     pixels, landmarks = portrait
     before = pixels.copy()
     blend = self_blend(pixels, landmarks, np.random.default_rng(0))
@@ -54,14 +54,14 @@ def test_it_gives_pictures_like_the_one_it_got_and_leaves_that_alone(portrait: t
     assert blend.mask.shape == pixels.shape[:2]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(portrait: tuple[Pixels, Points]) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_differ(portrait: tuple[Pixels, Points]) -> None:
     first, again, other = (self_blend(*portrait, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert (first.real.tobytes(), first.fake.tobytes()) == (again.real.tobytes(), again.fake.tobytes())
     assert (first.mask.tobytes(), first.region) == (again.mask.tobytes(), again.region)
     assert first.mask.tobytes() != other.mask.tobytes()
 
 
-def test_every_fake_shows_within_its_mask_and_nowhere_else(blends: list[Blend]) -> None:
+def test_every_fake_differs_visibly_within_its_mask_and_only_there(blends: list[Blend]) -> None:
     for blend in blends:
         changed = difference(blend)
         assert changed[blend.mask == 0].max() == 0
@@ -70,7 +70,7 @@ def test_every_fake_shows_within_its_mask_and_nowhere_else(blends: list[Blend]) 
     assert 10 < np.median(strong) < 40
 
 
-def test_half_of_the_real_ones_are_untouched_and_the_others_visibly_changed(
+def test_half_of_the_reals_are_unchanged_and_the_others_visibly_altered(
     blends: list[Blend], portrait: tuple[Pixels, Points]
 ) -> None:
     changes = np.array([cv2.absdiff(blend.real, portrait[0]).mean() for blend in blends])
@@ -85,7 +85,7 @@ def test_masks_peak_at_the_blend_ratio(blends: list[Blend]) -> None:
     assert min(float(blend.mask.min()) for blend in blends) == 0
 
 
-def test_regions_come_as_often_as_said(portrait: tuple[Pixels, Points]) -> None:
+def test_regions_are_drawn_with_their_probabilities(portrait: tuple[Pixels, Points]) -> None:
     assert sum(forgery.REGION_SHARES.values()) == pytest.approx(1)
     assert set(forgery.REGION_SHARES) == set(REGIONS)
     small = cv2.resize(portrait[0], (48, 48), interpolation=cv2.INTER_AREA).astype(np.uint8)
@@ -101,7 +101,7 @@ def centre_and_size(region: Region, portrait: tuple[Pixels, Points]) -> tuple[ND
     return np.array([(x * mean).sum(), (y * mean).sum()]) / mean.sum(), float(mean.sum())
 
 
-def test_parts_lie_where_the_face_has_them(portrait: tuple[Pixels, Points]) -> None:
+def test_masks_of_parts_are_at_the_parts_of_the_face(portrait: tuple[Pixels, Points]) -> None:
     landmarks = portrait[1].astype(np.float64)
     eyes_px = float(np.linalg.norm(landmarks[1] - landmarks[0]))
     where: dict[Region, NDArray[np.float64]] = {
@@ -116,7 +116,7 @@ def test_parts_lie_where_the_face_has_them(portrait: tuple[Pixels, Points]) -> N
     assert sizes["inner"] < sizes["face"] < 2.2 * 3 * eyes_px**2
 
 
-def test_only_the_whole_face_has_a_forehead(portrait: tuple[Pixels, Points]) -> None:
+def test_only_the_region_face_covers_the_forehead(portrait: tuple[Pixels, Points]) -> None:
     eye_line, eyes_px = portrait[1][:2, 1].mean(), float(portrait[1][1, 0] - portrait[1][0, 0])
     row = round(float(eye_line) - 0.75 * eyes_px)
 
@@ -140,7 +140,7 @@ def test_the_template_recovers_a_known_affine_map(angle_deg: float) -> None:
 
 @pytest.mark.parametrize("yaw_deg", [-35, 20, 35])
 def test_the_template_follows_a_turned_head(yaw_deg: float) -> None:
-    """Of a head in three dimensions, seen from afar, the fit puts what it has not seen near its true place."""
+    """For a distant head in 3D, the fit places unseen points near their true position."""
     yaw = np.radians(yaw_deg)
     seen = 50 * np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0]])
     camera = forgery.fit_template((LANDMARKS @ seen.T + 200).astype(np.float32))
@@ -163,7 +163,7 @@ def test_the_template_follows_a_turned_head(yaw_deg: float) -> None:
     ],
     ids=["nan", "infinite", "huge", "one spot", "one line", "mirrored"],
 )
-def test_what_is_no_face_fits_no_template(landmarks: Points) -> None:
+def test_impossible_landmarks_fit_no_template(landmarks: Points) -> None:
     assert forgery.fit_template(np.array(landmarks, np.float32)) is None
 
 
@@ -195,7 +195,7 @@ def test_extreme_landmarks_still_make_a_fake(
 
 @pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("shape", [(16, 16), (17, 40), (90, 31)])
-def test_small_and_oblong_pictures_do(shape: tuple[int, int], region: Region, portrait: tuple[Pixels, Points]) -> None:
+def test_small_and_oblong_images_work(shape: tuple[int, int], region: Region, portrait: tuple[Pixels, Points]) -> None:
     pixels = cv2.resize(portrait[0], shape[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8)
     landmarks = portrait[1] * (np.array(shape[::-1], np.float32) / portrait[0].shape[0])
     for seed in range(5):
@@ -205,15 +205,15 @@ def test_small_and_oblong_pictures_do(shape: tuple[int, int], region: Region, po
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_even_a_flat_picture_gives_a_fake_that_differs(level: int, portrait: tuple[Pixels, Points]) -> None:
+def test_the_fake_of_a_flat_image_still_differs(level: int, portrait: tuple[Pixels, Points]) -> None:
     flat = np.full_like(portrait[0], level)
     for seed in range(12):
         blend = self_blend(flat, portrait[1], np.random.default_rng(seed))
         assert difference(blend)[blend.mask >= blend.mask.max() / 2].mean() >= LEAST_CHANGE
 
 
-def test_a_face_at_the_border_drags_no_black_in() -> None:
-    """On a bright picture nothing in a fake is dark, however far the source was moved."""
+def test_a_face_at_the_border_pulls_no_black_into_the_fake() -> None:
+    """On a bright image, no pixel of the fake is dark, however far the source was moved."""
     bright = np.full((160, 160, 3), 200, np.uint8)
     at_the_corner = place(LANDMARKS, np.array([[40, 0, 20], [0, 40, 10]]))
     for seed in range(30):
@@ -235,8 +235,8 @@ def test_other_shapes_are_refused(pixels: Pixels, landmarks: Points) -> None:
         self_blend(pixels, landmarks, np.random.default_rng(0))
 
 
-def test_a_mask_lies_within_its_outline() -> None:
-    """Its edge keeps within the convex hull, to the half pixel that drawing costs, and leaves most of it."""
+def test_a_mask_is_inside_its_outline() -> None:
+    """The edge stays within the convex hull, to the half pixel of drawing accuracy, and covers most of it."""
     outline = forgery.OUTLINES["face"][:, :2] * 60 + (130, 110)
     hull = cv2.convexHull(outline.astype(np.float32))
     for seed in range(20):
@@ -256,7 +256,7 @@ def disc(radius_px: int = 50) -> NDArray[np.float32]:
     return np.asarray(x**2 + y**2 < radius_px**2, np.float32)
 
 
-def test_the_elastic_change_moves_the_edge_and_only_the_edge() -> None:
+def test_the_elastic_deformation_moves_only_the_edge() -> None:
     mask = disc()
     for seed in range(20):
         bent = forgery.elastic(mask, 100, np.random.default_rng(seed))
@@ -297,8 +297,8 @@ def test_a_changed_look_is_either_softer_or_sharper(portrait: tuple[Pixels, Poin
     assert 0.25 < softer.mean() < 0.75
 
 
-def test_a_changed_look_changes_colours_visibly_and_stays_a_face(portrait: tuple[Pixels, Points]) -> None:
-    """Mean colour, which sharpness does not touch."""
+def test_a_changed_look_alters_colours_visibly_but_moderately(portrait: tuple[Pixels, Points]) -> None:
+    """Compare mean colours, which sharpness does not affect."""
     shifts = []
     for seed in range(60):
         changed = forgery.change_look(portrait[0], 40, np.random.default_rng(seed))

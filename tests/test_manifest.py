@@ -57,7 +57,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"x1": 50, "y1": 50, "x2": 50, "y2": 50}, "box is empty"),
         ({"x1": 50, "y1": 50, "x2": 60, "y2": 60}, "below 16 px"),
         ({"nose_y": np.inf}, "a number is missing or not finite"),
-        ({"fingerprint": "0F" * 64}, "fingerprint is not of 128 hex digits"),
+        ({"fingerprint": "0F" * 64}, "fingerprint does not have 128 hex digits"),
         ({"label": "odd", "split": "odd"}, "label is .*; split is "),
     ],
 )
@@ -66,21 +66,21 @@ def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, object], complain
         read_manifest(write_table(tmp_path, **changes))
 
 
-def test_a_crop_named_twice(tmp_path: Path) -> None:
+def test_a_crop_listed_twice_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.csv", [SAMPLE, SAMPLE])
-    with pytest.raises(ConfigError, match=r"crop is named twice \(line 3\)"):
+    with pytest.raises(ConfigError, match=r"crop is listed twice \(line 3\)"):
         read_manifest(tmp_path)
 
 
 def test_missing_columns_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text(",".join(COLUMNS[2:]) + "\n")
-    with pytest.raises(ConfigError, match="lacks the columns crop, source; make it anew"):
+    with pytest.raises(ConfigError, match="lacks the columns crop, source; recreate it"):
         read_manifest(tmp_path)
 
 
-def test_no_rows_no_table_no_file(tmp_path: Path) -> None:
+def test_a_manifest_without_rows_or_table_or_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.csv"
-    with pytest.raises(ConfigError, match=r"cannot be read .*make it with `dfscan prepare`"):
+    with pytest.raises(ConfigError, match=r"cannot be read .*create it with `dfscan prepare`"):
         read_manifest(path)
     path.write_text("")
     with pytest.raises(ConfigError, match="not a CSV file"):
@@ -90,6 +90,6 @@ def test_no_rows_no_table_no_file(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Create its directory first"):
         write_manifest(tmp_path / "gone" / "manifest.csv", [SAMPLE])

@@ -1,4 +1,4 @@
-"""Fakes of other kinds than self-blended ones: what must hold of every one, and what makes each kind."""
+"""Test the fakes that are not self-blended: properties that all of them share, and those of each kind."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def face(number: int = 0) -> LooseCrop:
 
 
 def painted(number: int = 0) -> LooseCrop:
-    """As an autoencoder would: without detail."""
+    """Return a face without detail, like an autoencoder's reconstruction."""
     small = cv2.resize(face_picture(number), (50, 50), interpolation=cv2.INTER_AREA)
     whole = cv2.resize(small, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC)
     return replace(face(number), pixels=np.asarray(whole, np.uint8))
@@ -40,7 +40,7 @@ def made(kind: ForgeryKind, seed: int = 0, *, keeps_real: bool = True) -> Blend:
 
 
 @pytest.mark.parametrize("kind", FORGERY_KINDS)
-def test_a_fake_shows_within_its_mask_and_nowhere_else(kind: ForgeryKind) -> None:
+def test_a_fake_differs_visibly_within_its_mask_and_only_there(kind: ForgeryKind) -> None:
     for seed in range(25):
         fake = made(kind, seed)
         changed = cv2.absdiff(fake.real, fake.fake).max(axis=2)
@@ -54,15 +54,15 @@ def test_a_fake_shows_within_its_mask_and_nowhere_else(kind: ForgeryKind) -> Non
 
 
 @pytest.mark.parametrize("kind", FORGERY_KINDS)
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(kind: ForgeryKind) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_differ(kind: ForgeryKind) -> None:
     first, again, other = (made(kind, seed) for seed in (3, 3, 4))
     assert first.fake.tobytes() == again.fake.tobytes() != other.fake.tobytes()
     assert first.mask.tobytes() == again.mask.tobytes()
 
 
 @pytest.mark.parametrize("kind", FORGERY_KINDS)
-def test_half_of_the_real_ones_are_changed_where_they_may_be(kind: ForgeryKind) -> None:
-    """Of reconstructions all: they are compressed like their fakes."""
+def test_half_of_the_reals_are_altered_where_allowed(kind: ForgeryKind) -> None:
+    """Reconstructions are an exception: all their reals are compressed like their fakes."""
     fakes = [made(kind, seed, keeps_real=False) for seed in range(40)]
     kept = [np.array_equal(fake.real, face().pixels) for fake in fakes]
     assert not any(kept) if kind == "reconstructed" else 0.25 < np.mean(kept) < 0.75
@@ -71,8 +71,8 @@ def test_half_of_the_real_ones_are_changed_where_they_may_be(kind: ForgeryKind) 
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_soft_picture_is_not_always_the_fake(kind: ForgeryKind) -> None:
-    """Of the pairs of training, in a good part the real one has less detail than what others' fakes have."""
+def test_a_soft_image_is_not_always_the_fake(kind: ForgeryKind) -> None:
+    """In training pairs, a real face often has less detail than the fake of another pair."""
 
     def detail(pixels: Pixels) -> float:
         return float(cv2.Laplacian(pixels, cv2.CV_32F).std())
@@ -85,7 +85,7 @@ def test_a_soft_picture_is_not_always_the_fake(kind: ForgeryKind) -> None:
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_the_black_border_of_a_crop_that_leaves_its_frame_stays_as_it_was(kind: ForgeryKind) -> None:
+def test_the_black_border_of_a_crop_beyond_its_frame_is_unchanged(kind: ForgeryKind) -> None:
     def cut_off(crop: LooseCrop) -> LooseCrop:
         pixels = crop.pixels.clip(20)
         pixels[:, :30] = 0
@@ -102,7 +102,7 @@ def test_the_black_border_of_a_crop_that_leaves_its_frame_stays_as_it_was(kind: 
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_picture_of_nothing_has_a_fake_too(kind: ForgeryKind, level: int) -> None:
+def test_the_fake_of_a_flat_image_still_differs(kind: ForgeryKind, level: int) -> None:
     flat = replace(face(), pixels=np.full((SIDE_PX, SIDE_PX, 3), level, np.uint8))
     for seed in range(4):
         fake = forge(kind, flat, flat, np.random.default_rng(seed), keeps_real=True)
@@ -125,14 +125,14 @@ def test_faces_of_any_size_can_be_forged(kind: ForgeryKind, side_px: int) -> Non
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("landmarks", [np.full((5, 2), np.nan), np.zeros((5, 2)), np.full((5, 2), 1e5)])
-def test_landmarks_that_are_no_face_are_made_do_with(kind: ForgeryKind, landmarks: NDArray[np.float64]) -> None:
+def test_implausible_landmarks_are_tolerated(kind: ForgeryKind, landmarks: NDArray[np.float64]) -> None:
     odd = replace(face(), landmarks=landmarks.astype(np.float32))
     fake = forge(kind, odd, face(1), np.random.default_rng(0), keeps_real=True)
     assert (fake.fake != fake.real).any()
 
 
 @pytest.mark.parametrize("kind", ["swapped", "reconstructed"])
-def test_a_missing_or_unfit_companion_is_refused(kind: ForgeryKind) -> None:
+def test_a_companion_that_is_missing_or_of_another_size_is_refused(kind: ForgeryKind) -> None:
     small = replace(face(1), pixels=face(1).pixels[:100, :100])
     for beside in (None, small):
         with pytest.raises(ValueError, match="companion"):
@@ -142,8 +142,8 @@ def test_a_missing_or_unfit_companion_is_refused(kind: ForgeryKind) -> None:
 # Swapped
 
 
-def test_a_swap_brings_the_other_face_landmark_on_landmark() -> None:
-    """Dots on the other's eyes and mouth come to lie where this face has its own."""
+def test_a_swap_aligns_the_landmarks_of_the_donor_with_the_face() -> None:
+    """Dots on the donor's eyes, nose and mouth end up at this face's landmarks."""
     move = cv2.getRotationMatrix2D((100, 100), 12, 0.8)
     where = np.asarray(face().landmarks @ move[:, :2].T + move[:, 2], np.float32)
     grey = np.full((SIDE_PX, SIDE_PX, 3), 100, np.uint8)
@@ -160,7 +160,7 @@ def test_a_swap_brings_the_other_face_landmark_on_landmark() -> None:
     assert (seen >= 12).all()
 
 
-def test_a_swap_takes_on_the_colours_of_the_face_that_it_covers() -> None:
+def test_a_swap_adopts_the_colours_of_the_face_that_it_covers() -> None:
     other = replace(face(1), pixels=np.clip(face(1).pixels * np.array([0.3, 0.8, 1.6]), 0, 255).astype(np.uint8))
     for seed in range(10):
         fake = manipulate.swap(face(), other, np.random.default_rng(seed))
@@ -170,7 +170,7 @@ def test_a_swap_takes_on_the_colours_of_the_face_that_it_covers() -> None:
         assert after < 0.6 * before
 
 
-def test_recolouring_matches_mean_and_spread_where_the_mask_is() -> None:
+def test_recolouring_matches_mean_and_standard_deviation_within_the_mask() -> None:
     rng = np.random.default_rng(0)
     source, target = (
         rng.normal(mean, std, (60, 60, 3)).clip(0, 255).astype(np.uint8) for mean, std in ((90, 12), (140, 18))
@@ -186,8 +186,8 @@ def test_recolouring_matches_mean_and_spread_where_the_mask_is() -> None:
 # Warped
 
 
-def test_a_warp_moves_pixels_and_paints_none() -> None:
-    """Of a smooth ramp the levels stay what they were; they only lie a little elsewhere."""
+def test_a_warp_moves_pixels_and_creates_none() -> None:
+    """A smooth ramp keeps its range of levels; they only move a little."""
     ramp = np.repeat(np.linspace(60, 180, SIDE_PX).astype(np.uint8)[None, :, None], SIDE_PX, axis=0).repeat(3, axis=2)
     eyes_px = float(np.linalg.norm(face().landmarks[1] - face().landmarks[0]))
     for seed in range(10):
@@ -197,7 +197,7 @@ def test_a_warp_moves_pixels_and_paints_none() -> None:
         assert shift_px < 4 * 3 * manipulate.MAX_SHIFT[1] * eyes_px
 
 
-def test_warps_lie_about_the_features() -> None:
+def test_warps_are_centred_near_the_features() -> None:
     for seed in range(12):
         fake = manipulate.warp(face(), np.random.default_rng(seed))
         y, x = np.unravel_index(fake.mask.argmax(), fake.mask.shape)
@@ -209,7 +209,7 @@ def test_warps_lie_about_the_features() -> None:
 
 
 def test_a_reconstruction_and_its_original_have_the_same_compression(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their frequencies must not tell them apart: a perfect painting comes out as the original does."""
+    """Their frequencies must not differ: a perfect reconstruction comes out equal to the original."""
     monkeypatch.setattr(
         manipulate, "_sure", lambda real, fake, mask, region: manipulate.Blend(real, fake, mask, region)
     )
@@ -234,13 +234,13 @@ def test_a_reconstruction_is_mixed_with_its_original(monkeypatch: pytest.MonkeyP
     assert distances[1] == pytest.approx(distances[2] / 2, rel=0.2)
 
 
-def test_some_reconstructions_are_of_the_whole_crop_and_others_of_parts() -> None:
+def test_some_reconstructions_replace_the_whole_crop_and_others_a_part() -> None:
     whole = [bool((made("reconstructed", seed).mask == 1).all()) for seed in range(80)]
     assert np.mean(whole) == pytest.approx(manipulate.WHOLE_SHARE, abs=0.15)
 
 
-def test_a_reconstruction_shows_what_was_painted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the whole crop is replaced it is nearer to the painting than to the picture, sharpened or not."""
+def test_a_reconstruction_shows_the_output_of_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replaced crop is closer to the autoencoder's output than to the original, sharpened or not."""
     monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
     for seed in range(40):
         fake = made("reconstructed", seed)

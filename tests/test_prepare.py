@@ -1,4 +1,4 @@
-"""`dfscan prepare` from videos to a manifest, stopped and started again, and what it refuses."""
+"""Test `dfscan prepare` from videos to a manifest: its output, restarts, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.videos import write_video
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people in seven files: a video, its copy, a part of it, a picture, a fake, nobody, and no video at all."""
+    """Write two people in seven files: a video, its copy, a part of it, an image, a fake, nobody, and a text."""
     root = tmp_path_factory.mktemp("footage")
     (root / "real").mkdir()
     (root / "fake" / "recoloured").mkdir(parents=True)
@@ -49,7 +49,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _cut_short(data: bytes) -> bytes:
-    """The video with its last pictures overwritten."""
+    """Overwrite the last frames of the video."""
     start = data.index(b"mdat")
     size = int.from_bytes(data[start - 4 : start], "big")
     end = start - 4 + size
@@ -62,7 +62,7 @@ def settings(out: Path, **changes: Any) -> PrepareSettings:
 
 @dataclass
 class Recorder:
-    """A listener that pulls the plug after so many sources."""
+    """A listener that interrupts the run after a number of sources."""
 
     stop_after: int = 1000
     total: int = 0
@@ -92,10 +92,10 @@ def files(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-# What comes out
+# Output
 
 
-def test_every_source_is_used_or_its_reason_given(made: tuple[Path, PrepareSummary], footage: Path) -> None:
+def test_every_source_is_used_or_skipped_with_a_reason(made: tuple[Path, PrepareSummary], footage: Path) -> None:
     out, summary = made
     samples = read_manifest(out)
     assert {Path(sample.source).name for sample in samples} == {"one.mp4", "torn.mp4", "still.png", "pair.mkv"}
@@ -110,12 +110,12 @@ def test_every_source_is_used_or_its_reason_given(made: tuple[Path, PrepareSumma
     assert summary.num_crops == len(samples)
     assert summary.skipped == {"duplicate": 1, "no_face": 1, "not_video": 1}
     assert re.fullmatch(
-        r"4 sources; 1 in part, \d+ crops: \d+ real, 3 fake; .*; skipped: 1 duplicate, 1 no_face, 1 not_video",
+        r"4 sources \(1 partial\), \d+ crops: \d+ real, 3 fake; .*; skipped: 1 duplicate, 1 no_face, 1 not_video",
         summary.text(),
     )
 
 
-def test_rows_tell_the_truth_of_their_crops(made: tuple[Path, PrepareSummary]) -> None:
+def test_rows_describe_their_crops_correctly(made: tuple[Path, PrepareSummary]) -> None:
     out, _ = made
     samples = read_manifest(out)
     assert [(sample.source, sample.crop) for sample in samples] == sorted((s.source, s.crop) for s in samples)
@@ -132,7 +132,7 @@ def test_rows_tell_the_truth_of_their_crops(made: tuple[Path, PrepareSummary]) -
     assert [sample.time_s for sample in pair] == pytest.approx([0.1, 0.3, 0.5], abs=0.01)
 
 
-def test_a_face_is_found_again_where_the_manifest_has_it(made: tuple[Path, PrepareSummary]) -> None:
+def test_the_detector_finds_each_face_where_the_manifest_places_it(made: tuple[Path, PrepareSummary]) -> None:
     out, _ = made
     detector = FaceDetector(threshold=0.9, min_face_px=40, max_faces=1)
     for sample in read_manifest(out)[::3]:
@@ -186,7 +186,7 @@ def test_crops_are_never_enlarged_and_png_keeps_every_pixel(tmp_path: Path) -> N
 # Restart
 
 
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+def test_interrupted_and_uninterrupted_runs_write_the_same_bytes(
     made: tuple[Path, PrepareSummary], footage: Path, tmp_path: Path
 ) -> None:
     out, _ = made
@@ -198,12 +198,12 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     second = Recorder()
     prepare([str(footage)], settings(tmp_path / "d"), listener=second)
     again = {path for path in first.done if path in second.done}
-    assert {Path(path).name for path in again} <= {"text.mp4"}  # what failed is tried again
+    assert {Path(path).name for path in again} <= {"text.mp4"}  # failed sources are retried
     assert second.total == len(second.done) < 7
     assert {**files(tmp_path / "d"), "progress.jsonl": b""} == {**files(out), "progress.jsonl": b""}
 
 
-def test_a_finished_data_set_takes_more_and_mends_what_is_gone(footage: Path, tmp_path: Path) -> None:
+def test_a_finished_data_set_accepts_more_sources_and_restores_missing_crops(footage: Path, tmp_path: Path) -> None:
     one, still = str(footage / "real/one.mp4"), str(footage / "real/still.png")
     out = tmp_path / "d"
     prepare([one], settings(out, label="real"))
@@ -217,7 +217,7 @@ def test_a_finished_data_set_takes_more_and_mends_what_is_gone(footage: Path, tm
     summary = prepare([one, still], settings(out, label="fake"), listener=listener)
     assert listener.done == [still]
     assert summary.labels == {"fake": summary.num_crops}
-    with pytest.raises(ConfigError, match=r"was begun with num_frames 3, not 2\. Give the same .*progress.jsonl"):
+    with pytest.raises(ConfigError, match=r"was started with num_frames 3, not 2\. Use the same .*progress.jsonl"):
         prepare([one], settings(out, label="real", num_frames=2))
 
 
@@ -237,17 +237,17 @@ def test_a_replaced_source_is_cut_again_and_one_with_the_same_content_is_not(foo
 
     assert prepared(data) == [str(source)]
     assert prepared(data) == []
-    other = data[:-4] + bytes(4)  # another check sum of its last chunk, the same picture
+    other = data[:-4] + bytes(4)  # another checksum of the last chunk, the same image
     assert prepared(other) == [str(source)]
     journal = (out / "progress.jsonl").read_text().splitlines()
     old = [json.loads(line) for line in journal]
     for entry in old[1:]:
-        del entry["inode"], entry["ctime_ns"]  # as journals were before
+        del entry["inode"], entry["ctime_ns"]  # as in older journals
     (out / "progress.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in old))
     assert prepared(other) == []
 
 
-def test_control_c(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_keeps_finished_sources(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append = Journal.append
 
     def append_then_interrupt(journal: Journal, entry: Entry) -> None:
@@ -261,22 +261,22 @@ def test_control_c(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "d/manifest.csv").exists()
 
 
-def test_a_data_set_inside_the_searched_folder_does_not_feed_on_itself(footage: Path, tmp_path: Path) -> None:
+def test_a_data_set_inside_the_searched_folder_ignores_its_own_crops(footage: Path, tmp_path: Path) -> None:
     shutil.copy(footage / "real/still.png", tmp_path / "still.png")
     for _ in range(2):
         summary = prepare([str(tmp_path)], settings(tmp_path / "d", label="real"))
         assert summary.num_sources == summary.num_crops == 1
 
 
-def test_two_runs_at_once(tmp_path: Path) -> None:
-    with Journal(tmp_path / "d", {}), pytest.raises(ConfigError, match="another `dfscan prepare` is at work there"):
+def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "d", {}), pytest.raises(ConfigError, match="another `dfscan prepare` is running there"):
         Journal(tmp_path / "d", {})
 
 
-# What it refuses
+# Rejected inputs
 
 
-def test_one_file_with_two_labels(footage: Path, tmp_path: Path) -> None:
+def test_one_file_with_two_labels_is_refused(footage: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "fake").mkdir()
     shutil.copy(footage / "real/still.png", tmp_path / "real/a.png")
@@ -286,7 +286,7 @@ def test_one_file_with_two_labels(footage: Path, tmp_path: Path) -> None:
             prepare([str(tmp_path)], settings(tmp_path / "d"))
 
 
-def test_given_splits_that_leak(footage: Path, tmp_path: Path) -> None:
+def test_given_splits_that_leak_are_refused(footage: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.csv"
     lines = [f"{footage}/real/one.mp4,real,train", f"{footage}/real/torn.mp4,real,test"]
     listing.write_text("\n".join(["path,label,split", *lines]))
@@ -296,18 +296,18 @@ def test_given_splits_that_leak(footage: Path, tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "d")) >= 4
 
 
-def test_no_face_at_all(footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no source shows a face .*skipped.csv there says why"):
+def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
         prepare([str(footage / "real/nobody.mp4")], settings(tmp_path / "d", label="real"))
     assert len(skipped(tmp_path / "d")) == 1
 
 
-def test_places_that_cannot_take_a_data_set(footage: Path, tmp_path: Path) -> None:
+def test_folders_unfit_for_a_data_set_are_refused(footage: Path, tmp_path: Path) -> None:
     still = str(footage / "real/still.png")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/d/progress.jsonl: cannot be written \(Not a directory\)"):
         prepare([still], settings(tmp_path / "file" / "d", label="real"))
-    with pytest.raises(ConfigError, match="holds files and is no data set"):
+    with pytest.raises(ConfigError, match="is not empty and not a data set"):
         prepare([still], settings(tmp_path, label="real"))
     (tmp_path / "d").mkdir()
     (tmp_path / "d/progress.jsonl").write_text('{"num_frames": 3}\nnonsense\n')
@@ -315,7 +315,7 @@ def test_places_that_cannot_take_a_data_set(footage: Path, tmp_path: Path) -> No
         prepare([still], settings(tmp_path / "d", label="real"))
 
 
-def test_full_disk(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -333,7 +333,7 @@ def test_full_disk(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"label": "maybe"}, "label: input should be 'real' or 'fake'"),
     ],
 )
-def test_bad_settings(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         settings(tmp_path, **changes)
 

@@ -30,14 +30,14 @@ def make(samples: list[Sample], folder: Path, *, num_steps: int = 2, seed: int =
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_every_design_gives_a_picture_of_the_size_it_got(design: Design) -> None:
+def test_every_design_keeps_the_image_size(design: Design) -> None:
     torch.manual_seed(0)
     pictures = torch.rand(2, 3, 40, 24)
     assert Autoencoder(design)(pictures).shape == pictures.shape
 
 
-def test_designs_leave_different_marks() -> None:
-    """Of one grey picture, an untrained network's output repeats by how it doubles: only that tells them apart."""
+def test_designs_leave_different_traces() -> None:
+    """Given a grey image, an untrained network's output repeats with its upsampling, which reveals the design."""
     periods = {}
     for design in DESIGNS:
         torch.manual_seed(0)
@@ -48,8 +48,8 @@ def test_designs_leave_different_marks() -> None:
     assert periods["shuffle"] > 10 * periods["nearest"]
 
 
-def test_a_trained_one_paints_the_face_that_it_was_given(tmp_path: Path) -> None:
-    """Each painting is likest to its own face, by far."""
+def test_a_trained_autoencoder_reconstructs_its_input(tmp_path: Path) -> None:
+    """Each reconstruction is far more similar to its own face than to any other."""
     samples = write_dataset(tmp_path, num_train=6, num_val=0)
     out = make(samples, tmp_path, num_steps=200)
     wanted = np.array([module._picture(tmp_path, sample, 32) for sample in samples], float)
@@ -61,7 +61,7 @@ def test_a_trained_one_paints_the_face_that_it_was_given(tmp_path: Path) -> None
         assert np.diag(errors).mean() < 0.7 * others.mean(), design
 
 
-def test_people_of_other_splits_and_fakes_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_real_faces_of_the_training_split_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = write_dataset(tmp_path, num_train=3, num_val=2, with_fakes=True)
     taught: list[int] = []
     trained = module._trained
@@ -77,7 +77,7 @@ def test_people_of_other_splits_and_fakes_teach_nothing(tmp_path: Path, monkeypa
         assert all(path_of(out, design, sample).exists() == (sample.label == "real") for design in DESIGNS)
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_reconstructions_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = write_dataset(tmp_path, num_train=3, num_val=1)
     out = make(samples, tmp_path)
     path_of(out, "bilinear", samples[3]).unlink()
@@ -92,7 +92,7 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(after[path] == then for path, then in before.items() if "bilinear" not in path.parts)
 
 
-def test_the_same_seed_paints_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
     pictures = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         samples = write_dataset(tmp_path / name, num_train=3, num_val=1)
@@ -101,7 +101,7 @@ def test_the_same_seed_paints_the_same_bytes(tmp_path: Path) -> None:
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=0)
     (tmp_path / "made").write_text("a file")
     with pytest.raises(OutputError, match="--reconstructions"):

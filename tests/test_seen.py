@@ -132,7 +132,7 @@ def test_a_digest_that_is_none_is_refused(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / MANIFEST_NAME, dtype=str, keep_default_na=False)
     table.loc[1, "source_sha256"] = "sha256:ab"
     table.to_csv(tmp_path / MANIFEST_NAME, index=False)
-    with pytest.raises(Exception, match=r"source_sha256 is not of 64 hex digits \(line 3\)"):
+    with pytest.raises(Exception, match=r"source_sha256 does not have 64 hex digits \(line 3\)"):
         read_manifest(tmp_path)
 
 

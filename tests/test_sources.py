@@ -11,7 +11,7 @@ from dfscan.train.sources import Source, SourceOptions, Sources, read_sources
 
 
 def tree(root: Path, *names: str) -> Path:
-    """Empty files: no adapter looks inside."""
+    """Create empty files: no adapter reads them."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def csv_file(folder: Path, text: str) -> str:
 # CSV
 
 
-def test_csv_with_everything(tmp_path: Path) -> None:
+def test_csv_with_all_columns(tmp_path: Path) -> None:
     tree(tmp_path, "a.mp4", "b/c.mov", "d.png")
     listing = csv_file(
         tmp_path,
@@ -56,7 +56,7 @@ def test_csv_with_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_csv_with_origins_and_takes(tmp_path: Path) -> None:
-    """A take makes a group where none is named; a column `source` is read only when it is asked for."""
+    """A take defines the group if none is given; a column `source` is read only on request."""
     tree(tmp_path, "a.mp4", "b.mp4")
     listing = csv_file(tmp_path, "path,label,source,take,group\na.mp4,real,page 1,7,\nb.mp4,fake,,,eve\n")
     options = SourceOptions(source_column="source", take_column="take")
@@ -76,7 +76,7 @@ def test_csv_without_labels_and_with_the_column_file(tmp_path: Path) -> None:
     assert read_sources([listing], SourceOptions(label="real")).items[0].label == "real"
 
 
-def test_csv_lists_what_is_not_there(tmp_path: Path) -> None:
+def test_files_missing_from_disk_are_skipped(tmp_path: Path) -> None:
     tree(tmp_path, "a.mp4")
     found = read_sources([csv_file(tmp_path, "path,label\na.mp4,real\ngone.mp4,fake\n")])
     assert [Path(source.path).name for source in found.items] == ["a.mp4"]
@@ -92,23 +92,23 @@ def test_csv_lists_what_is_not_there(tmp_path: Path) -> None:
         ("path,label\n,real\n", r"column 'path' is empty.*line 2"),
         ("path,label,split\na.mp4,real,dev\n", r"column 'split' is none of train, val, test \(line 2\)"),
         ("path,label\ngone.mp4,real\nlost.mp4,real\n", r"none of its files can be used: .*gone.mp4.* and 1 more"),
-        ("path,label\n", "holds no video"),
+        ("path,label\n", "contains no video"),
         ("path,label\n" + "x,?\n" * 9, r"line 2, 3, 4 and 6 more"),
     ],
 )
-def test_bad_csv(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_bad_csv_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     tree(tmp_path, "a.mp4")
     with pytest.raises(ConfigError, match=complaint):
         read_sources([csv_file(tmp_path, text)])
 
 
-def test_csv_lacks_a_column_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_csv_without_a_requested_column_is_refused(tmp_path: Path) -> None:
     listing = csv_file(tmp_path, "path,label\na.mp4,real\n")
-    with pytest.raises(ConfigError, match=r"'person' \(--group-column\).*name one of path, label"):
+    with pytest.raises(ConfigError, match=r"'person' \(--group-column\).*choose from path, label"):
         read_sources([listing], SourceOptions(group_column="person"))
 
 
-def test_csv_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_csv_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "video.csv"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a CSV file in UTF-8"):
@@ -135,12 +135,12 @@ def test_plain_folder_and_file_need_a_label(tmp_path: Path) -> None:
     found = read_sources([str(tmp_path), str(tmp_path / "d.txt")], SourceOptions(label="real"))
     assert [Path(source.path).name for source in found.items] == ["b.mp4", "c.png", "d.txt"]
     for path in (tmp_path, tmp_path / "c.png"):
-        with pytest.raises(ConfigError, match=r"give --label, or one of these: a CSV file.*DFDC"):
+        with pytest.raises(ConfigError, match=r"set --label, or use one of these: a CSV file.*DFDC"):
             read_sources([str(path)])
 
 
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no video and no picture"):
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="contains no video or image"):
         read_sources([str(tmp_path)], SourceOptions(label="fake"))
 
 
@@ -149,7 +149,7 @@ def test_missing_inputs_are_all_named() -> None:
         read_sources(["/gone/a", "/gone/b"])
 
 
-def test_a_file_named_twice(tmp_path: Path) -> None:
+def test_a_repeated_file_is_skipped_unless_its_labels_differ(tmp_path: Path) -> None:
     tree(tmp_path, "real/a.mp4", "fake/b.mp4")
     (tmp_path / "real/link.mp4").symlink_to(tmp_path / "real/a.mp4")
     found = read_sources([str(tmp_path), str(tmp_path)])
@@ -185,7 +185,7 @@ def test_face_forensics(tmp_path: Path) -> None:
     assert swap.group != found[f"{actors}/54__hugging.mp4"].group != found[f"{youtube}/054.mp4"].group
 
 
-def test_face_forensics_splits_in_their_folder_and_broken(tmp_path: Path) -> None:
+def test_face_forensics_reads_or_refuses_the_splits_folder(tmp_path: Path) -> None:
     tree(tmp_path, "original_sequences/youtube/c40/videos/071.mp4", "splits/train.json")
     with pytest.raises(ConfigError, match=r"splits/train.json: cannot be read as JSON"):
         read_sources([str(tmp_path)])
@@ -237,9 +237,9 @@ def test_dfdc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("facts", [[], {"abc.mp4": "FAKE"}, {"abc.mp4": {"label": "odd"}}])
-def test_bad_dfdc(tmp_path: Path, facts: object) -> None:
+def test_bad_dfdc_metadata_is_refused(tmp_path: Path, facts: object) -> None:
     dfdc_part(tmp_path, "dfdc_train_part_0", facts)
-    with pytest.raises(ConfigError, match=r"metadata.json: .*fetch it anew"):
+    with pytest.raises(ConfigError, match=r"metadata.json: .*download it again"):
         read_sources([str(tmp_path)])
 
 
@@ -248,10 +248,10 @@ def test_components() -> None:
     assert components(pairs) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "f": "e"}
 
 
-# What systems leave behind
+# System files
 
 
-def test_folders_give_no_thumbnails_no_resource_forks_and_no_code(tmp_path: Path) -> None:
+def test_thumbnails_resource_forks_and_source_code_are_ignored(tmp_path: Path) -> None:
     tree(tmp_path, "data/real/a.mp4", "data/real/@eaDir/a.mp4/SYNOVIDEO.jpg", "data/fake/.Trashes/501/b.mp4")
     (tmp_path / "data/real/._a.mp4").write_bytes(b"\x00\x05\x16\x07")
     (tmp_path / "data/real/main.ts").write_text("import x\n")

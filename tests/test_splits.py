@@ -56,7 +56,7 @@ def test_the_order_of_the_sources_does_not_matter_but_the_seed_does() -> None:
     assert [source.path for source in assign_splits(shuffled, val=0.2, test=0.2, seed=5)] == [s.path for s in shuffled]
 
 
-def test_every_kind_of_group_is_in_every_split() -> None:
+def test_every_split_has_every_kind_of_group() -> None:
     both = [*sources(5, "real", prefix="b"), *sources(5, "fake", prefix="b")]
     divided = assign_splits([*sources(60), *sources(6, "fake", prefix="f"), *both], val=0.1, test=0.1, seed=0)
     splits = split_of(divided)
@@ -64,7 +64,7 @@ def test_every_kind_of_group_is_in_every_split() -> None:
         assert {split for group, split in splits.items() if group.startswith(kind)} == {"train", "val", "test"}
 
 
-def test_given_splits_stay_and_count() -> None:
+def test_given_splits_are_kept_and_counted() -> None:
     given = [Source(f"t{i}.mp4", "real", group=f"t{i}", split="test") for i in range(4)]
     tied = [Source("t0_again.mp4", "real", group="t0")]
     splits = split_of(assign_splits([*given, *tied, *sources(16)], val=0.1, test=0.2, seed=0))
@@ -72,7 +72,7 @@ def test_given_splits_stay_and_count() -> None:
     assert Counter(splits.values()) == {"train": 14, "test": 4, "val": 2}
 
 
-def test_few_groups_and_no_fractions() -> None:
+def test_few_groups_or_zero_fractions_leave_groups_for_training() -> None:
     assert set(split_of(assign_splits(sources(1), val=0.5, test=0.4, seed=0)).values()) == {"train"}
     assert "train" in split_of(assign_splits(sources(3), val=0.5, test=0.45, seed=0)).values()
     assert set(split_of(assign_splits(sources(9), val=0, test=0, seed=0)).values()) == {"train"}
@@ -111,13 +111,13 @@ def leaks(*samples: Sample) -> list[str]:
     return find_leaks(samples, unpack([each.fingerprint for each in samples]))
 
 
-def test_no_leak() -> None:
+def test_disjoint_splits_do_not_leak() -> None:
     same_split = [sample(0, "train"), sample(1, "train", group="group 0", fingerprint=sample(0, "train").fingerprint)]
     assert leaks(*same_split, sample(2, "val"), sample(3, "test")) == []
     check_splits([*same_split, sample(2, "val")], Path("dataset"))
 
 
-def test_a_group_a_source_and_a_crop_in_two_splits() -> None:
+def test_a_group_a_source_or_a_crop_in_two_splits_is_a_leak() -> None:
     first = sample(0, "train")
     assert leaks(first, sample(1, "val", group="group 0")) == ["group in more than one split: 'group 0' (train, val)"]
     source = leaks(first, sample(1, "test", source_sha256=first.source_sha256))
@@ -131,7 +131,7 @@ def test_near_copies_in_two_splits_are_named() -> None:
     near = sample(1, "val", fingerprint=flipped(first.fingerprint, MAX_DISTANCE_BITS))
     far = sample(2, "val", fingerprint=flipped(first.fingerprint, MAX_DISTANCE_BITS + 1, seed=3))
     (clause,) = leaks(first, near, far)
-    assert clause == "pair of nearly equal crops in more than one split: '0.png' (train) and '1.png' (val)"
+    assert clause == "pair of nearly identical crops in more than one split: '0.png' (train) and '1.png' (val)"
 
 
 def test_many_offenders_are_counted() -> None:
@@ -142,14 +142,14 @@ def test_many_offenders_are_counted() -> None:
         check_splits(pairs, Path("dataset"))
 
 
-def test_fingerprints_that_are_missing_are_read_from_the_crops(tmp_path: Path) -> None:
+def test_missing_fingerprints_are_computed_from_the_crops(tmp_path: Path) -> None:
     for number, picture in enumerate((astronaut(), cv2.resize(astronaut(), (300, 300), interpolation=cv2.INTER_AREA))):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
     samples = [sample(0, "train", fingerprint=""), sample(1, "val", fingerprint="")]
-    with pytest.raises(ConfigError, match="nearly equal crops"):
+    with pytest.raises(ConfigError, match="nearly identical crops"):
         check_splits(samples, tmp_path)
     (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"1.png: no picture"):
+    with pytest.raises(ConfigError, match=r"1.png: not an image"):
         check_splits(samples, tmp_path)
 
 
@@ -180,17 +180,17 @@ def test_copies_are_near(change: Any, person: Any) -> None:
     assert distance(person(), change(person())) <= MAX_DISTANCE_BITS
 
 
-def test_other_pictures_are_far() -> None:
+def test_different_images_are_far() -> None:
     assert distance(astronaut(), other_person()) > 2 * MAX_DISTANCE_BITS
     assert distance(astronaut(), moved(astronaut(), 30, 10)) > MAX_DISTANCE_BITS
 
 
-def test_near_duplicates_are_those_of_all_pairs() -> None:
+def test_near_duplicates_equal_an_exhaustive_search() -> None:
     rng = np.random.default_rng(0)
     originals = [rng.bytes(64).hex() for _ in range(40)]
     copies = [flipped(digits, 8 + i % 30, seed=i) for i, digits in enumerate(originals)]
     words = unpack([*originals, *copies])
-    groups = np.arange(80) % 70  # ten originals share a group with a copy, though none with its own
+    groups = np.arange(80) % 70  # ten originals share a group with a copy of another original
     expected = {
         (a, b)
         for a in range(80)
@@ -206,7 +206,7 @@ def test_near_duplicates_are_those_of_all_pairs() -> None:
 
 @pytest.mark.shared
 def test_portraits_of_different_people_are_far(shared_data: Path) -> None:
-    """London's studio: the same light, background and pose for all, and some people twice."""
+    """London's studio: the same light, background and pose for everyone, and some people twice."""
     paths = sorted((shared_data / "faces" / "london").glob("*.jpg"))[:100]
     words = unpack([fingerprint(cv2.imread(str(path))[..., ::-1].copy()) for path in paths])
     people = np.array([int(path.stem.split("_")[1]) for path in paths])

@@ -209,14 +209,14 @@ def test_reconstructed_faces_are_made_once_and_can_be_shared(tmp_path: Path) -> 
     done = run("train", "--data", data, "--out", tmp_path / "run", *TINY, *few)
     assert done.exit_code == 0, done.stderr
     assert "autoencoder transposed: step 1 of 1, loss " in done.stderr
-    assert "autoencoder shuffle: 5 faces painted" in done.stderr
+    assert "autoencoder shuffle: 5 faces reconstructed" in done.stderr
     assert len(list((tmp_path / "run" / "reconstructed").rglob("*.png"))) == 4 * 5
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert any("painted by autoencoders" in limit for limit in (card.training or {})["limits"])
     refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
     drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
     assert drawn.exit_code == 0, drawn.stderr
-    assert "autoencoder shuffle: 5 faces painted" in drawn.stderr
+    assert "autoencoder shuffle: 5 faces reconstructed" in drawn.stderr
     again = run("train", "--data", data, "--out", tmp_path / "two", *TINY, *few, "--reconstructions", shared)
     assert again.exit_code == 0, again.stderr
     assert "autoencoder" not in again.stderr
@@ -260,7 +260,7 @@ def test_an_interrupt_while_faces_are_painted_can_be_resumed(tmp_path: Path, mon
         assert run("train", "--data", data, "--out", out, *TINY, *few).exit_code == 130
     done = run("train", "--data", data, "--out", out, *TINY, *few, "--resume")
     assert done.exit_code == 0, done.stderr
-    painted = {line.split()[2] for line in done.stderr.splitlines() if "faces painted" in line}
+    painted = {line.split()[2] for line in done.stderr.splitlines() if "faces reconstructed" in line}
     assert painted == {"bilinear:", "shuffle:"}
 
 
@@ -359,7 +359,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     assert train(tmp_path / "data", tmp_path / "run").exit_code == 0
     before = (tmp_path / "run" / "best.safetensors").read_bytes()
-    refused(train(tmp_path / "data", tmp_path / "run"), "holds a run already", "--resume")
+    refused(train(tmp_path / "data", tmp_path / "run"), "already holds a run", "--resume")
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
 
 

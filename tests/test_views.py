@@ -21,7 +21,7 @@ NOTHING = dict.fromkeys(
     "iso_noise_p".split(),
     0.0,
 )
-"""Every degradation off."""
+"""All degradations disabled."""
 SMALL = {"input_size_px": 96, "resize_px": 104}
 
 
@@ -38,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_evaluation_sees_what_a_scan_would_cut_from_the_frame() -> None:
+def test_an_evaluation_view_equals_the_crop_of_a_scan() -> None:
     corner = np.array([LEFT, TOP], np.float32)
     loose = LooseCrop(
         astronaut()[TOP : TOP + 200, LEFT : LEFT + 200],
@@ -49,13 +49,13 @@ def test_evaluation_sees_what_a_scan_would_cut_from_the_frame() -> None:
     assert (evaluation_view(loose, settings()) == scanned).all()
 
 
-def test_an_evaluation_pair_is_real_and_fake_of_one_face() -> None:
+def test_an_evaluation_pair_shows_one_face() -> None:
     real, fake = evaluation_view(face(), settings()), evaluation_fake(face(), settings(), rng(), "self-blended")
     assert 0.3 < np.abs(real.astype(int) - fake).mean() < 30
 
 
 def test_a_fake_of_an_evaluation_pair_differs_within_its_mask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a look at the background would tell: training hides a changed background in both of a pair."""
+    """Otherwise the background would reveal the fake: in training, both faces of a pair share an altered background."""
     masks = []
     blend_in = manipulate.self_blend
 
@@ -73,7 +73,7 @@ def test_a_fake_of_an_evaluation_pair_differs_within_its_mask_alone(monkeypatch:
         assert (real[outside] == fake[outside]).all()
 
 
-def test_beside_pairs_a_true_fake_is_shrunk_and_compressed_like_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_views_are_degraded_like_pairs_if_the_recipe_makes_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
 
     def noted(picture: Any, chain: Any) -> Any:
@@ -90,7 +90,7 @@ def test_beside_pairs_a_true_fake_is_shrunk_and_compressed_like_them(monkeypatch
 
 
 @pytest.mark.parametrize("patch_px", [None, 48])
-def test_views_have_the_size_that_is_asked_for(patch_px: int | None) -> None:
+def test_views_have_the_requested_size(patch_px: int | None) -> None:
     views = TrainingViews(settings(patch_px=patch_px))
     size = patch_px or 96
     assert [view.shape for view in views.single(face(), rng())] == [(size, size, 3)]
@@ -98,7 +98,7 @@ def test_views_have_the_size_that_is_asked_for(patch_px: int | None) -> None:
     assert all(view.dtype == np.uint8 for view in views.pair(face(), rng()))
 
 
-def test_the_same_generator_gives_the_same_views_and_another_gives_others() -> None:
+def test_equal_generators_give_equal_views_and_others_differ() -> None:
     views, again = TrainingViews(settings()), TrainingViews(settings())
     first = views.pair(face(), rng(1))
     views.single(face(3), rng(9))
@@ -106,29 +106,29 @@ def test_the_same_generator_gives_the_same_views_and_another_gives_others() -> N
     assert (first[0] != again.pair(face(), rng(2))[0]).any()
 
 
-def test_without_degradation_a_view_is_a_cut_of_the_face_at_its_place() -> None:
+def test_without_degradation_a_view_is_a_plain_crop() -> None:
     views = TrainingViews(settings(**NOTHING, resize_px=96))
     (view,) = views.single(face(), rng())
     wanted = evaluation_view(face(), settings())
-    assert np.abs(view.astype(int) - wanted).mean() < 3  # the centre may be half a pixel off
+    assert np.abs(view.astype(int) - wanted).mean() < 3  # the centre may be off by half a pixel
 
 
 @pytest.mark.parametrize(
     "name", "flip_p affine_p jitter_p brightness_contrast_p jpeg_p blur_p downscale_p noise_p iso_noise_p".split()
 )
-def test_each_degradation_does_something_and_the_same_to_both_of_a_pair(name: str) -> None:
+def test_each_degradation_has_an_effect_and_the_same_on_both_of_a_pair(name: str) -> None:
     plain = TrainingViews(settings(**NOTHING))
     degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}))
     before, after = plain.pair(face(), rng(4)), degraded.pair(face(), rng(4))
     assert (before[0] != after[0]).any()
-    # Away from the face a pair is one picture, before and after.
+    # Away from the face, both images of a pair are equal, before and after degradation.
     corner = (slice(0, 8), slice(0, 8))
     assert np.abs(before[0][corner].astype(int) - before[1][corner]).max() <= 1
-    assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise follows the picture's light
+    assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise depends on brightness
 
 
 @pytest.mark.parametrize("name", ["codec_p", "resolution_p", "beauty_p", "resend_p"])
-def test_what_video_does_takes_away_detail(name: str) -> None:
+def test_video_degradations_remove_detail(name: str) -> None:
     plain = TrainingViews(settings(**NOTHING))
     degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}, codec_crf_min=40, codec_crf_max=40))
 
@@ -139,18 +139,18 @@ def test_what_video_does_takes_away_detail(name: str) -> None:
     assert detail(degraded) < 0.97 * detail(plain)
 
 
-def test_patches_of_a_pair_lie_at_one_place_and_show_the_forgery() -> None:
+def test_patches_of_a_pair_have_one_position_and_show_the_forgery() -> None:
     views = TrainingViews(settings(**NOTHING, patch_px=48))
     differences = []
     for seed in range(30):
         real, fake = views.pair(face(seed), rng(seed))
         differences.append(np.abs(real.astype(int) - fake).max())
     assert min(differences) > 0
-    assert np.median(differences) < 128  # another place would differ by whole features
+    assert np.median(differences) < 128  # patches at different positions would differ by whole features
 
 
 def test_a_small_face_is_forged_at_its_own_size() -> None:
-    """A face of 40 px: real and fake are enlarged after blending, so that neither has detail above its size."""
+    """With a face of 40 px, both images are enlarged after blending, so neither has detail beyond its size."""
     small = LooseCrop(face_picture(0)[::3, ::3].copy(), face().box_xyxy / 3, face().landmarks / 3)
     real, fake = TrainingViews(settings(**NOTHING)).pair(small, rng())
 
@@ -161,13 +161,13 @@ def test_a_small_face_is_forged_at_its_own_size() -> None:
     assert fine(fake) < 2 * fine(real)
 
 
-def test_a_companion_of_any_size_is_brought_to_the_face(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reconstruction in another resolution than the face's crop, in training and in evaluation."""
+def test_a_companion_of_any_size_is_resized_to_the_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test reconstructions of another resolution than the crop, in training and in evaluation."""
     monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
     painted = replace(face(), pixels=np.full_like(face().pixels, 90))
     whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_SHARE)
     fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", painted)
-    assert np.abs(fake.astype(int) - 90).max() < 80  # recoloured by chance, but flat
+    assert np.abs(fake.astype(int) - 90).max() < 80  # possibly recoloured, but flat
     assert fake.std(axis=(0, 1)).max() < 0.2 * evaluation_view(face(), settings()).std(axis=(0, 1)).min()
     big = replace(
         face(1),
@@ -186,7 +186,7 @@ def test_a_companion_of_any_size_is_brought_to_the_face(monkeypatch: pytest.Monk
         ).any()
 
 
-def test_sizes_of_faces_are_even_on_a_logarithmic_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_face_sizes_are_log_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes_px = []
 
     def noted(picture: Any, chain: Any) -> Any:
@@ -207,7 +207,7 @@ def test_sizes_of_faces_are_even_on_a_logarithmic_scale(monkeypatch: pytest.Monk
     assert np.abs(logs - expected).max() < 0.1 * (logs[-1] - logs[0])
 
 
-def test_a_face_smaller_than_those_of_clips_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_below_the_minimum_size_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     monkeypatch.setattr(views_module, "through_video", lambda picture, chain: sent.append(picture.shape[0]) or picture)
     small = LooseCrop(face_picture(0)[::4, ::4].copy(), face().box_xyxy / 4, face().landmarks / 4)
@@ -218,7 +218,7 @@ def test_a_face_smaller_than_those_of_clips_keeps_its_size(monkeypatch: pytest.M
 
 
 def test_both_of_a_pair_get_the_same_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a forgery that changes nothing, both views are equal to the bit, whatever is drawn."""
+    """With a forgery that changes nothing, both views are identical, whatever is drawn."""
     monkeypatch.setattr(
         views_module, "forge", lambda kind, work, *_, **__: Blend(work.pixels, work.pixels.copy(), np.ones(1), "face")
     )
@@ -229,20 +229,20 @@ def test_both_of_a_pair_get_the_same_chain(monkeypatch: pytest.MonkeyPatch) -> N
         assert (real == fake).all()
 
 
-def test_boxes_jitter_as_those_of_a_detector() -> None:
-    recipe = settings(**{**NOTHING, "box_jitter": 0.03}, resize_px=96)  # no random crop beside it
+def test_boxes_jitter_like_detected_boxes() -> None:
+    recipe = settings(**{**NOTHING, "box_jitter": 0.03}, resize_px=96)  # no random crop in addition
     views = TrainingViews(recipe)
     drawn = [views._drawn_placement(rng(seed)) for seed in range(3000)]
     shifts = np.array([each.shift for each in drawn]) * recipe.crop_margin * views_module.ROOM
     assert np.median(np.abs(shifts)) / 0.6745 == pytest.approx(0.03, rel=0.15)
-    assert shifts.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)  # one in ten is three times as far off
+    assert shifts.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)  # 1 in 10 is off by 3 times as much
     growth = np.log([each.side * views_module.ROOM for each in drawn])
     assert growth.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)
 
 
 @pytest.mark.parametrize("size_px", [96, 40, 300])
 @pytest.mark.parametrize("is_flipped", [False, True])
-def test_a_turned_cut_lies_where_an_unturned_one_does(size_px: int, is_flipped: bool) -> None:
+def test_a_rotated_crop_is_aligned_with_an_unrotated_one(size_px: int, is_flipped: bool) -> None:
     pixels = cv2.GaussianBlur(face_picture(0), (0, 0), 3).astype(np.uint8)
     shift = (10 / 200, -6 / 200)
     straight = Placement(shift, 0.6, 0.0, is_flipped).cut(pixels, size_px)
@@ -253,7 +253,7 @@ def test_a_turned_cut_lies_where_an_unturned_one_does(size_px: int, is_flipped: 
     assert np.abs(straight[::-1, ::-1].astype(int) - upside_down).mean() < 1
 
 
-def test_who_lacks_a_codec_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_codecs_are_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(views_module, "available_codecs", lambda: ("h264",))
     TrainingViews(settings())
     assert not caplog.records

@@ -1,6 +1,6 @@
-"""Which faces go into which batch: pure functions of the seed, the epoch and the number of devices.
+"""Plan the batches of an epoch with pure functions of the seed, the epoch and the number of devices.
 
-A batch is a tuple of keys. Workers make a face from its key alone, so that an interrupted run goes on with the very
+A batch is a tuple of keys. Workers build a face from its key alone, so an interrupted run resumes with exactly the
 batches that it would have seen.
 """
 
@@ -15,15 +15,15 @@ import numpy as np
 
 
 class Key(NamedTuple):
-    """One view of one sample."""
+    """Identifies one view of one sample."""
 
     epoch: int
     sample: int
-    """Its index in the data set."""
+    """Index in the data set."""
     view: int
-    """Which of the sample's views in this epoch."""
+    """Index of the view among the views of the sample in this epoch."""
     is_forged: bool = True
-    """Show a fake made from a real sample beside it, where the recipe makes fakes."""
+    """True to add a fake made from this sample, if it is real and the recipe makes fakes."""
 
 
 Batch = tuple[Key, ...]
@@ -32,18 +32,18 @@ Batch = tuple[Key, ...]
 def plan_epoch(
     num_faces: Sequence[int], *, epoch: int, seed: int, batch_size: int, repeat: int = 1, world_size: int = 1
 ) -> list[Batch]:
-    """The batches of one epoch, for all devices together: device r takes ``batches[r::world_size]``.
+    """Return the batches of one epoch for all devices together; device r takes ``batches[r::world_size]``.
 
     Args:
-        num_faces: of each sample: 2 where a fake comes with it, else 1.
-        epoch: from 0.
-        seed: of the run.
-        batch_size: most faces of a batch.
+        num_faces: faces of each sample, 2 where a fake is made from it, else 1.
+        epoch: counted from 0.
+        seed: seed of the run.
+        batch_size: maximum number of faces in a batch.
         repeat: views of each sample.
-        world_size: number of devices; each gets as many batches, so that up to ``world_size - 1`` are left out.
+        world_size: number of devices; all get the same number of batches, so up to ``world_size - 1`` are dropped.
 
     Returns:
-        Batches of at least two faces: batch norm must not see a single one, so a last batch of one is left out.
+        Batches of at least two faces: a last batch with a single face is dropped because of batch norm.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(num_faces) * repeat)
     batches: list[list[Key]] = []
@@ -62,7 +62,7 @@ def plan_epoch(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """What balanced epochs are drawn from; one entry for each sample."""
+    """Samples that balanced epochs draw from, with one entry per sample in each field."""
 
     is_fake: Sequence[bool]
     domains: Sequence[str]
@@ -82,20 +82,20 @@ def draw_epoch(
     domain_exponent: float,
     world_size: int = 1,
 ) -> list[Batch]:
-    """Draw the batches of one epoch by domain, source and crop, as many reals as fakes.
+    """Draw the batches of one epoch by domain, source and crop, with equal numbers of real and fake faces.
 
-    Faces come in pairs. A pair is a real face with a fake made from it, or a true fake with a real face of its own
-    group, else of its own domain, else of any domain: what differs within such a pair is the forgery more than the
-    origin.
+    Faces come in pairs. A pair is either a real face with a fake made from it, or a true fake with a real face of the
+    same group, else of the same domain, else of any domain. The two faces of such a pair therefore differ by the
+    forgery more than by their origin.
 
     Args:
-        pool: the samples, with reals among them.
-        epoch: from 0.
-        seed: of the run.
-        batch_size: faces of a batch, even.
-        num_faces: faces of the epoch; rounded down to whole batches on every device.
-        fake_share: proportion of pairs with a true fake, if the pool has any, in [0, 1].
-        domain_exponent: domains are drawn in proportion to their number of groups to this power.
+        pool: the samples, at least one of them real.
+        epoch: counted from 0.
+        seed: seed of the run.
+        batch_size: faces per batch, an even number.
+        num_faces: faces per epoch, rounded down to whole batches on every device.
+        fake_share: proportion of pairs that contain a true fake, if the pool has any, in [0, 1].
+        domain_exponent: domains are drawn in proportion to their number of groups raised to this power.
         world_size: number of devices.
 
     Returns:
@@ -119,7 +119,7 @@ def draw_epoch(
 
 
 class _Drawer:
-    """Draws samples of one label: a domain, then one of its sources, then one of its crops."""
+    """Draws samples of one label: first a domain, then one of its sources, then one of its crops."""
 
     def __init__(self, pool: Pool, is_fake: bool, exponent: float) -> None:
         sources: dict[str, list[int]] = {}
@@ -143,11 +143,11 @@ class _Drawer:
         return bool(self._crops)
 
     def any(self, rng: np.random.Generator) -> int:
-        """A sample of any domain."""
+        """Draw a sample from any domain."""
         return self._of(self._by_domain[self._domains[rng.choice(len(self._domains), p=self._odds)]], rng)
 
     def beside(self, group: str, domain: str, rng: np.random.Generator) -> int:
-        """A sample of this group, else of this domain, else of any."""
+        """Draw a sample of this group, else of this domain, else of any domain."""
         numbers = self._by_group.get(group) or self._by_domain.get(domain)
         return self._of(numbers, rng) if numbers else self.any(rng)
 
@@ -157,5 +157,5 @@ class _Drawer:
 
 
 def num_steps(num_batches: int, *, accumulate: int, world_size: int = 1) -> int:
-    """Optimiser steps of an epoch of so many batches; a last partial window is a step too."""
+    """Return the number of optimiser steps per epoch; a last partial accumulation window counts as a step."""
     return math.ceil(num_batches / world_size / accumulate)

@@ -1,4 +1,4 @@
-"""What a fake is made with besides the face itself: another person's face, or what an autoencoder painted of it."""
+"""Find the second input of a fake: a donor face for a swap, or an autoencoder's reconstruction of the face."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dfscan.train.manifest import Sample
 from dfscan.train.settings import DESIGNS, Design, ForgeryKind, TrainSettings
 
 NUM_CANDIDATES = 8
-"""Of so many other people drawn by chance, the one whose landmarks lie most like the face's is taken."""
+"""Donors drawn at random; the one whose landmarks are most similar to the face's is used."""
 
 RECONSTRUCTION_FORMAT = 1
-"""Changes with the autoencoders."""
+"""Incremented whenever the autoencoders change."""
 
 
 class Companions:
-    """Finds and reads them, for the samples of one split."""
+    """Finds and reads donor faces and reconstructions for the samples of one split."""
 
     def __init__(self, samples: Sequence[Sample], folder: Path, reconstructions: Path | None) -> None:
         self._samples = samples
@@ -33,19 +33,25 @@ class Companions:
         self._shapes = [_shape(sample.landmarks) for sample in samples]
 
     def read(self, index: int) -> LooseCrop:
-        """A sample's face.
+        """Read the face of a sample.
 
         Raises:
-            ConfigError: it cannot be read.
+            ConfigError: the crop cannot be read.
         """
         sample = self._samples[index]
         return LooseCrop(read_crop(self._folder / sample.crop), sample.box_xyxy, sample.landmarks)
 
     def of(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> LooseCrop | None:
-        """What a fake of this kind is made with from a sample and its face; None where it needs nothing.
+        """Return the second input of a fake of this kind, or None if the kind needs none.
+
+        Args:
+            index: index of the sample that the fake is made from.
+            face: the face of that sample.
+            kind: kind of fake.
+            rng: random generator.
 
         Raises:
-            ConfigError: it cannot be read.
+            ConfigError: a crop or a reconstruction cannot be read.
         """
         if kind == "swapped":
             return self.read(self._likest_other(index, rng))
@@ -57,30 +63,29 @@ class Companions:
         group = self._samples[index].group
         drawn: list[int] = self._real[rng.integers(0, len(self._real), NUM_CANDIDATES)].tolist()
         others = [other for other in drawn if self._samples[other].group != group]
-        if not others:  # most of the split is of one person
+        if not others:  # one person dominates the split
             others = [other for other in self._real.tolist() if self._samples[other].group != group]
         return min(others, key=lambda other: float(np.square(self._shapes[other] - self._shapes[index]).sum()))
 
     def _painted(self, sample: Sample, face: LooseCrop, design: Design) -> LooseCrop:
-        """In the place of the face's own pixels."""
+        """Read the reconstruction of a sample, resized to the face."""
         assert self._reconstructions is not None
         path = path_of(self._reconstructions, design, sample)
         try:
             painted = read_crop(path)
         except ConfigError as error:
             raise ConfigError(
-                f"reconstructed face {path} is missing or damaged: delete it if it is there, and run again; then it is "
-                "painted anew"
+                f"reconstructed face {path} is missing or damaged: delete it if it exists and run again to recreate it"
             ) from error
         height_px, width_px = face.pixels.shape[:2]
         return LooseCrop(resized(painted, width_px, height_px), face.box_xyxy, face.landmarks)
 
 
 def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
-    """Make sure that in each split everybody has somebody else to be swapped with.
+    """Check that every split has at least two groups of real faces, so that each face has a donor.
 
     Raises:
-        ConfigError: somebody has not.
+        ConfigError: all real faces of a split belong to one group.
     """
     groups: dict[str, set[str]] = {}
     for sample in samples:
@@ -89,36 +94,37 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
     for split, names in groups.items():
         if len(names) < 2:
             raise ConfigError(
-                f"{manifest}: in the split {split!r} all real faces are of one group, and none can be swapped: prepare "
-                "more people, or leave swapped out of --forgeries and --left-out"
+                f"{manifest}: all real faces of the split {split!r} belong to one group, so none can be swapped: "
+                "prepare more people, or remove swapped from --forgeries and --left-out"
             )
 
 
 def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
-    """The folder of the reconstructed faces of a data set; None where there are to be none.
+    """Return the folder of a data set's reconstructed faces, or None if the settings use none.
 
-    Its name hangs on all that the faces hang on: who teaches the autoencoders, and how.
+    The folder's name is a hash of everything that the reconstructions depend on: the training faces of the autoencoders
+    and their settings.
 
     Raises:
-        ConfigError: no folder is named that it could be in.
+        ConfigError: the settings name no parent folder.
     """
     if "reconstructed" not in settings.kinds + settings.left_out_kinds:
         return None
     parent = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
     if parent is None:
-        raise ConfigError("reconstructed faces need a folder: name one with --reconstructions")
+        raise ConfigError("reconstructed faces need a folder: set one with --reconstructions")
     taught = sorted(sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real")
     facts = [RECONSTRUCTION_FORMAT, settings.seed, settings.reconstruction_px, settings.reconstruction_steps, *taught]
     return parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def path_of(folder: Path, design: Design, sample: Sample) -> Path:
-    """Where a crop's reconstruction lies: named after the crop's content, so that it is never another's."""
+    """Return the path of a crop's reconstruction; it is named after the hash of the crop, hence unique."""
     return folder / design / sample.crop_sha256[:2] / f"{sample.crop_sha256[:32]}.png"
 
 
 def _shape(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(5, 2) landmarks without place and size, whose eyes are level."""
+    """Normalise (5, 2) landmarks for position, scale and rotation, so that the eyes are level."""
     points = landmarks.astype(np.float64) @ np.array([1, 1j])
     across = points[1] - points[0]
     upright = (points - points.mean()) / (across if abs(across) > 1e-6 else 1)

@@ -1,4 +1,4 @@
-"""Loose face crops: cut from a frame with their geometry, encoded, and read back."""
+"""Cut loose face crops from frames, keep their geometry, and encode and decode them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CropFormat = Literal["png", "jpg"]
 
 _OPTIONS: dict[CropFormat, list[int]] = {
     "png": [],
-    # Full colour resolution: forgeries also show in colour.
+    # No chroma subsampling: forgeries also leave traces in colour.
     "jpg": [
         cv2.IMWRITE_JPEG_QUALITY,
         95,
@@ -30,10 +30,10 @@ _OPTIONS: dict[CropFormat, list[int]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LooseCrop:
-    """A face with room round it, for augmentation to turn and shift."""
+    """A face with a margin that leaves room for augmentation to rotate and shift it."""
 
     pixels: NDArray[np.uint8]
-    """(S, S, 3) RGB, black where the square leaves the frame."""
+    """(S, S, 3) RGB, black where the square extends beyond the frame."""
     box_xyxy: NDArray[np.float32]
     """(4,) in pixels of the crop."""
     landmarks: NDArray[np.float32]
@@ -41,13 +41,13 @@ class LooseCrop:
 
 
 def cut(frame_pixels: NDArray[np.uint8], detection: Detection, *, margin: float, max_crop_px: int) -> LooseCrop:
-    """Cut the square round a face at the frame's own resolution, and shrink it where it is larger than allowed.
+    """Cut the square around a face at the frame's own resolution, and shrink it if it is larger than allowed.
 
     Args:
         frame_pixels: (H, W, 3) RGB.
         detection: in pixels of the frame.
-        margin: side of the square over the longer side of the box.
-        max_crop_px: most pixels on a side.
+        margin: side of the square relative to the longer side of the box.
+        max_crop_px: maximum side of the crop.
     """
     left, top, right, _ = crop_square_xyxy(detection.box_xyxy, margin=margin)
     side_px = right - left
@@ -62,15 +62,15 @@ def cut(frame_pixels: NDArray[np.uint8], detection: Detection, *, margin: float,
 
 
 def resized(pixels: NDArray[np.uint8], width_px: int, height_px: int) -> NDArray[np.uint8]:
-    """Bring a picture to another size: by area averaging where it shrinks, else by bicubic interpolation."""
+    """Resize an image, with area averaging when it shrinks and bicubic interpolation otherwise."""
     method = cv2.INTER_AREA if pixels.shape[0] > height_px else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), np.uint8)
 
 
 def encode(pixels: NDArray[np.uint8], crop_format: CropFormat) -> bytes:
-    """Encode (H, W, 3) RGB as a file's bytes: PNG without loss, JPEG at quality 95."""
+    """Encode (H, W, 3) RGB pixels as lossless PNG or as JPEG at quality 95, and return the bytes."""
     is_encoded, data = cv2.imencode(f".{crop_format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _OPTIONS[crop_format])
-    assert is_encoded  # an array of this kind always fits either format
+    assert is_encoded  # both formats accept any uint8 RGB array
     return data.tobytes()
 
 
@@ -78,14 +78,14 @@ def read_crop(path: Path) -> NDArray[np.uint8]:
     """Read a crop as (H, W, 3) RGB.
 
     Raises:
-        ConfigError: it is not there or no picture.
+        ConfigError: the file is missing, unreadable or not an image.
     """
-    remedy = "delete its row from the manifest, or make the data set anew with `dfscan prepare`"
+    remedy = "delete its row from the manifest, or recreate the data set with `dfscan prepare`"
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         raise ConfigError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     if picture is None:
-        raise ConfigError(f"face crop {path}: no picture that can be decoded; {remedy}")
+        raise ConfigError(f"face crop {path}: not an image that can be decoded; {remedy}")
     return np.asarray(picture, np.uint8)

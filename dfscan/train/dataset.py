@@ -1,4 +1,4 @@
-"""Face crops on disk as batches in memory. This module is PyTorch's own: import it only inside functions."""
+"""Load face crops from disk as batches. This module needs PyTorch: import it only inside functions."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from dfscan.train.settings import FORGERY_KINDS, ForgeryKind, TrainSettings
 from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
 
 EVALUATION_EPOCH = 2**31
-"""Stands for the epoch in the seeds of evaluation, which sees the same faces every time."""
+"""Replaces the epoch in the seeds of evaluation, which uses the same faces every time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """A batch."""
+    """One batch of faces."""
 
     pixels: Tensor
     """uint8 [B, S, S, 3] RGB"""
     is_fake: Tensor
     """float32 [B]"""
     index: Tensor
-    """int64 [B] of the samples."""
+    """int64 [B] indices of the samples."""
     made: Tensor
-    """int64 [B] what a face was made of its sample by: 0 by nothing, else 1 + the place in `FORGERY_KINDS`."""
+    """int64 [B], how each face was made from its sample: 0 if unchanged, else 1 + the index in `FORGERY_KINDS`."""
     kinds: Tensor
     """int64 [B] indices in `kinds.KIND_CLASSES`."""
 
     def pin_memory(self) -> Faces:
-        """The same in memory that a GPU reads fast; DataLoader calls it."""
+        """Copy the batch to page-locked memory for fast transfer to the GPU; called by DataLoader."""
         return Faces(self.pixels.pin_memory(), self.is_fake.pin_memory(), self.index, self.made, self.kinds)
 
 
@@ -56,7 +56,7 @@ class View:
     """(S, S, 3) RGB."""
     is_fake: bool
     kind: ForgeryKind | None = None
-    """What a fake was made by from a real face."""
+    """Forgery that made this fake from a real face; None for real faces and true fakes."""
 
 
 _Item = tuple[list[View], int, str]
@@ -64,7 +64,7 @@ _Item = tuple[list[View], int, str]
 
 
 class FaceSet(Dataset[_Item | ConfigError]):
-    """Samples of one split; an item is all faces that come of one sample."""
+    """Samples of one split; an item holds all faces that come from one sample."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class FaceSet(Dataset[_Item | ConfigError]):
         is_training: bool,
         reconstructions: Path | None = None,
     ) -> None:
-        """Look nothing up yet.
+        """Create the data set without reading any crop.
 
         Args:
-            samples: of one split.
-            folder: that of the manifest.
+            samples: samples of one split.
+            folder: folder of the manifest.
             settings: the recipe.
-            is_training: whether faces are augmented; else they are seen as in a scan.
-            reconstructions: where reconstructed faces are, if they are wanted.
+            is_training: whether faces are augmented; otherwise they are preprocessed as in a scan.
+            reconstructions: folder of the reconstructed faces, if any are used.
         """
         self.samples = samples
         self._settings = settings
@@ -93,7 +93,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
 
     @property
     def num_faces(self) -> list[int]:
-        """Faces that come of each sample."""
+        """Number of faces that come from each sample."""
         settings = self._settings
         num_fakes = bool(settings.kinds) + (bool(settings.left_out_kinds) and not self._views)
         return [1 + (num_fakes if sample.label == "real" else 0) for sample in self.samples]
@@ -102,9 +102,10 @@ class FaceSet(Dataset[_Item | ConfigError]):
         return len(self.samples)
 
     def __getitem__(self, key: Key) -> _Item | ConfigError:
-        """The views and the sample's index.
+        """Return the views of a sample, its index and its kind of manipulation.
 
-        A crop that cannot be read gives its error, not raises it: DataLoader would wrap it in a worker's traceback.
+        If a crop cannot be read, its error is returned rather than raised, because DataLoader would wrap it in a
+        worker's traceback.
         """
         try:
             return self.views_of(key), key.sample, self.samples[key.sample].kind
@@ -112,10 +113,10 @@ class FaceSet(Dataset[_Item | ConfigError]):
             return error
 
     def views_of(self, key: Key) -> list[View]:
-        """The sample itself, and the fakes that are made of it.
+        """Return the view of the sample itself, followed by the fakes made from it.
 
         Raises:
-            ConfigError: a picture cannot be read.
+            ConfigError: a crop or a reconstruction cannot be read.
         """
         rng = np.random.default_rng([self._settings.seed, *key])
         sample, face = self.samples[key.sample], self._companions.read(key.sample)
@@ -132,7 +133,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
         return [View(real_pixels, False), View(fake_pixels, True, kind)]
 
     def _held_out_kinds(self, index: int) -> list[ForgeryKind]:
-        """What is made of a real face in evaluation: kinds take turns by source, and so do those left out."""
+        """Return the kinds of fakes made from a real face in evaluation, chosen in rotation by source."""
         turn, settings = self._turns[index], self._settings
         return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.left_out_kinds) if kinds]
 
@@ -142,7 +143,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
 
 
 def _turns(samples: Sequence[Sample]) -> list[int]:
-    """For each sample the place of its source among those of real faces, so that a video's faces have one turn."""
+    """Return for each sample the index of its source among the real sources, so all faces of a video agree."""
     places: dict[str, int] = {}
     for sample in samples:
         if sample.label == "real":
@@ -151,13 +152,13 @@ def _turns(samples: Sequence[Sample]) -> list[int]:
 
 
 def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memory: bool) -> Iterator[Faces]:
-    """Read batches in order, ahead of their use where there are workers.
+    """Yield batches in order; workers, if any, load them in advance.
 
     Raises:
         ConfigError: a crop cannot be read.
     """
     if num_workers:
-        cv2.setNumThreads(1)  # else a forked worker waits for threads of this process's pool, which it does not have
+        cv2.setNumThreads(1)  # else a forked worker waits forever for threads of this process's pool
     loader: Any = DataLoader(
         faces,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -174,9 +175,9 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process stops the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)  # one process a core; pools of threads in each would fight
+    cv2.setNumThreads(1)  # one process per core; thread pools would compete for the cores
     torch.set_num_threads(1)
 
 

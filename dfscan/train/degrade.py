@@ -1,7 +1,7 @@
-"""What happens to pictures on their way through cameras, video codecs, messengers and platforms.
+"""Simulate how cameras, video codecs, messengers and platforms degrade images.
 
-Training degrades its pairs with these functions, and the robustness curves measure by them. All are deterministic and
-return a new uint8 (H, W, 3) RGB picture of the same size.
+Training degrades its pairs with these functions, and the robustness curves are measured with them. All functions are
+deterministic and return a new uint8 (H, W, 3) RGB image of the same size.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Codec = Literal["h264", "h265", "vp9"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 
 LEAST_CODED_PX = 16
-"""Codecs refuse smaller pictures."""
+"""Minimum side of an image; codecs reject smaller ones."""
 CODEC_SHARES: dict[Codec, float] = {"h264": 0.8, "h265": 0.1, "vp9": 0.1}
-"""How often each is drawn. H.264 leads because it is the most common in clips, and the fastest."""
+"""Probability of drawing each codec. H.264 leads because it is the most common in clips, and the fastest."""
 LEAST_H265_PX = 64
-"""libx265 writes outside its memory for frames smaller than one of its largest blocks; those become H.264."""
+"""libx265 writes out of bounds for frames smaller than its largest block; those are coded as H.264 instead."""
 INTRA_SHARE = 0.15
-"""How often a picture is coded alone, as a key frame is."""
+"""Probability of coding an image on its own, like a key frame."""
 NUM_FRAMES = (3, 5)
-"""Shortest and longest strip of frames that is coded otherwise."""
+"""Minimum and maximum number of frames in a clip, for images that are not coded on their own."""
 RESENT_SCALES, RESENT_CRFS = (0.5, 1.0), (24, 36)
-"""What a messenger does to a clip: its scale, and its rate factor."""
+"""Ranges of the scale and the rate factor with which a messenger re-encodes a clip."""
 _SPEEDS = (0.0005, 0.02)
-"""Motion from frame to frame, least and greatest, over the longer side of the picture."""
+"""Minimum and maximum motion per frame, relative to the longer side of the image."""
 _ACCELERATION = 0.2
-"""Greatest change of the motion from frame to frame, as a share of it."""
+"""Maximum change of the motion per frame, relative to the motion."""
 
-# Fast presets whose artefacts are those of the slower ones: partitions, sub-pixel motion, B frames and the deblocking
-# filter are all on. Without lookahead the type of each frame depends on its place alone.
+# Fast presets with the same artefacts as slower ones: partitions, sub-pixel motion, B frames and the deblocking filter
+# are all enabled. Without lookahead, the type of each frame depends only on its position.
 _X264 = "log-level=none:bframes=2:b-adapt=0:rc-lookahead=0:sync-lookahead=0:mbtree=0:scenecut=0"
 _X265 = "log-level=none:info=0:pools=none:frame-threads=1:wpp=0:bframes=2:b-adapt=0:rc-lookahead=3:scenecut=0"
 _ENCODERS: dict[Codec, tuple[str, str, dict[str, str]]] = {
@@ -55,10 +55,10 @@ _ENCODERS: dict[Codec, tuple[str, str, dict[str, str]]] = {
         {"deadline": "realtime", "cpu-used": "8", "threads": "1", "b": "0", "lag-in-frames": "0"},
     ),
 }
-"""FFmpeg's encoder, its decoder, and the encoder's options."""
+"""FFmpeg encoder, decoder and encoder options of each codec."""
 _TO_LUMA = np.array([[65.481, 128.553, 24.966, 16 * 255]]) / 255
 _TO_CHROMA = np.array([[-37.797, -74.203, 112, 128 * 255], [112, -93.786, -18.214, 128 * 255]]) / 255
-"""ITU-R BT.601 in studio range, from R, G, B and 1."""
+"""ITU-R BT.601, limited range, applied to (R, G, B, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +67,22 @@ class Generation:
 
     codec: Codec
     crf: int
-    """Rate factor on H.264's scale, 0 (best) to 51. The other codecs get one of about the same quality."""
+    """Rate factor on H.264's scale, 0 (best) to 51; mapped to about the same quality for the other codecs."""
     scale: float = 1.0
-    """Size of the clip in this generation over its size before, in (0, 1]."""
+    """Size of the clip in this generation relative to its size before, in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoChain:
-    """How a picture becomes a frame of a clip, and what is done to that clip."""
+    """Motion and encodings that turn an image into a frame of a clip."""
 
     generations: tuple[Generation, ...]
     num_frames: int = 1
     """Length of the clip; 1 gives a key frame."""
     position: int = 0
-    """Which of its frames is kept, in [0, num_frames)."""
+    """Index of the frame that is kept, in [0, num_frames)."""
     shift: tuple[float, float] = (0.0, 0.0)
-    """Motion right and down per frame, over the longer side of the picture."""
+    """Motion right and down per frame, relative to the longer side of the image."""
     turn_deg: float = 0.0
     """Rotation per frame."""
     zoom: float = 0.0
@@ -93,7 +93,7 @@ class VideoChain:
 
 @functools.cache
 def available_codecs() -> tuple[Codec, ...]:
-    """The codecs that this build of PyAV can encode and decode."""
+    """Return the codecs that this build of PyAV can encode and decode."""
     return tuple(
         codec for codec, (encoder, decoder, _) in _ENCODERS.items() if _exists(encoder, "w") and _exists(decoder, "r")
     )
@@ -108,12 +108,12 @@ def _exists(name: str, mode: Literal["r", "w"]) -> bool:
 
 
 def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, int]], *, resent: bool) -> VideoChain:
-    """Draw a clip's motion and its encodings, of the codecs that are available.
+    """Draw a clip's motion and its encodings, using only the available codecs.
 
     Args:
-        rng: source of chance.
+        rng: random generator.
         crf_ranges: lowest and highest rate factor of each generation.
-        resent: whether the last of them comes from a messenger, which also shrinks the clip.
+        resent: whether the last generation comes from a messenger, which also shrinks the clip.
     """
     codecs = available_codecs()
     shares = np.array([CODEC_SHARES[codec] for codec in codecs])
@@ -139,24 +139,25 @@ def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, i
 
 
 def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
-    """Make a short clip in which the picture moves, encode and decode it, and return the picture's own frame.
+    """Encode and decode a short clip in which the image moves, and return the image's own frame.
 
-    The picture itself is one of the frames, unmoved, so that its geometry stays. The others show it moved on. Each is
-    predicted from those coded before it, as in a video: a B or P frame looks different from a key frame, on which
-    encoders spend more.
+    The image itself is one of the frames, without motion, so its geometry is preserved; the other frames show it moved.
+    Each frame is predicted from frames coded before it, as in a real video: B and P frames look different from key
+    frames, on which encoders spend more bits.
 
     Args:
-        pixels: (H, W, 3) RGB, 16 px a side or more. An odd side is padded by its last line, and cut back.
-        chain: what is done to it.
+        pixels: (H, W, 3) RGB, at least 16 px a side. An odd side is padded by repeating its last line, then cropped
+            back.
+        chain: motion and encodings.
 
     Raises:
-        ValueError: if a rate factor, a scale or the position is out of range, or the picture too small.
+        ValueError: a rate factor, a scale or the position is out of range, or the image is too small.
     """
     height, width = pixels.shape[:2]
     if min(height, width) < LEAST_CODED_PX:
-        raise ValueError(f"a picture for a codec has {LEAST_CODED_PX} px or more, got {width} x {height}")
+        raise ValueError(f"a codec needs an image of at least {LEAST_CODED_PX} px a side, got {width} x {height}")
     if not 0 <= chain.position < chain.num_frames:
-        raise ValueError(f"position is 0 to {chain.num_frames - 1}, got {chain.position}")
+        raise ValueError(f"position must be between 0 and {chain.num_frames - 1}, got {chain.position}")
     picture = _to_yuv420(pixels)
     even_width, even_height = picture.shape[1], picture.shape[0] * 2 // 3
     strip = [_moved(picture, chain, number - chain.position) for number in range(chain.num_frames)]
@@ -169,14 +170,14 @@ def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
 
 
 def _planes(yuv420: Pixels) -> tuple[Pixels, Pixels, Pixels]:
-    """Views of a picture's luma (H, W) and its two chroma planes (H / 2, W / 2)."""
+    """Return views of an image's luma plane (H, W) and its two chroma planes (H / 2, W / 2)."""
     height, width = yuv420.shape[0] * 2 // 3, yuv420.shape[1]
     chroma = yuv420[height:].reshape(2, height // 2, width // 2)
     return yuv420[:height], chroma[0], chroma[1]
 
 
 def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
-    """The picture as so many frames later shows it, or earlier."""
+    """Return the image moved by `time` frames, which may be negative."""
     steps = time * (1 + chain.acceleration * time / 2)
     if steps == 0:
         return yuv420
@@ -184,7 +185,7 @@ def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
     height, width = luma.shape
     move = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), steps * chain.turn_deg, 1 + steps * chain.zoom)
     move[:, 2] += steps * max(height, width) * np.array(chain.shift)
-    half = move.copy()  # a pixel of chroma lies between four of luma
+    half = move.copy()  # each chroma sample is centred between four luma samples
     half[:, 2] = (move[:, 2] + move[:, :2].sum(axis=1) / 2 - 0.5) / 2
     moved = np.empty_like(yuv420)
     to_luma, *to_chromas = _planes(moved)
@@ -196,9 +197,9 @@ def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
 
 
 def _scaled(yuv420: Pixels, scale: float) -> Pixels:
-    """The picture shrunk, its sides kept even."""
+    """Shrink the image and keep its sides even."""
     if not 0 < scale <= 1:
-        raise ValueError(f"scale is over 0 and at most 1, got {scale}")
+        raise ValueError(f"scale must be in (0, 1], got {scale}")
     if scale == 1:
         return yuv420
     planes = _planes(yuv420)
@@ -210,9 +211,9 @@ def _scaled(yuv420: Pixels, scale: float) -> Pixels:
 
 
 def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
-    """Encode and decode frames of one size, yuv420p."""
+    """Encode and decode yuv420p frames of one size."""
     if not 0 <= generation.crf <= 51:
-        raise ValueError(f"crf is 0 to 51, got {generation.crf}")
+        raise ValueError(f"crf must be between 0 and 51, got {generation.crf}")
     width_px, height_px = strip[0].shape[1], strip[0].shape[0] * 2 // 3
     if generation.codec == "h265" and min(width_px, height_px) < LEAST_H265_PX:
         generation = replace(generation, codec="h264")
@@ -235,17 +236,17 @@ def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
 
 
 def _native_crf(generation: Generation) -> int:
-    """The rate factor in the codec's own scale, of about the same PSNR on a face of 240 px as H.264's."""
+    """Map the rate factor to the codec's own scale, at about H.264's PSNR on a face of 240 px."""
     if generation.codec == "h265":
         return min(51, generation.crf + 1)
     return min(63, max(0, round(2.5 * generation.crf - 15))) if generation.codec == "vp9" else generation.crf
 
 
 def _to_yuv420(pixels: Pixels) -> Pixels:
-    """The three planes of a picture below one another, (H * 3 / 2, W), its sides made even.
+    """Convert RGB to the three planes of yuv420p, stacked vertically as (H * 3 / 2, W), with sides padded to even.
 
-    Eight times as fast as FFmpeg's converter, which sets itself up anew for each picture. OpenCV's takes the chroma of
-    one pixel for four.
+    This is eight times as fast as FFmpeg's converter, which sets itself up for every image. OpenCV's own conversion
+    uses the chroma of one pixel for all four.
     """
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
@@ -262,13 +263,13 @@ def compress_jpeg(pixels: Pixels, *, quality: int) -> Pixels:
 
     Args:
         pixels: (H, W, 3) RGB.
-        quality: 1 to 100, as libjpeg counts.
+        quality: libjpeg quality, 1 to 100.
 
     Raises:
-        ValueError: if `quality` is out of range.
+        ValueError: `quality` is out of range.
     """
     if not 1 <= quality <= 100:
-        raise ValueError(f"quality is 1 to 100, got {quality}")
+        raise ValueError(f"quality must be between 1 and 100, got {quality}")
     bgr = np.ascontiguousarray(pixels[..., ::-1])
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
@@ -276,34 +277,34 @@ def compress_jpeg(pixels: Pixels, *, quality: int) -> Pixels:
 
 
 def blur(pixels: Pixels, *, sigma_px: float) -> Pixels:
-    """Blur by a Gaussian.
+    """Apply a Gaussian blur.
 
     Args:
         pixels: (H, W, 3) RGB.
-        sigma_px: its standard deviation; 0 changes nothing.
+        sigma_px: standard deviation; 0 changes nothing.
 
     Raises:
-        ValueError: if `sigma_px` is negative.
+        ValueError: `sigma_px` is negative.
     """
     if sigma_px < 0:
-        raise ValueError(f"sigma_px is 0 or more, got {sigma_px}")
+        raise ValueError(f"sigma_px must be at least 0, got {sigma_px}")
     if sigma_px == 0:
         return pixels.copy()
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma_px), np.uint8)
 
 
 def rescale(pixels: Pixels, *, factor: float) -> Pixels:
-    """Shrink by area averaging and enlarge again by bicubic interpolation.
+    """Shrink with area averaging and enlarge again with bicubic interpolation.
 
     Args:
         pixels: (H, W, 3) RGB.
-        factor: size in between over size, in (0, 1]; 1 changes nothing.
+        factor: intermediate size relative to the original size, in (0, 1]; 1 changes nothing.
 
     Raises:
-        ValueError: if `factor` is out of range.
+        ValueError: `factor` is out of range.
     """
     if not 0 < factor <= 1:
-        raise ValueError(f"factor is over 0 and at most 1, got {factor}")
+        raise ValueError(f"factor must be in (0, 1], got {factor}")
     height, width = pixels.shape[:2]
     size_px = (max(1, round(width * factor)), max(1, round(height * factor)))
     small = cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA)
@@ -311,19 +312,19 @@ def rescale(pixels: Pixels, *, factor: float) -> Pixels:
 
 
 def smooth_skin(pixels: Pixels, *, strength: float) -> Pixels:
-    """Smooth what is nearly of one colour and keep edges, as beauty filters of cameras and calls do.
+    """Smooth areas of similar colour and preserve edges, like the beauty filters of cameras and video calls.
 
-    A bilateral filter (Tomasi and Manduchi 1998).
+    This is a bilateral filter (Tomasi and Manduchi 1998).
 
     Args:
         pixels: (H, W, 3) RGB.
-        strength: share of the smoothed picture in the result, in [0, 1]; 0 changes nothing.
+        strength: weight of the smoothed image in the result, in [0, 1]; 0 changes nothing.
 
     Raises:
-        ValueError: if `strength` is out of range.
+        ValueError: `strength` is out of range.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength is 0 to 1, got {strength}")
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
     reach_px = max(pixels.shape[:2]) / 60
     smooth = cv2.bilateralFilter(pixels, 2 * math.ceil(reach_px) + 1, 25.0, reach_px)
     return np.asarray(cv2.addWeighted(smooth, strength, pixels, 1 - strength, 0), np.uint8)

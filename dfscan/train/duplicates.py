@@ -1,4 +1,4 @@
-"""Copies of a picture found by a fingerprint: among a million crops, whatever was re-encoded, resized or brightened."""
+"""Find copies of an image among a million crops by fingerprints that survive re-encoding, resizing and brightening."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 FINGERPRINT_CELLS = 16
 FINGERPRINT_BITS = 2 * FINGERPRINT_CELLS**2
 MIN_STEP = 0.05
-"""A step between cells counts from this share of the picture's own contrast: smaller ones are noise."""
+"""Minimum difference between cells, relative to the image's own contrast; smaller differences are noise."""
 MAX_DISTANCE_BITS = 26
-"""Up to here two crops are copies of one picture.
+"""Maximum distance at which two crops count as copies of one image.
 
-Measured on the 1,219 crops that `prepare` cuts from portraits of 1,083 people, as bits of 512 that differ. Four people
-are in it twice, under two names and with one photograph that two publishers trimmed, so that the detector's box is not
-quite the same: 16, 20, 26 and 34 bits.
+Measured in differing bits, out of 512, on the 1,219 crops that `prepare` cuts from portraits of 1,083 people. Four
+people appear twice, under two names: two publishers trimmed the same photograph differently, so the detector's box is
+not quite the same. Their distances are 16, 20, 26 and 34 bits.
 
 ============================  ======  ======  ======  ======
-copy of a crop                median    99 %  99.9 %    most
+copy of a crop                median    99 %  99.9 %     max
 ============================  ======  ======  ======  ======
 JPEG 50                            1       7      10      11
 half the size                      1       9      14      16
@@ -31,20 +31,20 @@ JPEG 30                            3      25      32      32
 ============================  ======  ======  ======  ======
 
 ============================  ======  ======  ======  ======
-other photograph               least    20th  0.01 %  median
+another photograph               min    20th  0.01 %  median
 ============================  ======  ======  ======  ======
 of the same person                17      31              65
-of another, one studio            38      51      57     197
+of someone else, same studio      38      51      57     197
 ============================  ======  ======  ======  ======
 """
 NUM_BANDS = 20
-"""What differs in up to 19 bits has a band in common for certain, with 26 bits in all but 1 of 10,000 cases."""
+"""Two fingerprints share a band for certain up to 19 differing bits, and in all but 1 of 10,000 cases at 26 bits."""
 
 Fingerprints = NDArray[np.uint64]
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> str:
-    """Where a picture gets brighter to the right and downwards, on a grid of 16 x 16 cells.
+    """Encode where an image gets brighter to the right and downwards, on a grid of 16 x 16 cells.
 
     Args:
         pixels: (H, W, 3) RGB.
@@ -62,7 +62,7 @@ def fingerprint(pixels: NDArray[np.uint8]) -> str:
 
 
 def unpack(fingerprints: Sequence[str]) -> Fingerprints:
-    """From hex digits to (N, 8) words."""
+    """Convert fingerprints from hex digits to (N, 8) words."""
     return np.frombuffer(bytes.fromhex("".join(fingerprints)), np.uint64).reshape(-1, FINGERPRINT_BITS // 64)
 
 
@@ -71,17 +71,17 @@ def near_duplicates(
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Find all pairs of different groups that are at most `MAX_DISTANCE_BITS` apart.
 
-    Two fingerprints that differ in few bits agree in at least one of `NUM_BANDS` bands of bits, so only those that
-    share a band are compared.
+    Two fingerprints that differ in few bits agree in at least one of `NUM_BANDS` bands of bits, so only fingerprints
+    that share a band are compared.
 
     Args:
-        fingerprints: (N, 8), as from `unpack`.
-        groups: (N,) pairs within one are passed over.
+        fingerprints: (N, 8), from `unpack`.
+        groups: (N,) group of each fingerprint; pairs within one group are skipped.
 
     Yields:
-        Positions of the two of each pair; a pair may come more than once.
+        Indices of the first and of the second member of each pair; a pair may be yielded more than once.
     """
-    # Neighbouring bits say much the same; scattered ones spread the crops over many more values of a band.
+    # Neighbouring bits are correlated; shuffled bits spread the crops over many more values per band.
     scattered = np.random.default_rng(0).permutation(FINGERPRINT_BITS)
     for bits in np.array_split(scattered, NUM_BANDS):
         values = _band(fingerprints, bits)
@@ -98,7 +98,7 @@ def near_duplicates(
 
 
 def _band(fingerprints: Fingerprints, bits: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """(N,) the bits at these places, as one number; an order of bits of our own, the same for all."""
+    """Return the bits at these positions as one number per fingerprint, (N,), in an arbitrary but fixed bit order."""
     values = np.zeros(len(fingerprints), np.uint32)
     for bit in bits:
         word, shift = divmod(int(bit), 64)
@@ -109,7 +109,7 @@ def _band(fingerprints: Fingerprints, bits: NDArray[np.int64]) -> NDArray[np.uin
 
 
 def _pairs_in_runs(ends: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """All pairs of places in the same run, those one apart first; `ends` says for each place where its run ends."""
+    """Yield all index pairs within each run, closest first; `ends[i]` is the end of the run that contains i."""
     first = np.arange(len(ends))
     step = 1
     while len(first := first[first + step < ends[first]]):

@@ -1,4 +1,4 @@
-"""Cut the faces of labelled videos and pictures, decoded and found as in a scan, and keep a journal of it."""
+"""Cut face crops from labelled videos and images, decoded and detected as in a scan, and record them in a journal."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from dfscan.types import Frame
 CROPS_DIR = "crops"
 UNFINISHED_DIR = "crops/.unfinished"
 CUTTING = ("num_frames", "detection_threshold", "min_face_px", "max_faces", "margin", "max_crop_px", "crop_format")
-"""The settings that crops depend on."""
+"""Settings that the crops depend on."""
 CUTTING_VERSION = 2
-"""To be raised when the same settings begin to give other crops."""
+"""Incremented whenever the same settings produce different crops."""
 
 
 class PrepareSettings(BaseModel):
-    """Everything that `dfscan prepare` can be told besides its inputs."""
+    """All settings of `dfscan prepare` besides its inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -77,45 +77,45 @@ class PrepareSettings(BaseModel):
     @classmethod
     def _leave_some_to_train_on(cls, test: float, info: ValidationInfo) -> float:
         if test + info.data.get("val", 0) >= 1:
-            raise ValueError("val and test leave nothing to train on; together they stay below 1")
+            raise ValueError("val and test leave nothing to train on; their sum must be below 1")
         return test
 
     @property
     def source_options(self) -> SourceOptions:
-        """How the inputs are to be read."""
+        """Options for reading the inputs."""
         return SourceOptions(**self.model_dump(include={each.name for each in fields(SourceOptions)}))
 
 
 class Listener(Protocol):
-    """Hears how the preparation goes on."""
+    """Receives the progress of the preparation."""
 
     def set_total(self, num_sources: int) -> None:
-        """So many sources are to be cut in this run."""
+        """Announce the number of sources that this run will process."""
 
     def source_done(self, path: str, num_crops: int, reason: str) -> None:
-        """One more source is finished; `reason` says why it gave none, or not all, of its faces."""
+        """Report a finished source; `reason` explains missing faces and is empty if there are none missing."""
 
 
 def recipe(settings: PrepareSettings) -> dict[str, Any]:
-    """Everything besides the sources that crops depend on, as the journal keeps it."""
+    """Return everything besides the sources that crops depend on, in the form that the journal stores."""
     values = settings.model_dump(mode="json", include=set(CUTTING))
     return {**values, "cutting_version": CUTTING_VERSION}
 
 
 @dataclass(eq=False)
 class _Work:
-    """A source under way."""
+    """A source in progress."""
 
     number: int
     identity: FileIdentity | None
     num_frames: int = 0
     failure: str = ""
     crops: list[tuple[str, CropRecord]] = field(default_factory=list)
-    """The end of each crop's name, and its record but for the name."""
+    """Suffix of each crop's name, with its record, whose `crop` is still empty."""
 
 
 class Extraction:
-    """Cuts the faces of all sources that the journal does not have."""
+    """Cuts the faces of all sources that are not in the journal yet."""
 
     def __init__(
         self,
@@ -132,10 +132,10 @@ class Extraction:
         self._unfinished_dir = settings.out / UNFINISHED_DIR
         self._under_way: dict[str, _Work] = {}
         self.failures: dict[str, str] = {}
-        """Why a source could not be decoded, by path; not in the journal, so that the next run tries again."""
+        """Reason why a source could not be decoded, by path; not journalled, so the next run retries it."""
 
     def run(self) -> None:
-        """Do it.
+        """Process all sources that the journal lacks.
 
         Raises:
             ConfigError: one file has two labels.
@@ -202,7 +202,7 @@ class Extraction:
         work.num_frames += 1
         try:
             detections = detector.detect(frame.pixels)
-        except (IndexError, ValueError, cv2.error) as error:  # what odd pictures can do to MTCNN and OpenCV
+        except (IndexError, ValueError, cv2.error) as error:  # unusual frames can trigger these in MTCNN and OpenCV
             work.failure = f"internal: face detection failed on a picture ({type(error).__name__})"
             return
         for i, detection in enumerate(detections):
@@ -246,7 +246,7 @@ class Extraction:
             (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
 
     def _finish(self, work: _Work, ended: Ended) -> Entry:
-        """Give the crops their names, then the source its line in the journal."""
+        """Move the crops to their final names, then record the source in the journal."""
         assert ended.info is not None and ended.info.sha256 is not None and work.identity is not None
         sha256 = ended.info.sha256
         self._refuse_two_labels(ended.path, sha256)
@@ -274,7 +274,7 @@ class Extraction:
 
 
 def note(entry: Entry, settings: PrepareSettings) -> str:
-    """Why a source gave no crop, or not all that it might have; else empty."""
+    """Return why a source gave no crop or only part of its crops, or an empty string."""
     if not entry.crops:
         damage = f"; {entry.damage}" if entry.damage else ""
         return f"no_face: no face of {settings.min_face_px} px or more in {entry.num_frames} frames{damage}"

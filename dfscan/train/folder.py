@@ -1,15 +1,15 @@
-"""The folder of a training run: what it holds, and how its lines are written.
+"""Define the contents of a training run's folder and write them.
 
 ::
 
-    config.toml            the settings, resolved
-    metrics.jsonl          one line a step and one an epoch
-    best.safetensors       the checkpoint of the best epoch; calibrated at the end
-    state.safetensors      what --resume needs
-    validation.csv         the best checkpoint's score of every validation face
+    config.toml            resolved settings
+    metrics.jsonl          one line per step and one per epoch
+    best.safetensors       checkpoint of the best epoch; calibrated at the end
+    state.safetensors      training state for --resume
+    validation.csv         score of every validation face under the best checkpoint
     losses.png, ...        plots
-    reconstructed/         faces that autoencoders painted, unless they are elsewhere
-    events.out.tfevents*   where tensorboard is installed
+    reconstructed/         faces reconstructed by autoencoders, unless stored elsewhere
+    events.out.tfevents*   if tensorboard is installed
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class RunFolder:
         self._tensorboard: Any = None
 
     def create(self) -> None:
-        """Make the folder for a new run.
+        """Create the folder for a new run.
 
         Raises:
-            ConfigError: it holds a run already.
-            OutputError: it cannot be made.
+            ConfigError: it already holds a run.
+            OutputError: it cannot be created.
         """
         if self._metrics_path.exists() or self.state_path.exists():
-            raise ConfigError(f"{self.path} holds a run already: --resume goes on with it; or name another --out")
+            raise ConfigError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be made ({error.strerror}); name another --out") from error
+            raise OutputError(f"{self.path}: cannot be created ({error.strerror}); choose another --out") from error
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write the resolved settings as a file for --config."""
@@ -60,7 +60,7 @@ class RunFolder:
         self._replace(self.path / "config.toml", "\n".join(lines) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines so far; a torn last one is left out."""
+        """Return all metrics lines so far, without a truncated last line."""
         rows: list[dict[str, Any]] = []
         if self._metrics_path.exists():
             for line in self._metrics_path.read_text("utf-8").splitlines():
@@ -71,15 +71,15 @@ class RunFolder:
         return rows
 
     def rewind(self, steps_done: int) -> None:
-        """Forget the lines of steps that come after the saved state: they are made again."""
+        """Remove the lines of steps after the saved state; those steps run again."""
         kept = [row for row in self.rows() if row["step"] <= steps_done]
         self._replace(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line, and TensorBoard's points where that is installed.
+        """Append a metrics line, and add its values to TensorBoard if that is installed.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the line cannot be written.
         """
         try:
             with self._metrics_path.open("a", encoding="utf-8") as file:
@@ -103,14 +103,14 @@ class RunFolder:
         save_checkpoint(self.best_path, network, card, half=half)
 
     def write_table(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file, replaced whole."""
+        """Write a CSV file atomically."""
         import pandas as pd
 
         table = pd.DataFrame(list(rows), columns=list(header), dtype=object)
         self._replace(self.path / name, table.to_csv(index=False, lineterminator="\n"))
 
     def close(self) -> None:
-        """End the TensorBoard file."""
+        """Close the TensorBoard file."""
         if self._tensorboard:
             self._tensorboard.close()
 
@@ -127,6 +127,6 @@ def _toml(value: Any) -> str:
 def _tensorboard_writer(path: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # not installed: it is optional
+    except ImportError:  # TensorBoard is optional
         return False
     return SummaryWriter(str(path))

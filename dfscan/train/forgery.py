@@ -1,13 +1,13 @@
-"""Fakes made from real faces alone: a face blended onto itself, after Shiohara and Yamasaki 2022 ("Detecting Deepfakes
-with Self-Blended Images", CVPR).
+"""Make fakes from real faces alone by blending a face onto itself.
 
-Face swaps and lip-sync edits leave the same traces whichever network made them: an edge where two pictures meet, and
-colours, sharpness and geometry that do not agree across it. A self-blended picture has these traces and nothing
-else. Two copies of one face are made to differ a little, and one is laid over the other through a soft mask.
+The method is that of Shiohara and Yamasaki 2022, "Detecting Deepfakes with Self-Blended Images", CVPR. Face swaps and
+lip-sync edits leave the same traces whichever network made them: a blending boundary, and colours, sharpness and
+geometry that differ across it. A self-blended image has these traces and no others. Two copies of one face are made
+slightly different, and one is blended over the other through a soft mask.
 
-Ours, where the paper's tools are not at hand or do little: the face's outline comes from a template fitted to five
-landmarks, hue, saturation and the elastic change of the mask are strong enough to show in 8 bits, and single parts of
-the face are blended too.
+This implementation differs from the paper where its tools are unavailable or too weak: the outline of the face comes
+from a template fitted to five landmarks, changes of hue, changes of saturation and the elastic deformation of the mask
+are strong enough to be visible in 8 bits, and single parts of the face are blended too.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Floats = NDArray[np.float32]
 
 REGIONS: tuple[Region, ...] = get_args(Region)
 REGION_SHARES: dict[Region, float] = {"face": 0.5, "inner": 0.2, "mouth": 0.16, "eyes": 0.08, "nose": 0.06}
-"""How often each is blended. Mouths lead the parts because lip-sync edits change nothing else."""
+"""Probability of blending each region. The mouth leads the parts because lip-sync edits change nothing else."""
 BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 LEAST_SIDE_PX = 16
 LEAST_CHANGE = 1.5
-"""Least mean difference of fake and real, in 8-bit levels, where the mask is at least half its peak."""
+"""Minimum mean difference between fake and real, in 8-bit levels, where the mask is at least half its peak."""
 
-# All lengths of the template are in units of the distance between the eyes, from the point midway between them: right
-# as seen in the picture, down, and towards the camera.
+# Template coordinates are in units of the distance between the eyes. The origin is midway between them; the axes point
+# right as seen in the image, down, and towards the camera.
 LANDMARKS = np.array(
     [[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, 0.45], [-0.48, 1.03, 0.05], [0.48, 1.03, 0.05]], dtype=np.float64
 )
-"""(5, 3) where the detector's landmarks lie on the template: across and down the median of 220 portraits."""
+"""(5, 3) the detector's landmarks on the template; x and y are the medians of 220 portraits."""
 _FRONT = [(0.82, -0.1, -0.1), (0.72, 0.55, 0), (0.62, 1.05, 0)]
-"""What hides the far edge of a face that is turned away, and so becomes its edge."""
+"""Points that hide the far edge of a face that is turned away, and thus become its outline."""
 _RIGHT_HALVES: dict[Region, list[tuple[float, float, float]]] = {
     "face": [
         (0, -1.12, -0.1),
@@ -74,7 +74,7 @@ _RIGHT_HALVES: dict[Region, list[tuple[float, float, float]]] = {
         (0.4, 0.66, 0.1),
         (0.24, 0.84, 0.2),
         (0, 0.9, 0.2),
-        (0, 0.6, 0.5),  # the tip, which is the edge in profile
+        (0, 0.6, 0.5),  # the tip, which forms the outline in profile
     ],
     "mouth": [(0, 0.68, 0.2), (0.4, 0.7, 0.15), (0.74, 0.98, 0), (0.74, 1.28, 0), (0.44, 1.54, 0.05), (0, 1.62, 0.1)],
 }
@@ -82,34 +82,34 @@ OUTLINES: dict[Region, NDArray[np.float64]] = {
     region: np.array([(side * x, y, z) for x, y, z in half for side in (-1, 1) if x or side > 0], dtype=np.float64)
     for region, half in _RIGHT_HALVES.items()
 }
-"""(N, 3) points whose convex hull, as it is seen, is the region."""
+"""(N, 3) points; the region is the convex hull of their projection."""
 
 _DEPTH_RIDGE = 0.03
-"""Against the nose's own 0.45 squared: a turn is believed by some four fifths."""
+"""Ridge penalty on depth; against the nose's 0.45 squared, the fit keeps about four fifths of a head turn."""
 _LEAST_MASK_PX = 12
-"""Less of a region within the picture is not worth a fake."""
+"""Minimum number of mask pixels within the image; smaller regions are not blended."""
 _LEAST_ASPECT = 0.55
-"""A profile's eyes nearly meet: without a limit its face would be a sliver."""
+"""Minimum aspect of the fitted face: the eyes nearly meet in a profile, which would reduce the face to a sliver."""
 _EYES_TO_SIDE = (0.04, 0.6)
-"""Least and greatest distance between the eyes over the picture's longer side, in a crop of one face."""
+"""Minimum and maximum distance between the eyes relative to the longer side of an image of one face."""
 _MASK_GRID_PX = 160
-"""Longest side at which masks are drawn; more would not show under their blur."""
+"""Longest side at which masks are drawn; finer detail would vanish in their blur."""
 _ELASTIC_NODES = 6
-"""Of the random field, across and down the mask."""
+"""Nodes of the random field, across and down the mask."""
 _STRENGTHS = (1.0, 1.0, 1.5, 2.0, 3.0)
-"""Tried in turn until the fake shows."""
+"""Tried in turn until the fake differs visibly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blend:
-    """A picture of a real face and a fake made from it."""
+    """An image of a real face and a fake made from it."""
 
     real: Pixels
-    """(H, W, 3) RGB. In training changed half of the time, so that a change alone gives nothing away."""
+    """(H, W, 3) RGB; in training, altered half of the time so that an alteration alone is no clue."""
     fake: Pixels
-    """(H, W, 3) RGB, equal to `real` where `mask` is zero and never equal to it everywhere."""
+    """(H, W, 3) RGB, equal to `real` where `mask` is zero, but not everywhere."""
     mask: Floats
-    """(H, W) in [0, 1], the share of the source in each pixel of the fake; of a warp, how far it was pushed."""
+    """(H, W) in [0, 1], weight of the source in each pixel of the fake; for a warp, the relative displacement."""
     region: Region
 
 
@@ -121,26 +121,28 @@ def self_blend(
     region: Region | None = None,
     changed: Changed | None = None,
 ) -> Blend:
-    """Make a fake from one picture of a real face.
+    """Make a fake from one image of a real face.
 
     Source: section 3.2 of the paper: source-target generator, mask generator, blending.
 
     Args:
-        pixels: uint8 (H, W, 3) RGB, at least 16 px a side; left as it is.
-        landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth as seen in the picture, in
-            pixels. Where they cannot be those of a face in this picture, one in its middle is assumed.
-        rng: the only source of chance; the same state gives the same bytes.
-        region: what is blended; drawn by `REGION_SHARES` unless given.
-        changed: which of the two copies gets other colours and sharpness; drawn evenly unless given. With ``source``
-            `real` equals `pixels`.
+        pixels: uint8 (H, W, 3) RGB, at least 16 px a side; not modified.
+        landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth as seen in the image, in pixels.
+            If they cannot belong to a face in this image, a face in its middle is assumed.
+        rng: the only source of randomness; the same state gives the same bytes.
+        region: region to blend; drawn by `REGION_SHARES` if None.
+        changed: the copy whose colours and sharpness are altered; drawn with equal probability if None. With
+            ``source``, `real` equals `pixels`.
 
     Raises:
-        ValueError: if pixels or landmarks have another shape or type.
+        ValueError: pixels or landmarks have another shape or type.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < LEAST_SIDE_PX:
-        raise ValueError(f"a picture is uint8 (H, W, 3), {LEAST_SIDE_PX} px or more, got {pixels.dtype} {pixels.shape}")
+        raise ValueError(
+            f"pixels must be uint8 (H, W, 3), {LEAST_SIDE_PX} px or more, got {pixels.dtype} {pixels.shape}"
+        )
     if np.shape(landmarks) != (5, 2):
-        raise ValueError(f"landmarks are (5, 2), got {np.shape(landmarks)}")
+        raise ValueError(f"landmarks must be (5, 2), got {np.shape(landmarks)}")
     if region is None:
         region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
     cut = cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
@@ -157,14 +159,14 @@ def self_blend(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """What is taken from the source, and where it goes."""
+    """Mask and placement of the part that a fake takes from its source."""
 
     mask: Floats
     """(y2 - y1, x2 - x1) in [0, 1], not zero everywhere."""
     box_xyxy: tuple[int, int, int, int]
-    """In pixels, end exclusive, within the picture."""
+    """In pixels, end exclusive, within the image."""
     move: NDArray[np.float64]
-    """(2, 3) affine, from the source's pixels to the target's."""
+    """(2, 3) affine map from the source's pixels to the target's."""
     eyes_px: float
     """Distance between the eyes."""
 
@@ -172,7 +174,7 @@ class Cut:
 def cut_out(
     landmarks: NDArray[np.float32], width_px: int, height_px: int, region: Region, rng: np.random.Generator
 ) -> Cut:
-    """Draw a mask about a region of the face in a picture of this size; of one in its middle where it is not there."""
+    """Draw a mask around a region of the face; if the region is outside the image, assume a face in its middle."""
     for camera in (_placed(landmarks, width_px, height_px), _centred(width_px, height_px)):
         eyes_px = float(np.sqrt(np.linalg.det(camera[:2])))
         points = jittered(OUTLINES[region], rng)
@@ -180,12 +182,12 @@ def cut_out(
         move = _small_move(outline.mean(axis=0), eyes_px, rng)
         mask, box_xyxy = region_mask(outline @ move[:, :2].T + move[:, 2], width_px, height_px, rng)
         if np.count_nonzero(mask > 0.5) >= _LEAST_MASK_PX:
-            break  # else that part of the face is out of the picture
+            break  # otherwise that part of the face is outside the image
     return Cut(mask, box_xyxy, move, eyes_px)
 
 
 def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2, 3) affine: scaled about the centre and shifted by some hundredths of the face."""
+    """Return a (2, 3) affine map that scales about the centre and shifts, by a few hundredths of the face."""
     scale = rng.uniform(0.95, 1 / 0.95)
     shift_px = rng.uniform(-1, 1, 2) * (0.11, 0.09) * eyes_px
     return np.column_stack([np.eye(2) * scale, centre * (1 - scale) + shift_px])
@@ -194,7 +196,7 @@ def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Gene
 def _lay_over(
     pixels: Pixels, mask: Floats, cut: Cut, rng: np.random.Generator, *, is_source_changed: bool
 ) -> tuple[Pixels, Pixels]:
-    """The target, changed or not, and what the fake shows within the box; the two differ visibly there."""
+    """Return the target, altered or not, and the patch of the fake within the box; the two differ visibly there."""
     x1, y1, x2, y2 = cut.box_xyxy
     move = cut.move - np.array([[0, 0, x1], [0, 0, y1]])
     moved = cv2.warpAffine(pixels, move, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REFLECT_101).astype(np.uint8)
@@ -208,21 +210,22 @@ def _lay_over(
         patch = blend(source, target, mask)
         if float(cv2.absdiff(patch, target)[core].mean()) >= LEAST_CHANGE:
             return real, patch
-    return real, blend(towards_grey(target), target, mask)  # nothing showed, as in a black picture
+    return real, blend(towards_grey(target), target, mask)  # nothing was visible, for example in a black image
 
 
 def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
-    """Find how the template lies in the picture: the least-squares affine camera through the five landmarks.
+    """Fit the template to the image with a least-squares affine camera through the five landmarks.
 
-    The nose sticks out of the plane of the others, so that its offset tells how the head is turned; that part is held
-    back by a ridge, because five points leave it uncertain.
+    The nose protrudes from the plane of the other landmarks, so its offset reveals how the head is turned. A ridge
+    penalty limits that part because five points determine it poorly.
 
     Args:
         landmarks: (5, 2) in pixels.
 
     Returns:
-        (4, 2): template points with a 1 appended, times this, are pixels. None where no face can lie like that:
-        not finite, one spot, or mirrored (who flips a picture must swap left and right).
+        (4, 2) camera: template points with a 1 appended, multiplied by this matrix, give pixels. None if no face can
+        have these landmarks: they are not finite, coincide, or are mirrored (flipping an image requires swapping left
+        and right).
     """
     points = np.asarray(landmarks, np.float64)
     if not np.isfinite(points).all() or np.abs(points).max() > 1e6:
@@ -240,7 +243,7 @@ def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
 
 
 def _placed(landmarks: NDArray[np.float32], width_px: int, height_px: int) -> NDArray[np.float64]:
-    """The fitted camera, or that of a face in the middle where the fit makes no sense in this picture."""
+    """Return the fitted camera, or that of a face in the middle if the fit is implausible in this image."""
     camera = fit_template(landmarks)
     if camera is not None:
         eyes_to_side = np.sqrt(np.linalg.det(camera[:2])) / max(width_px, height_px)
@@ -257,9 +260,9 @@ def _centred(width_px: int, height_px: int) -> NDArray[np.float64]:
 
 
 def jittered(outline: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """The outline, wider or narrower, higher or lower, and each point drawn in a little; (N, 3) as before.
+    """Stretch and shift the outline at random and move each point slightly inwards; returns (N, 3).
 
-    Never out: of points thrown outwards the convex hull would keep the furthest, and leave the face.
+    Points never move outwards: the convex hull would keep the outermost of them and extend beyond the face.
     """
     centre = outline.mean(axis=0)
     spread = outline - centre
@@ -272,19 +275,19 @@ def jittered(outline: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
 def region_mask(
     outline: NDArray[np.float64], width_px: int, height_px: int, rng: np.random.Generator
 ) -> tuple[Floats, tuple[int, int, int, int]]:
-    """Draw the outline's convex hull, dent its edge and soften it.
+    """Draw the convex hull of the outline, dent its edge and soften it.
 
-    It is drawn on a grid of at most 160 px and enlarged, so that the time does not grow with the picture.
+    The mask is drawn on a grid of at most 160 px and enlarged, so that the cost does not grow with the image.
 
     Args:
         outline: (N, 2) in pixels.
-        width_px: of the picture.
-        height_px: of the picture.
-        rng: source of chance.
+        width_px: width of the image.
+        height_px: height of the image.
+        rng: random generator.
 
     Returns:
-        The mask in [0, 1] within a box of the picture, and that box as (x1, y1, x2, y2), end exclusive; the mask is
-        zero outside and has no pixels where the outline leaves the picture altogether.
+        The mask in [0, 1] within a box of the image, and that box as (x1, y1, x2, y2), end exclusive. The mask is zero
+        outside the box. Both are empty if the outline is entirely outside the image.
     """
     low, high = outline.min(axis=0), outline.max(axis=0)
     margin_px = 0.2 * float((high - low).min()) + 2
@@ -298,7 +301,7 @@ def region_mask(
     cv2.fillPoly(drawn, [np.rint(_rounded(hull) * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     width_grid_px = float(((high - low) * to_grid).min())
     flat = np.divide(drawn, 255, dtype=np.float32)
-    bent = np.minimum(flat, elastic(flat, width_grid_px, rng))  # bulges would leave the face, so only dents stay
+    bent = np.minimum(flat, elastic(flat, width_grid_px, rng))  # keep only dents: bulges would extend beyond the face
     soft = soften(bent, width_grid_px, rng)
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(right, width_px), min(bottom, height_px)
     if x1 >= x2 or y1 >= y2:
@@ -316,15 +319,15 @@ def _rounded(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def elastic(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
-    """Bend the mask's edge by a smooth random field, by some hundredths of the region's width.
+    """Deform the edge of the mask with a smooth random field, by a few hundredths of the region's width.
 
     Args:
         mask: (H, W).
-        width_px: the region's shorter side.
-        rng: source of chance.
+        width_px: shorter side of the region.
+        rng: random generator.
 
     Returns:
-        (H, W), zero where the field reaches over the border.
+        (H, W), zero where the field reaches beyond the border.
     """
     height, width = mask.shape
     nodes = rng.normal(0, rng.uniform(0.02, 0.04) * width_px, (_ELASTIC_NODES, _ELASTIC_NODES, 2))
@@ -335,17 +338,17 @@ def elastic(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
 
 
 def soften(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
-    """Blur, keep what the blur left whole, blur again: a soft edge that lies inside the old one.
+    """Blur, keep what the blur left intact, and blur again: the new soft edge is inside the old edge.
 
     Args:
         mask: (H, W) in [0, 1].
-        width_px: the region's shorter side; kernels are 4 to 24 % of it.
-        rng: source of chance.
+        width_px: shorter side of the region; kernels are 4 to 24 % of it.
+        rng: random generator.
 
     Returns:
-        (H, W) in [0, 1], peak 1 unless the mask was empty, zero wherever `mask` is.
+        (H, W) in [0, 1], with peak 1 unless the mask was empty, and zero wherever `mask` is zero.
     """
-    # The wider kernel cuts, the narrower one softens: what it spreads never reaches the old edge again.
+    # The wider kernel erodes and the narrower one softens, so the soft edge never reaches the old edge again.
     narrow_px, wide_px = (2 * int(share * width_px / 2) + 1 for share in np.sort(rng.uniform(0.04, 0.24, 2)))
     core = (cv2.GaussianBlur(mask, (wide_px, wide_px), wide_px / 3) > 0.9999).astype(np.float32)
     soft = cv2.GaussianBlur(core, (narrow_px, narrow_px), narrow_px / 3, borderType=cv2.BORDER_CONSTANT)
@@ -354,19 +357,19 @@ def soften(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
 
 
 def change_look(pixels: Pixels, eyes_px: float, rng: np.random.Generator, *, strength: float = 1.0) -> Pixels:
-    """Change colours and sharpness as a forger's tools do.
+    """Alter colours and sharpness as forgery tools do.
 
     Colours: a shift of each channel, hue, saturation, value, brightness and contrast. Sharpness: either shrunk and
     enlarged again, or sharpened, never both.
 
     Args:
         pixels: (H, W, 3) RGB.
-        eyes_px: distance between the eyes; a face is shrunk to no less than 16 px of it, or by 1.5.
-        rng: source of chance.
-        strength: factor on every change of colour.
+        eyes_px: distance between the eyes; shrinking leaves at least 16 px of it, or is by a factor of at most 1.5.
+        rng: random generator.
+        strength: factor on every colour change.
 
     Returns:
-        (H, W, 3) RGB, anew.
+        (H, W, 3) RGB, a new array.
     """
     colours = np.asarray(cv2.transform(pixels, _colour_matrix(rng, strength)), np.uint8)
     if rng.random() < 0.5:
@@ -380,14 +383,14 @@ def _shrunk(pixels: Pixels, largest_factor: float, rng: np.random.Generator) -> 
     height, width = pixels.shape[:2]
     factor = rng.uniform(1.4, largest_factor)
     size_px = (max(2, round(width / factor)), max(2, round(height / factor)))
-    down = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_AREA]))  # the paper's nearest pixel leaves stairs nobody makes
+    down = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_AREA]))  # the paper's nearest neighbour leaves jagged edges
     up = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
     small = cv2.resize(pixels, size_px, interpolation=down)
     return np.asarray(cv2.resize(small, (width, height), interpolation=up), np.uint8)
 
 
 def _colour_matrix(rng: np.random.Generator, strength: float) -> NDArray[np.float64]:
-    """(3, 4) for `cv2.transform`: all changes of colour in one, so that 8 bits are rounded once."""
+    """Return (3, 4) for `cv2.transform`: all colour changes in one matrix, so that 8 bits are rounded once."""
     strength *= rng.uniform(0.4, 1)
     largest = (np.radians(7), 0.18, 0.07, 0.1, 16)
     hue, saturation, value, contrast, brightness = rng.uniform(-1, 1, 5) * largest * strength
@@ -402,7 +405,7 @@ def _colour_matrix(rng: np.random.Generator, strength: float) -> NDArray[np.floa
 
 
 def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
-    """mask * source + (1 - mask) * target, rounded once.
+    """Return mask * source + (1 - mask) * target, rounded once.
 
     Args:
         source: (H, W, 3).
@@ -418,5 +421,5 @@ def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
 
 
 def towards_grey(pixels: Pixels) -> Pixels:
-    """Visibly lighter or darker, wherever that leaves room."""
+    """Make every pixel visibly lighter or darker, in the direction that has room."""
     return np.where(pixels < 128, pixels + np.uint8(32), pixels - np.uint8(32)).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""What `prepare` has finished, one line of JSON a source: after an interrupt it goes on from here.
+"""Record what `prepare` has finished, one line of JSON per source, so that an interrupted run can resume.
 
-Labels, groups and splits are not in it: they may change, and other inputs join, without cutting a face again.
+Labels, groups and splits are not stored: they may change, and inputs may be added, without cutting any face again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CropRecord:
     detection_score: float
     box_xyxy: list[float]
     landmarks: list[float]
-    """Ten numbers: x and y of the five in turn."""
+    """Ten numbers: x and y of each of the five landmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Entry:
     sha256: str
     num_frames: int
     damage: str
-    """What of it could not be decoded; empty where all could."""
+    """Description of the part that could not be decoded; empty if everything could."""
     crops: list[CropRecord]
     inode: int | None = None
-    """None, as `ctime_ns`, in journals that were begun before it was recorded."""
+    """None, like `ctime_ns`, in journals from before it was recorded."""
     ctime_ns: int | None = None
 
     def is_current(self, dataset_dir: Path) -> bool:
-        """Whether the source is as it was then and its crops still lie there; it is hashed only if in doubt."""
+        """Check that the source is unchanged and its crops exist; hash the source only if in doubt."""
         identity = FileIdentity.of(self.path)
         if identity is None or (identity.size_bytes, identity.mtime_ns) != (self.size_bytes, self.mtime_ns):
             return False
@@ -65,29 +65,29 @@ class Entry:
         try:
             return hash_file(self.path) == self.sha256
         except VideoError:
-            return False  # decoding it again says why
+            return False  # decoding it again reports why
 
 
 class Journal:
-    """The open journal of a data set; a context manager, and a lock against a second run."""
+    """The open journal of a data set: a context manager that also locks out a second run."""
 
     def __init__(self, dataset_dir: Path, recipe: Mapping[str, Any]) -> None:
-        """Open or begin it.
+        """Open the journal, or create it.
 
         Args:
-            dataset_dir: made with its parents if it is not there.
+            dataset_dir: created with its parents if missing.
             recipe: everything besides the sources that crops depend on.
 
         Raises:
-            ConfigError: the folder holds something else, or was begun by another recipe, or is in use.
-            OutputError: it cannot be written.
+            ConfigError: the folder holds other files, was started with another recipe, or is in use.
+            OutputError: the journal cannot be written.
         """
         self._path = dataset_dir / JOURNAL_NAME
         with writing(self._path):
             dataset_dir.mkdir(parents=True, exist_ok=True)
             if not self._path.exists() and any(dataset_dir.iterdir()):
                 raise ConfigError(
-                    f"{dataset_dir}: holds files and is no data set of `dfscan prepare`; choose another --out"
+                    f"{dataset_dir}: is not empty and not a data set of `dfscan prepare`; choose another --out"
                 )
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -101,10 +101,10 @@ class Journal:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is at work there; wait for it") from None
+            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is running there; wait for it") from None
 
     def _read(self, recipe: dict[str, Any]) -> dict[str, Entry]:
-        """The latest entry of each source; a last line that a kill cut short is cut off."""
+        """Return the latest entry of each source; truncate an incomplete last line left by a killed run."""
         data = self._path.read_bytes()
         length = data.rfind(b"\n") + 1
         os.ftruncate(self._fd, length)
@@ -125,15 +125,15 @@ class Journal:
         if changed:
             changes = ", ".join(f"{name} {begun_with.get(name)}, not {recipe.get(name)}" for name in changed)
             raise ConfigError(
-                f"{self._path.parent}: was begun with {changes}. Give the same again, choose another --out, or delete "
-                f"{self._path} to start over"
+                f"{self._path.parent}: was started with {changes}. Use the same settings, choose another --out, or "
+                f"delete {self._path} to start over"
             )
 
     def append(self, entry: Entry) -> None:
         """Record a source as finished.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the journal cannot be written.
         """
         self._append(asdict(entry))
         self.entries[entry.path] = entry
@@ -157,15 +157,15 @@ def _entry(value: dict[str, Any]) -> Entry:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the system while a file of the data set is written into an error with a remedy.
+    """Convert an OSError while writing a file of the data set into an error with a remedy.
 
     Raises:
-        OutputError: naming the file.
+        OutputError: the system could not write; the message names the file.
     """
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free some space there or choose another --out. The same "
-            "command goes on where this one ended"
+            f"{path}: cannot be written ({error.strerror}); free some space there or choose another --out. Then run "
+            "the same command to resume"
         ) from error

@@ -1,6 +1,6 @@
-"""Labelled videos, and the layouts of folders in which public data sets keep them.
+"""Read labelled videos from the folder layouts of public data sets.
 
-Every reader adds what it finds to `Sources`, grouped so that splits do not leak; none of them opens a video.
+Every reader adds its files to `Sources`, grouped so that splits do not leak; no reader opens a video.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ _TEST_LIST = "List_of_testing_videos.txt"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One labelled video or picture."""
+    """One labelled video or image."""
 
     path: str
     label: Label
     kind: str = ""
-    """Kind of manipulation; empty for real footage or where nobody says."""
+    """Kind of manipulation; empty for real footage or if unknown."""
     group: str = ""
-    """What must not cross splits; never empty when it comes from `read_sources`."""
+    """Group that must not cross splits; never empty in the result of `read_sources`."""
     split: Split | None = None
-    """Where somebody has settled it already."""
+    """Split assigned by the data set or the user, if any."""
     domain: str = ""
-    """Where the footage comes from, such as a data set or a web page; empty where nobody says."""
+    """Origin of the footage, such as a data set or a web page; empty if unknown."""
     fold: str = ""
-    """Part of a cross-validation; empty for what is always trained on."""
+    """Fold of a cross-validation; empty for sources that every fold trains on."""
     take: str = ""
-    """The recording that it shows, or that it was made from; empty if unknown."""
+    """Recording that the file shows, or that it was made from; empty if unknown."""
 
 
 @dataclass(slots=True)
 class Sources:
-    """What was found."""
+    """Usable and skipped files of the inputs."""
 
     items: list[Source] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason) of what was named but cannot be used."""
+    """(path, reason) of each file that was named but cannot be used."""
 
     def add(self, source: Source) -> None:
-        """Take a file if it is there, else say that it is not."""
+        """Add a file, or list it as skipped if it does not exist."""
         if os.path.isfile(source.path):
             self.items.append(source)
         else:
@@ -62,9 +62,9 @@ class Sources:
 
 
 def media_files(folder: Path) -> list[Path]:
-    """Videos and pictures below a folder, by their suffixes, sorted; none where there is no such folder.
+    """List the videos and images below a folder, by suffix and sorted; empty if the folder does not exist.
 
-    What systems and unfinished downloads leave there is not among them, as in a scan.
+    System files and unfinished downloads are left out, as in a scan.
     """
     suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES
     return sorted(
@@ -81,14 +81,14 @@ def _is_left_behind(path: Path) -> bool:
     try:
         return why_no_video(path.name, os.path.realpath(path)) is not None
     except OSError:
-        return False  # decoding it says why it cannot be read
+        return False  # decoding it reports why it cannot be read
 
 
 def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Connect what any pair connects; a pair of equals brings in a loner.
+    """Find the connected components of the pairs; a pair (a, a) adds a single member.
 
     Returns:
-        For each member the smallest member of its component.
+        For each member, the smallest member of its component.
     """
     parents: dict[str, str] = {}
 
@@ -105,7 +105,7 @@ def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def read_real_and_fake(root: Path, found: Sources) -> None:
-    """Read ``real/`` and ``fake/``; the folders in ``fake/`` are kinds of manipulation."""
+    """Read ``real/`` and ``fake/``; the folders in ``fake/`` name kinds of manipulation."""
     for label in LABELS:
         for file in media_files(root / label):
             first, *rest = file.relative_to(root / label).parts
@@ -113,10 +113,10 @@ def read_real_and_fake(root: Path, found: Sources) -> None:
 
 
 def read_face_forensics(root: Path, found: Sources) -> None:
-    """Read FaceForensics++ with DeepFakeDetection in it, in all the compressions that lie there.
+    """Read FaceForensics++, including DeepFakeDetection, in every compression that is present.
 
-    A fake ``071_054.mp4`` ties ``071`` and ``054`` together, and so does a pair of the split files. Of the actors, who
-    are swapped with one another all round, few groups remain.
+    A fake ``071_054.mp4`` puts ``071`` and ``054`` into one group, and so does a pair in the split files. The actors
+    are all swapped with one another, so they form only a few groups.
     """
     files = [
         (file, kind) for area in ("original_sequences", "manipulated_sequences") for file, kind in _clips(root / area)
@@ -140,7 +140,7 @@ def _clips(area: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _people(file: Path, kind: str) -> list[str]:
-    """``071_054`` shows 071 with the face of 054; ``01_02__talking__A1B2`` the actors 01 and 02."""
+    """Split target and donor: ``071_054`` is 071 with the face of 054; ``01_02__talking__A1B2`` is actors 01 and 02."""
     prefix = "actor " if kind in _ACTORS else ""
     return [prefix + name for name in file.stem.split("__")[0].split("_")]
 
@@ -156,19 +156,20 @@ def _json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); fetch it anew from the data set") from error
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(value, kind):
-        raise ConfigError(f"{path}: holds no JSON {kind.__name__}; fetch it anew from the data set")
+        raise ConfigError(f"{path}: does not hold a JSON {kind.__name__}; download it again")
     return value
 
 
 def read_celeb_df(root: Path, found: Sources) -> None:
     """Read Celeb-DF.
 
-    ``id0_id1_0000.mp4`` is id0's video 0000 with the face of id1. Swaps tie nearly all identities into one component,
-    so a group is the target identity: the face lent to a fake may appear in another split. The test list settles
-    which videos are tested. It has some of nearly every identity, so a tested group is a target video with its fakes,
-    of which what is not in the list is skipped; other videos of that person are trained on, as the list means it.
+    ``id0_id1_0000.mp4`` is id0's video 0000 with the face of id1. Swaps connect nearly all identities into one
+    component, so a group is the target identity, and the donor face of a fake may appear in another split. The test
+    list defines the test videos. It contains some videos of nearly every identity, so a test group is a target video
+    with its fakes. Files of a test video that the list omits are skipped. Other videos of that identity are trained on,
+    as the list intends.
     """
     test_list = root / _TEST_LIST
     lines = test_list.read_text(encoding="utf-8", errors="replace").splitlines() if test_list.is_file() else []
@@ -188,7 +189,7 @@ def read_celeb_df(root: Path, found: Sources) -> None:
 
 
 def _celeb_video(name: Path) -> str:
-    """``id0_0000`` and the fakes made of it, ``id0_id1_0000``, are one."""
+    """Return the target video: ``id0_0000`` and its fakes, such as ``id0_id1_0000``, share one."""
     if name.parts[0] == "YouTube-real":
         return _celeb_identity(name)
     parts = name.stem.split("_")
@@ -201,15 +202,15 @@ def _celeb_identity(name: Path) -> str:
 
 
 def read_dfdc(metadata: Sequence[Path], found: Sources) -> None:
-    """Read parts of DFDC: a group is an original with its fakes.
+    """Read parts of DFDC; a group is an original with its fakes.
 
-    The whole public download says ``"split": "train"``, which settles nothing and is passed over.
+    All files of the public download have ``"split": "train"``, which carries no information and is ignored.
     """
     for path in metadata:
         for name, facts in sorted(_json(path, dict).items()):
             label = LABEL_WORDS.get(str(facts.get("label")).lower()) if isinstance(facts, dict) else None
             if label is None:
-                raise ConfigError(f"{path}: '{name}' has no label REAL or FAKE; fetch it anew from the data set")
+                raise ConfigError(f"{path}: '{name}' has no label REAL or FAKE; download it again")
             split = SPLIT_WORDS.get(str(facts.get("split")).lower())
             group = f"dfdc {facts.get('original') or name}"
             found.add(Source(str(path.parent / name), label, "", group, None if split == "train" else split))

@@ -1,6 +1,6 @@
-"""The manifest of a data set: ``manifest.csv`` beside the face crops, one row a crop.
+"""Read and write the manifest of a data set: ``manifest.csv`` beside the face crops, with one row per crop.
 
-``dfscan prepare`` writes it, ``dfscan train`` reads it; any other tool that writes these columns will do.
+``dfscan prepare`` writes it and ``dfscan train`` reads it; any other tool may write the same columns.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ LANDMARK_COLUMNS = tuple(
 )
 TEXT_COLUMNS = ("crop", "source", "label", "kind", "split", "group", "source_sha256", "crop_sha256", "fingerprint")
 OPTIONAL_COLUMNS = ("domain", "fold")
-"""Texts that a manifest may lack."""
+"""Text columns that a manifest may omit."""
 NUMBER_COLUMNS = ("time_s", "detection_score", *BOX_COLUMNS, *LANDMARK_COLUMNS)
 MIN_BOX_PX = 16
-"""Least longer side of a face; `dfscan prepare` takes none below 20 px."""
+"""Minimum longer side of a face's box; `dfscan prepare` keeps no face below 20 px."""
 COLUMNS = (*TEXT_COLUMNS, *NUMBER_COLUMNS, *OPTIONAL_COLUMNS)
-"""In the order in which they are written. Boxes and landmarks are in pixels of the crop."""
+"""All columns in the order in which they are written. Boxes and landmarks are in pixels of the crop."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One face crop of a data set, its pixels still in the file."""
+    """One face crop of a data set; its pixels are read only when needed."""
 
     crop: str
-    """Path of the crop, relative to the manifest's folder, with ``/``."""
+    """Path of the crop relative to the manifest's folder, with ``/`` separators."""
     source: str
-    """Path of the video or picture that it was cut from, as it was given."""
+    """Path of the video or image that the crop was cut from, as the user gave it."""
     label: Label
     kind: str
-    """Kind of manipulation, such as ``face swap``; empty for real footage or where nobody says."""
+    """Kind of manipulation, such as ``face swap``; empty for real footage or if unknown."""
     split: Split
     group: str
-    """What must not cross splits: a person, or a source video together with the fakes made from it."""
+    """Group that must not cross splits: a person, or a source video together with the fakes made from it."""
     source_sha256: str
-    """Lower-case hex digest of the source's file; empty where it is not known."""
+    """Lower-case hex digest of the source file; empty if unknown."""
     crop_sha256: str
-    """Lower-case hex digest of the crop's file."""
+    """Lower-case hex digest of the crop file."""
     time_s: float
     detection_score: float
     box_xyxy: NDArray[np.float32]
@@ -60,25 +60,25 @@ class Sample:
     landmarks: NDArray[np.float32]
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
     fingerprint: str = ""
-    """Hex digits of `duplicates.fingerprint`; where it is empty, whoever needs it reads the crop."""
+    """Hex digits of `duplicates.fingerprint`; if empty, it is computed from the crop when needed."""
     domain: str = ""
     """Origin of the footage, such as a data set or a web page; empty if unknown."""
     fold: str = ""
     """Fold of a cross-validation over origins; empty for crops that every fold trains on."""
 
     def row(self) -> dict[str, Any]:
-        """The manifest's row, by column."""
+        """Return the manifest row, by column."""
         numbers = [self.time_s, self.detection_score, *self.box_xyxy.tolist(), *self.landmarks.ravel().tolist()]
         texts = {name: getattr(self, name) for name in (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)}
         return texts | {name: round(value, 3) for name, value in zip(NUMBER_COLUMNS, numbers, strict=True)}
 
 
 def read_manifest(path: Path) -> list[Sample]:
-    """Read a manifest, or that of a data set's folder.
+    """Read a manifest from its file or from the folder of its data set.
 
     Raises:
-        ConfigError: it is not there, lacks columns, has no rows, or holds values that make no sense; all that is
-            wrong with the columns is named at once, of rows the first few.
+        ConfigError: the manifest is missing, lacks columns, has no rows, or holds invalid values. The message lists all
+            missing columns, or the first few bad rows of each problem.
     """
     import pandas as pd
 
@@ -86,15 +86,15 @@ def read_manifest(path: Path) -> list[Sample]:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys((*TEXT_COLUMNS, *OPTIONAL_COLUMNS), str), keep_default_na=False)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `dfscan prepare`") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); create it with `dfscan prepare`") from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise ConfigError(f"{path}: not a CSV file of face crops ({error}); make it with `dfscan prepare`") from error
+        raise ConfigError(f"{path}: not a CSV file of face crops ({error}); create it with `dfscan prepare`") from error
     if "source_sha256" not in table.columns:
         table["source_sha256"] = ""
     if missing := [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name not in table.columns]:
-        raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; make it anew with `dfscan prepare`")
+        raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; recreate it with `dfscan prepare`")
     if table.empty:
-        raise ConfigError(f"{path}: holds no face crop; see what `dfscan prepare` skipped and why")
+        raise ConfigError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
     numbers = table[list(NUMBER_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     _check_rows(path, table, numbers)
     return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
@@ -106,9 +106,9 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
         f"split is none of {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
         "group is empty": table["group"] == "",
         "crop is empty or leaves the folder": table["crop"].map(_is_outside),
-        "crop is named twice": table["crop"].duplicated(),
-        "source_sha256 is not of 64 hex digits": ~table["source_sha256"].str.fullmatch("(?:[0-9a-f]{64})?"),
-        "fingerprint is not of 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
+        "crop is listed twice": table["crop"].duplicated(),
+        "source_sha256 does not have 64 hex digits": ~table["source_sha256"].str.fullmatch("(?:[0-9a-f]{64})?"),
+        "fingerprint does not have 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
         "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
         f"the face's box is empty or below {MIN_BOX_PX} px": _is_tiny(numbers[:, 2:6]),
     }
@@ -145,7 +145,7 @@ def _sample(row: Mapping[Any, Any], values: NDArray[np.float32]) -> Sample:
 
 
 def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a manifest, replaced whole by rename.
+    """Write a manifest atomically, by rename.
 
     Raises:
         OutputError: it cannot be written.
@@ -154,7 +154,7 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
 
     from dfscan.report.writers import AtomicFile
 
-    # As Python's own objects: Arrow, in which pandas keeps text, holds no name that is not UTF-8.
+    # dtype=object: pandas' default text type, backed by Arrow, rejects names that are not valid UTF-8.
     table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS), dtype=object)
     sink = AtomicFile(path)
     sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))

@@ -1,11 +1,11 @@
-"""Fakes of other kinds than `forgery`'s self-blended ones: what a detector was never shown, it does not see.
+"""Make fakes of other kinds than the self-blended ones of `forgery`; a detector misses kinds it was never trained on.
 
-Three families of manipulation, each made from pictures of real faces, as far as that goes:
+There are three families of manipulation, each made from images of real faces:
 
-- ``swapped``: another person's face, moved onto this one by their landmarks, recoloured and blended in: a face swap,
-  and the pairs of Li et al. 2020, "Face X-ray for More General Face Forgery Detection", CVPR, section 3.2.
-- ``warped``: features pushed about by a smooth field, as beauty filters and lip-sync by warping do.
-- ``reconstructed``: the face, a part of it, or the whole crop as an autoencoder paints it; see `reconstruct`.
+- ``swapped``: another person's face, aligned by landmarks, recoloured and blended in. This imitates a face swap, and is
+  the kind of pair in Li et al. 2020, "Face X-ray for More General Face Forgery Detection", CVPR, section 3.2.
+- ``warped``: features displaced by a smooth field, as beauty filters and warping-based lip-sync do.
+- ``reconstructed``: the face, a part of it, or the whole crop replaced by an autoencoder's output; see `reconstruct`.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ Floats = NDArray[np.float32]
 
 SWAP_REGIONS: tuple[Region, ...] = ("face", "inner")
 WHOLE_SHARE = 0.4
-"""Of reconstructions, those that replace the whole crop and have no edge to see."""
+"""Proportion of reconstructions that replace the whole crop and have no blending boundary."""
 SHARPENING = (0.0, 1.5)
-"""How much a painting is sharpened, which is soft."""
+"""Range of the sharpening of reconstructions, which are soft."""
 ALIGNED_QUALITIES = (60, 95)
-"""JPEG quality that a reconstruction and its original are given alike."""
+"""Range of the JPEG quality that is applied to both a reconstruction and its original."""
 PAINTED_SHARES = (0.2, 1.0)
-"""Share of the painting in what replaces the original."""
+"""Range of the weight of the reconstruction where it replaces the original."""
 MAX_SHIFT = (0.05, 0.14)
-"""How far a feature is pushed, least and most, in distances between the eyes."""
+"""Minimum and maximum displacement of a feature, in distances between the eyes."""
 REACH = (0.25, 0.6)
-"""Standard deviation of a push's bell, in distances between the eyes."""
+"""Range of the standard deviation of a displacement's bell curve, in distances between the eyes."""
 LEAST_SHIFT_PX = 0.05
-"""Shorter pushes are none, so that what is far from the face stays as it was, to the bit."""
+"""Shorter displacements are set to zero, so that pixels far from the face stay identical."""
 SOFTENED = (0.4, 0.9)
-"""To what share a real picture is shrunk, and enlarged again, that is to be as soft as its fake."""
+"""Range of the factor by which a real image is shrunk, then enlarged, to be as soft as its fake."""
 BORDER_LEVEL = 4
-"""A row or column that is nowhere brighter is border; a little over black, since crops are resized."""
+"""A row or column with no brighter pixel is border; slightly above black because crops are resized."""
 CALM_SHARE = 0.1
-"""Over such a share of the picture's side pushes fade towards a border."""
+"""Displacements fade towards a border over this fraction of the image's side."""
 _STRENGTHS = (1.0, 2.0, 4.0)
-"""Tried in turn until a warp shows."""
+"""Tried in turn until a warp is visible."""
 
 
 def forge(
@@ -66,16 +66,16 @@ def forge(
     """Make a fake of one kind.
 
     Args:
-        kind: which.
+        kind: kind of fake.
         face: a real face.
-        companion: of the same size; another person's face for ``swapped``, this one as an autoencoder paints it for
-            ``reconstructed``, None for the others.
-        rng: the only source of chance.
-        keeps_real: whether `real` of the result must equal the face. Else half the time it is changed: making a fake
-            takes away detail, and a picture without must not be a fake for that.
+        companion: image of the same size: a donor face for ``swapped``, an autoencoder's reconstruction of this face
+            for ``reconstructed``, None for the other kinds.
+        rng: the only source of randomness.
+        keeps_real: whether `real` of the result must equal the face. If not, it is altered half of the time: forging
+            removes detail, so a lack of detail alone must not indicate a fake.
 
     Raises:
-        ValueError: a companion is missing or of another size.
+        ValueError: the companion is missing or has another size.
     """
     if kind == "self-blended":
         return self_blend(face.pixels, face.landmarks, rng, changed="source" if keeps_real else None)
@@ -83,7 +83,7 @@ def forge(
     if kind == "warped":
         return warp(face, rng, is_softened=is_softened)
     if companion is None or companion.pixels.shape != face.pixels.shape:
-        raise ValueError(f"a {kind} face needs a companion of its size")
+        raise ValueError(f"a {kind} face needs a companion of the same size")
     softened = rescale(face.pixels, factor=rng.uniform(*SOFTENED)) if is_softened else face.pixels
     target = LooseCrop(softened, face.box_xyxy, face.landmarks)
     if kind == "swapped":
@@ -92,7 +92,7 @@ def forge(
 
 
 def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
-    """Lay another person's face over this one, its landmarks on these, its colours drawn towards these."""
+    """Blend another person's face over this one, aligned by landmarks and recoloured to match."""
     height_px, width_px = face.pixels.shape[:2]
     region = SWAP_REGIONS[rng.integers(len(SWAP_REGIONS))]
     cut = cut_out(face.landmarks, width_px, height_px, region, rng)
@@ -104,18 +104,18 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
 
 
 def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator, *, keeps_real: bool = False) -> Blend:
-    """Put what an autoencoder painted in the place of the face, a part of it, or everything.
+    """Replace the face, a part of it, or the whole crop by an autoencoder's reconstruction.
 
-    Half the time its colours are brought back to those of the picture, and it is sharpened by chance. Then it is
+    Half of the time the reconstruction is recoloured to match the image. It is then sharpened by a random amount and
     aligned with the original, after Chen et al. 2025, "Dual Data Alignment Makes AI-Generated Image Detector Easier
     Generalizable" (arXiv 2505.14359): both get the same JPEG compression, and their pixels are mixed. An original has
-    been compressed before, and a painting has not, so that its high frequencies alone would give it away.
+    been compressed before and a reconstruction has not, so high frequencies alone would otherwise reveal it.
 
     Args:
         face: a real face.
-        painted: (H, W, 3) RGB, of its size.
-        rng: source of chance.
-        keeps_real: whether the original stays as it is, and the painting alone is compressed.
+        painted: (H, W, 3) RGB reconstruction, of the same size.
+        rng: random generator.
+        keeps_real: whether the original stays unchanged and only the reconstruction is compressed.
     """
     height_px, width_px = face.pixels.shape[:2]
     if rng.random() < WHOLE_SHARE:
@@ -137,12 +137,12 @@ def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator, *, keeps
 
 
 def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False) -> Blend:
-    """Push one to three features aside, each by a bell-shaped field.
+    """Displace one to three features, each by a bell-shaped field.
 
     Args:
         face: a real face.
-        rng: source of chance.
-        is_softened: shift the whole picture by a part of a pixel before, which interpolates the real one as well.
+        rng: random generator.
+        is_softened: whether both images are shifted by a fraction of a pixel, so that the real one is interpolated too.
     """
     pixels, landmarks = face.pixels, face.landmarks
     height_px, width_px = pixels.shape[:2]
@@ -161,7 +161,7 @@ def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False
     real = _moved(pixels, np.broadcast_to(shift, field.shape), method) if is_softened else pixels
     lengths_px = np.linalg.norm(field, axis=2)
     mask = np.asarray(lengths_px / max(lengths_px.max(), 1e-6), np.float32)
-    if not mask.any():  # nothing but border
+    if not mask.any():  # the image is all border
         mask[:] = 1
     for strength in _STRENGTHS:
         moved = _moved(pixels, field * np.float32(strength) + shift, method)
@@ -173,14 +173,14 @@ def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False
 def _field(
     points: NDArray[Any], pushes: NDArray[Any], reaches_px: NDArray[Any], width_px: int, height_px: int
 ) -> Floats:
-    """(H, W, 2) how far each pixel is pushed."""
+    """Return the displacement of each pixel, (H, W, 2)."""
     y, x = np.mgrid[:height_px, :width_px].astype(np.float32)
     field = np.zeros((height_px, width_px, 2), np.float32)
     for (at_x, at_y), push, reach_px in zip(points, pushes, reaches_px, strict=True):
         bell = np.exp(-((x - at_x) ** 2 + (y - at_y) ** 2) / (2 * max(reach_px, 1.0) ** 2))
         field += bell[:, :, None] * push.astype(np.float32)
     longest_px = max(float(np.linalg.norm(field, axis=2).max()), 1e-6)
-    field *= max(1.0, 1.0 / longest_px)  # at least one pixel somewhere, however small the picture
+    field *= max(1.0, 1.0 / longest_px)  # displace at least one pixel by 1 px, even in a tiny image
     field[np.linalg.norm(field, axis=2) < LEAST_SHIFT_PX] = 0
     return field
 
@@ -193,7 +193,7 @@ def _moved(pixels: Pixels, field: Floats, method: int) -> Pixels:
 
 
 def _frame_part(pixels: Pixels) -> tuple[slice, slice]:
-    """Rows and columns without the black border of a crop that leaves its frame; all of them in a black picture."""
+    """Return the rows and columns without the black border of a crop that extends beyond its frame; all if black."""
     bright = pixels.max(axis=2) > BORDER_LEVEL
     ends = [np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0)]
     rows, columns = (slice(int(lit[0]), int(lit[-1]) + 1) if len(lit) else slice(None) for lit in ends)
@@ -201,7 +201,7 @@ def _frame_part(pixels: Pixels) -> tuple[slice, slice]:
 
 
 def _within(pixels: Pixels, mask: Floats) -> Floats:
-    """A mask that leaves the black border alone; as it was where nothing else is in it."""
+    """Return the mask without the black border; unchanged if nothing else would remain."""
     part = _frame_part(pixels)
     inside = np.zeros_like(mask)
     inside[part] = mask[part]
@@ -209,7 +209,7 @@ def _within(pixels: Pixels, mask: Floats) -> Floats:
 
 
 def _calm(pixels: Pixels) -> Floats:
-    """(H, W) 1 within the frame, falling to 0 towards the black border, over which nothing may be pulled."""
+    """Return (H, W), 1 within the frame and falling to 0 towards the black border, so that no border is pulled in."""
     height_px, width_px = pixels.shape[:2]
     reach_px = CALM_SHARE * max(height_px, width_px)
     ramps = []
@@ -223,9 +223,9 @@ def _calm(pixels: Pixels) -> Floats:
 
 
 def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float) -> Pixels:
-    """Draw a picture's colours towards another's: mean and spread of each channel where the mask is.
+    """Match an image's colours to another's: mean and standard deviation of each channel within the mask.
 
-    After Reinhard et al. 2001, "Color Transfer between Images", in RGB.
+    After Reinhard et al. 2001, "Color Transfer between Images", but in RGB.
 
     Args:
         source: (H, W, 3).
@@ -250,7 +250,7 @@ def _statistics(pixels: Pixels, mask: Floats) -> tuple[Floats, Floats]:
 
 
 def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:
-    """(2, 3) affine that brings five landmarks onto five others by least squares; none where they are no faces."""
+    """Return the (2, 3) least-squares affine map between landmarks, or the identity if they are implausible."""
     design = np.column_stack([source, np.ones(len(source))]).astype(np.float64)
     if not (np.isfinite(design).all() and np.isfinite(target).all()):
         return np.eye(2, 3)
@@ -259,7 +259,7 @@ def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:
 
 
 def _whole(cut: Cut, width_px: int, height_px: int) -> Floats:
-    """The mask in its place, its peak 1."""
+    """Return the mask in full-image coordinates, scaled to a peak of 1."""
     x1, y1, x2, y2 = cut.box_xyxy
     mask = np.zeros((height_px, width_px), np.float32)
     mask[y1:y2, x1:x2] = cut.mask / cut.mask.max()
@@ -271,7 +271,7 @@ def _blended(target: Pixels, source: Pixels, mask: Floats, region: Region) -> Bl
 
 
 def _sure(real: Pixels, fake: Pixels, mask: Floats, region: Region) -> Blend:
-    """As it is, or, where nothing shows, as in a black picture, lighter or darker there."""
+    """Return the pair; if the change is invisible, as in a black image, make the fake lighter or darker there."""
     core = mask >= mask.max() / 2
     if cv2.absdiff(fake, real)[core].mean() < LEAST_CHANGE:
         fake = blend(towards_grey(real), real, mask)

@@ -1,7 +1,7 @@
-"""From labelled videos and pictures to a data set: loose face crops, ``manifest.csv`` and ``skipped.csv``.
+"""Turn labelled videos and images into a data set: loose face crops, ``manifest.csv`` and ``skipped.csv``.
 
-Faces are decoded, found and cut as in a scan. A source's crops count once its line is in the journal; the manifest is
-made from the journal at the end, so that an interrupted and an uninterrupted run end in the same bytes.
+Faces are decoded, detected and cropped as in a scan. The crops of a source count once its line is in the journal. The
+manifest is built from the journal at the end, so interrupted and uninterrupted runs produce the same bytes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Listener", "PrepareSettings", "PrepareSummary", "prepare"]
 
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = (Column("path", "path"), Column("num_crops", "int"), Column("reason", "text"))
-"""No crops: the source is not in the data set. Some: it is, but not all of it could be decoded."""
+"""Columns of ``skipped.csv``: num_crops is 0 for an unused source and positive for one that was decoded in part."""
 
 
 @dataclass(slots=True)
 class PrepareSummary:
-    """What a data set has come to."""
+    """Counts that describe a finished data set."""
 
     num_sources: int = 0
     num_crops: int = 0
@@ -44,15 +44,15 @@ class PrepareSummary:
     skipped: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
     num_united: int = 0
-    """Groups that were joined to others because crops of theirs show the same picture."""
+    """Groups that were merged into others because some of their crops show the same image."""
 
     def text(self) -> str:
-        """One line for people."""
+        """Return the summary as one line of text."""
         labels = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
         splits = ", ".join(f"{self.splits[split]} {split}" for split in SPLITS)
         skipped = ", ".join(f"{count} {code}" for code, count in sorted(self.skipped.items())) or "none"
-        partial = f"; {self.num_partial} in part" if self.num_partial else ""
-        united = f"; {self.num_united} groups united with others that show the same picture" if self.num_united else ""
+        partial = f" ({self.num_partial} partial)" if self.num_partial else ""
+        united = f"; {self.num_united} groups merged with others that show the same image" if self.num_united else ""
         return (
             f"{self.num_sources} sources{partial}, {self.num_crops} crops: {labels}; {splits}{united}; "
             f"skipped: {skipped}"
@@ -60,17 +60,17 @@ class PrepareSummary:
 
 
 def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Listener | None = None) -> PrepareSummary:
-    """Make a data set, or go on with one.
+    """Create a data set, or continue one.
 
     Args:
         inputs: as for `read_sources`.
-        settings: where it goes and how it is made.
-        listener: told of every source.
+        settings: output folder and options.
+        listener: receives the progress.
 
     Raises:
-        ConfigError: the inputs cannot be understood, one file has two labels, nothing shows a face, or splits that
-            are given leak; in the last case the manifest is written all the same.
-        OutputError: something cannot be written.
+        ConfigError: the inputs cannot be interpreted, one file has two labels, no source shows a face, or the given
+            splits leak; in the last case the manifest is still written.
+        OutputError: a file cannot be written.
     """
     found = read_sources(inputs, settings.source_options)
     sources = _without_own_crops(found.items, settings.out)
@@ -83,13 +83,13 @@ def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Liste
 
 
 def _without_own_crops(sources: Sequence[Source], dataset_dir: Path) -> list[Source]:
-    """Leave out what earlier runs wrote: the data set may lie in a folder that is searched."""
+    """Leave out the files of earlier runs: the data set may be inside a folder that is searched."""
     own = os.path.join(os.path.realpath(dataset_dir), "")
     return [source for source in sources if not os.path.realpath(source.path).startswith(own)]
 
 
 def _without_copies(sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]) -> list[Source]:
-    """The sources that were decoded, of several with the same content the first; the others are noted."""
+    """Return the decoded sources, keeping only the first of identical files and noting the others."""
     kept: dict[str, Source] = {}
     for source in sources:
         if (entry := entries.get(source.path)) is None:
@@ -103,7 +103,7 @@ def _without_copies(sources: Sequence[Source], entries: dict[str, Entry], notes:
 def _write(
     settings: PrepareSettings, sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]
 ) -> PrepareSummary:
-    """Divide the sources, and write what there is to read."""
+    """Assign splits, write the output files and return the summary."""
     for source in sources:
         if what := note(entries[source.path], settings):
             notes[source.path] = what
@@ -111,7 +111,7 @@ def _write(
     num_crops = {source.path: len(entries[source.path].crops) for source in used}
     _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
     if not used:
-        raise ConfigError(f"{settings.out}: no source shows a face that can be used; {SKIPPED_NAME} there says why")
+        raise ConfigError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
     united = _unite_copies(used, entries)
     divided = assign_splits(united, val=settings.val, test=settings.test, seed=settings.seed)
     samples = [sample for source in divided for sample in _samples(source, entries[source.path])]
@@ -136,7 +136,7 @@ def _write_skipped(path: Path, notes: dict[str, str], num_crops: dict[str, int])
 
 
 def _unite_copies(sources: Sequence[Source], entries: dict[str, Entry]) -> list[Source]:
-    """Join groups of which crops show the same picture: in two splits it would be known from one to the other."""
+    """Merge groups that share nearly identical crops, which would otherwise leak between splits."""
     crops = [(crop, source.group) for source in sources for crop in entries[source.path].crops]
     names, groups = np.unique(np.array([group for _, group in crops], dtype=object), return_inverse=True)
     joined: set[tuple[int, int]] = set()

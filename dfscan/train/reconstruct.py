@@ -1,11 +1,11 @@
-"""Faces as small networks paint them, with the marks that re-enactment, lip-sync and talking-head generators leave.
+"""Reconstruct faces with small autoencoders that leave the traces of re-enactment, lip-sync and talking heads.
 
-Whatever a generator is made for, its last layers bring a coarse code up to the size of a face, and that leaves marks:
-detail that is not there, and the up-sampling's own pattern (Odena et al. 2016, "Deconvolution and Checkerboard
-Artifacts"; Durall et al. 2020, "Watch your Up-Convolution", CVPR). An autoencoder leaves them on the same person, pose
-and light as the picture it was given, so that nothing else tells the two apart. Each design has another way up.
+The last layers of any generator upsample a coarse code to the size of a face, which leaves traces: missing detail and
+the pattern of the upsampling itself (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts"; Durall et al. 2020,
+"Watch your Up-Convolution", CVPR). An autoencoder leaves them without changing person, pose or lighting, so nothing
+else distinguishes its output from its input. Each design upsamples in a different way.
 
-This module is PyTorch's own: import it only inside functions.
+This module needs PyTorch: import it only inside functions.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Pixels = NDArray[np.uint8]
 WIDTHS = (32, 64, 128)
 """Channels after each halving."""
 CODE_WIDTH = 16
-"""Of a picture's 256 x 256 x 3 values 32 x 32 x 16 are left, a twelfth: with fewer, faces stay blurred for long."""
+"""Channels of the code: 256 x 256 x 3 values become 32 x 32 x 16, a twelfth; fewer need much longer training."""
 LAST_WIDTH = 16
 """Channels at full size."""
 BATCH_SIZE = 16
 MAX_TAUGHT = 10_000
-"""So many faces teach: at 256 px they take 2 GB of memory."""
+"""Maximum number of training faces; at 256 px they take 2 GB of memory."""
 LEARNING_RATE = 1e-3
 LOSS_LEVELS = 3
-"""The picture and two smaller copies are compared: those teach where features are, the picture where they end."""
+"""Number of sizes at which images are compared: small copies teach where features are, the full size where they end."""
 SAY_EVERY_S = 30.0
 
 
@@ -56,20 +56,20 @@ def reconstruct(
     seed: int,
     tell: Callable[[str], None],
 ) -> None:
-    """Write a reconstruction of each crop by each design, unless they are there already.
+    """Write a reconstruction of each real crop by each design, unless they exist already.
 
-    Autoencoders are trained on the real faces of the training split only: they must not know the people by whom a
-    detector is measured. A design that is not complete is trained anew.
+    Autoencoders are trained only on real faces of the training split; they must not learn the people on whom a detector
+    is evaluated. A design with missing reconstructions is trained again.
 
     Args:
-        samples: of all splits; fakes are left out.
-        folder: that of the manifest.
-        out: folder in which `companions.path_of` finds them.
-        size_px: side of what an autoencoder takes and gives, a multiple of 8.
-        num_steps: of the training of each, with batches of 16.
-        device: where.
-        seed: of weights and order.
-        tell: hears a line now and then.
+        samples: samples of all splits; fakes are ignored.
+        folder: folder of the manifest.
+        out: folder in which `companions.path_of` finds the reconstructions.
+        size_px: side of the autoencoders' input and output, a multiple of 8.
+        num_steps: training steps of each autoencoder, with batches of 16.
+        device: device to train and run on.
+        seed: seed of the weights and the order.
+        tell: called now and then with a line of progress.
 
     Raises:
         ConfigError: a crop cannot be read.
@@ -89,16 +89,16 @@ def reconstruct(
             painted = _painted(network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device)
             for sample, picture in zip(batch, painted, strict=True):
                 _write(path_of(out, design, sample), picture)
-        tell(f"autoencoder {design}: {len(real)} faces painted")
+        tell(f"autoencoder {design}: {len(real)} faces reconstructed")
 
 
 def is_complete(out: Path, design: Design, samples: Sequence[Sample]) -> bool:
-    """Whether the reconstructions of all real faces are there; whether they can be read is seen when they are."""
+    """Check that the reconstructions of all real faces exist, without reading them."""
     return all(path_of(out, design, sample).exists() for sample in samples if sample.label == "real")
 
 
 class Autoencoder(nn.Module):
-    """Three halvings and three doublings; pictures are float32 [B, 3, S, S] in [0, 1]."""
+    """Autoencoder with three halvings and three doublings; images are float32 [B, 3, S, S] in [0, 1]."""
 
     def __init__(self, design: Design) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class Autoencoder(nn.Module):
         self.layers = nn.Sequential(*down, *code, *up, nn.Conv2d(LAST_WIDTH, 3, 3, padding=1))
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_normal_(layer.weight, a=0.1)  # PyTorch's own start lets pictures fade on the way
+                nn.init.kaiming_normal_(layer.weight, a=0.1)  # signals vanish with PyTorch's default initialisation
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """The same pictures, as well as the code holds them."""
+        """Reconstruct the images."""
         painted: Tensor = self.layers(pictures - 0.5)
         return painted + 0.5
 
@@ -125,7 +125,7 @@ def _block(num_in: int, num_out: int) -> nn.Module:
 
 
 def _doubling(design: Design, num_in: int, num_out: int) -> nn.Module:
-    """Twice the size, in the way that gives a design its name."""
+    """Double the size in the way that the design is named after."""
     layers: dict[Design, Callable[[], list[nn.Module]]] = {
         "transposed": lambda: [nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1)],
         "nearest": lambda: [nn.Upsample(scale_factor=2), nn.Conv2d(num_in, num_out, 3, padding=1)],
@@ -162,7 +162,7 @@ def _trained(
 
 
 def _batches(pictures: Pixels, num_steps: int, rng: np.random.Generator) -> Iterator[Pixels]:
-    """Random pictures, half of them mirrored."""
+    """Yield random batches, with half of the images mirrored."""
     for _ in range(num_steps):
         batch = pictures[rng.integers(0, len(pictures), BATCH_SIZE)]
         is_mirrored = rng.random(BATCH_SIZE) < 0.5
@@ -171,7 +171,7 @@ def _batches(pictures: Pixels, num_steps: int, rng: np.random.Generator) -> Iter
 
 
 def _loss(painted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute difference, at several sizes."""
+    """Compute the mean absolute difference, summed over several sizes."""
     total = F.l1_loss(painted, wanted)
     for _ in range(LOSS_LEVELS - 1):
         painted, wanted = F.avg_pool2d(painted, 2), F.avg_pool2d(wanted, 2)
@@ -198,7 +198,7 @@ def _write(path: Path, picture: Pixels) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"{path.parent}: cannot be made ({error.strerror}); name another --reconstructions"
+        problem = f"{path.parent}: cannot be created ({error.strerror}); choose another --reconstructions"
         raise OutputError(problem) from error
     sink = AtomicFile(path)
     sink.write(encode(picture, "png"))

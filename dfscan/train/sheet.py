@@ -1,4 +1,4 @@
-"""Pictures side by side, to see what a function makes of them."""
+"""Arrange images side by side for inspection."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ _WHITE = 255
 
 
 def contact_sheet(rows: Sequence[Sequence[Pixels]], *, captions: Sequence[str] = ()) -> Pixels:
-    """Lay equally large pictures out in rows on white, a caption above each row.
+    """Arrange equally sized images in rows on white, with an optional caption above each row.
 
     Args:
-        rows: each uint8 (S, S, 3) RGB; a shorter row leaves its end white.
-        captions: one a row, or none at all; cut where the sheet ends. OpenCV draws ASCII and ``?`` for the rest.
+        rows: each uint8 (S, S, 3) RGB; shorter rows are padded with white.
+        captions: one per row, or none; cropped at the edge of the sheet. OpenCV draws ASCII, and ``?`` for other
+            characters.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        ValueError: if there is no picture, they differ in size, or captions are neither none nor one a row.
+        ValueError: there are no images, their sizes differ, or the number of captions is neither zero nor one per row.
     """
     shapes = {picture.shape for row in rows for picture in row}
     if len(shapes) != 1:
-        raise ValueError(f"a sheet needs pictures of one size, got {sorted(shapes) or 'none'}")
+        raise ValueError(f"a sheet needs images of one size, got {sorted(shapes) or 'none'}")
     if captions and len(captions) != len(rows):
-        raise ValueError(f"a sheet needs one caption a row, got {len(captions)} for {len(rows)} rows")
+        raise ValueError(f"a sheet needs one caption per row, got {len(captions)} for {len(rows)} rows")
     height, width = shapes.pop()[:2]
     caption_px = CAPTION_PX if captions else 0
     row_px = caption_px + height + GAP_PX
@@ -53,7 +54,7 @@ def contact_sheet(rows: Sequence[Sequence[Pixels]], *, captions: Sequence[str] =
 
 
 def save_sheet(path: Path, picture: Pixels) -> None:
-    """Write a picture as PNG, replaced whole by rename.
+    """Write an image as PNG, atomically by rename.
 
     Args:
         path: its directory must exist.

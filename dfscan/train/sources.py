@@ -1,6 +1,6 @@
-"""From what people have on their disks to a list of labelled videos and pictures, grouped so that splits do not leak.
+"""List the labelled videos and images of the inputs, grouped so that splits do not leak.
 
-A thin adapter for each layout, chosen by what lies there; none of them opens a video.
+Each supported layout has a thin adapter, chosen by the files that are present. No adapter opens a video.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ LAYOUTS = (
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How to read what does not explain itself."""
+    """Labels and column names for inputs that do not define them."""
 
     label: Label | None = None
-    """For everything that names none: plain folders and files, and CSV files without the column."""
+    """Label of inputs without one: plain folders and files, and CSV files without the column."""
     path_column: str = "path"
-    """Where this default is not in the file, ``file`` is taken."""
+    """If a file lacks the default column, ``file`` is used."""
     label_column: str = "label"
     group_column: str | None = None
-    """None: ``group``, if there is one."""
+    """None: ``group``, if present."""
     split_column: str | None = None
-    """None: ``split``, if there is one."""
+    """None: ``split``, if present."""
     kind_column: str | None = None
-    """None: ``kind`` or ``method``, if there is one."""
+    """None: ``kind`` or ``method``, if present."""
     source_column: str | None = None
-    """None: ``domain``, if there is one. A column ``source`` is not read unasked: it often names a file."""
+    """None: ``domain``, if present. A column ``source`` must be named: it often holds a file name."""
     fold_column: str | None = None
-    """None: ``fold``, if there is one."""
+    """None: ``fold``, if present."""
     take_column: str | None = None
-    """None: takes are unknown. Videos of one take form a group, unless a group is named."""
+    """None: takes are unknown. Videos of one take form a group, unless a group is given."""
 
 
 def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()) -> Sources:
-    """List the labelled videos and pictures of files and folders.
+    """List the labelled videos and images of files and folders.
 
     Args:
         inputs: CSV files, media files and folders.
-        options: names of columns, and the label of what names none.
+        options: column names, and the label of inputs without one.
 
     Returns:
-        Every file once, in the order of the inputs and within one of its paths or lines.
+        Every file once, in the order of the inputs; within an input, in the order of its paths or lines.
 
     Raises:
-        ConfigError: an input does not exist, is of no layout that is understood, or gives no file that exists; a CSV
-            file lacks columns or holds unknown words; one file has two labels.
+        ConfigError: an input does not exist, has no supported layout, or contains no existing file; a CSV file lacks
+            columns or holds unknown words; one file has two labels.
     """
     if missing := [repr(path) for path in inputs if not os.path.exists(path)]:
         raise ConfigError(f"no such file or directory: {', '.join(missing)}. Check the spelling, or leave it out.")
@@ -89,8 +89,10 @@ def _refuse_empty(path: str, part: Sources) -> None:
     if part.skipped:
         (first, reason), more = part.skipped[0], len(part.skipped) - 1
         also = f" and {more} more" if more else ""
-        raise ConfigError(f"{path}: none of its files can be used: '{first}' {reason}{also}; paths start at its folder")
-    raise ConfigError(f"{path}: holds no video and no picture")
+        raise ConfigError(
+            f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
+        )
+    raise ConfigError(f"{path}: contains no video or image")
 
 
 def _read_input(path: Path, options: SourceOptions, found: Sources) -> None:
@@ -113,7 +115,7 @@ def _read_input(path: Path, options: SourceOptions, found: Sources) -> None:
 
 def _given_label(path: Path, options: SourceOptions) -> Label:
     if options.label is None:
-        raise ConfigError(f"{path}: nothing here says what is real; give --label, or one of these: {LAYOUTS}")
+        raise ConfigError(f"{path}: cannot tell what is real; set --label, or use one of these: {LAYOUTS}")
     return options.label
 
 
@@ -132,7 +134,7 @@ def _without_repeats(found: Sources) -> Sources:
 
 
 def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
-    """Read rows of paths relative to the file's own folder."""
+    """Read rows of paths relative to the folder of the CSV file."""
     header, rows = _rows(path)
     columns = _columns(path, header, options)
     problems: dict[str, list[int]] = {}
@@ -141,7 +143,7 @@ def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
         label = LABEL_WORDS.get(cells["label"].lower()) if "label" in cells else options.label
         split = SPLIT_WORDS.get(cells.get("split", "").lower())
         for is_bad, problem in (
-            (not cells["path"], f"column '{columns['path']}' is empty: name a file"),
+            (not cells["path"], f"column '{columns['path']}' is empty: enter a file name"),
             (label is None, f"column '{columns.get('label')}' is neither real (0) nor fake (1)"),
             (cells.get("split") and not split, f"column '{columns.get('split')}' is none of {', '.join(SPLITS)}"),
         ):
@@ -169,7 +171,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
 
 
 def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[str, str]:
-    """The column of each role that the file has."""
+    """Return the column of each role that the file has."""
     asked = {
         "path": [options.path_column] + ["file"] * (options.path_column == SourceOptions().path_column),
         "label": [options.label_column],
@@ -187,7 +189,7 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
     if missing := [role for role in asked if role in needed and role not in found]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""
-        raise ConfigError(f"{path}, line 1: no column {wanted}; name one of {', '.join(header) or 'none'}{label}")
+        raise ConfigError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
     return found
 
 

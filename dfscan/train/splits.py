@@ -1,4 +1,4 @@
-"""Training, validation and test by whole groups, and the proof that nothing is in two of them."""
+"""Assign whole groups to training, validation and test, and check that nothing is in more than one split."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from dfscan.train.layouts import Source
 from dfscan.train.manifest import SPLITS, Sample, Split
 
 NUM_NAMED = 3
-"""Offenders that a message names; of the rest it gives the number."""
+"""Number of offenders that a message names; further ones are only counted."""
 MIN_GROUPS = 3
-"""From so many groups of a kind on every split that is asked for gets one."""
+"""Every requested split gets at least one group of each kind that has at least this many groups."""
 
 
 def assign_splits(sources: Sequence[Source], *, val: float, test: float, seed: int) -> list[Source]:
-    """Give every source a split, whole groups together.
+    """Assign every source to a split, keeping groups together.
 
-    Groups of only real, only fake and both kinds of sources are divided for themselves, so that every split has its
-    share of each. Splits that are given stay and count towards the fractions. The rest goes by a hash of seed and
-    group: neither the order of the sources nor other groups' names play a part in a group's place in the queue.
+    Groups with only real sources, only fake sources and both are divided separately, so that every split gets its
+    proportion of each. Given splits are kept and count towards the fractions. The remaining groups are ordered by a
+    hash of seed and group, so a group's rank depends neither on the order of the sources nor on the names of other
+    groups.
 
     Args:
-        sources: with their groups.
+        sources: sources with their groups.
         val: fraction of the groups for validation.
         test: fraction of the groups for the test.
-        seed: another one gives another division.
+        seed: seed of the division.
 
     Returns:
-        The sources in their order.
+        The sources in their original order.
     """
     given: dict[str, Split] = {}
     labels: dict[str, set[str]] = defaultdict(set)
@@ -55,7 +56,7 @@ def assign_splits(sources: Sequence[Source], *, val: float, test: float, seed: i
 def _divide(
     groups: Sequence[str], given: Mapping[str, Split], *, val: float, test: float, seed: int
 ) -> dict[str, Split]:
-    """The splits of those groups of one stratum that have none."""
+    """Assign splits to the groups of one stratum that have none."""
     free = sorted((group for group in groups if group not in given), key=lambda group: _place(group, seed))
     taken = [given[group] for group in groups if group in given]
     num_val = min(_share(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
@@ -74,14 +75,14 @@ def _place(group: str, seed: int) -> bytes:
 
 
 def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[str]:
-    """Say what is in more than one split: groups, source files, crops, and crops that show the same picture.
+    """Describe everything that is in more than one split: groups, source files, crops and nearly identical crops.
 
     Args:
         samples: the whole data set.
         fingerprints: (N, 8), one for each sample.
 
     Returns:
-        A clause for each way of leaking that there is, with the first offenders and their number.
+        A clause for each kind of leak that occurs, with the first offenders and their number.
     """
     clauses = (
         _crossing("group", samples, lambda sample: (sample.group, sample.group)),
@@ -93,7 +94,7 @@ def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[st
 
 
 def _crossing(what: str, samples: Sequence[Sample], describe: Callable[[Sample], tuple[str, str]]) -> str:
-    """The clause on what `describe` gives a key to tell it by and a name to show."""
+    """Return the clause on keys that cross splits; `describe` returns a sample's key and a name to show."""
     splits: dict[str, set[Split]] = defaultdict(set)
     names: dict[str, str] = {}
     for sample in samples:
@@ -115,7 +116,7 @@ def _near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) -> s
         f"'{samples[a].crop}' ({samples[a].split}) and '{samples[b].crop}' ({samples[b].split})"
         for a, b in sorted(pairs)
     ]
-    return _named("pair of nearly equal crops", offenders)
+    return _named("pair of nearly identical crops", offenders)
 
 
 def _named(what: str, offenders: Sequence[str]) -> str:
@@ -130,20 +131,20 @@ def _in(splits: set[Split]) -> str:
 
 
 def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
-    """Refuse a data set in which anything is in more than one split.
+    """Reject a data set in which anything is in more than one split.
 
     Args:
-        samples: the whole data set; fingerprints that they lack are made from the crops.
-        dataset_dir: the folder that the crops' paths start from.
+        samples: the whole data set; missing fingerprints are computed from the crops.
+        dataset_dir: folder that the crops' paths are relative to.
 
     Raises:
-        ConfigError: something leaks, or a crop that is needed cannot be read.
+        ConfigError: the splits leak, or a crop whose fingerprint is missing cannot be read.
     """
     fingerprints = unpack([sample.fingerprint or _read_fingerprint(dataset_dir / sample.crop) for sample in samples])
     if leaks := find_leaks(samples, fingerprints):
         raise ConfigError(
-            f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Put what belongs together into one group or one "
-            "split, and run `dfscan prepare` again"
+            f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Assign related videos to one group or one split, "
+            "and run `dfscan prepare` again"
         )
 
 

@@ -1,7 +1,7 @@
-"""From a face crop to what the network sees of it: one view, or a pair of a real face and a fake made from it.
+"""Turn a face crop into network inputs: one view, or a pair of a real face and a fake made from it.
 
-All augmentation is drawn from the generator alone, once for both of a pair: nothing but the forgery may tell them
-apart. In evaluation a view is cut and resized exactly as in a scan.
+All augmentation is drawn from the given generator, once for both faces of a pair, so that they differ only by the
+forgery. In evaluation, a view is cropped and resized exactly as in a scan.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 ROOM = 1.25
-"""Side of the picture that is turned and scaled over the side of what is then cut from it."""
+"""Side of the image that is rotated and scaled, relative to the side of the square that is then cut from it."""
 OUTLIER_SHARE, OUTLIER_FACTOR = 0.1, 3.0
-"""How often the box is off by more than usual, and by how much more."""
+"""Probability that the box is off by more than usual, and the factor by which its jitter then grows."""
 
 
 def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
-    """What a scan would show the network of this face: (size, size, 3) RGB."""
+    """Return the network input of this face as a scan would crop it: (size, size, 3) RGB."""
     return crop_face(face.pixels, face.box_xyxy, margin=settings.crop_margin, size=settings.input_size_px)
 
 
@@ -53,21 +53,29 @@ def evaluation_fake(
     kind: ForgeryKind,
     companion: LooseCrop | None = None,
 ) -> Pixels:
-    """The view of a fake that differs from this real face within the mask alone; `companion` as for `pair`."""
+    """Return the view of a fake made from this real face; both differ within the mask only.
+
+    Args:
+        face: a real face.
+        settings: the recipe.
+        rng: random generator.
+        kind: kind of fake.
+        companion: as for `TrainingViews.pair`.
+    """
     beside = companion
-    if companion and companion.pixels.shape != face.pixels.shape:  # another person's
+    if companion and companion.pixels.shape != face.pixels.shape:  # a donor face
         beside = _work(companion, face.pixels.shape[0], margin=_margin(face))
     blend = forge(kind, face, beside, rng, keeps_real=True)
     return evaluation_view(LooseCrop(blend.fake, face.box_xyxy, face.landmarks), settings)
 
 
 def _margin(face: LooseCrop) -> float:
-    """Side of a loose crop over the longer side of its box."""
+    """Return the side of a loose crop relative to the longer side of its box."""
     return float(face.pixels.shape[0] / (face.box_xyxy[2:] - face.box_xyxy[:2]).max())
 
 
 def _work(face: LooseCrop, size_px: int, *, margin: float) -> LooseCrop:
-    """The square round a face, at the given size."""
+    """Return the square around a face, resized to the given size."""
     left, top, right, _ = crop_square_xyxy(face.box_xyxy, margin=margin)
     scale, corner = size_px / (right - left), np.array([left, top], np.float32)
     pixels = crop_face(face.pixels, face.box_xyxy, margin=margin, size=size_px)
@@ -77,17 +85,17 @@ def _work(face: LooseCrop, size_px: int, *, margin: float) -> LooseCrop:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which square of a picture the network sees."""
+    """Square of an image that becomes the network input."""
 
     shift: tuple[float, float]
-    """From the picture's centre to the square's, right and down, over the picture's side."""
+    """Offset from the image's centre to the square's, right and down, relative to the image's side."""
     side: float
-    """Of the square, over the picture's."""
+    """Side of the square relative to the image's side."""
     rotate_deg: float
     is_flipped: bool
 
     def cut(self, picture: NDArray[Any], size_px: int) -> NDArray[Any]:
-        """Cut the square out and resize it once, as a scan does, or, where it is turned, interpolate it.
+        """Cut out the square and resize it once, as a scan does; if it is rotated, interpolate it instead.
 
         Args:
             picture: (S, S, 3) or (S, S).
@@ -107,7 +115,7 @@ class Placement:
         return np.ascontiguousarray(cut[:, ::-1]) if self.is_flipped else cut
 
     def _turned(self, picture: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:
-        if side_px > size_px:  # interpolation alone would alias
+        if side_px > size_px:  # interpolation alone would cause aliasing
             picture_px = round(picture.shape[0] * size_px / side_px)
             picture = np.asarray(cv2.resize(picture, (picture_px, picture_px), interpolation=cv2.INTER_AREA))
         picture_px = picture.shape[0]
@@ -120,25 +128,26 @@ class Placement:
 
 
 class TrainingViews:
-    """Makes the views of training, with the augmentation of the settings."""
+    """Creates the views of training, with the augmentation of the settings."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        """Prepare the augmentation, and warn of video codecs that this build of PyAV lacks."""
+        """Build the augmentation, and warn about video codecs that this build of PyAV lacks."""
         self._settings = settings
         self._augment = _augmentation(settings)
         self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROOM
         missing = [codec for codec in CODECS if codec not in available_codecs()]
         if missing and settings.kinds and settings.codec_p + settings.resend_p > 0:
             log.warning(
-                "PyAV lacks the codecs %s: faces are compressed by %s alone",
+                "PyAV lacks the codecs %s; faces are compressed with these only: %s",
                 ", ".join(missing),
                 ", ".join(available_codecs()) or "none",
             )
 
     def single(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
-        """One view, (size, size, 3) RGB, in a list; size is the patch's where there is one.
+        """Return a list with one view, (size, size, 3) RGB; size is that of the patch if patches are used.
 
-        Beside pairs it goes through the same shrinking and compression as they do, or clean would mean fake.
+        If the recipe makes pairs, the view is shrunk and compressed as they are; otherwise a clean image would indicate
+        a fake.
         """
         has_pairs = bool(self._settings.kinds)
         size_px = self._native_size(face, rng) if has_pairs else self._largest_size(face)
@@ -152,13 +161,13 @@ class TrainingViews:
         kind: ForgeryKind = "self-blended",
         companion: LooseCrop | None = None,
     ) -> list[Pixels]:
-        """Two views, of a real face and of a fake made from it, alike in everything else.
+        """Return two views, of a real face and of a fake made from it, that agree in everything else.
 
         Args:
-            face: the real one.
-            rng: source of chance.
-            kind: of the fake.
-            companion: what it is made with, see `forge`; of any size here.
+            face: the real face.
+            rng: random generator.
+            kind: kind of fake.
+            companion: second input of the fake, see `forge`; here it may have any size.
         """
         size_px = self._native_size(face, rng)
         work = _work(face, size_px, margin=self._margin)
@@ -167,14 +176,14 @@ class TrainingViews:
         return self._seen(self._compressed([blend.real, blend.fake], rng), blend.mask, rng)
 
     def _largest_size(self, face: LooseCrop) -> int:
-        """Side of the square at the crop's own resolution, or what the network can show of it."""
+        """Return the side of the square at the crop's own resolution, capped at what the network can show."""
         left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
         return min(round(self._settings.resize_px * ROOM), right - left)
 
     def _native_size(self, face: LooseCrop, rng: np.random.Generator) -> int:
-        """The side at which a fake is made and compressed: as its clip would have it, never enlarged.
+        """Return the side at which a fake is made and compressed: that of a face in a clip, never enlarged.
 
-        Sizes of faces are even on a logarithmic scale from the settings' smallest to their largest, or the crop's own.
+        Face sizes are log-uniform between the minimum and the maximum of the settings, or up to the crop's own size.
         """
         settings = self._settings
         own_px = float((face.box_xyxy[2:] - face.box_xyxy[:2]).max())
@@ -202,7 +211,7 @@ class TrainingViews:
         return pictures
 
     def _seen(self, pictures: list[Pixels], mask: Floats | None, rng: np.random.Generator) -> list[Pixels]:
-        """The same square of all, augmented alike, or the same patch of it where patches are asked for."""
+        """Cut and augment the same square of all images, or the same patch of it if patches are used."""
         size_px, patch_px = self._settings.input_size_px, self._settings.patch_px
         placement = self._drawn_placement(rng)
         seed = int(rng.integers(2**31))
@@ -214,9 +223,9 @@ class TrainingViews:
         return [np.ascontiguousarray(view[top : top + patch_px, left : left + patch_px]) for view in views]
 
     def _drawn_placement(self, rng: np.random.Generator) -> Placement:
-        """The recipe's random crop, mirroring, rotation and scale, and boxes as detectors give them in video.
+        """Draw the recipe's random crop, mirroring, rotation and scale, and the jitter of detected boxes in video.
 
-        From frame to frame MTCNN's boxes shift and grow by a few per cent of their side.
+        From frame to frame, MTCNN's boxes shift and grow by a few per cent of their side.
         """
         settings = self._settings
         is_turned, is_flipped, is_outlier = rng.random(3) < (settings.affine_p, settings.flip_p, OUTLIER_SHARE)
@@ -236,7 +245,7 @@ class TrainingViews:
 
 
 def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Left and top of a patch: anywhere, or about a point of the mask's edge, without which no fake shows."""
+    """Draw left and top of a patch: anywhere, or, if there is a mask, near a point of the mask's edge."""
     free_px = size_px - patch_px
     anywhere = rng.integers(0, free_px + 1, size=2)
     if mask is None or not mask.any():
@@ -250,8 +259,8 @@ def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.rand
 
 
 def _augmentation(settings: TrainSettings) -> Any:
-    """The specification's augmentation of colours, sharpness and noise; seeded anew for each picture."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer one
+    """Build the augmentation of colours, sharpness and noise; callers seed it for each image."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import checks for updates online
     import albumentations as A
 
     jitter = (1 - settings.jitter, 1 + settings.jitter)
