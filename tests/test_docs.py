@@ -1,4 +1,4 @@
-"""Check that the README, the pages of docs/ and the help agree with the code: parse all examples, run the quick ones."""
+"""Check that the README, the pages and the help agree with the code: parse all examples, and run the quick ones."""
 
 from __future__ import annotations
 
