@@ -162,6 +162,11 @@ def test_the_pages_document_every_column_and_reason() -> None:
     assert {name for name in columns | reasons if f"`{name}`" not in PAGES["reports.md"]} == set()
 
 
+def test_the_texts_mention_every_command() -> None:
+    names = typer.main.get_group(app).commands
+    assert [name for name in names if not any(f"dfscan {name}" in text for text in TEXTS.values())] == []
+
+
 @pytest.mark.parametrize("snippet", PYTHON)
 def test_the_python_lines_use_public_names(snippet: str) -> None:
     compile(snippet, "README.md", "exec")
