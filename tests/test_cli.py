@@ -467,12 +467,6 @@ def test_help_has_three_examples(command: str) -> None:
     assert len(re.findall(r"^ +(?:dfscan|find)\b", examples, flags=re.MULTILINE)) == 3
 
 
-def test_readme_names_every_column_and_command() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{column.name}`" in readme for column in REPORT_COLUMNS)
-    assert all(f"dfscan {command}" in readme for command in COMMANDS)
-
-
 # The other commands
 
 

@@ -1,4 +1,4 @@
-"""The proof that the training code learns, as the README gives it: a quarter of an hour on two cores."""
+"""Train with configs/learning-proof.toml and check that the network learns, in a quarter of an hour on two cores."""
 
 from __future__ import annotations
 
