@@ -114,7 +114,7 @@ def test_batches_are_halved_when_memory_runs_out(
     with caplog.at_level(logging.WARNING, "dfscan"):
         faces = together.detect(frames)
     assert sizes == [3, 1, 1]
-    assert "searching 1 frames at once" in caplog.text
+    assert "in batches of 1 frames" in caplog.text
     assert_alike(faces, [alone.detect(frame) for frame in frames], atol=5e-3)
 
 
@@ -127,7 +127,7 @@ def test_without_memory_for_one_frame_the_cpu_goes_on(
     with caplog.at_level(logging.WARNING, "dfscan"):
         faces = [*together.detect(frames), *together.detect(frames)]
     assert sizes == [3, 1]
-    assert "going on with the CPU" in caplog.text
+    assert "detecting faces on the CPU" in caplog.text
     assert_alike(faces, [alone.detect(frame) for frame in frames] * 2, atol=0)
 
 
