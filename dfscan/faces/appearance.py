@@ -1,7 +1,7 @@
 """Descriptors that tell apart the faces of one video, and a cut from a movement, without a neural network.
 
 The head is aligned by its landmarks in a small patch that includes hair, collar and some background. The patch is
-averaged to a few cells of CIE L*a*b*, where distances are perceptually uniform. The descriptor recognises one take of
+averaged to a few cells of CIE L*a*b*, where distances match human perception. The descriptor recognises one take of
 one person, not a person in general: with other clothes, in other light or in profile, two descriptors of one person
 differ. In these cases the surroundings of the face help, because they change little while a head turns and abruptly at
 a cut.

@@ -112,7 +112,7 @@ def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xy
     """Re-detect faces near known positions, using the third network only.
 
     Of 438 faces moved by a quarter of their size across and down, 288 are re-detected with a probability of at least
-    0.95; with the second network in front, only 24. None of 438 positions that a face has left is taken for a face.
+    0.95; with the second network before it, only 24. None of 438 positions that a face has left is taken for a face.
 
     Args:
         frame: (H, W, 3) uint8 RGB.
