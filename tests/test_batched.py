@@ -88,7 +88,7 @@ def test_no_frames_give_no_faces() -> None:
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
-    """Simulate a GPU whose memory fits at most `num_frames` frames."""
+    """Simulate a GPU whose memory fits at most `most` frames."""
     import torch
 
     from dfscan.faces import cascade
