@@ -209,7 +209,7 @@ while True:
         os.kill(os.getpid(), signal.SIGSTOP)
     parent.send_bytes(b'{"kind": "done", "info": null, "cpu_s": 0, "open_cpu_s": 0, "peak_rss_bytes": 0}')
 """
-"""The child stops itself at the point given in the file. It starts so fast that only the stop can exceed the timeout."""
+"""The child stops itself where the file tells it to. It starts so fast that only the stop can exceed the timeout."""
 
 
 def test_a_stopped_child_is_killed_after_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
