@@ -1,4 +1,4 @@
-"""The folder in which exported graphs and passed self-tests are remembered."""
+"""Cache folder for exported graphs and the results of self-tests."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _log = logging.getLogger("dfscan")
 
 
 def cache_dir() -> Path | None:
-    """``$XDG_CACHE_HOME/dfscan`` or ``~/.cache/dfscan``; None where neither is an absolute path.
+    """Return ``$XDG_CACHE_HOME/dfscan`` or ``~/.cache/dfscan``; None if the result is not an absolute path.
 
-    The folder need not exist, nor be writable: whoever uses it must do without.
+    The folder may not exist or may not be writable; callers must handle both.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and a user that the system does not know
+    except RuntimeError:  # no HOME, and a user unknown to the system
         return None
     return base / "dfscan" if base.is_absolute() else None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that others see all of it or nothing, whatever happens and whoever else writes it.
+    """Write a file atomically: readers see either the complete file or none, even with concurrent writers.
 
     Raises:
-        OSError: if it cannot be written; nothing is left behind.
+        OSError: the file cannot be written; no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
     try:
@@ -43,7 +43,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def recall(key: str) -> bytes | None:
-    """What was remembered under this key, unless it is damaged: a file's name ends in its own sha256."""
+    """Return the data stored under `key`; None if it is absent or damaged.
+
+    The file name ends in the sha256 of the content, which reveals damage.
+    """
     if (folder := cache_dir()) is None:
         return None
     for path in sorted(folder.glob(f"{key}-*.onnx")):
@@ -53,7 +56,7 @@ def recall(key: str) -> bytes | None:
             continue
         if path.name == _name(key, data):
             return data
-        _log.warning("the cached graph %s is damaged and will be exported anew", path)
+        _log.warning("the cached graph %s is damaged and will be exported again", path)
     return None
 
 
@@ -62,7 +65,7 @@ def _name(key: str, data: bytes) -> str:
 
 
 def remember(key: str, data: bytes) -> None:
-    """Keep data under a key, or say why that cannot be."""
+    """Store data under `key`; log a warning if that fails."""
     folder = cache_dir()
     try:
         if folder is None:
@@ -71,14 +74,14 @@ def remember(key: str, data: bytes) -> None:
         write_atomically(folder / _name(key, data), data)
     except OSError as error:
         _log.warning(
-            "the ONNX graph cannot be cached (%s) and will be exported anew each time: "
+            "the ONNX graph cannot be cached (%s) and will be exported again each time: "
             "set XDG_CACHE_HOME to a writable folder",
             error,
         )
 
 
 def package_version(name: str) -> str:
-    """Version of an installed library, without importing it where its metadata tells."""
+    """Return the version of an installed library; import it only if it has no metadata."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # such as onnxruntime-gpu, which is imported as onnxruntime

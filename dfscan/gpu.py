@@ -1,4 +1,4 @@
-"""What the classifier and the face detector share on one GPU: arithmetic, a clock, and how memory runs out."""
+"""GPU helpers shared by the classifier and the face detector: exact arithmetic, busy time, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class BusyClock:
-    """Wall seconds for which anybody was at work, from any thread; those of two at once count once."""
+    """Wall time in seconds during which at least one thread was working; overlapping work counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -19,7 +19,7 @@ class BusyClock:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Count the block."""
+        """Count the time spent in the ``with`` block."""
         with self._lock:
             if not self._num_at_work:
                 self._since_s = time.perf_counter()
@@ -34,7 +34,7 @@ class BusyClock:
 
 
 def use_exact_arithmetic() -> None:
-    """Have PyTorch compute fp32 in fp32, not in TF32, and choose kernels that give the same bits each time."""
+    """Make PyTorch compute fp32 without TF32 and use deterministic kernels."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -43,14 +43,14 @@ def use_exact_arithmetic() -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory was too small, whichever of its libraries says so."""
+    """Return whether `error` is a GPU out-of-memory error from PyTorch, cuDNN or cuBLAS."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def device_name(device: str) -> str:
-    """The maker's name of a GPU; for the CPU its own."""
+    """Return the product name of a GPU, ``none`` if it is missing; any other device name is returned unchanged."""
     if not device.startswith("cuda"):
         return device
     import torch

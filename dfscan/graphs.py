@@ -1,6 +1,6 @@
-"""Networks as ONNX graphs: exported by a child process, once, kept in the cache folder, run by ONNX Runtime.
+"""Export networks to ONNX graphs, keep them in the cache folder, and run them with ONNX Runtime.
 
-PyTorch takes seconds and 0.9 GB to import; so only the child does, and only the first time.
+Importing PyTorch takes seconds and 0.9 GB. Therefore only a child process imports it, once, to export the graphs.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("dfscan")
 
-# The child imports from where its parent does, and from nowhere else: `python -m` would put the working directory,
-# perhaps a folder of untrusted files, first.
+# The child uses exactly the import path of its parent. `python -m` would put the working directory first, which may
+# contain untrusted files.
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; sys.exit(main(sys.argv[2:]))"
 )
 
 
 def cached_graph(key: str, subject: str, export: Callable[[Path], None]) -> bytes:
-    """What was exported under this key, from the cache or newly exported.
+    """Return the graph stored under `key`; export and cache it first if necessary.
 
     Args:
-        key: changes with everything that the graph depends on.
-        subject: what is exported, for people.
-        export: writes it to the path that it is given.
+        key: must change with everything that the graph depends on.
+        subject: name of the exported network, for messages.
+        export: writes the graph to the given path.
 
     Raises:
-        DfscanError: there is no room for it. What `export` raises passes through.
+        DfscanError: the temporary file cannot be written. Exceptions from `export` pass through.
     """
     data = recall(key)
     if data is None:
-        _log.info("exporting %s to ONNX, once: about 10 s", subject)
+        _log.info("exporting %s to ONNX; needed only once, about 10 s", subject)
         data = _exported(subject, export)
         remember(key, data)
     return data
@@ -61,12 +61,12 @@ def _exported(subject: str, export: Callable[[Path], None]) -> bytes:
     except OSError as error:
         raise DfscanError(
             f"{subject} cannot be exported to ONNX ({error}): "
-            "it needs a writable temporary folder with some 200 MB, see TMPDIR"
+            "it needs a writable temporary folder with about 200 MB free; set TMPDIR"
         ) from error
 
 
 def run_child(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run ``main(arguments)`` of a module in a process of its own; what it says on stderr is kept."""
+    """Run ``main(arguments)`` of a module in a separate process and capture its stderr."""
     command = [sys.executable, "-P", "-c", _CHILD.format(module=module), json.dumps(sys.path), *arguments]
     return subprocess.run(
         command,
@@ -81,19 +81,19 @@ def run_child(module: str, arguments: Sequence[str]) -> subprocess.CompletedProc
 
 
 def export_failure(subject: str, returncode: int, message: str) -> DfscanError:
-    """What went wrong in a child, as one sentence."""
+    """Describe the failure of a child process in one sentence."""
     if returncode < 0:
-        message = f"its process was ended by signal {-returncode}; the export needs about 2.5 GB of memory"
+        message = f"its process was killed by signal {-returncode}; the export needs about 2.5 GB of memory"
     last_line = message.rpartition("\n")[2] or f"exit status {returncode}"
     return DfscanError(
         f"{subject} cannot be exported to ONNX: {last_line}. "
-        "Check that torch, onnx and onnxruntime are whole with `dfscan info`"
+        "Check the installation of torch, onnx and onnxruntime with `dfscan info`"
     )
 
 
 def open_session(graph: bytes) -> InferenceSession:
-    """Load a graph for the CPU; a call of ``run`` takes the caller's thread only, several may be made at once."""
-    # Its builds since 1.29 tell their maker of every session; what is looked at here is nobody's business.
+    """Load a graph on the CPU. ``run`` uses only the calling thread and may be called from several threads at once."""
+    # Builds since 1.29 send telemetry for every session; disable it, because scanned videos are confidential.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
@@ -104,14 +104,14 @@ def open_session(graph: bytes) -> InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    vars(session).pop("_model_bytes", None)  # kept for other providers to fall back from; as large as the weights
+    vars(session).pop("_model_bytes", None)  # kept only for provider fallback, and as large as the weights
     _return_memory()
     return session
 
 
 @cache
 def _share_arena() -> None:
-    """Let all sessions draw on one pool of memory: with one each, every network keeps what its largest input took."""
+    """Share one memory arena among all sessions. Separate arenas would each keep the memory of their largest input."""
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -119,6 +119,6 @@ def _share_arena() -> None:
 
 
 def _return_memory() -> None:
-    """Hand what was freed back to the system; of a B4 that has just been loaded, 90 MB would stay with glibc."""
+    """Return freed memory to the system. After loading a B4, glibc would otherwise keep 90 MB."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The values that flow between the rooms, in the order in which a scan makes them.
+"""Data types shared by all packages, in the order in which a scan creates them.
 
 ``Path -> VideoInfo -> Frame -> FaceCrop -> FaceScore -> Track -> Verdict -> VideoResult -> report row``
 
@@ -23,7 +23,7 @@ LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a row is not simply judged: a stable code for machines and one sentence for people."""
+    """Reason for an error, a warning or a missing verdict: a stable code for programs and one sentence for people."""
 
     code: str
     text: str
@@ -34,44 +34,44 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """Facts of one video file. What the container does not say, or cannot be trusted on, is None."""
+    """Properties of one video file. A value that is unknown or unreliable is None."""
 
     size_bytes: int | None
     sha256: str | None = None
     """Lower-case hex digest of the whole file."""
     width_px: int | None = None
-    """Width of the upright picture in square pixels."""
+    """Width of the upright frame in square pixels."""
     height_px: int | None = None
     fps: float | None = None
     num_frames: int | None = None
-    """Frames in the video stream as its packets tell, never the header's count."""
+    """Number of frames, counted from the packets of the video stream, never taken from the header."""
     duration_s: float | None = None
     codec: str | None = None
     rotation_deg: int = 0
-    """Clockwise turn that was applied to make the picture upright: 0, 90, 180 or 270."""
+    """Clockwise rotation that was applied to make the frame upright: 0, 90, 180 or 270."""
     is_hdr: bool = False
     num_skipped_streams: int | None = None
-    """Video streams, without cover pictures, that were not looked at."""
+    """Number of video streams that were not scanned; cover art does not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded picture."""
+    """One decoded frame."""
 
     pixels: NDArray[np.uint8]
     """(H, W, 3) RGB, upright, square pixels."""
     index: int
-    """Running number of this sample within its video, over all streams, from 0."""
+    """Index of this sample within its video, over all streams, from 0."""
     time_s: float
-    """True time of this picture, not the time that was asked for."""
+    """Actual presentation time of this frame, not the requested time."""
     burst: int
-    """Number of the run of neighbouring samples that it belongs to; faces move little within one."""
+    """Number of the burst, a run of neighbouring samples. Faces move little within a burst."""
     number: int | None = None
-    """Its place among all frames of its stream in order of presentation, from 0; None where that is not known."""
+    """Position among all frames of its stream in presentation order, from 0; None if unknown."""
     stream: int = 0
     """Number of its stream in the file."""
     shot: int = 0
-    """Number of the shot that it belongs to, see `media.shots`; what was not decoded parts shots too."""
+    """Number of its shot, see `media.shots`. A new shot also starts after frames that were not decoded."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
@@ -80,7 +80,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """What a whole frame looks like, coarsely; shared by the faces of the frame."""
+    """Coarse colour descriptor of a whole frame, shared by the faces of the frame."""
 
     cells: NDArray[np.float32]
     """(16, 16, 3) mean L*a*b* of a grid over the frame."""
@@ -90,41 +90,41 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """One face found in one frame, without its pixels: cheap to keep."""
+    """One face detected in one frame, without its pixels, so that it is cheap to keep."""
 
     frame_index: int
     time_s: float
     burst: int
     box_xyxy: NDArray[np.float32]
-    """(4,) in pixels of the upright frame; may reach over its border."""
+    """(4,) in pixels of the upright frame; may extend beyond the frame."""
     landmarks: NDArray[np.float32]
-    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the picture."""
+    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
     detection_score: float
-    """The face detector's own probability, in [0, 1]."""
+    """Probability from the face detector, in [0, 1]."""
     appearance: NDArray[np.float32]
-    """(D,) likeness descriptor of `faces.appearance`; used only to link faces of one person."""
+    """(D,) descriptor from `faces.appearance`; used only to link faces of one person."""
     scene: Scene | None = None
-    """The frame it was found in; used only to tell a cut from a movement. None where it is not known."""
+    """Descriptor of its frame; used only to tell a cut from a movement. None if unknown."""
     frame_number: int | None = None
     """`Frame.number` of its frame."""
     stream: int = 0
     """Number of its stream in the file."""
     shot: int = 0
-    """Of the frame it was found in; used only to link faces of one person."""
+    """`Frame.shot` of its frame; used only to link faces of one person."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceCrop:
-    """A face with the pixels that the classifier sees."""
+    """A face with the pixels that are passed to the classifier."""
 
     face: Face
     pixels: NDArray[np.uint8]
-    """(S, S, 3) RGB, square, S the checkpoint's input size; black where the crop leaves the frame."""
+    """(S, S, 3) RGB, where S is the input size of the checkpoint. Pixels outside the frame are black."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceScore:
-    """A judged face."""
+    """A face and its score."""
 
     face: Face
     logit: float
@@ -132,7 +132,7 @@ class FaceScore:
 
     @property
     def score(self) -> float:
-        """P(fake) of this one face, in [0, 1]."""
+        """P(fake) of this face, in [0, 1]."""
         return sigmoid(self.logit)
 
 
@@ -141,9 +141,9 @@ class Track:
     """One person through time."""
 
     track_id: int
-    """From 0 in order of first appearance."""
+    """Counts from 0 in order of first appearance."""
     faces: tuple[FaceScore, ...]
-    """In order of time, at most one a frame."""
+    """Faces in order of time, at most one per frame."""
 
     @property
     def start_s(self) -> float:
@@ -158,21 +158,21 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is said of one video."""
+    """Verdict on one video."""
 
     label: Label
     score: float | None = None
-    """In [0, 1]; None unless faces were judged."""
+    """In [0, 1]; None if no face was scored."""
     threshold: float | None = None
-    """The score from which this video would be called fake; None with an untrained checkpoint."""
+    """Minimum score at which this video is labelled fake; None with an untrained checkpoint."""
     track_id: int | None = None
-    """The track that decided."""
+    """The track that determined the verdict."""
     reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A small picture for people to look at: a judged face, or a whole frame of a video in which none was found."""
+    """A small picture for the report: a scored face, or a whole frame of a video in which no face was found."""
 
     kind: PictureKind
     track_id: int
@@ -180,30 +180,30 @@ class Picture:
     frame_index: int
     time_s: float
     score: float
-    """Of this face, in [0, 1]; 0 for a frame, which has none."""
+    """Score of this face, in [0, 1]; 0 for a whole frame, which has no score."""
     jpeg: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class VideoResult:
-    """Everything known of one video after a scan."""
+    """Complete result of scanning one video."""
 
     path: str
-    """As given or found; may hold surrogate escapes for bytes that are not UTF-8."""
+    """Path as given or found; may contain surrogate escapes for bytes that are not UTF-8."""
     status: Status
     verdict: Verdict
     info: VideoInfo
     num_frames: int = 0
-    """Frames that were looked at."""
+    """Number of frames that were searched for faces."""
     tracks: tuple[Track, ...] = ()
     dumps: tuple[dict[str, Any], ...] = field(default=())
-    """Index rows of the Grad-CAM dumps written for this video, as in `report.dumps`."""
+    """Index rows of the Grad-CAM dumps written for this video, see `report.dumps`."""
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
-    """Where they are wanted: faces of each track in order of time, heat maps of the highest scores, best first."""
+    """Faces of each track in order of time and heat maps by descending score; empty unless requested."""
 
 
 def sigmoid(logit: float) -> float:
-    """The logistic function, without overflow for any finite input."""
+    """Return the logistic function of `logit`, without overflow for any finite input."""
     if logit >= 0:
         return 1.0 / (1.0 + float(np.exp(-logit)))
     power = float(np.exp(logit))

@@ -1,4 +1,4 @@
-"""Broken files from good ones, the same every time: what a fuzzer would feed to a decoder."""
+"""Derive broken files from intact ones, reproducibly, as a fuzzer would."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 EXTREMES = tuple(bytes.fromhex(word) for word in "00000000 ffffffff 7fffffff 80000000 00000001 ffffff7f".split())
-"""Sizes and counts at the edge of what 32 bits hold, in either byte order."""
+"""Sizes and counts at the limits of 32 bits, in both byte orders."""
 HEAD = 512
-"""Headers stand here, and are changed more often than the rest."""
+"""Number of bytes at the start of a file that contain headers; they are changed more often than the rest."""
 
 
 def mutants(sources: Sequence[Path], *, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of `count` files, each a source with one to six changes.
 
     Args:
-        sources: files to begin with, taken in turn; empty ones are left out.
-        count: how many.
-        seed: another one gives other mutants.
+        sources: original files, used in turn; empty ones are skipped.
+        count: number of mutants.
+        seed: random seed.
     """
     chance = random.Random(seed)
     originals = [(path, data) for path in sources if (data := path.read_bytes())]
@@ -40,11 +40,11 @@ def _change(data: bytearray, chance: random.Random) -> None:
             data[chance.randrange(at, end)] ^= 1 << chance.randrange(8)
     elif kind == 1:  # noise
         data[at : at + length] = chance.randbytes(length)
-    elif kind == 2:  # a size or a count gone wild
+    elif kind == 2:  # an extreme size or count
         data[at : at + 4] = chance.choice(EXTREMES)
     elif kind == 3:  # cut off
         del data[max(1, at) :]
-    elif kind == 4:  # a piece missing
+    elif kind == 4:  # a missing piece
         del data[at : at + length]
-    else:  # a piece twice
+    else:  # a repeated piece
         data[at:at] = data[at : at + length]

@@ -1,7 +1,7 @@
-"""Pictures with real faces in them, made at run time for any test that needs some.
+"""Images with real faces, generated at run time for tests.
 
-The face is Eileen Collins's NASA portrait, public domain, which scikit-image ships as `data.astronaut`. All
-pictures are uint8 (H, W, 3) RGB. The functions compose: ``moved(two_people(gap_px=40), dx_px=12)``.
+The face is Eileen Collins's NASA portrait, public domain, included in scikit-image as `data.astronaut`. All
+images are uint8 (H, W, 3) RGB. The functions compose: ``moved(two_people(gap_px=40), dx_px=12)``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from skimage import data
 Picture = NDArray[np.uint8]
 
 FACE_XYXY = (181.0, 62.0, 268.0, 172.0)
-"""Where the face of `astronaut` is, to within a few px."""
+"""Box of the face in `astronaut`, accurate to a few px."""
 
 
 @functools.cache
@@ -25,27 +25,27 @@ def _portrait() -> Picture:
 
 
 def astronaut() -> Picture:
-    """The portrait, (512, 512, 3), with one face about 87 px wide and 110 px high; a fresh copy."""
+    """Return a new copy of the portrait, (512, 512, 3), with one face about 87 px wide and 110 px high."""
     return _portrait().copy()
 
 
 def other_person() -> Picture:
-    """A stand-in for somebody else, (512, 512, 3): the portrait mirrored, darker and of another colouring."""
+    """Return a stand-in for another person, (512, 512, 3): the portrait mirrored, darker and recoloured."""
     flipped = _portrait()[:, ::-1, ::-1].astype(np.float32) / 255
     return np.rint(flipped ** np.float32(1.6) * 255).astype(np.uint8)
 
 
 def nobody(*, width_px: int = 512, height_px: int = 512) -> Picture:
-    """A smooth picture without a face, (height_px, width_px, 3)."""
+    """Return a smooth image without a face, (height_px, width_px, 3)."""
     row = np.linspace(40, 200, width_px).astype(np.uint8)
     return np.repeat(np.tile(row, (height_px, 1))[:, :, None], 3, axis=2)
 
 
 def two_people(gap_px: int = 0, *, left: Picture | None = None, right: Picture | None = None) -> Picture:
-    """Two portraits side by side with a black gap between them; two copies of `astronaut` unless given.
+    """Return two portraits side by side with a black gap; both are `astronaut` by default.
 
-    Copies have the same looks: only their places tell them apart. Pass ``right=other_person()`` for two who
-    differ.
+    Copies have equal descriptors and differ only in position. Pass ``right=other_person()`` for two different
+    people.
     """
     left = astronaut() if left is None else left
     right = astronaut() if right is None else right
@@ -54,7 +54,7 @@ def two_people(gap_px: int = 0, *, left: Picture | None = None, right: Picture |
 
 
 def moved(picture: Picture, dx_px: float = 0, dy_px: float = 0, zoom: float = 1) -> Picture:
-    """The picture zoomed about its centre, then shifted right and down; same size, black outside."""
+    """Zoom the image about its centre, then shift it right and down; same size, black outside."""
     height, width = picture.shape[:2]
     shift_x = width / 2 * (1 - zoom) + dx_px
     shift_y = height / 2 * (1 - zoom) + dy_px
@@ -63,7 +63,7 @@ def moved(picture: Picture, dx_px: float = 0, dy_px: float = 0, zoom: float = 1)
 
 
 def on_canvas(picture: Picture, *, width_px: int, height_px: int, left_px: int = 0, top_px: int = 0) -> Picture:
-    """The picture on a black canvas of any size, its corner at (left_px, top_px), cut at the border."""
+    """Place the image on a black canvas of any size, its corner at (left_px, top_px), cut at the border."""
     canvas = np.zeros((height_px, width_px, 3), np.uint8)
     matrix = np.array([[1, 0, left_px], [0, 1, top_px]], np.float64)
     return np.asarray(cv2.warpAffine(picture, matrix, (width_px, height_px), canvas), np.uint8)

@@ -1,4 +1,4 @@
-"""Descriptors keep through size, turn and place, and differ between people."""
+"""Descriptors do not depend on size, tilt and position, and differ between people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_shape_and_range():
     assert lightness.max() <= 100
 
 
-def test_a_face_is_like_itself_and_likeness_has_no_sides():
+def test_similarity_is_one_for_the_same_face_and_symmetric():
     first, second = appearance(astronaut(), LANDMARKS), appearance(astronaut(), LANDMARKS + 9)
     assert likeness(first, first) == 1
     assert likeness(first, second) == likeness(second, first)
@@ -30,20 +30,20 @@ def test_a_face_is_like_itself_and_likeness_has_no_sides():
 
 
 @pytest.mark.parametrize(("dx_px", "zoom"), [(0, 0.6), (40, 1), (-30, 1.4)])
-def test_place_and_size_do_not_matter(dx_px, zoom):
+def test_descriptors_do_not_depend_on_position_and_size(dx_px, zoom):
     picture = moved(astronaut(), dx_px, 100, zoom)
     landmarks = (LANDMARKS - 256) * np.float32(zoom) + np.float32([256 + dx_px, 256 + 100])
     assert likeness(appearance(astronaut(), LANDMARKS), appearance(picture, landmarks)) > 0.8
 
 
-def test_a_tilted_head_is_put_upright():
+def test_descriptors_do_not_depend_on_tilt():
     turn = cv2.getRotationMatrix2D((222, 120), 25, 1)
     picture = cv2.warpAffine(astronaut(), turn, (512, 512))
     landmarks = (np.hstack([LANDMARKS, np.ones((5, 1))]) @ turn.T).astype(np.float32)
     assert likeness(appearance(astronaut(), LANDMARKS), appearance(picture, landmarks)) > 0.8
 
 
-def test_the_other_person_differs():
+def test_different_people_have_different_descriptors():
     mirrored = LANDMARKS.copy()
     mirrored[:, 0] = 511 - mirrored[:, 0]
     mirrored = mirrored[[1, 0, 2, 4, 3]]
@@ -52,12 +52,12 @@ def test_the_other_person_differs():
 
 @pytest.mark.parametrize("landmarks", [np.zeros((5, 2)), np.full((5, 2), -4000.0), np.full((5, 2), 1e6)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (64, 64)])
-def test_never_fails_for_odd_landmarks_or_frames(landmarks, shape):
+def test_unusual_landmarks_and_frames_do_not_fail(landmarks, shape):
     looks = appearance(np.full((*shape, 3), 90, np.uint8), landmarks.astype(np.float32))
     assert np.isfinite(looks).all()
 
 
-def test_the_best_likeness_of_two_sets_is_that_of_the_likest_pair():
+def test_the_best_similarity_of_two_sets_is_that_of_the_best_pair():
     rng = np.random.default_rng(2)
     first, second = rng.uniform(0, 30, (2, 5, NUM_VALUES)).astype(np.float32)
     expected = max(likeness(one, other) for one in first for other in second[:4])
@@ -71,7 +71,7 @@ def test_the_thresholds_are_ordered():
 BOX = np.array([180, 60, 265, 175], np.float32)
 
 
-def test_a_scene_is_coarse_and_knows_its_size():
+def test_a_scene_has_coarse_cells_and_their_size():
     view = scene(astronaut()[:, :256])
     assert view.cells.shape == (SCENE_CELLS, SCENE_CELLS, 3)
     assert view.cells.dtype == np.float32
@@ -81,19 +81,19 @@ def test_a_scene_is_coarse_and_knows_its_size():
 
 
 @pytest.mark.parametrize(("dx_px", "dy_px", "zoom"), [(6, 0, 1), (0, -6, 1), (4, 4, 1.01)])
-def test_a_small_move_is_no_cut(dx_px, dy_px, zoom):
+def test_a_small_movement_is_not_a_cut(dx_px, dy_px, zoom):
     picture = moved(astronaut(), dx_px, dy_px, zoom)
     assert scene_change(scene(astronaut()), scene(picture), BOX) < MISSED_CUT
 
 
-def test_a_cut_changes_the_picture_around():
+def test_a_cut_changes_the_surroundings_of_a_face():
     views = scene(astronaut()), scene(astronaut()[::-1])
     change = scene_change(*views, BOX)
     assert change > MISSED_CUT > SAME_VIEW
     assert change == scene_change(*views[::-1], BOX)
 
 
-def test_only_the_picture_around_the_face_counts():
+def test_only_the_surroundings_of_the_face_count():
     changed = astronaut().copy()
     changed[384:] = 255 - changed[384:]
     assert scene_change(scene(astronaut()), scene(changed), np.array([180, 20, 240, 90], np.float32)) < 1
@@ -101,10 +101,10 @@ def test_only_the_picture_around_the_face_counts():
 
 
 @pytest.mark.parametrize("edges", [(-900, -900, -800, -800), (5000, 5000, 5100, 5100), (7, 7, 7, 7), (9, 9, 2, 2)])
-def test_odd_boxes_have_something_around_them(edges):
+def test_unusual_boxes_have_at_least_one_cell(edges):
     assert scene_change(scene(astronaut()), scene(other_person()), np.array(edges, np.float32)) >= 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (7, 9)])
-def test_odd_frames_have_a_scene(shape):
+def test_unusual_frames_have_a_scene(shape):
     assert np.isfinite(scene(np.full((*shape, 3), 90, np.uint8)).cells).all()

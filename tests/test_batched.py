@@ -1,4 +1,4 @@
-"""The cascade for many frames at once, as a GPU runs it, here on the CPU: beside the one that goes frame by frame."""
+"""The batched cascade, run on the CPU here, compared with the cascade for single frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pictures import astronaut, moved, nobody, other_person, two_people
 @pytest.fixture(autouse=True)
 def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
-    monkeypatch.setattr(batched, "MAX_FRAMES", 3)  # empty frames that fill up a batch cost a CPU as much as others
+    monkeypatch.setattr(batched, "MAX_FRAMES", 3)  # on a CPU, padding frames cost as much as others
 
 
 def detectors(**more: Any) -> tuple[FaceDetector, BatchedFaceDetector]:
@@ -46,7 +46,7 @@ def pictures() -> list[np.ndarray]:
         astronaut(),
         two_people(right=other_person()),
         nobody(width_px=512, height_px=512),
-        moved(astronaut(), -150),  # beyond the border
+        moved(astronaut(), -150),  # beyond the frame
         small,
         moved(astronaut(), 20, 90, 1.3),
         np.zeros((1, 1, 3), np.uint8),
@@ -54,7 +54,7 @@ def pictures() -> list[np.ndarray]:
     ]
 
 
-def test_it_finds_what_a_search_of_each_frame_finds() -> None:
+def test_batched_detection_equals_detection_frame_by_frame() -> None:
     alone, together = detectors()
     given, expected = together.detect(pictures()), [alone.detect(pixels) for pixels in pictures()]
     assert [len(faces) for faces in expected] == [1, 2, 0, 1, 1, 1, 0, 2]
@@ -62,7 +62,7 @@ def test_it_finds_what_a_search_of_each_frame_finds() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"min_face_px": 90}, {"max_faces": 1}, {"threshold": 0.9999}])
-def test_thresholds_and_sizes_are_the_detectors(settings: dict[str, Any]) -> None:
+def test_thresholds_and_sizes_come_from_the_detector(settings: dict[str, Any]) -> None:
     alone, together = detectors(**settings)
     assert_alike(together.detect(pictures()[:4]), [alone.detect(each) for each in pictures()[:4]], atol=5e-3)
 
@@ -75,7 +75,7 @@ def test_large_frames_are_halved() -> None:
     assert_alike(together.detect(large), expected, atol=2e-2)
 
 
-def test_neighbours_change_nothing() -> None:
+def test_results_do_not_depend_on_the_other_frames_of_a_batch() -> None:
     _, together = detectors()
     crowd = together.detect(pictures())
     for faces, pixels in zip(crowd, pictures(), strict=True):
@@ -83,12 +83,12 @@ def test_neighbours_change_nothing() -> None:
         assert_alike([alone], [faces], atol=0)
 
 
-def test_no_frames_no_faces() -> None:
+def test_no_frames_give_no_faces() -> None:
     assert detectors()[1].detect([]) == []
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
-    """Let so many frames fit."""
+    """Simulate a GPU whose memory fits at most `most` frames."""
     import torch
 
     from dfscan.faces import cascade
@@ -105,7 +105,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
     return sizes
 
 
-def test_batches_are_halved_when_memory_runs_out(
+def test_batches_are_halved_when_out_of_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     alone, together = detectors()
@@ -114,11 +114,11 @@ def test_batches_are_halved_when_memory_runs_out(
     with caplog.at_level(logging.WARNING, "dfscan"):
         faces = together.detect(frames)
     assert sizes == [3, 1, 1]
-    assert "searching 1 frames at once" in caplog.text
+    assert "in batches of 1 frames" in caplog.text
     assert_alike(faces, [alone.detect(frame) for frame in frames], atol=5e-3)
 
 
-def test_without_memory_for_one_frame_the_cpu_goes_on(
+def test_the_cpu_is_used_when_one_frame_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     alone, together = detectors()
@@ -127,11 +127,11 @@ def test_without_memory_for_one_frame_the_cpu_goes_on(
     with caplog.at_level(logging.WARNING, "dfscan"):
         faces = [*together.detect(frames), *together.detect(frames)]
     assert sizes == [3, 1]
-    assert "going on with the CPU" in caplog.text
+    assert "detecting faces on the CPU" in caplog.text
     assert_alike(faces, [alone.detect(frame) for frame in frames] * 2, atol=0)
 
 
-def test_a_failing_device_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_failure_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     from dfscan.faces import cascade
 
     _, together = detectors()
@@ -145,7 +145,7 @@ def test_a_failing_device_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.cuda
-def test_cuda_finds_what_the_cpu_finds() -> None:
+def test_cuda_and_cpu_detect_the_same_faces() -> None:
     alone, _ = detectors()
     together = BatchedFaceDetector(alone, device="cuda")
     assert_alike(together.detect(pictures()), [alone.detect(pixels) for pixels in pictures()], atol=5e-2)

@@ -1,4 +1,4 @@
-"""The cage from inside: a real decoding child, taken over, tries what a taken-over decoder would try."""
+"""The sandbox from inside: a real decoding child runs the attempts of a compromised decoder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dfscan.media.plan import Sampling
 
 pytestmark = pytest.mark.skipif(bool(cage.missing()), reason="; ".join(cage.missing()) or "never")
 
-PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH it does not stop what it traces
+PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH, it does not stop the traced process
 
 HIJACKED = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dfscan.media import worker; import tests.test_cage; "
     "worker.Decoding.samples = tests.test_cage.take_over; worker._rehearse = lambda: None; worker.main()"
 )
-"""The child as it is, but its decoder runs the code below in the place of FFmpeg's."""
+"""The real child, but its decoder runs the code below instead of FFmpeg."""
 
 
 def attempts(target: Path) -> dict[str, Callable[[], object]]:
-    """What each tries is harmless if it works, and told."""
+    """Return the attempts by name; each is harmless if it succeeds."""
     libc = ctypes.CDLL(None, use_errno=True)
     is_x86 = platform.machine() == "x86_64"
 
@@ -66,7 +66,7 @@ def attempts(target: Path) -> dict[str, Callable[[], object]]:
 
 
 def take_over(decoding: Any) -> Any:
-    """In the child: try everything and report it in the place of a reason."""
+    """Run all attempts in the child and report the outcomes as the reason of a failure."""
     target = Path(os.environ["DFSCAN_TEST_TARGET"])
     outcomes = {}
     for name, attempt in attempts(target).items():
@@ -110,7 +110,7 @@ def outcomes_of(
     return told
 
 
-def test_a_decoder_that_is_taken_over_can_do_nothing(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compromised_decoder_can_do_nothing(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = outcomes_of(target, monkeypatch, Limits(60, max_memory_mb=1024))
     assert told.pop("read what was handed over") == "precious"
     assert set(told) == set(attempts(target))
@@ -119,25 +119,23 @@ def test_a_decoder_that_is_taken_over_can_do_nothing(target: Path, monkeypatch: 
     assert os.listdir(target.parent) == ["x.mp4"]
 
 
-def test_the_attempts_would_work_without_the_cage(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the test above would show nothing."""
+def test_the_attempts_succeed_without_the_sandbox(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the test above would prove nothing."""
     told = outcomes_of(target, monkeypatch, Limits(60, sandbox=False), leaving_out="run a program")
     free = {"tcp socket", "udp socket", "unix socket", "open a file outside", "write the input", "make a file"}
     free |= {"truncate", "remove", "rename", "list a folder", "new process", "signal the parent", "memory"}
     assert {name for name in free if told.get(name) != "worked"} == set()
 
 
-def test_a_program_would_run_without_the_cage(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_runs_without_the_sandbox(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "_CHILD", HIJACKED)
     monkeypatch.setenv("DFSCAN_TEST_LEAVE_OUT", "")
     failure = end_of(target, Limits(60, sandbox=False)).failure
     assert failure is not None
-    assert failure.text == "the decoder died of exit status 0", "of the other program, not of the decoder"
+    assert failure.text == "the decoder died of exit status 0", "exit status of the program"
 
 
-def test_a_cage_that_cannot_be_closed_is_a_reason_and_nothing_is_decoded(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_decoded_if_the_sandbox_cannot_be_entered(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = "import dfscan.media.cage as c; c.landlock_abi = lambda: 1; c._FS_RIGHTS[1] = 1 << 63; main()"
     monkeypatch.setattr(isolate, "_CHILD", isolate._CHILD.replace("main()", broken))
     failure = end_of(target, Limits(60)).failure
@@ -146,11 +144,13 @@ def test_a_cage_that_cannot_be_closed_is_a_reason_and_nothing_is_decoded(
     assert "--no-sandbox" in failure.text
 
 
-def test_a_system_without_walls_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_sandbox_layers_are_logged_unless_the_sandbox_is_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(cage, "landlock_abi", lambda: 0)
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert len(cage.missing()) == 2
     list(decode_videos([], sampling=Sampling(4), num_workers=1, limits=Limits(60)))
-    assert caplog.text.count("--no-sandbox accepts it") == 2
+    assert caplog.text.count("use --no-sandbox") == 2
     list(decode_videos([], sampling=Sampling(4), num_workers=1, limits=Limits(60, sandbox=False)))
-    assert caplog.text.count("--no-sandbox accepts it") == 2
+    assert caplog.text.count("use --no-sandbox") == 2

@@ -1,4 +1,4 @@
-"""Crops are square, unstretched, black beyond the frame, and cheap for any box."""
+"""Crops are square, keep the aspect ratio, are black outside the frame, and are cheap for any box."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_square_is_centred_on_the_box(edges, margin, square):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_square_is_square_and_within_a_pixel_of_the_box_centre(seed):
+def test_the_square_has_equal_sides_and_is_within_a_pixel_of_the_box_centre(seed):
     rng = np.random.default_rng(seed)
     x1, y1 = rng.uniform(-100, 2000, 2)
     width, height = rng.uniform(1, 900, 2)
@@ -43,7 +43,7 @@ def test_the_square_is_square_and_within_a_pixel_of_the_box_centre(seed):
 
 
 @pytest.mark.parametrize(("size", "method"), [(32, cv2.INTER_AREA), (200, cv2.INTER_CUBIC), (100, cv2.INTER_AREA)])
-def test_inside_the_frame_it_is_a_plain_cut_and_resize(size, method):
+def test_a_crop_inside_the_frame_is_a_slice_and_a_resize(size, method):
     frame = astronaut()
     crop = crop_face(frame, box(200, 100, 300, 180), margin=1.0, size=size)
     expected = cv2.resize(frame[90:190, 200:300], (size, size), interpolation=method)
@@ -51,7 +51,7 @@ def test_inside_the_frame_it_is_a_plain_cut_and_resize(size, method):
     np.testing.assert_array_equal(crop, expected)
 
 
-def test_beyond_the_frame_it_is_black_and_the_rest_stays_in_place():
+def test_a_crop_is_black_outside_the_frame_and_unshifted_inside():
     frame = np.full((100, 100, 3), 200, np.uint8)
     crop = crop_face(frame, box(-50, -50, 50, 50), margin=1.0, size=100)
     assert not crop[:50].any()
@@ -59,7 +59,7 @@ def test_beyond_the_frame_it_is_black_and_the_rest_stays_in_place():
     assert (crop[50:, 50:] == 200).all()
 
 
-def test_at_the_border_it_equals_padding_first():
+def test_a_crop_at_the_border_equals_padding_first():
     frame = astronaut()
     padded = np.pad(frame, ((80, 80), (80, 80), (0, 0)))
     crop = crop_face(frame, box(-60, 400, 140, 560), margin=1.0, size=100)
@@ -67,7 +67,7 @@ def test_at_the_border_it_equals_padding_first():
     np.testing.assert_array_equal(crop, expected)
 
 
-def test_a_circle_stays_a_circle():
+def test_crops_keep_the_aspect_ratio():
     frame = np.zeros((400, 600, 3), np.uint8)
     cv2.circle(frame, (300, 200), 60, (255, 255, 255), -1)
     crop = crop_face(frame, box(270, 140, 330, 260), margin=1.5, size=380)
@@ -78,7 +78,7 @@ def test_a_circle_stays_a_circle():
 @pytest.mark.parametrize(
     "edges", [(500, 500, 600, 600), (-300, 0, -200, 100), (-1e9, -1e9, 1e9, 1e9), (1e30, 1e30, 2e30, 2e30)]
 )
-def test_boxes_far_off_or_absurdly_large_cost_little(edges):
+def test_distant_or_huge_boxes_are_cheap(edges):
     tracemalloc.start()
     crop = crop_face(np.full((100, 100, 3), 9, np.uint8), box(*edges), margin=1.3, size=380)
     _, peak_bytes = tracemalloc.get_traced_memory()
@@ -89,6 +89,6 @@ def test_boxes_far_off_or_absurdly_large_cost_little(edges):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 2000), (2000, 1)])
-def test_tiny_frames(shape):
+def test_tiny_frames_can_be_cropped(shape):
     frame = np.full((*shape, 3), 7, np.uint8)
     assert crop_face(frame, box(0, 0, 1, 1), margin=1.0, size=8).max() == 7

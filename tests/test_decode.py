@@ -1,4 +1,4 @@
-"""Decoding: the right pictures at the right times from good files, as much as there is from damaged ones."""
+"""Decoding returns the right frames and times from intact files, and all readable frames from damaged ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusal(path: Path | str) -> str:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A video of a minute, made once for each suffix."""
+    """Return a function that creates a video of one minute, once for each suffix."""
     folder = tmp_path_factory.mktemp("long")
 
     def made(name: str) -> Path:
@@ -66,11 +66,11 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "avi", "ts", "flv"])
 @pytest.mark.parametrize("options", [None, B_FRAMES], ids=["plain", "b-frames"])
-def test_every_sample_is_the_picture_of_its_time(tmp_path: Path, suffix: str, options: dict[str, str] | None) -> None:
+def test_each_sample_is_the_frame_at_its_time(tmp_path: Path, suffix: str, options: dict[str, str] | None) -> None:
     path = tmp_path / f"x.{suffix}"
     write_video(path, numbered(50), options=options)
     job, frames = decode(path, num_frames=8)
-    late = int(suffix == "avi")  # it counts in whole pictures, so 15.6 is shown by the nearest, not the one before
+    late = int(suffix == "avi")  # AVI counts in whole frames, so frame 15.6 is rounded to the nearest one, not down
     assert numbers(frames) == [3, 9, 15 + late, 21 + late, 28, 34, 40 + late, 46 + late]
     assert [frame.time_s - frames[0].time_s for frame in frames] == pytest.approx(
         [(number - 3) / 25 for number in numbers(frames)], abs=0.002
@@ -85,7 +85,7 @@ def test_every_sample_is_the_picture_of_its_time(tmp_path: Path, suffix: str, op
     assert job.info.fps == pytest.approx(25, rel=0.01)
 
 
-def test_times_of_a_variable_rate_are_the_true_ones(tmp_path: Path) -> None:
+def test_times_are_exact_for_variable_frame_rates(tmp_path: Path) -> None:
     path = tmp_path / "x.mkv"
     pts = [0, 40, 80, 500, 1000, 1010, 1020, 2000, 2007, 4000]
     write_video(path, numbered(10), pts=pts)
@@ -96,7 +96,7 @@ def test_times_of_a_variable_rate_are_the_true_ones(tmp_path: Path) -> None:
     assert job.damage is None
 
 
-def test_every_second_of_a_variable_rate(tmp_path: Path) -> None:
+def test_every_s_with_a_variable_frame_rate(tmp_path: Path) -> None:
     path = tmp_path / "x.mkv"
     write_video(path, numbered(6), pts=[0, 900, 1100, 1900, 2000, 5000])
     job, frames = decode(path, every_s=1.0, max_frames=3)
@@ -107,7 +107,7 @@ def test_every_second_of_a_variable_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.ts", "x.avi", "b-frames.mp4", "b-frames.mkv", "b-frames.ts"])
 @pytest.mark.parametrize("sampling", [{"num_frames": 32}, {"num_frames": 5}, {"every_s": 2.35}], ids=str)
-def test_seeking_gives_what_decoding_through_gives(
+def test_seeking_gives_the_same_frames_as_decoding_everything(
     long_video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, sampling: dict[str, float]
 ) -> None:
     path = long_video(name)
@@ -126,7 +126,7 @@ def test_seeking_gives_what_decoding_through_gives(
 
 
 def remux(source: Path, target: Path, *, shift_s: float = 0.0, **container_options: str) -> None:
-    """Copy the packets of a video into another container, shown `shift_s` later; an edit cuts what is before 0."""
+    """Copy the packets of a video into another container, `shift_s` later; an edit list cuts packets before 0."""
     with av.open(str(source)) as read, av.open(str(target), "w", options=container_options) as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         for packet in read.demux(video=0):
@@ -147,7 +147,7 @@ def remux(source: Path, target: Path, *, shift_s: float = 0.0, **container_optio
         *[(suffix, shift_s, {}) for suffix in ("mp4", "mov") for shift_s in (-3.48, 1.48)],  # by edit lists
     ],
 )
-def test_times_and_numbers_are_those_of_presentation(
+def test_times_and_numbers_follow_presentation_order(
     long_video: Callable[[str], Path],
     tmp_path: Path,
     suffix: str,
@@ -168,7 +168,7 @@ def test_times_and_numbers_are_those_of_presentation(
     assert {round(frame.time_s, 3) for frame in frames} <= times_s
 
 
-def test_a_table_of_delays_that_does_not_fit_is_not_believed(
+def test_an_inconsistent_delay_table_is_ignored(
     long_video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = long_video("b-frames.mp4")
@@ -185,7 +185,7 @@ def test_a_table_of_delays_that_does_not_fit_is_not_believed(
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "b-frames.mp4", "b-frames.mov"])
-def test_seeking_spares_most_of_the_decoding(long_video: Callable[[str], Path], name: str) -> None:
+def test_seeking_avoids_most_of_the_decoding(long_video: Callable[[str], Path], name: str) -> None:
     packets = 0
 
     def count() -> None:
@@ -210,12 +210,12 @@ def test_codecs(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_pictures_are_upright(tmp_path: Path, degrees: int) -> None:
+def test_frames_are_upright(tmp_path: Path, degrees: int) -> None:
     path = tmp_path / "x.mp4"
     stored = numbered_picture(0b0110_0000_0101_0011, width_px=96)
     write_video(path, [stored] * 4, rotation=degrees)
     job, frames = decode(path, num_frames=1)
-    upright = np.rot90(stored, degrees // 90)  # counterclockwise, as FFmpeg counts
+    upright = np.rot90(stored, degrees // 90)  # counterclockwise, as in FFmpeg
     assert frames[0].pixels.shape == upright.shape
     assert np.abs(frames[0].pixels.astype(int) - upright).mean() < 8
     assert job.info.rotation_deg == (360 - degrees) % 360
@@ -229,7 +229,7 @@ def test_pictures_are_upright(tmp_path: Path, degrees: int) -> None:
         (Fraction(2), 192, 64),
         (Fraction(1, 2), 96, 128),
         (Fraction(16, 15), 102, 64),
-        (Fraction(200), 96, 64),  # nonsense in the header
+        (Fraction(200), 96, 64),  # invalid values in the header
     ],
 )
 def test_pixels_are_square(tmp_path: Path, aspect: Fraction, width_px: int, height_px: int) -> None:
@@ -242,7 +242,7 @@ def test_pixels_are_square(tmp_path: Path, aspect: Fraction, width_px: int, heig
 
 
 def combed_edge(count: int) -> Iterator[Picture]:
-    """A white area that grows to the right, each field of it half a picture later than the other."""
+    """Yield frames of a white area that grows to the right; the second field is half a frame later than the first."""
     for i in range(count):
         picture = np.full((128, 128, 3), 40, np.uint8)
         picture[0::2, : 8 * i + 4] = 220
@@ -250,7 +250,7 @@ def combed_edge(count: int) -> Iterator[Picture]:
         yield picture
 
 
-def test_interlaced_pictures_are_woven(tmp_path: Path) -> None:
+def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     write_video(path, combed_edge(12), interlaced=True, options={"crf": "1"})
     job, frames = decode(path, num_frames=12)
@@ -264,14 +264,14 @@ def test_interlaced_pictures_are_woven(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("transfer", "expected"), [(None, False), (1, False), (16, True), (18, True)])
-def test_high_dynamic_range_is_noted(tmp_path: Path, transfer: int | None, expected: bool) -> None:
+def test_high_dynamic_range_is_reported(tmp_path: Path, transfer: int | None, expected: bool) -> None:
     path = tmp_path / "x.mp4"
     write_video(path, numbered(4), color_trc=transfer)
     assert decode(path, num_frames=1)[0].info.is_hdr is expected
 
 
 @pytest.mark.parametrize("suffix", ["h264", "ts"])
-def test_a_change_of_size_is_survived(tmp_path: Path, suffix: str) -> None:
+def test_a_change_of_frame_size_is_handled(tmp_path: Path, suffix: str) -> None:
     whole = b""
     for i, (width_px, height_px) in enumerate([(64, 64), (128, 96), (64, 128)]):
         part = tmp_path / f"{i}.{suffix}"
@@ -283,10 +283,10 @@ def test_a_change_of_size_is_survived(tmp_path: Path, suffix: str) -> None:
     assert numbers(frames) == list(range(60))
     assert {frame.pixels.shape for frame in frames} == {(64, 64, 3), (96, 128, 3), (128, 64, 3)}
     assert [frame.time_s for frame in frames] == sorted(frame.time_s for frame in frames)
-    assert job.damage is None or suffix == "ts", "the counters of two transport streams do not join"
+    assert job.damage is None or suffix == "ts", "the counters of two transport streams are not continuous"
 
 
-def test_a_change_of_size_in_interlaced_video_loses_no_picture(tmp_path: Path) -> None:
+def test_a_change_of_size_in_interlaced_video_loses_no_frame(tmp_path: Path) -> None:
     whole = b""
     for i, width_px in enumerate([64, 128]):
         part = tmp_path / f"{i}.h264"
@@ -297,7 +297,7 @@ def test_a_change_of_size_in_interlaced_video_loses_no_picture(tmp_path: Path) -
     assert numbers(decode(path, num_frames=20)[1]) == list(range(20))
 
 
-def test_timestamps_that_start_anew_are_no_clock(tmp_path: Path) -> None:
+def test_restarting_timestamps_are_not_used_as_a_clock(tmp_path: Path) -> None:
     write_video(tmp_path / "a.ts", numbered(50))
     write_video(tmp_path / "b.ts", numbered(50, first=50))
     path = tmp_path / "x.ts"
@@ -311,14 +311,14 @@ def test_timestamps_that_start_anew_are_no_clock(tmp_path: Path) -> None:
     "name",
     [b"bad\xff.mp4", b"line\nbreak.mp4", b"http:x.mp4", b"-x.mp4", b"file:x.mp4", b"x%03d.mp4", "😀.mp4".encode()],
 )
-def test_a_name_is_only_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+def test_file_names_are_not_interpreted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
     write_video(tmp_path / "plain.mp4", numbered(5))
     os.rename(tmp_path / "plain.mp4", os.fsencode(tmp_path) + b"/" + name)
     monkeypatch.chdir(tmp_path)
     assert numbers(decode(os.fsdecode(name), num_frames=5)[1]) == [0, 1, 2, 3, 4]
 
 
-def test_the_header_is_only_a_hint(tmp_path: Path) -> None:
+def test_wrong_header_durations_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     write_video(path, numbered(50))
     data = bytearray(path.read_bytes())
@@ -357,7 +357,7 @@ def plain(path: Path, count: int = 100) -> None:
         (fragmented, "mp4", 100),
     ],
 )
-def test_what_comes_before_a_cut_is_decoded(
+def test_frames_before_the_truncation_are_decoded(
     tmp_path: Path, write: Callable[[Path, int], None], suffix: str, count: int
 ) -> None:
     path = tmp_path / f"x.{suffix}"
@@ -367,11 +367,11 @@ def test_what_comes_before_a_cut_is_decoded(
     job, frames = decode(path, num_frames=count)
     assert job.damage
     found = numbers(frames)
-    assert found[:-2] == list(range(len(found) - 2)), "the last one may be half there"
+    assert found[:-2] == list(range(len(found) - 2)), "the last frame may be incomplete"
     assert count * 0.3 < len(found) < count * 0.9
 
 
-def test_an_index_without_its_pictures(tmp_path: Path) -> None:
+def test_an_index_without_frames_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     index_first(path, LONG)
     data = path.read_bytes()
@@ -381,8 +381,8 @@ def test_an_index_without_its_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_type_box", [True, False])
 @pytest.mark.parametrize("mdat_size", [None, 0, 8])
-def test_a_recording_that_broke_off(tmp_path: Path, has_type_box: bool, mdat_size: int | None) -> None:
-    """A recorder fills in the size of the data at the end, with the index."""
+def test_an_unfinished_recording_is_refused(tmp_path: Path, has_type_box: bool, mdat_size: int | None) -> None:
+    """A recorder writes the size of the data at the end, together with the index."""
     path = tmp_path / "x.mp4"
     plain(path)
     data = path.read_bytes()
@@ -397,7 +397,7 @@ def test_a_recording_that_broke_off(tmp_path: Path, has_type_box: bool, mdat_siz
     assert e.value.code == "no_index"
 
 
-def test_an_index_that_is_cut_off(tmp_path: Path) -> None:
+def test_a_truncated_index_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     plain(path)
     path.write_bytes(path.read_bytes()[:-500])
@@ -406,7 +406,7 @@ def test_an_index_that_is_cut_off(tmp_path: Path) -> None:
     assert caught.value.code == "no_index"
 
 
-def test_a_segment_without_its_beginning(tmp_path: Path) -> None:
+def test_a_segment_without_initialisation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     fragmented(path)
     data = path.read_bytes()
@@ -419,7 +419,7 @@ def test_a_segment_without_its_beginning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_bad_bytes_in_the_middle_cost_only_some_pictures(tmp_path: Path, suffix: str) -> None:
+def test_corrupt_bytes_in_the_middle_lose_only_some_frames(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     noise = np.random.default_rng(5).integers(0, 40, (128, 128, 3), np.uint8)
     pictures = (np.roll(noise, i, 1) + numbered_picture(i, width_px=128, height_px=128) // 2 + 40 for i in range(60))
@@ -440,7 +440,7 @@ def test_bad_bytes_in_the_middle_cost_only_some_pictures(tmp_path: Path, suffix:
 # Files without a video
 
 
-def test_encrypted_pictures_are_refused(tmp_path: Path) -> None:
+def test_encrypted_frames_are_refused(tmp_path: Path) -> None:
     for count in (10, LONG):
         write_video(tmp_path / "x.mp4", numbered(count), container_options=CENC)
         assert refusal(tmp_path / "x.mp4") == "encrypted"
@@ -448,8 +448,8 @@ def test_encrypted_pictures_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
 @pytest.mark.parametrize("movflags", ["", "frag_keyframe+empty_moov"], ids=["whole", "fragments"])
-def test_encryption_is_seen_whatever_the_codec_and_scheme(tmp_path: Path, codec: str, movflags: str) -> None:
-    """FFmpeg marks packets only where it understands the tables beside them; the declaration is enough."""
+def test_encryption_is_detected_for_every_codec_and_scheme(tmp_path: Path, codec: str, movflags: str) -> None:
+    """FFmpeg marks packets only if it understands the encryption tables; the declaration in the container is enough."""
     path = tmp_path / "x.mp4"
     quiet = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "12"}}.get(codec)
     movie_options = {**CENC, "movflags": movflags} if movflags else CENC
@@ -469,7 +469,7 @@ def test_encrypted_matroska_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.webm"
     write_video(path, numbered(10), codec="libvpx")
     data = bytearray(path.read_bytes())
-    at = data.index(b"\x73\xc5\x88")  # the track's number for other programs, 11 bytes that FFmpeg can do without
+    at = data.index(b"\x73\xc5\x88")  # the track UID, 11 bytes that FFmpeg does not need
     encodings = b"\x6d\x80\x40\x07\x62\x40\x84\x50\x33\x81\x01"
     data[at : at + 11] = encodings
     path.write_bytes(data)
@@ -490,7 +490,7 @@ def test_a_scrambled_transport_stream_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("container_format", "codec"), [("smjpeg", "mjpeg"), ("gxf", "mpeg2video")])
-def test_a_format_that_is_not_supported_is_called_so(tmp_path: Path, container_format: str, codec: str) -> None:
+def test_unsupported_formats_are_reported(tmp_path: Path, container_format: str, codec: str) -> None:
     path = tmp_path / "x.mp4"
     write_video(path, numbered(10, width_px=720, height_px=576), codec=codec, container_format=container_format)
     with pytest.raises(
@@ -504,7 +504,7 @@ def test_a_format_that_is_not_supported_is_called_so(tmp_path: Path, container_f
 
 
 def numbered_streams(path: Path, *sizes_px: tuple[int, int], count: int = 40, **more: Any) -> None:
-    """A stream of numbered pictures for each size (width, height); the n-th begins with the number 100 n."""
+    """Write a stream of numbered frames for each size (width, height); the n-th stream starts at number 100 n."""
     streams = [
         numbered(count, first=100 * n, width_px=width_px, height_px=height_px)
         for n, (width_px, height_px) in enumerate(sizes_px)
@@ -513,7 +513,7 @@ def numbered_streams(path: Path, *sizes_px: tuple[int, int], count: int = 40, **
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
-def test_every_video_stream_is_looked_at_the_largest_first(tmp_path: Path, suffix: str) -> None:
+def test_all_video_streams_are_decoded_largest_first(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     numbered_streams(path, (64, 64), (128, 96), (96, 64))
     job, frames = decode(path, num_frames=4)
@@ -527,7 +527,7 @@ def test_every_video_stream_is_looked_at_the_largest_first(tmp_path: Path, suffi
     assert job.info.num_skipped_streams == 0
 
 
-def test_long_streams_are_each_surveyed_by_their_index(tmp_path: Path) -> None:
+def test_each_long_stream_is_surveyed_by_its_index(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     numbered_streams(path, (64, 64), (128, 96), count=1000, options=B_FRAMES)
     packets = 0
@@ -543,7 +543,7 @@ def test_long_streams_are_each_surveyed_by_their_index(tmp_path: Path) -> None:
         assert (each.timeline.pts * each.timeline.time_base_s).tolist() == pytest.approx([i / 25 for i in range(1000)])
 
 
-def test_streams_are_chosen(tmp_path: Path) -> None:
+def test_streams_are_chosen_by_option(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     numbered_streams(path, (64, 64), (128, 96))
     job, frames = decode(path, num_frames=4, streams=0)
@@ -558,7 +558,7 @@ def test_streams_are_chosen(tmp_path: Path) -> None:
     assert caught.value.code == "no_stream"
 
 
-def test_a_stream_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
+def test_an_undecodable_stream_does_not_affect_the_others(tmp_path: Path) -> None:
     numbered_streams(tmp_path / "a.mkv", (64, 64), (128, 96))
     data = (tmp_path / "a.mkv").read_bytes()
     path = tmp_path / "b.mkv"
@@ -569,7 +569,9 @@ def test_a_stream_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> Non
     assert job.info.num_skipped_streams == 1
 
 
-def test_a_stream_of_frames_too_large_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_with_too_large_frames_does_not_affect_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.mkv"
     numbered_streams(path, (64, 64), (128, 96))
     monkeypatch.setattr("dfscan.media.decode.MAX_FRAME_PX", 64 * 64)
@@ -579,14 +581,14 @@ def test_a_stream_of_frames_too_large_costs_no_other(tmp_path: Path, monkeypatch
     assert (job.info.width_px, job.info.height_px) == (64, 64)
 
 
-def test_samples_that_the_video_has_no_frames_for_are_counted(tmp_path: Path) -> None:
+def test_samples_without_a_frame_are_counted(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", numbered(10))
     assert decode(tmp_path / "x.mp4", num_frames=32)[0].num_missing == 22
     assert decode(tmp_path / "x.mp4", num_frames=10)[0].num_missing == 0
     assert decode(tmp_path / "x.mp4", every_s=0.1)[0].num_missing == 0
 
 
-def test_a_cover_picture_is_no_stream_to_look_at(tmp_path: Path) -> None:
+def test_cover_art_is_not_decoded(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     with av.open(str(path), "w") as written:
         film, cover = written.add_stream("libx264", rate=25), written.add_stream("mjpeg", rate=1)
@@ -638,7 +640,7 @@ def write_sound(path: Path, *, cover: bool = False, codec: str = "aac") -> None:
         ("x.mp4", "aac", True),
     ],
 )
-def test_sound_is_no_video(tmp_path: Path, name: str, codec: str, cover: bool) -> None:
+def test_sound_is_not_video(tmp_path: Path, name: str, codec: str, cover: bool) -> None:
     write_sound(tmp_path / name, cover=cover, codec=codec)
     with av.open(str(tmp_path / name)) as made:
         assert len(made.streams.video) == cover
@@ -660,48 +662,48 @@ def test_sound_is_no_video(tmp_path: Path, name: str, codec: str, cover: bool) -
         (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "not_video"),
     ],
 )
-def test_what_is_no_video_is_said_to_be_none(tmp_path: Path, content: bytes, code: str) -> None:
+def test_files_that_are_not_video_are_reported(tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "x.mp4").write_bytes(content)
     assert refusal(tmp_path / "x.mp4") == code
 
 
-def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+def test_playlists_do_not_open_other_files(tmp_path: Path) -> None:
     write_video(tmp_path / "other.mp4", numbered(5))
     other = tmp_path / "other.mp4"
-    os.utime(other, (0, os.stat(other).st_mtime))  # an access time so old that reading would renew it
+    os.utime(other, (0, os.stat(other).st_mtime))  # an access time so old that reading would update it
     (tmp_path / "x.mp4").write_text(f"ffconcat version 1.0\nfile other.mp4\nfile {other}\n")
     assert refusal(tmp_path / "x.mp4") == "not_video"
     assert os.stat(other).st_atime == 0
 
 
-def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+def test_pipes_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.mp4")
     assert refusal(tmp_path / "x.mp4") == "not_regular"
 
 
-def test_a_folder_is_no_video(tmp_path: Path) -> None:
+def test_folders_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "not_regular"
 
 
-def test_a_picture_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "x.mp4", numbered(5))
     monkeypatch.setattr("dfscan.media.decode.MAX_FRAME_PX", 64 * 63)
     assert refusal(tmp_path / "x.mp4") == "too_large"
 
 
-def test_ffmpeg_is_not_older_than_its_last_known_holes() -> None:
-    """8.1.2 closes CVE-2026-8461, a heap overflow in a decoder; libavcodec 62.28.102 is its."""
+def test_ffmpeg_has_the_latest_security_fixes() -> None:
+    """FFmpeg 8.1.2 fixes CVE-2026-8461, a heap overflow in a decoder; it contains libavcodec 62.28.102."""
     assert av.library_versions["libavcodec"] >= (62, 28, 102)
 
 
-def test_a_decoder_that_is_not_listed_is_never_run(tmp_path: Path) -> None:
+def test_unlisted_decoders_are_never_run(tmp_path: Path) -> None:
     write_video(tmp_path / "x.avi", numbered(5), codec="magicyuv")
     with pytest.raises(VideoError, match="magicyuv") as caught:
         decode(tmp_path / "x.avi")
     assert caught.value.code == "no_decoder"
 
 
-def test_a_stream_without_end_is_surveyed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_streams_are_surveyed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "x.mkv", numbered(9))
     monkeypatch.setattr(container, "MAX_PACKETS", 5)
     job, frames = decode(tmp_path / "x.mkv", num_frames=9)
@@ -709,7 +711,7 @@ def test_a_stream_without_end_is_surveyed_up_to_a_limit(tmp_path: Path, monkeypa
     assert job.damage == "only its first 5 frames are looked at"
 
 
-def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_does_not_count_as_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: Exception) -> Callable[..., Any]:
         def fail(*_: object, **__: object) -> None:
             raise error
@@ -717,7 +719,7 @@ def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> N
         return fail
 
     def decoded(error: Exception) -> int:
-        """Errors that are counted when a packet's decoder fails so."""
+        """Return the number of counted errors if decoding a packet raises `error`."""
         job = SimpleNamespace(check_time=lambda: None, num_errors=0)
         packet = SimpleNamespace(has_sidedata=lambda _: False, decode=failing(error))
         reader: Any = SimpleNamespace(_job=job)
@@ -761,7 +763,7 @@ def outcome(path: Path) -> str:
 
 
 def may_be(row: dict[str, str]) -> tuple[str, ...]:
-    """What an outcome may begin with."""
+    """Return the allowed prefixes of an outcome."""
     if row["expected_note"].startswith("encrypted"):
         return ("error: encrypted",)
     if row["expected"] == "error":

@@ -1,4 +1,4 @@
-"""The face detector: what facenet-pytorch finds, faster and without its quirks."""
+"""The face detector compared with facenet-pytorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def detector() -> FaceDetector:
 
 
 def library_faces(picture, min_face_px):
-    """What facenet-pytorch itself says: boxes (N, 4), probabilities (N,), landmarks (N, 5, 2), left to right."""
+    """Return facenet-pytorch's boxes (N, 4), probabilities (N,) and landmarks (N, 5, 2), from left to right."""
     from facenet_pytorch import MTCNN
 
     boxes, scores, landmarks = MTCNN(keep_all=True, min_face_size=min_face_px).detect(picture, landmarks=True)
@@ -36,7 +36,7 @@ def library_faces(picture, min_face_px):
 
 
 def assert_equal_faces(faces: list[Detection], boxes, scores, landmarks):
-    """Equal but for the rounding of two libraries: thousandths of a pixel, a hundred-thousandth of a score."""
+    """Assert equality up to rounding: a few thousandths of a pixel, a hundred-thousandth of a score."""
     faces = sorted(faces, key=lambda face: face.box_xyxy[0])
     np.testing.assert_allclose([face.box_xyxy for face in faces], boxes, atol=5e-3)
     np.testing.assert_allclose([face.landmarks for face in faces], landmarks, atol=5e-3)
@@ -44,11 +44,11 @@ def assert_equal_faces(faces: list[Detection], boxes, scores, landmarks):
 
 
 @pytest.mark.parametrize("picture", [astronaut(), moved(astronaut(), 20, 90, 1.3)])
-def test_equals_the_library_on_equal_input(detector, picture):
+def test_results_equal_the_library_on_equal_input(detector, picture):
     assert_equal_faces(detector.detect(picture), *library_faces(picture, LONGER_SIDE * 48))
 
 
-def test_equals_the_library_on_the_same_smaller_copy():
+def test_results_equal_the_library_on_the_same_smaller_copy():
     picture = two_people(600, right=other_person())  # 1624 x 512
     scale = np.float32([812 / 1624, 256 / 512])
     small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
@@ -58,7 +58,7 @@ def test_equals_the_library_on_the_same_smaller_copy():
     assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)
 
 
-def test_values_are_plain_and_in_range(detector):
+def test_values_have_plain_types_and_are_in_range(detector):
     (face,) = detector.detect(astronaut())
     assert face.box_xyxy.shape == (4,)
     assert face.landmarks.shape == (5, 2)
@@ -71,7 +71,7 @@ def test_values_are_plain_and_in_range(detector):
     assert left_mouth[1] > nose[1] < right_mouth[1]
 
 
-def test_a_shrunk_search_maps_back_to_the_full_frame():
+def test_results_of_a_shrunk_copy_are_mapped_to_the_full_frame():
     picture = cv2.resize(astronaut(), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
     (face,) = make(least_side_px=512).detect(picture)
     np.testing.assert_allclose(face.box_xyxy, 3 * np.array(FACE_XYXY), atol=20)
@@ -85,7 +85,7 @@ def test_small_and_thin_frames_have_no_faces(shape, min_face_px):
     assert make(min_face_px=min_face_px).detect(np.full((*shape, 3), 128, np.uint8)) == []
 
 
-def test_nobody_is_no_face(detector):
+def test_a_frame_without_people_has_no_face(detector):
     assert detector.detect(nobody()) == []
     assert detector.find_again(nobody(), []) == []
 
@@ -96,7 +96,7 @@ def test_read_only_frames_do_not_warn(detector):
     assert len(detector.detect(frame)) == 1
 
 
-def test_largest_first_and_at_most_max_faces():
+def test_faces_are_sorted_by_size_and_limited_to_max_faces():
     small = cv2.resize(astronaut(), None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
     picture = two_people(left=on_canvas(small, width_px=512, height_px=512))
     both = make().detect(picture)
@@ -107,12 +107,12 @@ def test_largest_first_and_at_most_max_faces():
 
 
 @pytest.mark.parametrize(("min_face_px", "num_faces"), [(80, 1), (100, 0)])
-def test_faces_under_the_least_size_are_dropped(min_face_px, num_faces):
+def test_faces_below_the_minimum_size_are_dropped(min_face_px, num_faces):
     assert len(make(min_face_px=min_face_px).detect(astronaut())) == num_faces
 
 
 @pytest.mark.parametrize(("min_face_px", "height_px"), [(100, 122), (100, 100), (48, 58)])
-def test_a_face_that_fills_a_small_frame_is_found(min_face_px, height_px):
+def test_a_face_that_fills_a_small_frame_is_detected(min_face_px, height_px):
     x1, y1, x2, y2 = (int(edge) for edge in FACE_XYXY)
     scale = 1.3 * min_face_px / (x2 - x1)
     face = cv2.resize(astronaut()[y1 - 20 : y2 + 20, x1 - 120 : x2 + 120], None, fx=scale, fy=scale)
@@ -142,12 +142,12 @@ CUTS = {
         slice(None, x2 - round(0.15 * (x2 - x1))),
     ),
 }
-"""Parts of the portrait that cut its face at a border, and its corner in the portrait."""
+"""Parts of the portrait whose border cuts the face, and the corner of each part in the portrait."""
 
 
 @pytest.mark.parametrize("zoom", [1, 2])
 @pytest.mark.parametrize("border", CUTS)
-def test_a_face_cut_by_the_border_is_found_where_it_is(detector, border, zoom):
+def test_a_face_cut_by_the_border_is_detected_at_its_position(detector, border, zoom):
     portrait = cv2.resize(astronaut(), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     rows, columns = CUTS[border](*(int(zoom * edge) for edge in FACE_XYXY))
     part = np.ascontiguousarray(portrait[rows, columns])
@@ -173,7 +173,7 @@ NAN = float("nan")
         ((10, 10, 10, 10), 10, False),
     ],
 )
-def test_unsound_boxes_are_dropped_and_border_ones_left_whole(detector, monkeypatch, box, eye_x, kept):
+def test_invalid_boxes_are_dropped_and_boxes_at_the_border_are_not_clipped(detector, monkeypatch, box, eye_x, kept):
     landmarks = np.full((1, 5, 2), 30.0, np.float32)
     landmarks[0, 0, 0] = eye_x
     answer = Found(np.array([box], np.float32), np.array([0.99], np.float32), landmarks)
@@ -182,7 +182,7 @@ def test_unsound_boxes_are_dropped_and_border_ones_left_whole(detector, monkeypa
     assert [face.box_xyxy.tolist() for face in faces] == ([list(box)] if kept else [])
 
 
-def test_once_exported_it_works_without_torch():
+def test_the_exported_detector_works_without_torch():
     make()
     code = (
         "import sys; from dfscan.faces.detect import FaceDetector; from tests.pictures import astronaut; "

@@ -1,4 +1,4 @@
-"""The search for faces beside facenet-pytorch's of each frame at full size: time as a ratio, faces, false faces.
+"""Face detection compared with facenet-pytorch on each frame at full size: time ratio, recall, false positives.
 
 ``pytest --slow -n 0 -s tests/test_detection_speed.py`` prints the numbers; it needs the portraits of ../shared.
 """
@@ -21,18 +21,18 @@ from tests.test_mtcnn import overlap
 
 Pixels = np.ndarray
 Made = tuple[Pixels, np.ndarray]
-"""A frame, and the boxes of its faces."""
+"""A frame and the boxes of its faces."""
 WIDTH_PX, HEIGHT_PX = 1920, 1080
 NUM_VIDEOS, NUM_FRAMES = 3, 12
 STEP = 0.15
-"""Most that a face moves from one sample to the next, in its own sides, along x and y."""
+"""Maximum movement of a face from one sample to the next, in face sizes, along x and y."""
 FACES_PX = (64, 80, 100, 140, 200)
 MARGIN = 0.5
-"""Of a portrait, this much of the face's side is kept all round it."""
+"""Margin of a portrait around the face, in face sizes."""
 
 
 def portraits(folder: Path) -> list[tuple[Pixels, np.ndarray]]:
-    """Pictures and the boxes of their faces, those with room about the face."""
+    """Return images and the boxes of their faces, for images with enough margin around the face."""
     with (folder / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = []
@@ -46,9 +46,9 @@ def portraits(folder: Path) -> list[tuple[Pixels, np.ndarray]]:
 
 
 def made_video(chance: np.random.Generator, people: Sequence[tuple[Pixels, np.ndarray]]) -> list[Made]:
-    """1080p frames of soft noise, with a portrait of each size going up or down in a column of its own.
+    """Make 1080p frames of smooth noise in which a portrait of each size moves in its own column.
 
-    Two of them come later than the first frame, and one of those leaves before the last.
+    Two of them appear after the first frame, and one of these disappears before the last frame.
     """
     noise = chance.integers(0, 256, (HEIGHT_PX // 40, WIDTH_PX // 40, 3), dtype=np.uint8)
     empty = cv2.resize(noise, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
@@ -75,7 +75,7 @@ def made_video(chance: np.random.Generator, people: Sequence[tuple[Pixels, np.nd
 def timed(
     find: Callable[[Sequence[Pixels]], list[np.ndarray]], videos: Sequence[Sequence[Pixels]]
 ) -> tuple[list[np.ndarray], float]:
-    """The boxes in each frame, and CPU seconds for each."""
+    """Return the boxes in each frame, and the CPU seconds per frame."""
     find(videos[0][:2])
     start_s = time.process_time()
     found = [boxes for frames in videos for boxes in find(frames)]
@@ -83,7 +83,7 @@ def timed(
 
 
 def hits(boxes: np.ndarray, others: np.ndarray) -> list[bool]:
-    """Which of the boxes one of the others overlaps by half."""
+    """Return for each box whether its IoU with one of the others is at least 0.5."""
     return [any(overlap(box, other) >= 0.5 for other in others) for box in boxes]
 
 
@@ -93,7 +93,7 @@ def recall(true: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_it_finds_what_the_library_finds_at_full_size_and_says_in_what_time(shared_data: Path) -> None:
+def test_recall_and_time_compared_with_the_library_at_full_size(shared_data: Path) -> None:
     import torch
     from facenet_pytorch import MTCNN
 
@@ -127,9 +127,9 @@ def test_it_finds_what_the_library_finds_at_full_size_and_says_in_what_time(shar
     their_false = sum(not hit for boxes, faces in zip(theirs, true, strict=True) for hit in hits(boxes, faces))
     print(
         f"{len(mine)} frames of {WIDTH_PX} x {HEIGHT_PX}, {len(np.concatenate(true))} faces: library {their_s:.3f}, "
-        f"dfscan {my_s:.3f} CPU s a frame, {their_s / my_s:.1f} times less; {sum(again)} of its {len(again)} faces of "
-        f"64 px or more found too; of all faces the library finds {recall(true, theirs)}, dfscan {recall(true, mine)}; "
-        f"false: library {their_false}, dfscan {my_false}"
+        f"dfscan {my_s:.3f} CPU s per frame, {their_s / my_s:.1f} times less; {sum(again)} of its {len(again)} faces "
+        f"of at least 64 px detected too; true positives: library {recall(true, theirs)}, dfscan {recall(true, mine)}; "
+        f"false positives: library {their_false}, dfscan {my_false}"
     )
     assert sum(again) / len(again) >= 0.98
     assert my_false <= their_false

@@ -1,4 +1,4 @@
-"""Discovery: which files get a row, in which order, and that nothing odd is ever opened."""
+"""Discovery: the files that get a row, their order, and that special files are never opened."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def found(root: Path, **options) -> list[str]:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths that were opened."""
+    """Record the paths that are opened."""
     paths: list[str] = []
     real_open = os.open
 
@@ -50,7 +50,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_walks_directories_in_code_point_order(tmp_path: Path) -> None:
+def test_directories_are_walked_in_code_point_order(tmp_path: Path) -> None:
     names = ["b.mp4", "a/z.MKV", "a.b/x.mov", "a/b/c/d.webm", "B.mp4", "é.ts", "😀.avi", "-x.mp4"]
     make(tmp_path, *names)
     result = discover([tmp_path])
@@ -58,19 +58,19 @@ def test_walks_directories_in_code_point_order(tmp_path: Path) -> None:
     assert (result.problems, result.skipped) == ({}, [])
 
 
-def test_empty_directory_gives_nothing(tmp_path: Path) -> None:
+def test_an_empty_directory_is_reported_as_empty(tmp_path: Path) -> None:
     result = discover([tmp_path])
     assert (result.paths, result.problems, result.skipped, result.empty) == ([], {}, [], [str(tmp_path)])
 
 
-def test_paths_keep_the_form_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_keep_the_given_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "d/a.mp4", "b.mp4")
     monkeypatch.chdir(tmp_path)
     assert discover(["."]).paths == ["./b.mp4", "./d/a.mp4"]
     assert discover(["d/", "b.mp4"]).paths == ["b.mp4", "d/a.mp4"]
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_use_surrogate_escapes(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe.mp4")
     make(tmp_path, name, "new\nline.mp4")
     assert found(tmp_path) == ["new\nline.mp4", name]
@@ -83,14 +83,14 @@ def test_known_suffixes_are_disjoint() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.M2TS", "a.dvr-ms", "a.b.webm", "a.264"])
-def test_video_suffix_is_taken_unopened(tmp_path: Path, opened: list[str], name: str) -> None:
+def test_a_video_suffix_is_accepted_without_opening_the_file(tmp_path: Path, opened: list[str], name: str) -> None:
     make(tmp_path, name)
     assert found(tmp_path) == [name]
     assert opened == []
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.GIF", "a.heic", "a.mp3", "a.txt", "a.pdf", "a.docx", "a.zip", "a.csv"])
-def test_a_video_under_the_name_of_something_else_is_taken(tmp_path: Path, name: str) -> None:
+def test_a_video_with_another_suffix_is_accepted(tmp_path: Path, name: str) -> None:
     make(tmp_path, name, data=MP4_HEAD)
     make(tmp_path, f"true/{name}", data=b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(100))
     result = discover([tmp_path])
@@ -99,13 +99,13 @@ def test_a_video_under_the_name_of_something_else_is_taken(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.M4B", "a.mka", "a.wma", "a.weba"])
-def test_sound_in_a_container_of_videos_is_skipped_unopened(tmp_path: Path, opened: list[str], name: str) -> None:
+def test_sound_in_a_video_container_is_skipped_without_opening_it(tmp_path: Path, opened: list[str], name: str) -> None:
     make(tmp_path, name, data=MP4_HEAD)
     assert discover([tmp_path]).skipped == [(f"{tmp_path}/{name}", "not_video")]
     assert opened == []
 
 
-def test_a_picture_that_cannot_be_read_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_image_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.jpg")
 
     def refuse(*args):
@@ -125,7 +125,7 @@ def animation(suffix: str, num_frames: int) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_an_animation_is_taken_and_a_still_picture_is_not(tmp_path: Path, suffix: str) -> None:
+def test_animations_are_accepted_and_still_images_are_not(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, f"moving.{suffix}", "moving", "moving.jpg", data=animation(suffix, 3))
     make(tmp_path, f"still.{suffix}", "still", data=animation(suffix, 1))
     assert found(tmp_path) == sorted(["moving", "moving.jpg", f"moving.{suffix}"])
@@ -133,7 +133,7 @@ def test_an_animation_is_taken_and_a_still_picture_is_not(tmp_path: Path, suffix
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_a_torn_animation_is_judged_by_what_is_there(suffix: str) -> None:
+def test_a_truncated_animation_is_classified_by_its_remaining_part(suffix: str) -> None:
     data = animation(suffix, 3)
     told = [is_animation(io.BytesIO(data[:length])) for length in range(len(data) + 1)]
     assert told == sorted(told)
@@ -163,24 +163,24 @@ LEFT_BEHIND = {
 
 
 @pytest.mark.parametrize(("name", "data", "reason"), [(name, *each) for name, each in LEFT_BEHIND.items()])
-def test_what_is_no_video_in_spite_of_its_name_is_skipped_in_folders(
+def test_other_files_with_video_suffixes_are_skipped_in_folders(
     tmp_path: Path, name: str, data: bytes, reason: str
 ) -> None:
     make(tmp_path, name, data=data)
     result = discover([tmp_path])
     assert (result.paths, result.problems) == ([], {})
     assert result.skipped == [(f"{tmp_path}/{name}", reason)]
-    assert discover([tmp_path / name]).paths == [f"{tmp_path}/{name}"], "it is named"
+    assert discover([tmp_path / name]).paths == [f"{tmp_path}/{name}"], "the file is given explicitly"
 
 
-def test_patterns_take_no_resource_forks_and_all_else(tmp_path: Path) -> None:
+def test_patterns_include_everything_but_resource_forks(tmp_path: Path) -> None:
     make(tmp_path, "._a.mp4", data=LEFT_BEHIND["._IMG.MOV"][0])
     make(tmp_path, "a.mp4", "a.mp4.part", data=MP4_HEAD)
     assert found(tmp_path, include=["*.mp4", "*.part"]) == ["a.mp4", "a.mp4.part"]
 
 
 @pytest.mark.parametrize("name", ["a.ts", "b.mts"])
-def test_a_recording_with_a_suffix_of_text_is_taken(tmp_path: Path, name: str) -> None:
+def test_a_recording_with_a_text_suffix_is_accepted(tmp_path: Path, name: str) -> None:
     make(tmp_path, name, data=ts(0, 188) + bytes(4000))
     make(tmp_path, f"starts_late_{name}", data=b"\x01" * 100 + ts(0, 188))
     make(tmp_path, f"empty_{name}")
@@ -197,14 +197,14 @@ def test_a_recording_with_a_suffix_of_text_is_taken(tmp_path: Path, name: str) -
         ("clip.mp4.download", "unfinished"),
     ],
 )
-def test_folders_of_systems_are_skipped_whole_unless_they_are_named(tmp_path: Path, name: str, reason: str) -> None:
+def test_system_folders_are_skipped_unless_given_explicitly(tmp_path: Path, name: str, reason: str) -> None:
     make(tmp_path, f"d/{name}/501/a.mp4", "d/a.mp4")
     result = discover([tmp_path])
     assert (result.paths, result.skipped) == ([f"{tmp_path}/d/a.mp4"], [(f"{tmp_path}/d/{name}", reason)])
     assert found(tmp_path / "d" / name) == ["501/a.mp4"]
 
 
-def test_folders_that_give_nothing_are_told(tmp_path: Path) -> None:
+def test_folders_without_videos_are_reported(tmp_path: Path) -> None:
     make(tmp_path, "a/x.mp4", "b/notes.txt", "c/d/e/.keep")
     result = discover([tmp_path / "a", tmp_path / "b"], listed=[str(tmp_path / "c"), str(tmp_path / "gone")])
     assert result.empty == [f"{tmp_path}/b", f"{tmp_path}/c"]
@@ -212,7 +212,7 @@ def test_folders_that_give_nothing_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["noext", "clip.mp4.bak", ".mp4", "x.", "IMG.0001"])
-def test_unknown_suffix_is_judged_by_content(tmp_path: Path, opened: list[str], name: str) -> None:
+def test_a_file_with_an_unknown_suffix_is_classified_by_content(tmp_path: Path, opened: list[str], name: str) -> None:
     make(tmp_path, name, data=MP4_HEAD)
     make(tmp_path, "notes", data=b"The free lunch")
     result = discover([tmp_path])
@@ -287,13 +287,13 @@ def test_patterns(tmp_path: Path, options: dict, expected: list[str], skipped: d
     assert counts(discover([tmp_path], **options)) == skipped
 
 
-def test_named_file_is_always_taken(tmp_path: Path) -> None:
+def test_an_explicit_file_is_always_accepted(tmp_path: Path) -> None:
     make(tmp_path, "a.txt", "b.jpg")
     result = discover([tmp_path / "a.txt"], listed=[str(tmp_path / "b.jpg")], include=["*.mp4"], exclude=["*"])
     assert result.paths == [f"{tmp_path}/a.txt", f"{tmp_path}/b.jpg"]
 
 
-def test_duplicates_keep_the_first_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_path_of_duplicates_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "d/x.mp4")
     (tmp_path / "link.mp4").symlink_to("d/x.mp4")
     monkeypatch.chdir(tmp_path)
@@ -308,19 +308,19 @@ def test_hard_links_are_two_files(tmp_path: Path) -> None:
     assert found(tmp_path) == ["a.mp4", "b.mp4"]
 
 
-def test_missing_inputs_are_named_together(tmp_path: Path) -> None:
+def test_all_missing_inputs_are_listed_in_one_error(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4")
     with pytest.raises(ConfigError, match=r"'.*gone1', '.*a\.mp4/under', 'esc\\x1b'.*Check the spelling"):
         discover([tmp_path / "gone1", tmp_path / "a.mp4", tmp_path / "a.mp4" / "under", "esc\x1b"])
 
 
-def test_dangling_link_named_is_missing(tmp_path: Path) -> None:
+def test_an_explicit_dangling_link_is_missing(tmp_path: Path) -> None:
     (tmp_path / "l.mp4").symlink_to("gone")
     with pytest.raises(ConfigError, match=r"l\.mp4"):
         discover([tmp_path / "l.mp4"])
 
 
-def test_missing_listed_entry_is_a_problem(tmp_path: Path) -> None:
+def test_a_missing_list_entry_is_a_problem(tmp_path: Path) -> None:
     make(tmp_path, "d/a.mp4")
     result = discover([], listed=[f"{tmp_path}/gone", f"{tmp_path}/d", "nul\0name"])
     assert result.paths == [f"{tmp_path}/d/a.mp4"]
@@ -331,7 +331,7 @@ def test_missing_listed_entry_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_special_files_are_never_opened(tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    monkeypatch.chdir(tmp_path)  # socket names must be short
     os.mkfifo(tmp_path / "x.mp4")
     os.mkfifo(tmp_path / "noext")
     with socket.socket(socket.AF_UNIX) as server:
@@ -346,7 +346,7 @@ def test_special_files_are_never_opened(tmp_path: Path, opened: list[str], monke
     assert opened == []
 
 
-def test_file_exchanged_for_a_fifo_does_not_hang(tmp_path: Path) -> None:
+def test_a_file_replaced_by_a_fifo_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert module._read_head(str(tmp_path / "pipe")) == b""
 
@@ -368,7 +368,7 @@ def test_links_on_the_command_line_are_followed(tmp_path: Path) -> None:
     assert discover([tmp_path / "f.mp4"]).paths == [f"{tmp_path}/f.mp4"]
 
 
-def test_followed_links_and_loops_end(tmp_path: Path) -> None:
+def test_following_links_in_loops_terminates(tmp_path: Path) -> None:
     make(tmp_path, "d/a.mp4", "other/noext", data=MP4_HEAD)
     (tmp_path / "d/up").symlink_to("..")
     (tmp_path / "d/self.mp4").symlink_to("self.mp4")
@@ -382,14 +382,14 @@ def test_followed_links_and_loops_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["c", "d.x"])  # as paths "d.x/a.mp4" < "d/a.mp4", although "d" < "d.x"
-def test_of_two_ways_to_a_directory_the_first_in_order_stays(tmp_path: Path, link: str) -> None:
+def test_the_first_of_two_paths_to_a_directory_is_kept(tmp_path: Path, link: str) -> None:
     make(tmp_path, "d/a.mp4")
     (tmp_path / link).symlink_to("d")
     result = discover([tmp_path], follow_symlinks=True)
     assert (result.paths, counts(result)) == ([f"{tmp_path}/{link}/a.mp4"], {"duplicate": 1})
 
 
-def test_unreadable_directory_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_directory_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.mp4", "locked/b.mp4")
     real_scandir = os.scandir
 
@@ -405,7 +405,7 @@ def test_unreadable_directory_is_a_problem(tmp_path: Path, monkeypatch: pytest.M
     assert "Permission denied" in result.problems[f"{tmp_path}/locked"].text
 
 
-def test_unreadable_file_of_unknown_kind_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_of_unknown_kind_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "noext")
 
     def refuse(*args):
@@ -416,18 +416,18 @@ def test_unreadable_file_of_unknown_kind_is_a_problem(tmp_path: Path, monkeypatc
     assert (result.paths, [*result.problems]) == ([], [f"{tmp_path}/noext"])
 
 
-def test_link_that_leads_to_itself_is_a_problem(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "l.mp4").symlink_to("l.mp4")
     assert discover([tmp_path / "l.mp4"]).problems[f"{tmp_path}/l.mp4"].code == "unreadable"
 
 
-def test_deep_trees(tmp_path: Path) -> None:
+def test_deep_directory_trees_are_walked(tmp_path: Path) -> None:
     deep = "/".join(["d"] * 200)
     make(tmp_path, f"{deep}/x.mp4")
     assert found(tmp_path) == [f"{deep}/x.mp4"]
 
 
-def test_links_are_resolved_once_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_resolved_once_per_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"d/{index}.mp4" for index in range(50)))
     calls = []
     real_realpath = os.path.realpath
@@ -459,7 +459,7 @@ def test_read_list(data: bytes, null: bool, expected: list[str]) -> None:
     assert read_list(io.BytesIO(data), null=null) == expected
 
 
-def test_import_brings_nothing_heavy() -> None:
+def test_importing_the_module_imports_no_heavy_library() -> None:
     code = "import sys, dfscan.media.discover; print({'numpy', 'av', 'cv2', 'torch'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "set()\n"

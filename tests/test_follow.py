@@ -1,4 +1,4 @@
-"""Following faces from frame to frame: what is found, and in which frames is searched for it."""
+"""Re-detection from frame to frame: the detected faces, and the frames that are searched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.test_mtcnn import overlap
 
 
 class Stub:
-    """Sees persons 0 to 7 where the bits of a frame's one pixel say so."""
+    """Detects persons 0 to 7 according to the bits of a frame's only pixel."""
 
     def __init__(self) -> None:
         self.num_searches = 0
@@ -62,31 +62,31 @@ def looks(detector: Any, given: Sequence[Frame]) -> list[Look]:
 
 def seen(detector: Any, given: Sequence[Frame]) -> list[set[int]]:
     found = [look.faces for look in looks(detector, given)]
-    assert all(len(faces) == len(named(faces)) for faces in found), "one face twice"
+    assert all(len(faces) == len(named(faces)) for faces in found), "a face was detected twice"
     return [named(faces) for faces in found]
 
 
 @pytest.mark.parametrize("length", range(10))
-def test_one_person_is_found_in_every_frame_and_searched_for_in_every_third(length: int) -> None:
+def test_one_person_is_detected_in_every_frame_with_a_search_every_third(length: int) -> None:
     stub = Stub()
     assert seen(stub, frames([1] * length)) == [{0}] * length
     assert stub.num_searches == (length + 1) // 3 + (length == 1)
 
 
-def test_somebody_alone_is_found_however_briefly() -> None:
+def test_a_single_person_is_detected_however_briefly() -> None:
     for pattern in range(1 << 9):
         bits = [pattern >> i & 1 for i in range(9)]
         assert seen(Stub(), frames(bits)) == [{0} if bit else set() for bit in bits]
 
 
-def test_who_joins_others_for_three_frames_is_found_in_all_of_them() -> None:
+def test_a_person_who_joins_others_for_three_frames_is_detected_in_all_of_them() -> None:
     for start in range(10):
         for length in range(3, 11 - start):
             bits = [1 | 2 * (start <= i < start + length) for i in range(10)]
             assert seen(Stub(), frames(bits)) == [{0, 1} if bit & 2 else {0} for bit in bits], (start, length)
 
 
-def test_of_people_who_come_and_go_at_random_few_are_missed_and_none_made_up() -> None:
+def test_few_random_appearances_are_missed_and_none_is_invented() -> None:
     chance = np.random.default_rng(4)
     num_found = num_present = 0
     for _ in range(300):
@@ -98,25 +98,25 @@ def test_of_people_who_come_and_go_at_random_few_are_missed_and_none_made_up() -
     assert num_found >= 0.85 * num_present
 
 
-def test_each_burst_begins_anew() -> None:
+def test_each_burst_starts_with_a_search() -> None:
     stub = Stub()
     assert seen(stub, frames([1, 1, 1, 1, 3, 3, 3, 3, 1], [0] * 4 + [1] * 4 + [2])) == [{0}] * 4 + [{0, 1}] * 4 + [{0}]
     assert stub.num_searches == 3
 
 
-def test_a_frame_of_another_size_begins_anew() -> None:
+def test_a_change_of_frame_size_starts_with_a_search() -> None:
     given = frames([1] * 4)
     other = [Frame(np.full((2, 1, 3), 3, np.uint8), 4 + i, 1 + i / 4, 0) for i in range(2)]
     assert seen(Stub(), [*given, *other]) == [{0}] * 4 + [{0, 1}] * 2
 
 
-def test_a_lost_face_is_searched_for_at_once() -> None:
+def test_a_lost_face_causes_an_immediate_search() -> None:
     stub = Stub()
     assert seen(stub, frames([3, 3, 1, 3, 3, 3])) == [{0, 1}, {0, 1}, {0}, {0, 1}, {0, 1}, {0, 1}]
-    assert stub.num_searches == 3  # in the second, in the third, where one is gone, and in the sixth
+    assert stub.num_searches == 3  # in the second, in the third (where one face is lost), and in the sixth frame
 
 
-def test_real_faces_are_those_of_a_search_of_each_frame() -> None:
+def test_real_faces_equal_those_of_a_search_in_each_frame() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
     pictures = [moved(two_people(), 9 * i, 4 * i) for i in range(4)]
     pictures += [moved(two_people(right=nobody()), 9 * i, 4 * i) for i in range(4, 8)]
@@ -132,7 +132,7 @@ def test_real_faces_are_those_of_a_search_of_each_frame() -> None:
             assert np.abs(face.landmarks - best.landmarks).max() < 6
 
 
-def test_a_face_at_the_border_and_a_part_beyond_it() -> None:
+def test_a_face_at_the_border_is_redetected_unless_its_area_is_outside() -> None:
     detector = FaceDetector(threshold=0.9, min_face_px=48, max_faces=10)
     (face,) = detector.detect(moved(astronaut(), -150))
     (again,) = detector.find_again(moved(astronaut(), -158), [face])
@@ -142,7 +142,7 @@ def test_a_face_at_the_border_and_a_part_beyond_it() -> None:
 
 
 @pytest.mark.parametrize("least_side_px", [512, 256])
-def test_found_again_in_a_part_of_a_shrunk_frame(least_side_px: int) -> None:
+def test_faces_are_redetected_in_a_part_of_a_shrunk_frame(least_side_px: int) -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10, least_side_px=least_side_px)
     picture = two_people(right=other_person())
     left, right = sorted(detector.detect(picture), key=lambda face: float(face.box_xyxy[0]))

@@ -1,7 +1,7 @@
-"""Broken files by the thousand through the cage: each ends as a row, and nothing grows, hangs or is left over.
+"""Decode thousands of broken files in the sandbox: each gets one result, nothing leaks and nothing hangs.
 
-``pytest --slow tests/test_fuzz.py`` sends 10,000 mutants of the odd files of ../shared through it, and 300 through a
-whole scan; the short version uses videos that it makes.
+``pytest --slow tests/test_fuzz.py`` decodes 10,000 mutants of the odd files of ../shared, and scans 300.
+The short version uses generated videos.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def odd_files(shared_data: Path) -> list[Path]:
 
 
 def written(sources: Sequence[Path], folder: Path, count: int) -> Iterator[str]:
-    """Paths of mutants that exist while they are worked on; the folder stays small."""
+    """Yield paths of mutants and delete each file afterwards, so that the folder stays small."""
     folder.mkdir()
     for i, (name, data) in enumerate(mutants(sources, count=count, seed=SEED)):
         path = folder / name
@@ -58,7 +58,7 @@ def rss_bytes() -> int:
 
 
 def send_through_the_cage(sources: Sequence[Path], folder: Path, count: int) -> Counter[str]:
-    """Codes of the ends of `count` mutants, ``ok`` for what could be decoded."""
+    """Decode `count` mutants and count their failure codes, ``ok`` for decoded ones."""
     before, num_descriptors = children(), len(os.listdir("/proc/self/fd"))
     codes: Counter[str] = Counter()
     opened: set[str] = set()
@@ -86,7 +86,7 @@ def test_mutants_are_the_same_every_time(sources: list[Path]) -> None:
     assert len({data for _, data in first}) == 20
 
 
-def test_some_mutants_end_one_by_one(sources: list[Path], tmp_path: Path) -> None:
+def test_each_of_some_mutants_gets_one_result(sources: list[Path], tmp_path: Path) -> None:
     codes = send_through_the_cage(sources, tmp_path / "mutants", 150)
     assert codes["internal"] == 0, codes
     assert 15 < codes["ok"] < 150, codes
@@ -94,7 +94,7 @@ def test_some_mutants_end_one_by_one(sources: list[Path], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_ten_thousand_mutants_end_one_by_one(shared_data: Path, tmp_path: Path) -> None:
+def test_each_of_ten_thousand_mutants_gets_one_result(shared_data: Path, tmp_path: Path) -> None:
     codes = send_through_the_cage(odd_files(shared_data), tmp_path / "mutants", 10_000)
     print(dict(codes))
     assert codes["internal"] == 0, codes
@@ -102,7 +102,7 @@ def test_ten_thousand_mutants_end_one_by_one(shared_data: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_three_hundred_mutants_through_a_whole_scan(shared_data: Path, untrained: Path, tmp_path: Path) -> None:
+def test_three_hundred_mutants_in_a_whole_scan(shared_data: Path, untrained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mutants"
     folder.mkdir()
     for name, data in mutants(odd_files(shared_data), count=300, seed=SEED + 1):

@@ -12,7 +12,7 @@ from dfscan.graphs import open_session
 
 
 def test_telemetry_is_off_before_onnx_runtime_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads the variable once, when it is loaded; a trace of one short scan may well show nothing either way."""
+    """ONNX Runtime reads the variable once, on import; tracing one short scan may show no telemetry in either case."""
     (tmp_path / "onnxruntime.py").write_text(
         "import os\n"
         "AT_IMPORT = os.environ.get('ORT_DISABLE_TELEMETRY')\n"

@@ -1,4 +1,4 @@
-"""Decoding in children: what comes is what decoding here gives, and no child can hold up or hurt the parent."""
+"""Decoding in child processes: results equal decoding in process, and no child can block or harm the parent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clips(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def big(tmp_path: Path) -> str:
-    """Its pictures fill any buffer between parent and child, so that the child waits in the middle of one."""
+    """Write a video whose frames exceed any buffer between parent and child, so that the child waits within a frame."""
     path = str(tmp_path / "big.mp4")
     write_video(path, numbered(30, width_px=640, height_px=640))
     return path
@@ -60,7 +60,7 @@ def failure(end: Ended) -> str | None:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 9])
-def test_children_give_what_decoding_here_gives(clips: list[str], num_workers: int) -> None:
+def test_children_give_the_same_frames_as_decoding_in_process(clips: list[str], num_workers: int) -> None:
     before = children()
     events = run(clips, num_workers)
     assert children() == before
@@ -83,8 +83,8 @@ def test_children_give_what_decoding_here_gives(clips: list[str], num_workers: i
         assert end.peak_rss_bytes > 1 << 20
 
 
-def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
-    """A transport stream's own clock does not begin at 0, a player's does."""
+def test_times_start_at_the_start_of_the_file(tmp_path: Path) -> None:
+    """The clock of a transport stream does not start at 0, but a player's clock does."""
     path = tmp_path / "x.ts"
     write_video(path, numbered(50), pts=[5000 + 40 * n for n in range(50)])
     with FileIO(path) as file:
@@ -93,16 +93,16 @@ def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
     assert [frame.time_s for frame in frames] == pytest.approx([n / 25 for n in range(50)], abs=1e-3)
 
 
-def test_no_video_is_no_event() -> None:
+def test_no_paths_give_no_events() -> None:
     assert run([]) == []
 
 
-def test_max_frames_comes_through(clips: list[str]) -> None:
+def test_max_frames_is_passed_to_the_child(clips: list[str]) -> None:
     end = ended(run(clips[:1], sampling=Sampling(every_s=0.2, max_frames=2)))[clips[0]]
     assert end.is_cut_short
 
 
-def test_failures_carry_their_code_and_cost_no_other_video(clips: list[str], tmp_path: Path) -> None:
+def test_failures_have_a_code_and_do_not_affect_other_videos(clips: list[str], tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     os.mkfifo(tmp_path / "pipe.mp4")
     write_video(tmp_path / "name.mp4", numbered(5))
@@ -115,7 +115,7 @@ def test_failures_carry_their_code_and_cost_no_other_video(clips: list[str], tmp
     assert [failure(ends[path]) for path in paths] == [*bad.values(), *[None] * 6]
 
 
-def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
+def test_a_killed_child_affects_one_video_only(big: str, clips: list[str]) -> None:
     before, codes = children(), {}
     events = decode_videos([big, *clips], sampling=EVERYTHING, num_workers=1, limits=Limits(60))
     for event in events:
@@ -129,7 +129,7 @@ def test_a_killed_child_costs_one_video(big: str, clips: list[str]) -> None:
     assert children() == before
 
 
-def test_a_video_whose_child_was_killed_once_is_whole_at_the_second_try(big: str, clips: list[str]) -> None:
+def test_a_video_whose_child_was_killed_once_succeeds_on_retry(big: str, clips: list[str]) -> None:
     before, kept, num_opened = children(), [], 0
     for event in decode_videos([big, clips[0]], sampling=EVERYTHING, num_workers=1, limits=Limits(60)):
         if event.path != big:
@@ -148,7 +148,9 @@ def test_a_video_whose_child_was_killed_once_is_whole_at_the_second_try(big: str
     assert children() == before
 
 
-def test_a_child_is_replaced_when_it_has_served_its_time(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_replaced_after_its_maximum_number_of_videos(
+    clips: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolate, "MAX_VIDEOS_PER_CHILD", 2)
     before, seen = children(), []
     for event in decode_videos([*clips, *clips], sampling=Sampling(4), num_workers=1, limits=Limits(60)):
@@ -160,8 +162,10 @@ def test_a_child_is_replaced_when_it_has_served_its_time(clips: list[str], monke
 
 
 @pytest.mark.slow
-def test_whatever_befalls_children_each_video_ends_once(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty are stopped, killed or aborted, at random moments; what is decoded in the end is right."""
+def test_each_video_ends_once_when_children_are_killed_at_random(
+    clips: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty children are stopped, killed or aborted at random times; the decoded frames are still correct."""
     monkeypatch.setattr(isolate, "GRACE_S", 0.5)
     chance, before, num_struck = random.Random(1), children(), 0
     paths = [f"{path}{copy}.mp4" for path in clips for copy in range(12)]
@@ -198,21 +202,21 @@ while True:
     parent.recv_bytes()
     _, (file, *_), _, _ = socket.recv_fds(stream, 1, 1)
     stops = os.read(file, 100)
-    if stops == b"within a picture":
+    if stops == b"within a frame":
         parent.send_bytes(b'{"kind": "frame", "shape": [640, 640], "index": 0, "time_s": 0, "burst": 0}')
         stream.sendall(b"half of it")
     if stops != b"never":
         os.kill(os.getpid(), signal.SIGSTOP)
     parent.send_bytes(b'{"kind": "done", "info": null, "cpu_s": 0, "open_cpu_s": 0, "peak_rss_bytes": 0}')
 """
-"""It stops itself where the file says. It starts so fast that even on a busy machine only the stop takes long."""
+"""The child stops itself where the file tells it to. It starts so fast that only the stop can exceed the timeout."""
 
 
-def test_a_child_that_stops_is_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_child_is_killed_after_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "_CHILD", STOPPING_CHILD)
     monkeypatch.setattr(isolate, "GRACE_S", 1.0)
     paths = [str(tmp_path / f"{i}.mp4") for i in range(4)]
-    for path, stops in zip(paths, ("before its first word", "within a picture", "never", "never"), strict=True):
+    for path, stops in zip(paths, ("before its first message", "within a frame", "never", "never"), strict=True):
         Path(path).write_text(stops)
     before, start_s, ended_s, codes = children(), time.monotonic(), {}, {}
     for event in decode_videos(paths, sampling=EVERYTHING, num_workers=2, limits=Limits(4.0)):
@@ -220,19 +224,19 @@ def test_a_child_that_stops_is_killed_in_time(tmp_path: Path, monkeypatch: pytes
             codes[event.path], ended_s[event.path] = failure(event), time.monotonic() - start_s
     assert codes == dict.fromkeys(paths[:2], "timeout") | dict.fromkeys(paths[2:])
     for path in paths[:2]:
-        assert ended_s[path] >= 2 * 4.0, "a child has its whole time, and so has its successor"
+        assert ended_s[path] >= 2 * 4.0, "each of the two children gets the full timeout"
         assert ended_s[path] < 60
     assert children() == before
 
 
-def test_a_child_notices_a_timeout_itself(big: str, clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolate, "GRACE_S", 60.0)  # on a busy machine its start alone takes seconds
+def test_a_child_reports_its_own_timeout(big: str, clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "GRACE_S", 60.0)  # on a busy machine, starting the child alone takes seconds
     ends = ended(run([big, clips[0]], sampling=EVERYTHING, timeout_s=1e-6))
     assert [failure(end) for end in ends.values()] == ["timeout", "timeout"]
-    assert all(end.info and end.info.sha256 for end in ends.values()), "told by the child, not by its killing"
+    assert all(end.info and end.info.sha256 for end in ends.values()), "reported by the child, not by killing it"
 
 
-def test_waiting_for_the_caller_is_no_timeout(big: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_caller_does_not_count_towards_the_timeout(big: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "GRACE_S", 60.0)
     events = []
     for event in decode_videos([big], sampling=EVERYTHING, num_workers=1, limits=Limits(5.0)):
@@ -243,7 +247,7 @@ def test_waiting_for_the_caller_is_no_timeout(big: str, monkeypatch: pytest.Monk
     assert [number_of(e.frame.pixels) for e in events if isinstance(e, Decoded)] == list(range(30))
 
 
-def test_closing_the_generator_leaves_no_child(clips: list[str]) -> None:
+def test_closing_the_generator_kills_all_children(clips: list[str]) -> None:
     before = children()
     events = decode_videos(clips, sampling=EVERYTHING, num_workers=2, limits=Limits(60))
     assert isinstance(next(events), Opened)
@@ -253,7 +257,7 @@ def test_closing_the_generator_leaves_no_child(clips: list[str]) -> None:
     assert children() == before
 
 
-def test_paths_are_taken_one_by_one(clips: list[str]) -> None:
+def test_paths_are_consumed_one_by_one(clips: list[str]) -> None:
     taken = []
 
     def offered() -> Iterator[str]:
@@ -271,7 +275,7 @@ def test_paths_are_taken_one_by_one(clips: list[str]) -> None:
 
 
 class Trap:
-    """Unpickling it leaves a mark."""
+    """Unpickling an instance creates a directory."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (os.environ["DFSCAN_TEST_TRAP"],)
@@ -293,7 +297,7 @@ class Trap:
         "pickle",
     ],
 )
-def test_a_child_that_talks_nonsense_is_only_a_crash(
+def test_a_protocol_violation_is_reported_as_a_crash(
     message: bytes | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DFSCAN_TEST_TRAP", str(tmp_path / "sprung"))
@@ -309,7 +313,7 @@ def test_a_child_that_talks_nonsense_is_only_a_crash(
     assert not (tmp_path / "sprung").exists()
 
 
-def test_neither_side_pickles(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_side_uses_pickle(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("pickle across the process border")
 
@@ -320,7 +324,9 @@ def test_neither_side_pickles(clips: list[str], monkeypatch: pytest.MonkeyPatch)
     assert failure(ended(run(clips[:1]))[clips[0]]) is None
 
 
-def test_code_beside_the_evidence_is_not_run(clips: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_the_working_directory_is_not_run(
+    clips: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("json", "av", "numpy", "dfscan"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
@@ -328,7 +334,7 @@ def test_code_beside_the_evidence_is_not_run(clips: list[str], tmp_path: Path, m
     assert not (tmp_path / "sprung").exists()
 
 
-def test_hashing_a_large_file_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_a_large_file_sends_alive_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large"
     path.write_bytes(b"x" * 3_000_000)
     monkeypatch.setattr(worker, "ALIVE_EVERY_S", 0.0)

@@ -1,4 +1,4 @@
-"""The cascade: its pieces against plain computations, its networks against the library's."""
+"""The cascade: its parts compared with simple implementations, its networks compared with the library."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def overlap(a: np.ndarray, b: np.ndarray, *, of_smaller: bool = False) -> float:
 
 
 @pytest.mark.parametrize("of_smaller", [False, True])
-def test_suppression_equals_comparing_each_with_each(of_smaller: bool) -> None:
+def test_non_maximum_suppression_equals_a_naive_implementation(of_smaller: bool) -> None:
     rng = np.random.default_rng(3)
     near = rng.uniform(0, 60, (80, 2))
     boxes = np.concatenate([near, near + rng.uniform(5, 40, (80, 2))], axis=1).astype(np.float32)
@@ -53,7 +53,7 @@ def test_suppression_equals_comparing_each_with_each(of_smaller: bool) -> None:
     assert 10 < len(expected) < 80
 
 
-def test_pyramid_begins_at_the_least_face_and_ends_with_the_frame() -> None:
+def test_the_pyramid_reaches_from_the_minimum_face_to_the_frame() -> None:
     scales = list(pyramid(480, 640, 48))
     assert scales[0] * 48 == pytest.approx(12)
     assert 480 * scales[-1] >= 12 > 480 * scales[-1] * PYRAMID_FACTOR
@@ -61,12 +61,12 @@ def test_pyramid_begins_at_the_least_face_and_ends_with_the_frame() -> None:
     assert list(pyramid(47, 640, 48)) == []
 
 
-def test_squares_keep_their_centre_and_longer_side() -> None:
+def test_squares_keep_the_centre_and_the_longer_side() -> None:
     squares = _squared(np.array([[0, 10, 20, 20], [5, 5, 6, 9]], np.float32))
     assert squares.tolist() == [[0, 5, 20, 25], [3.5, 5, 7.5, 9]]
 
 
-def test_boxes_are_filled_up_with_grey_at_the_border_and_dropped_beyond_it() -> None:
+def test_boxes_are_padded_with_grey_at_the_border_and_dropped_beyond_it() -> None:
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
@@ -74,14 +74,14 @@ def test_boxes_are_filled_up_with_grey_at_the_border_and_dropped_beyond_it() -> 
     kept, crops = _cut(cv2.integral(frame), boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
-    assert (crops[0, :, :12] == 0).all()  # the upper half is beyond the border, and two fifths to the left
+    assert (crops[0, :, :12] == 0).all()  # the upper half and two fifths on the left are outside the frame
     assert (crops[0, :, :, :9] == 0).all()
     assert crops[0, :, 13:, 10:] == pytest.approx(127.5 / 128)
     assert crops[1] == pytest.approx(-127.5 / 128)
 
 
 @pytest.mark.parametrize("size_px", [(24, 24), (31, 17), (100, 75), (199, 140)])
-def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) -> None:
+def test_copies_and_crops_equal_adaptive_average_pooling(size_px: tuple[int, int]) -> None:
     import torch
 
     frame = np.random.default_rng(1).integers(0, 256, (200, 141, 3), dtype=np.uint8)
@@ -97,12 +97,12 @@ def test_copies_and_crops_are_pytorchs_adaptive_means(size_px: tuple[int, int]) 
     np.testing.assert_allclose(copy[:, :, inside, inside], by_torch(frame, size_px), atol=1e-5)
     assert (copy[:, :, :MARGIN_PX] == 0).all()
     width, height = size_px[1] - 10, size_px[0] - 10
-    xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # as MTCNN counts pixels: both ends are inside
+    xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # MTCNN includes both ends
     _, crops = _cut(sums, _Boxes(xyxy, xyxy[:, 0], xyxy), 48)
     np.testing.assert_allclose(crops, by_torch(frame[5 : 5 + height, 10 : 10 + width], (48, 48)), atol=1e-5)
 
 
-def test_parts_reach_to_the_next_whole_pixel() -> None:
+def test_ends_of_parts_are_rounded_up() -> None:
     assert [edge.tolist() for edge in _edges(5, 2)] == [[0, 2], [3, 5]]
     assert [edge.tolist() for edge in _edges(np.array([2, 4]), 4)] == [
         [[0, 0, 1, 1], [0, 1, 2, 3]],
@@ -115,7 +115,7 @@ def test_the_most_probable_face_comes_first() -> None:
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
-def test_a_search_passes_over_what_is_known() -> None:
+def test_a_search_skips_known_faces() -> None:
     networks, picture = OnnxNetworks(), two_people(right=other_person())
     both = find_faces(picture, networks, min_face_px=48)
     assert len(both.scores) == 2
@@ -125,7 +125,7 @@ def test_a_search_passes_over_what_is_known() -> None:
     assert len(find_faces(picture, networks, min_face_px=48, known_xyxy=both.boxes_xyxy).scores) == 0
 
 
-def test_faces_are_found_again_near_where_they_were() -> None:
+def test_faces_are_redetected_near_their_known_positions() -> None:
     networks, picture = OnnxNetworks(), two_people(right=other_person())
     both = find_faces(picture, networks, min_face_px=48)
     sides = both.boxes_xyxy[:, 2:] - both.boxes_xyxy[:, :2]
@@ -134,7 +134,7 @@ def test_faces_are_found_again_near_where_they_were() -> None:
     for box in again.boxes_xyxy:
         assert max(overlap(box, true) for true in both.boxes_xyxy) > 0.8
     far = find_again(picture, networks, both.boxes_xyxy + np.tile(0.25 * sides, 2)).boxes_xyxy
-    assert any(overlap(box, true) > 0.8 for box in far for true in both.boxes_xyxy)  # lost by the second network
+    assert any(overlap(box, true) > 0.8 for box in far for true in both.boxes_xyxy)  # missed by the second network
     assert len(find_again(picture, networks, both.boxes_xyxy, known_xyxy=both.boxes_xyxy[:1]).scores) == 1
     assert len(find_again(picture, networks, both.boxes_xyxy + np.tile(2 * sides, 2)).scores) == 0
 
@@ -145,7 +145,7 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "x").exists()
 
 
-def test_a_child_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_export_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(graphs, "_CHILD", "import sys; sys.stderr.write('OSError: broken'); sys.exit(1)  # {module}")
     with pytest.raises(DfscanError, match="face detector cannot be exported to ONNX: OSError: broken"):
@@ -180,7 +180,7 @@ print(*np.diff(sizes))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's record of a process")
-def test_sessions_share_what_they_work_in() -> None:
+def test_sessions_share_one_memory_arena() -> None:
     child = subprocess.run([sys.executable, "-c", SHARING], capture_output=True, text=True, check=True)
     first, second = map(int, child.stdout.split())
     assert second < 0.3 * first

@@ -1,4 +1,4 @@
-"""Which pictures are chosen, by tables of made-up timelines."""
+"""The frames chosen from synthetic timelines."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_short_video_is_sampled_evenly(timeline: Timeline, num_frames: int, ex
     assert chosen_s(timeline, Sampling(num_frames)) == pytest.approx(expected_s)
 
 
-def test_even_samples_reach_from_the_first_to_the_last_part() -> None:
+def test_even_samples_cover_the_first_and_the_last_part() -> None:
     times_s = chosen_s(steady(250), Sampling(32))
     assert len(times_s) == 32
     assert times_s[0] < 10 / 32
@@ -78,7 +78,7 @@ def test_a_long_video_is_sampled_in_bursts_from_key_frames(gop: int) -> None:
         assert np.diff(burst) == pytest.approx([0.25] * 3, abs=0.04)
 
 
-def test_a_burst_starts_in_the_middle_where_a_segment_has_no_key_frame() -> None:
+def test_a_burst_starts_in_the_middle_of_a_segment_without_key_frame() -> None:
     timeline = steady(25 * 600, gop=10**6)
     found = bursts(chosen_s(timeline, Sampling(32)))
     assert found[0][0] == 0.0, "the only key frame"
@@ -98,14 +98,14 @@ def test_a_burst_starts_in_the_middle_where_a_segment_has_no_key_frame() -> None
         (33, [4] * 6 + [3] * 3),
     ],
 )
-def test_any_number_of_frames_is_shared_out_among_bursts(num_frames: int, sizes: list[int]) -> None:
+def test_any_number_of_frames_is_divided_among_bursts(num_frames: int, sizes: list[int]) -> None:
     found = bursts(chosen_s(steady(25 * 600), Sampling(num_frames)))
     assert [len(burst) for burst in found] == sizes
 
 
 @pytest.mark.parametrize("fps", [1, 2, 5, 10, 12.5, 23.976, 60])
 @pytest.mark.parametrize("duration_s", [17, 40, 600])
-def test_every_rate_gives_the_number_asked_for_where_there_are_so_many(fps: float, duration_s: float) -> None:
+def test_every_frame_rate_gives_the_requested_number_of_samples(fps: float, duration_s: float) -> None:
     timeline = steady(int(fps * duration_s), fps=fps, gop=int(fps * 3))
     plan = plan_samples(timeline, Sampling(32))
     assert len(plan.wanted) == min(32, len(timeline.pts))
@@ -127,7 +127,7 @@ def test_every_rate_gives_the_number_asked_for_where_there_are_so_many(fps: floa
         (steady(31, fps=30), Sampling(every_s=0.1), [round(i / 10, 3) for i in range(11)], False),
     ],
 )
-def test_every_so_many_seconds(
+def test_every_s_samples_at_regular_intervals(
     timeline: Timeline, sampling: Sampling, expected_s: list[float], is_cut_short: bool
 ) -> None:
     plan = plan_samples(timeline, sampling)
@@ -135,32 +135,33 @@ def test_every_so_many_seconds(
     assert plan.is_cut_short is is_cut_short
 
 
-def test_every_looks_at_what_is_on_screen_in_a_variable_rate() -> None:
-    # On screen at 0, 1, ..., 9 s: the picture of 0, then that of 0.1 until 5 s, then 5, 5.1 (6, 7, 8), 9.
+def test_every_s_picks_the_frames_on_screen_with_a_variable_rate() -> None:
+    # On screen at 0, 1, ..., 9 s: the frame of 0 s, then that of 0.1 s until 5 s, then 5 s, 5.1 s (at 6, 7, 8), 9 s.
     timeline = at_times([0, 0.1, 5, 5.1, 9])
     assert chosen_s(timeline, Sampling(every_s=1.0)) == [0.0, 0.1, 5.0, 5.1, 9.0]
     assert chosen_s(at_times([0, 0.9, 1.1, 1.2]), Sampling(every_s=1.0)) == [0.0, 0.9]
 
 
-def test_a_timestamp_of_astronomic_size_costs_no_memory() -> None:
+def test_a_huge_timestamp_needs_no_extra_memory() -> None:
     timeline = Timeline(np.array([0, 1, 2, 2**50]), np.ones(4, np.bool_), 1.0)
     assert plan_samples(timeline, Sampling(every_s=1.0)).wanted.tolist() == [0, 1, 2, 3]
 
 
-def test_max_frames_is_for_every_only() -> None:
+def test_max_frames_applies_to_every_s_only() -> None:
     plan = plan_samples(steady(50), Sampling(num_frames=8, max_frames=3))
     assert (len(plan.wanted), plan.is_cut_short) == (8, False)
 
 
-def test_a_variable_rate_is_sampled_by_time_not_by_number() -> None:
-    quick, slow = np.arange(300) / 100, 3 + np.arange(30) / 10  # 3 s at 100 a second, 3 s at 10
+def test_variable_frame_rates_are_sampled_by_time_not_by_number() -> None:
+    quick, slow = np.arange(300) / 100, 3 + np.arange(30) / 10  # 3 s at 100 fps, 3 s at 10 fps
     times_s = chosen_s(at_times(np.concatenate([quick, slow])), Sampling(24))
     assert len(times_s) == 24
     assert sum(time < 3 for time in times_s) == 12
 
 
-def test_a_still_or_a_gap_takes_no_samples_from_the_rest() -> None:
-    times_s = np.concatenate([np.arange(500) / 25, 580 + np.arange(500) / 25])  # 20 s, a still of 560 s, 20 s
+def test_stills_and_gaps_take_no_samples_from_other_parts() -> None:
+    # 20 s of motion, a still of 560 s, 20 s of motion
+    times_s = np.concatenate([np.arange(500) / 25, 580 + np.arange(500) / 25])
     found = bursts(chosen_s(at_times(times_s), Sampling(32)))
     assert [len(burst) for burst in found] == [4] * 8
     assert found[3][-1] < 20
@@ -173,7 +174,7 @@ def test_a_still_or_a_gap_takes_no_samples_from_the_rest() -> None:
     [
         np.append(np.arange(200) / 25, 86400.0),  # one stray timestamp
         np.concatenate([np.arange(20) / 30, 60 + np.arange(127) / 30]),  # a still screen
-        np.concatenate([np.arange(100) / 25 + 3600 * hour for hour in range(24)]),  # a camera that wakes on motion
+        np.concatenate([np.arange(100) / 25 + 3600 * hour for hour in range(24)]),  # a camera triggered by motion
         np.concatenate([np.arange(39) / 1000, [0.5]]),
         np.concatenate([np.arange(1000) / 1000, 1 + np.arange(20) * 30.0]),
         np.arange(33) * 60.0,
@@ -181,27 +182,27 @@ def test_a_still_or_a_gap_takes_no_samples_from_the_rest() -> None:
     ],
     ids=["stray", "still", "motion", "late", "slides", "slow", "no times"],
 )
-def test_no_sample_is_missing_while_there_are_frames(times_s: NDArray[np.float64], num_frames: int) -> None:
+def test_no_sample_is_missing_if_there_are_enough_frames(times_s: NDArray[np.float64], num_frames: int) -> None:
     wanted = plan_samples(at_times(times_s), Sampling(num_frames)).wanted
     assert len(wanted) == num_frames
     assert (np.diff(wanted) > 0).all()
     assert 0 <= wanted[0] <= wanted[-1] < len(times_s)
 
 
-def test_a_stray_timestamp_leaves_the_samples_evenly_spread() -> None:
+def test_samples_stay_even_despite_a_stray_timestamp() -> None:
     times_s = chosen_s(at_times(np.append(np.arange(250) / 25, 3600.0)), Sampling(32))
     assert np.diff(times_s[:-1]).max() <= 10 / 32 + 2 / 25
     assert times_s[-2] > 9
 
 
-def test_repeated_timestamps_give_no_repeated_pictures() -> None:
+def test_repeated_timestamps_do_not_repeat_frames() -> None:
     timeline = at_times(np.repeat(np.arange(20) / 25, 2))
     plan = plan_samples(timeline, Sampling(32))
     assert len(np.unique(plan.wanted)) == len(plan.wanted)
 
 
 @pytest.mark.parametrize(("num_frames", "decode_all"), [(DECODE_ALL_FRAMES, True), (DECODE_ALL_FRAMES + 1, False)])
-def test_short_videos_are_decoded_whole(num_frames: int, decode_all: bool) -> None:
+def test_short_videos_are_decoded_completely(num_frames: int, decode_all: bool) -> None:
     assert plan_samples(steady(num_frames), Sampling()).decode_all is decode_all
 
 
@@ -209,14 +210,14 @@ def test_short_videos_are_decoded_whole(num_frames: int, decode_all: bool) -> No
     ("wanted", "position", "target"),
     [
         (0, 0, None),
-        (49, 0, None),  # the only key frame on the way is where we are
+        (49, 0, None),  # the only key frame before it is the current position
         (50, 0, 50),
         (99, 0, 50),
         (260, 0, 250),
         (50, 50 - MIN_SEEK_GAIN_FRAMES, 50),
-        (50, 51 - MIN_SEEK_GAIN_FRAMES, None),  # decoding on is cheaper
+        (50, 51 - MIN_SEEK_GAIN_FRAMES, None),  # decoding is cheaper than seeking
         (60, 55, None),
-        (60, 80, None),  # already past it
+        (60, 80, None),  # already behind it
         (100, 1, 100),
     ],
 )
@@ -224,7 +225,7 @@ def test_seek_target(wanted: int, position: int, target: int | None) -> None:
     assert seek_target(steady(300, gop=50), wanted=wanted, position=position) == target
 
 
-def test_nothing_to_seek_to_without_key_frames() -> None:
+def test_there_is_no_seek_target_without_key_frames() -> None:
     timeline = Timeline(np.arange(300), np.zeros(300, np.bool_), 1 / 25)
     assert seek_target(timeline, wanted=299, position=0) is None
 
@@ -238,6 +239,6 @@ def test_nothing_to_seek_to_without_key_frames() -> None:
         (at_times([0, 1, 1, 1, 2, 10]), 11.0, 1.0),
     ],
 )
-def test_durations_come_from_the_pictures(timeline: Timeline, duration_s: float, frame_s: float) -> None:
+def test_durations_are_derived_from_timestamps(timeline: Timeline, duration_s: float, frame_s: float) -> None:
     assert timeline.duration_s == pytest.approx(duration_s)
     assert timeline.frame_s == pytest.approx(frame_s)

@@ -406,7 +406,7 @@ def test_cache_that_cannot_be_written(
     assert export.onnx_graph(tiny) == graph
     assert export.onnx_graph(tiny) == graph
     assert len(exports) == 2
-    assert "exported anew each time" in caplog.text
+    assert "exported again each time" in caplog.text
     assert not [path for path in os.listdir(tmp_path) if path.endswith(".onnx")]
 
 

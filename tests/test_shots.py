@@ -1,4 +1,4 @@
-"""Shots: cuts, dissolves and blank frames are found in decoded video, movements are not taken for them."""
+"""Shots: cuts, dissolves and blank frames are detected in decoded video, and movements are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE_EVERY = 7
 
 
 def shots_of(path: Path, *, sample_every: int = SAMPLE_EVERY) -> list[int]:
-    """Shot of each sampled frame."""
+    """Return the shot of each sampled frame."""
     counter, shots = ShotCounter(), []
     with av.open(str(path)) as container:
         for i, frame in enumerate(container.decode(video=0)):
@@ -47,7 +47,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize(("frames", "num_shots"), SCENES.values(), ids=SCENES)
-def test_cuts_are_found_and_movements_are_none(frames: list[Picture], num_shots: int, tmp_path: Path) -> None:
+def test_cuts_are_detected_and_movements_are_not_cuts(frames: list[Picture], num_shots: int, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames, fps=FPS)
     shots = shots_of(tmp_path / "a.mp4")
     assert len(set(shots)) == num_shots
@@ -55,14 +55,14 @@ def test_cuts_are_found_and_movements_are_none(frames: list[Picture], num_shots:
 
 
 @pytest.mark.parametrize("length", [8, 14, 25])
-def test_a_dissolve_parts_shots(length: int, tmp_path: Path) -> None:
+def test_a_dissolve_separates_shots(length: int, tmp_path: Path) -> None:
     frames = [mixed(float(np.clip((i - 30) / length, 0, 1))) for i in range(90)]
     write_video(tmp_path / "a.mp4", frames, fps=FPS)
     shots = shots_of(tmp_path / "a.mp4")
     assert shots[0] < shots[-1]
 
 
-def test_a_fade_through_black_parts_shots(tmp_path: Path) -> None:
+def test_a_fade_through_black_separates_shots(tmp_path: Path) -> None:
     levels = [min(1.0, abs(i - 40) / 12) for i in range(80)]
     people = [astronaut() if i < 40 else other_person() for i in range(80)]
     frames = [np.rint(person * level).astype(np.uint8) for person, level in zip(people, levels, strict=True)]
@@ -71,7 +71,7 @@ def test_a_fade_through_black_parts_shots(tmp_path: Path) -> None:
     assert shots[0] < shots[-1]
 
 
-def test_frames_that_are_left_out_part_shots(tmp_path: Path) -> None:
+def test_skipped_frames_separate_shots(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [astronaut()] * 4, fps=FPS)
     counter = ShotCounter()
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -88,7 +88,7 @@ def test_frames_that_are_left_out_part_shots(tmp_path: Path) -> None:
     ["yuv420p", "yuv444p", "yuv420p10le", "yuv422p16be", "gray", "gray10le", "rgb24", "bgra", "yuyv422", "nv12"],
 )
 @pytest.mark.parametrize("size_px", [(2, 2), (62, 34), (320, 240)])
-def test_every_pixel_format_and_size_is_read(pixel_format: str, size_px: tuple[int, int]) -> None:
+def test_every_pixel_format_and_size_is_supported(pixel_format: str, size_px: tuple[int, int]) -> None:
     width, height = size_px
     counter = ShotCounter()
     for level in (20, 20, 220):

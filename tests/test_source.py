@@ -1,4 +1,4 @@
-"""The door: what is not a regular file with something in it is never handed to a decoder."""
+"""Only regular, non-empty files are passed to a decoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_file_is_read_through_its_descriptor(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_refused_paths_and_their_codes(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -42,13 +42,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     (tmp_path / "x").chmod(0)
     assert refusal(str(tmp_path / "x")) == "unreadable"
 
 
-def test_a_file_exchanged_for_a_pipe_between_look_and_open_is_no_trap(
+def test_a_file_replaced_by_a_pipe_before_opening_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x").write_bytes(b"1")
@@ -64,13 +64,13 @@ def test_a_file_exchanged_for_a_pipe_between_look_and_open_is_no_trap(
     assert refusal(str(tmp_path / "x")) == "not_regular"
 
 
-def test_a_file_is_hashed_whole(tmp_path: Path) -> None:
+def test_the_whole_file_is_hashed(tmp_path: Path) -> None:
     data = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(data)
     assert hash_file(str(tmp_path / "x")) == hashlib.sha256(data).hexdigest()
 
 
-def test_a_file_that_cannot_be_read_to_its_end_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error_makes_a_file_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 

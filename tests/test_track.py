@@ -1,4 +1,4 @@
-"""Tracks, by tables: who is linked to whom, and above all who is not."""
+"""Tracks of synthetic cases: which faces are linked, and above all which are not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dfscan.types import Face, Scene
 from tests.pictures import moved, other_person, two_people
 
 LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5, "a turned": 50.0, "a half turned": 47.0}
-"""Lightness of a made-up person's descriptor; 30 apart is a likeness near 0, the twin's to a is 0.92, that of a to
-itself turned 0.18 and half turned 0.30."""
+"""Lightness of each synthetic descriptor. A distance of 30 is a similarity near 0; the similarity of `a` to its twin is
+0.92, to itself turned 0.18, and to itself half turned 0.30."""
 
 
 class Seen(NamedTuple):
-    """Somebody in a frame: frames are 0.25 s apart within a burst, bursts 60 s."""
+    """A person in a frame. Frames are 0.25 s apart within a burst, bursts 60 s."""
 
     who: str
     burst: int
@@ -29,9 +29,9 @@ class Seen(NamedTuple):
     y_px: float = 100
     size_px: float = 100
     shot: float | None = 30
-    """Lightness of the frame around; None where it is not known."""
+    """Lightness of the frame around the face; None if unknown."""
     cuts: int = 0
-    """Before it, within its burst."""
+    """Number of cuts before it within its burst."""
 
     def face(self) -> Face:
         x1, y1 = self.x_px - self.size_px / 2, self.y_px - self.size_px / 2
@@ -54,7 +54,7 @@ def flat_scene(lightness: float) -> Scene:
 
 
 def tracks_of(scene: list[Seen]) -> list[str]:
-    """Each track as the names of its people, one a face, in the order that `link` gives."""
+    """Return each track as the names of its faces, in the order of `link`."""
     names = {(seen.face().frame_index, seen.x_px, seen.y_px): seen.who for seen in scene}
     assert len(names) == len(scene)
     return [" ".join(name_of(face, names) for face in track) for track in link([seen.face() for seen in scene])]
@@ -74,7 +74,7 @@ def walk(
 
 
 def turns(looks: list[str], *, shots: list[float | None], x_px: float = 300) -> list[Seen]:
-    """Neighbouring samples at one place, each with its look and the picture around it."""
+    """Return neighbouring samples at one position, each with its descriptor and the lightness around it."""
     return [Seen(who, 0, step, x_px, shot=shot) for step, (who, shot) in enumerate(zip(looks, shots, strict=True))]
 
 
@@ -86,7 +86,7 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
     "nobody": ([], []),
     "one face": ([Seen("a", 0, 0, 50)], ["a"]),
     "one person moving": (walk("a", range(6), start_px=100, speed_px=40), ["a a a a a a"]),
-    "one person running, once the speed is known": (
+    "one person running, at a known speed": (
         walk("a", [0, 1, 4, 7], start_px=100, speed_px=50),
         ["a a a a"],
     ),
@@ -94,7 +94,7 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
         walk("a", range(4), start_px=100, speed_px=0) + walk("b", range(4), start_px=210, speed_px=0),
         ["a a a a", "b b b b"],
     ),
-    "twins side by side are kept apart by place": (
+    "twins side by side are separated by position": (
         walk("a", range(4), start_px=100, speed_px=5) + walk("twin", range(4), start_px=210, speed_px=5),
         ["a a a a", "twin twin twin twin"],
     ),
@@ -108,16 +108,16 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
     ),
     "missed for two frames": (walk("a", [0, 1, 4, 5], start_px=100, speed_px=20), ["a a a a"]),
     "missed for three frames in one shot": (walk("a", [0, 1, 5, 6], start_px=100, speed_px=20), ["a a a a"]),
-    "another comes after three frames without anybody": (
+    "another person after three frames without a face": (
         walk("a", [0, 1], start_px=100, speed_px=0) + walk("b", [5, 6], start_px=100, speed_px=0),
         ["a a", "b b"],
     ),
     "a jump within a shot": ([Seen("a", 0, 0, 100), Seen("a", 0, 1, 400)], ["a a"]),
-    "a jump of one who looks other within a shot": (
+    "a jump with a dissimilar descriptor within a shot": (
         [Seen("a", 0, 0, 100), Seen("a turned", 0, 1, 400)],
         ["a", "a turned"],
     ),
-    "a cut to another in the same place within a burst": (
+    "a cut to another person at the same position within a burst": (
         walk("a", range(3), start_px=100, speed_px=0) + walk("b", range(3, 6), start_px=100, speed_px=0, cuts=1),
         ["a a a", "b b b"],
     ),
@@ -129,38 +129,38 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
         turns(["a", "a turned", "a", "a half turned", "a turned"], shots=[30] * 5),
         ["a a turned a a half turned a turned"],
     ),
-    "a turning head before a shaking camera": (
+    "a turning head with a shaking camera": (
         [
             Seen(who, 0, step, 300 + 60 * (-1) ** step, shot=30 + 9 * step)
             for step, who in enumerate(["a", "a turned"] * 3)
         ],
         ["a a turned a a turned a a turned"],
     ),
-    "a turning head before a shaking camera, and another": (
+    "a turning head with a shaking camera and another person": (
         [Seen(who, 0, step, 300 + 60 * (-1) ** step) for step, who in enumerate(["a", "a turned", "a"])]
         + [Seen("c", 0, step, 900) for step in range(3)],
         ["a a", "c c c", "a turned"],
     ),
-    "the same change of looks with a cut": (
+    "a dissimilar descriptor after a cut": (
         [Seen("a", 0, 0, 300), Seen("a turned", 0, 1, 300, cuts=1)],
         ["a", "a turned"],
     ),
-    "another, and another view, though no cut was found": (turns(["a", "b"], shots=[30, 50]), ["a", "b"]),
-    "a change of looks with a jump in one shot": (
+    "another person in another view after a missed cut": (turns(["a", "b"], shots=[30, 50]), ["a", "b"]),
+    "a dissimilar descriptor after a jump in one shot": (
         [Seen("a", 0, 0, 300), Seen("a turned", 0, 1, 345)],
         ["a a turned"],
     ),
-    "a change of looks after a long miss in one shot": (
+    "a dissimilar descriptor after a long gap in one shot": (
         [Seen("a", 0, 0, 300), Seen("a turned", 0, 4, 300)],
         ["a", "a turned"],
     ),
-    "a turning head beside another": (
+    "a turning head beside another person": (
         turns(["a", "a turned", "a"], shots=[30] * 3) + turns(["b", "b", "b"], shots=[30] * 3, x_px=420),
         ["a a turned a", "b b b"],
     ),
-    "a cut to another in the same place between bursts": (sits("a", [0]) + sits("b", [1]), ["a a a a", "b b b b"]),
+    "another person at the same position in the next burst": (sits("a", [0]) + sits("b", [1]), ["a a a a", "b b b b"]),
     "one person over bursts": (sits("a", [0, 1, 3]), ["a a a a a a a a a a a a"]),
-    "shot and reverse shot in one place": (
+    "shot and reverse shot at one position": (
         sits("a", [0, 2]) + sits("b", [1, 3]),
         ["a a a a a a a a", "b b b b b b b b"],
     ),
@@ -169,17 +169,20 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
         ["a a a a a a a a"],
     ),
     "a small zoom between bursts": (sits("a", [0]) + sits("a", [1], size_px=130), ["a a a a a a a a"]),
-    "a large zoom between bursts is in doubt": (sits("a", [0]) + sits("a", [1], size_px=180), ["a a a a", "a a a a"]),
-    "another place between bursts is in doubt": (sits("a", [0]) + sits("a", [1], x_px=450), ["a a a a", "a a a a"]),
-    "two swap places between bursts": (
+    "a large zoom between bursts is ambiguous": (sits("a", [0]) + sits("a", [1], size_px=180), ["a a a a", "a a a a"]),
+    "another position in the next burst is ambiguous": (
+        sits("a", [0]) + sits("a", [1], x_px=450),
+        ["a a a a", "a a a a"],
+    ),
+    "two people swap positions between bursts": (
         sits("a", [0], x_px=100) + sits("b", [0], x_px=300) + sits("b", [1], x_px=100) + sits("a", [1], x_px=300),
         ["a a a a", "b b b b", "b b b b", "a a a a"],
     ),
-    "twins swap nothing and stay": (
+    "twins keep their positions": (
         sits("a", [0, 1], x_px=100) + sits("twin", [0, 1], x_px=300),
         ["a a a a a a a a", "twin twin twin twin twin twin twin twin"],
     ),
-    "a twin between two twins is nobody's": (
+    "a face between two twins is linked to neither": (
         sits("a", [0], x_px=100) + sits("twin", [0], x_px=200) + sits("twin", [1, 2], x_px=150),
         ["a a a a", "twin twin twin twin", "twin twin twin twin twin twin twin twin"],
     ),
@@ -191,7 +194,7 @@ SCENES: dict[str, tuple[list[Seen], list[str]]] = {
 
 
 @pytest.mark.parametrize(("scene", "expected"), SCENES.values(), ids=SCENES.keys())
-def test_scene(scene, expected):
+def test_tracks_of_each_case(scene, expected):
     assert tracks_of(scene) == expected
 
 
@@ -203,7 +206,7 @@ def test_the_order_of_the_input_does_not_matter(scene, expected):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_every_face_is_in_one_track_and_a_frame_gives_a_track_one_face(seed):
+def test_every_face_is_in_one_track_with_at_most_one_face_per_frame(seed):
     rng = random.Random(seed)
     faces = [
         Seen(rng.choice("abc"), burst, step, rng.uniform(0, 400), rng.uniform(0, 300), rng.uniform(50, 150)).face()
@@ -220,7 +223,7 @@ def test_every_face_is_in_one_track_and_a_frame_gives_a_track_one_face(seed):
     assert starts_s == sorted(starts_s)
 
 
-def test_frames_at_one_time_do_not_break_the_prediction():
+def test_frames_with_equal_times_do_not_break_the_prediction():
     faces = [Seen("a", 0, step, 100).face() for step in range(3)]
     stuck = [Face(f.frame_index, 0.0, 0, f.box_xyxy, f.landmarks, f.detection_score, f.appearance) for f in faces]
     assert [len(track) for track in link(stuck)] == [3]
@@ -231,9 +234,9 @@ def detector() -> FaceDetector:
     return FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
 
 
-@pytest.mark.parametrize("right", [None, other_person()], ids=["two of one look", "two who differ"])
-def test_real_detections_of_two_moving_people(detector, right):
-    """Six frames in two bursts; the boundary between the portraits is at x = 512 + shift."""
+@pytest.mark.parametrize("right", [None, other_person()], ids=["equal people", "different people"])
+def test_detections_of_two_moving_people_give_two_tracks(detector, right):
+    """Six frames in two bursts; the border between the portraits is at x = 512 + shift."""
     shifts_px = [0, 12, 24, 40, 52, 64]
     picture = two_people(right=right)
     faces = [
@@ -245,7 +248,7 @@ def test_real_detections_of_two_moving_people(detector, right):
     ]
     tracks = link(faces)
     assert len(tracks) == 2
-    assert min(len(track) for track in tracks) >= 5  # MTCNN may miss one
+    assert min(len(track) for track in tracks) >= 5  # MTCNN may miss one face
     for track in tracks:
         sides = {bool(face.box_xyxy[0] > 512 + shifts_px[face.frame_index] - 60) for face in track}
         assert len(sides) == 1

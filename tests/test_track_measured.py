@@ -1,4 +1,4 @@
-"""Splits and merges of people, measured on real clips and on videos made of them.
+"""Split and merged tracks, measured on real clips and on videos composed of them.
 
 ``pytest -n 0 -s tests/test_track_measured.py`` prints the table; it needs the clips of ../shared.
 """
@@ -25,9 +25,9 @@ from dfscan.types import Face
 pytestmark = pytest.mark.shared
 
 MAX_SPLIT_CLIPS = 4
-"""Three show more than one person's face or hold cuts: ghost_video5, lp_s13 (a false face), help (a bystander)."""
+"""Three clips have several faces or cuts: ghost_video5, lp_s13 (a false positive), help (a bystander)."""
 SAME_PERSON = ("ghost_", "edtalk_", "intel_asl", "may")
-"""Clips that may show a person of another clip."""
+"""Names of clips that may show the same person as another clip."""
 
 
 def faces_of(paths: list[Path]) -> Iterator[tuple[Path, list[Face]]]:
@@ -70,11 +70,11 @@ def test_one_person_is_one_track(clips: dict[Path, list[Face]]) -> None:
 
 
 @pytest.mark.parametrize("is_burst", [False, True], ids=["shots", "bursts"])
-def test_two_people_in_turn_are_never_one_track(clips: dict[Path, list[Face]], is_burst: bool) -> None:
+def test_two_alternating_people_never_share_a_track(clips: dict[Path, list[Face]], is_burst: bool) -> None:
     single = {
         path: faces
         for path, faces in clips.items()
-        if len({face.frame_index for face in faces}) == len(faces) == 32 and "pose_ref" not in path.name  # as in may
+        if len({face.frame_index for face in faces}) == len(faces) == 32 and "pose_ref" not in path.name
     }
     num_pairs = num_merged = num_surplus = 0
     for (one, a), (other, b) in itertools.combinations(single.items(), 2):
@@ -85,13 +85,13 @@ def test_two_people_in_turn_are_never_one_track(clips: dict[Path, list[Face]], i
         num_pairs += 1
         num_merged += any(len(each) > 1 for each in people)
         num_surplus += len(tracks) - 2
-    print(f"\n{num_pairs} pairs: {num_merged} merged, {num_surplus} tracks too many")
+    print(f"\n{num_pairs} pairs: {num_merged} merged, {num_surplus} surplus tracks")
     assert num_pairs > 2000
     assert num_merged == 0
 
 
 def in_turn(a: list[Face], b: list[Face], *, is_burst: bool) -> list[Face]:
-    """Four faces of each, twice, as in shot and reverse shot or in bursts a minute apart."""
+    """Alternate four faces of each, twice, as in shot and reverse shot or in bursts a minute apart."""
     runs = [a[:4], b[:4], a[4:8], b[4:8]]
     return [
         replace(face, frame_index=4 * i + j, time_s=60 * i + j / 4, burst=i if is_burst else 0, shot=i)

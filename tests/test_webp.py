@@ -1,4 +1,4 @@
-"""Animated WebP against Pillow, which decodes it with the reference library."""
+"""Animated WebP compared with Pillow, which uses the reference library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DURATIONS_MS = [100, 40, 500, 60, 100]
 
 
 def animation(path: Path, *, lossless: bool, transparent: bool = False) -> None:
-    """Five frames in which a small square moves, so that most are saved as a part of the canvas."""
+    """Write five frames with a small moving square, so that most frames are stored as a part of the canvas."""
     rng = np.random.default_rng(0)
     ground = np.kron(rng.integers(0, 255, (6, 8, 4), np.uint8), np.ones((16, 16, 1), np.uint8))
     ground[..., 3] = np.where(ground[..., 3] < 99, 90, 255) if transparent else 255
@@ -53,7 +53,7 @@ def decoded(path: Path, num_frames: int = 32) -> tuple[list[Frame], VideoInfo, s
 
 @pytest.mark.parametrize("lossless", [True, False])
 @pytest.mark.parametrize("transparent", [True, False])
-def test_frames_are_those_of_the_reference_library(tmp_path: Path, lossless: bool, transparent: bool) -> None:
+def test_frames_equal_those_of_the_reference_library(tmp_path: Path, lossless: bool, transparent: bool) -> None:
     animation(tmp_path / "a.webp", lossless=lossless, transparent=transparent)
     frames, info, damage = decoded(tmp_path / "a.webp")
     assert [round(frame.time_s * 1000) for frame in frames] == [0, 100, 140, 640, 700]
@@ -61,10 +61,10 @@ def test_frames_are_those_of_the_reference_library(tmp_path: Path, lossless: boo
     assert (info.width_px, info.height_px) == (128, 96)
     for frame, want in zip(frames, expected(tmp_path / "a.webp"), strict=True):
         difference = np.abs(frame.pixels.astype(int) - want)
-        assert difference.max() <= 1 if lossless else np.median(difference) <= 1  # chroma differs at edges
+        assert difference.max() <= 1 if lossless else np.median(difference) <= 1  # chroma upsampling differs at edges
 
 
-def test_only_samples_are_given_but_the_canvas_is_that_of_all_frames(tmp_path: Path) -> None:
+def test_samples_are_composed_from_all_frames_before_them(tmp_path: Path) -> None:
     animation(tmp_path / "a.webp", lossless=True)
     (frame,), _, _ = decoded(tmp_path / "a.webp", 1)
     at = [0, 100, 140, 640, 700].index(round(frame.time_s * 1000))
@@ -72,7 +72,7 @@ def test_only_samples_are_given_but_the_canvas_is_that_of_all_frames(tmp_path: P
     assert np.abs(frame.pixels.astype(int) - expected(tmp_path / "a.webp")[at]).max() <= 1
 
 
-def test_a_torn_animation_is_damaged_and_nothing_else(tmp_path: Path) -> None:
+def test_a_truncated_animation_is_reported_as_damaged(tmp_path: Path) -> None:
     animation(tmp_path / "a.webp", lossless=True)
     data = (tmp_path / "a.webp").read_bytes()
     with FileIO(tmp_path / "a.webp") as file:
@@ -93,7 +93,7 @@ def test_a_torn_animation_is_damaged_and_nothing_else(tmp_path: Path) -> None:
     assert (counts[0], counts[-1]) == (1, 4)
 
 
-def test_a_damaged_frame_is_counted_and_the_others_are_read(tmp_path: Path) -> None:
+def test_damaged_frames_are_counted_and_the_others_are_decoded(tmp_path: Path) -> None:
     animation(tmp_path / "a.webp", lossless=True)
     with FileIO(tmp_path / "a.webp") as file:
         found = read_animation(file)
@@ -106,7 +106,7 @@ def test_a_damaged_frame_is_counted_and_the_others_are_read(tmp_path: Path) -> N
     assert damage == "1 packets could not be decoded, 0 frames are corrupt"
 
 
-def test_a_still_picture_is_no_animation(tmp_path: Path) -> None:
+def test_a_still_image_is_not_an_animation(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (1, 2, 3, 99)).save(tmp_path / "a.webp")
     with FileIO(tmp_path / "a.webp") as file:
         assert read_animation(file) is None
@@ -117,7 +117,7 @@ def test_a_still_picture_is_no_animation(tmp_path: Path) -> None:
         assert read_animation(file) is None
 
 
-def test_the_caged_decoder_reads_it(tmp_path: Path) -> None:
+def test_the_sandboxed_decoder_reads_webp(tmp_path: Path) -> None:
     animation(tmp_path / "a.webp", lossless=False, transparent=True)
     *events, last = decode_videos([str(tmp_path / "a.webp")], sampling=Sampling(32), num_workers=1, limits=Limits(60))
     assert isinstance(last, Ended)

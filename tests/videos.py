@@ -1,6 +1,6 @@
-"""Videos made at run time, in which every picture shows its own number.
+"""Videos generated at run time, in which every frame shows its own number.
 
-``write_video(path, numbered(50))`` makes a clip; `number_of` reads the number back from a decoded picture. The
+``write_video(path, numbered(50))`` writes a clip; `number_of` reads the number of a decoded frame. The
 number is a code of black and white blocks, so that it survives compression.
 """
 
@@ -22,11 +22,11 @@ Picture = NDArray[np.uint8]
 CODE_BITS = 16
 BLOCKS_A_ROW = 4
 TICK_S = Fraction(1, 1000)
-"""What `pts` of `write_video` counts in."""
+"""Unit of `pts` in `write_video`."""
 
 
 def numbered_picture(number: int, *, width_px: int = 64, height_px: int = 64) -> Picture:
-    """A picture, (height_px, width_px, 3), of 4 x 4 blocks: white where a bit of the number is set."""
+    """Return a frame, (height_px, width_px, 3), of 4 x 4 blocks, which are white if a bit of the number is set."""
     bits = [(number >> bit) & 1 for bit in range(CODE_BITS)]
     blocks = np.array(bits, np.uint8).reshape(-1, BLOCKS_A_ROW) * 180 + 40
     rows = np.arange(height_px) * BLOCKS_A_ROW // height_px
@@ -35,12 +35,12 @@ def numbered_picture(number: int, *, width_px: int = 64, height_px: int = 64) ->
 
 
 def numbered(count: int, *, first: int = 0, width_px: int = 64, height_px: int = 64) -> Iterable[Picture]:
-    """Pictures that show first, first + 1, ..."""
+    """Yield frames that show first, first + 1, ..."""
     return (numbered_picture(first + i, width_px=width_px, height_px=height_px) for i in range(count))
 
 
 def number_of(picture: Picture) -> int:
-    """The number that a picture of `numbered_picture` shows, whatever its size."""
+    """Return the number shown by a frame from `numbered_picture`, after any resizing."""
     height, width = np.array(picture.shape[:2]) // BLOCKS_A_ROW
     blocks = picture[: height * BLOCKS_A_ROW, : width * BLOCKS_A_ROW].reshape(4, height, 4, width, 3)
     bits = blocks.mean(axis=(1, 3, 4)).ravel() > 128
@@ -63,21 +63,21 @@ def write_video(
     interlaced: bool = False,
     color_trc: int | None = None,
 ) -> None:
-    """Write uint8 (H, W, 3) RGB pictures of one size to a video file.
+    """Write uint8 (H, W, 3) RGB frames of one size to a video file.
 
     Args:
-        path: the file; its suffix names the container.
-        frames: the pictures.
-        fps: pictures a second.
-        codec: FFmpeg's name of the encoder.
-        gop: pictures from one key frame to the next; no other key frames are made.
-        pts: time of each picture in milliseconds, instead of `fps`.
-        options: for the encoder; by default H.264 at its fastest, without B-frames.
-        container_options: for the container.
-        container_format: FFmpeg's name of the container, instead of the suffix.
-        pixel_aspect: width of a pixel by its height.
-        rotation: counterclockwise turn in degrees, as FFmpeg counts it, that makes the picture upright.
-        interlaced: code the pictures as pairs of fields, the upper one first.
+        path: the file; its suffix selects the container.
+        frames: the frames.
+        fps: frames per second.
+        codec: name of the encoder in FFmpeg.
+        gop: number of frames from one key frame to the next; there are no other key frames.
+        pts: time of each frame in milliseconds, instead of `fps`.
+        options: options of the encoder; default: the fastest H.264 without B-frames.
+        container_options: options of the container.
+        container_format: name of the container in FFmpeg, instead of the suffix.
+        pixel_aspect: ratio of width to height of a pixel.
+        rotation: counterclockwise rotation in degrees, as in FFmpeg, that makes the frame upright.
+        interlaced: encode the frames as pairs of fields, upper field first.
         color_trc: ITU-T H.273 number of the transfer characteristics.
     """
     pictures = iter(frames)
@@ -109,7 +109,7 @@ def write_video(
 def write_streams(
     path: Path | str, streams: Sequence[Iterable[Picture]], *, options: dict[str, str] | None = None
 ) -> None:
-    """Write several H.264 streams of 25 frames a second, each of as many pictures of one size, to one file."""
+    """Write several H.264 streams at 25 fps to one file; all have the same number of frames, each one frame size."""
     with av.open(str(path), "w") as container:
         outputs: list[av.VideoStream] = []
         for pictures in zip(*streams, strict=True):

@@ -1,9 +1,10 @@
-"""Tell faces of one video apart by their looks, and a cut from a movement, without a neural network.
+"""Descriptors that tell apart the faces of one video, and a cut from a movement, without a neural network.
 
-Landmarks put the head upright in a small patch with hair, collar and some background in it; the patch is averaged to
-a few cells of CIE L*a*b*, where distances are about as people see them. It knows one take of one person again, not
-a person in general: on other clothes, in other light or in profile two descriptors of one person differ. There the
-picture around the face helps: it changes little while a head turns, and all at once with a cut.
+The head is aligned by its landmarks in a small patch that includes hair, collar and some background. The patch is
+averaged to a few cells of CIE L*a*b*, where distances match human perception. The descriptor recognises one take of
+one person, not a person in general: with other clothes, in other light or in profile, two descriptors of one person
+differ. In these cases the surroundings of the face help, because they change little while a head turns and abruptly at
+a cut.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from dfscan.types import Scene
 CELLS = 8
 PATCH_PX = 64
 PATCH_LANDMARKS = np.array([[0.396, 0.41], [0.604, 0.41], [0.5, 0.536], [0.414, 0.63], [0.586, 0.63]], np.float64)
-"""Where eyes, nose and corners of the mouth come to lie, as shares of the patch."""
+"""Positions of the eyes, nose and corners of the mouth in the patch, as fractions of its side."""
 DISTANCE_SCALE = 10.0
-"""A likeness falls by the factor e for this root mean square L*a*b* distance."""
+"""Root mean square L*a*b* distance at which the similarity falls to 1/e."""
 NUM_VALUES = CELLS * CELLS * 3
 SCENE_CELLS = 16
-"""Cells along either side of the frame."""
+"""Number of cells along each side of the frame."""
 SCENE_ROWS = 8
-"""So many rows of pixels in each cell are averaged; `scene_change` differs by 0.03 from that of all rows."""
+"""Number of pixel rows averaged per cell; `scene_change` differs by 0.03 from its value with all rows."""
 
 
 def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Describe the looks of one face.
+    """Return the descriptor of one face.
 
     Args:
-        frame_pixels: (H, W, 3) RGB, full resolution, no side over 32,766 px.
+        frame_pixels: (H, W, 3) RGB, full resolution, each side at most 32,766 px.
         landmarks: (5, 2) in frame pixels.
 
     Returns:
-        (192,): L* in [0, 100], a* and b* of 8 x 8 cells. Beyond the frame its border pixels go on.
+        (192,): L* in [0, 100], a* and b* of 8 x 8 cells. The frame is extended by its border pixels.
     """
     to_frame = _similarity(PATCH_LANDMARKS * PATCH_PX, np.asarray(landmarks, np.float64))
     patch = cv2.warpAffine(
@@ -50,24 +51,24 @@ def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) 
 
 
 def likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """How much two descriptors look alike, in [0, 1]; 1 where they are equal."""
+    """Return the similarity of two descriptors, in [0, 1]; 1 if they are equal."""
     distance = float(np.sqrt(3 * np.mean(np.square(first - second))))
     return float(np.exp(-distance / DISTANCE_SCALE))
 
 
 def best_likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """The highest `likeness` of any descriptor of one set to any of the other.
+    """Return the maximum `likeness` over all pairs of descriptors from two sets.
 
     Args:
-        first: [N, D] at least one.
-        second: [M, D] at least one.
+        first: [N, D], N >= 1.
+        second: [M, D], M >= 1.
     """
     squares = np.square(first[:, None] - second[None]).mean(axis=2)
     return float(np.exp(-np.sqrt(3 * squares.min()) / DISTANCE_SCALE))
 
 
 def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
-    """Describe a whole frame.
+    """Return the descriptor of a whole frame.
 
     Args:
         frame_pixels: (H, W, 3) RGB.
@@ -80,10 +81,10 @@ def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
 
 
 def scene_change(first: Scene, second: Scene, box_xyxy: NDArray[np.float32]) -> float:
-    """How much the picture changes around a face: mean L*a*b* distance of the cells there, infinite if sizes differ.
+    """Return the change of the frame around a face: mean L*a*b* distance of the cells, infinite if frame sizes differ.
 
-    Around means one face to the sides and above, and two below, where the clothes are. A cell may find its like one
-    cell away, so that arms, a turning head or a moving camera count for little.
+    The area extends one face size to the sides and above, and two below, where the clothes are. Each cell is compared
+    with its most similar neighbour, so that arms, a turning head or a moving camera count for little.
     """
     if first.cell_px != second.cell_px:
         return float("inf")
@@ -93,7 +94,7 @@ def scene_change(first: Scene, second: Scene, box_xyxy: NDArray[np.float32]) -> 
 
 
 def _around(box_xyxy: NDArray[np.float32], cell_px: tuple[float, float]) -> tuple[slice, slice]:
-    """Rows and columns of the cells around a face; at least one of each."""
+    """Return the rows and columns of the cells around a face, at least one of each."""
     x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
     width_px, height_px = x2 - x1, y2 - y1
     columns = _cells(x1 - width_px, x2 + width_px, cell_px[0])
@@ -108,7 +109,7 @@ def _cells(start_px: float, stop_px: float, cell_px: float) -> slice:
 
 
 def _distance_to_nearest(first: Scene, second: Scene, around: tuple[slice, slice]) -> NDArray[np.float32]:
-    """Distance of each of these cells of the first to the likest of the 3 x 3 cells there of the second."""
+    """Return the distance from each cell of `first` to the most similar cell in its 3 x 3 neighbourhood of `second`."""
     edged = np.arange(-1, SCENE_CELLS + 1).clip(0, SCENE_CELLS - 1)
     padded = second.cells[edged][:, edged]
     neighbours = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[around]
@@ -117,9 +118,9 @@ def _distance_to_nearest(first: Scene, second: Scene, around: tuple[slice, slice
 
 
 def _similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The (2, 3) map of turn, uniform scale and shift that brings source closest to target by least squares.
+    """Return the (2, 3) similarity transform (rotation, uniform scale, shift) that maps source to target.
 
-    Umeyama 1991, in two dimensions, where turn and scale are one complex number.
+    Least squares fit after Umeyama 1991, in two dimensions, where rotation and scale are one complex number.
     """
     source_centre, target_centre = source.mean(axis=0), target.mean(axis=0)
     a, b = source - source_centre, target - target_centre

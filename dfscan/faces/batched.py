@@ -1,4 +1,4 @@
-"""Find the faces of many frames at once, on a GPU."""
+"""Detect the faces of many frames at once, on a GPU."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_FRAMES, MAX_SEARCHED_PX, MAX_FRAME_PX = 32, 16_000_000, 32_000_000
-"""So many frames are searched at once, or fewer of so many pixels to be searched or of so many before they are halved:
-32 of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
+"""Maximum number of frames in a batch, of their pixels after halving, and of their pixels before halving. This gives 32
+frames of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
 
 log = logging.getLogger("dfscan")
 
 
 class BatchedFaceDetector:
-    """Searches whole frames, as many as a GPU takes at once, with the rules of a `FaceDetector`.
+    """Detects faces in whole frames, in batches on a GPU, with the rules of a `FaceDetector`.
 
-    Batches are filled up with empty frames, so that what is found in a frame does not depend on the frames beside it.
-    When memory runs out batches are halved; where it does not do for one frame, the CPU goes on for good.
+    Batches are padded with empty frames, so that the result for a frame does not depend on the other frames. When the
+    GPU runs out of memory, the batch size is halved; if one frame is still too large, the CPU is used from then on.
 
-    Several threads may use it at once: one batch is searched at a time, others are prepared meanwhile.
+    Thread-safe: one batch is searched at a time while other threads prepare theirs.
     """
 
     def __init__(self, detector: FaceDetector, *, device: str, clock: BusyClock | None = None) -> None:
         """Load the networks.
 
         Args:
-            detector: its thresholds and sizes count; it goes on where the GPU cannot.
-            device: as PyTorch names it.
-            clock: of this device.
+            detector: provides the thresholds and sizes, and replaces the GPU when that runs out of memory.
+            device: PyTorch's name of the device.
+            clock: counts the busy time of this device.
 
         Raises:
-            DfscanError: they do not fit into the device.
+            DfscanError: the networks do not fit into the memory of the device.
         """
         use_exact_arithmetic()
         self._detector = detector
@@ -57,16 +57,16 @@ class BatchedFaceDetector:
             raise self._failure(error) from error
 
     def batch_size(self, shape: tuple[int, ...]) -> int:
-        """How many frames (H, W, 3) of one shape are best searched at once."""
+        """Return the best batch size for frames of one shape (H, W, 3)."""
         frame_px = max(1, shape[0] * shape[1])
         searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.least_side_px))
         return max(1, min(MAX_FRAMES, self._max_searched_px // searched_px, MAX_FRAME_PX // frame_px))
 
     def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
-        """Find the faces of each frame, as `FaceDetector.detect`.
+        """Detect the faces of each frame; see `FaceDetector.detect`.
 
         Args:
-            frames: (H, W, 3) RGB each, any sizes; those of one size are searched together, see `batch_size`.
+            frames: (H, W, 3) RGB each, of any size. Frames of one size are searched together, see `batch_size`.
 
         Raises:
             DfscanError: the device fails.
@@ -101,7 +101,7 @@ class BatchedFaceDetector:
         return found
 
     def _full(self, copies: Sequence[Pixels], num_frames: int) -> Tensor:
-        """The first ones, filled up with empty ones, in memory from where a GPU fetches them itself."""
+        """Copy the first `num_frames` into one tensor, padded with empty frames, in pinned memory."""
         import torch
 
         try:
@@ -113,7 +113,7 @@ class BatchedFaceDetector:
         return batch
 
     def _try(self, batch: Tensor, least_px: float) -> list[Found] | None:
-        """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
+        """Search a batch. Return None when out of memory, because an exception would keep the tensors alive."""
         from dfscan.faces import cascade
 
         try:
@@ -128,16 +128,16 @@ class BatchedFaceDetector:
         import torch
 
         if self.batch_size(shape) < num_tried or not self._is_working:
-            pass  # another thread has found out already
+            pass  # another thread has already reduced the batch size
         elif num_tried > 1:
             self._max_searched_px //= 2
             while self.batch_size(shape) >= num_tried:
                 self._max_searched_px //= 2
             num_frames = self.batch_size(shape)
-            log.warning("%s is out of memory: searching %d frames at once for faces", self._device, num_frames)
+            log.warning("%s is out of memory: detecting faces in batches of %d frames", self._device, num_frames)
         else:
             self._is_working = False
-            log.warning("%s has no memory left to search one frame: going on with the CPU, slowly", self._device)
+            log.warning("%s is out of memory even for one frame: detecting faces on the CPU, slowly", self._device)
         torch.cuda.empty_cache()
 
     def _failure(self, error: RuntimeError) -> DfscanError:

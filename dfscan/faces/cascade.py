@@ -1,10 +1,10 @@
-"""MTCNN's cascade for many frames at once, in PyTorch: `mtcnn` as a GPU likes it.
+"""MTCNN's cascade for many frames at once: batched PyTorch implementation of `mtcnn`.
 
-The steps, windows and thresholds are those of `mtcnn`. Each network runs for the candidates of all frames, in batches
-that are filled up to one size: kernels are chosen by size, and so what is found in a frame does not depend on the
-frames beside it. The host waits for the device seven times a batch, where it has to know how many boxes are left.
+The steps, windows and thresholds are those of `mtcnn`. Each network runs on the candidates of all frames, in batches
+padded to a fixed size. Kernels are chosen by size, so the padding makes the result for a frame independent of the other
+frames. The host waits for the device seven times per batch, whenever it needs the number of remaining boxes.
 
-This module is PyTorch's own: import it only inside functions that need it.
+This module imports PyTorch; import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -33,48 +33,48 @@ from dfscan.faces.mtcnn import (
 )
 
 REFINE_BATCH, DECIDE_BATCH = 512, 64
-"""So many candidates go through the second and the third network at once."""
+"""Batch sizes of the second and the third network."""
 
 
 @dataclass(slots=True, eq=False)
 class _Boxes:
-    """Candidates of all frames."""
+    """Candidate boxes of all frames."""
 
     frame: Tensor
-    """[K] which frame, int64."""
+    """[K] index of the frame, int64."""
     xyxy: Tensor
     """[K, 4]"""
     scores: Tensor
     """[K]"""
     corrections: Tensor
-    """[K, 4] of the corners, in widths and heights of the box."""
+    """[K, 4] offsets of the corners, in widths and heights of the box."""
 
     def __getitem__(self, kept: Tensor) -> _Boxes:
-        """Those that an index tensor picks."""
+        """Select boxes by an index tensor."""
         return _Boxes(self.frame[kept], self.xyxy[kept], self.scores[kept], self.corrections[kept])
 
     def corrected(self, *, unit_px: float) -> Tensor:
-        """As in `mtcnn`."""
+        """Return the boxes with their offsets applied; see `mtcnn`."""
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2] + unit_px
         return self.xyxy + self.corrections * sides.repeat(1, 2)
 
     def best(self, group: Tensor, overlap: float, *, reach_px: int) -> _Boxes:
-        """Non-maximum suppression within each group: each is moved to a place of its own, far from the others'."""
+        """Apply non-maximum suppression within each group, by shifting the groups far away from each other."""
         places = self.xyxy.double() + (group * 4 * reach_px)[:, None]
         return self[nms(places, self.scores.double(), overlap)]
 
 
 @torch.inference_mode()
 def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_face_px: float) -> list[Found]:
-    """Find the faces of several frames.
+    """Detect the faces of several frames.
 
     Args:
-        frames: uint8 [N, H, W, 3] RGB, on the networks' device.
+        frames: uint8 [N, H, W, 3] RGB, on the device of the networks.
         networks: ``pnet``, ``rnet`` and ``onet``, see `networks.library_networks`.
-        min_face_px: smallest face that is looked for.
+        min_face_px: minimum face size.
 
     Returns:
-        For each frame what `mtcnn.find_faces` gives.
+        For each frame the result of `mtcnn.find_faces`.
     """
     boxes = _propose(frames, networks["pnet"], min_face_px)
     sums = _sums(frames)
@@ -114,7 +114,7 @@ def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
 
 
 def _windows(num_rows: int, num_columns: int, scale: float, device: torch.device) -> Tensor:
-    """[rows * columns, 4] what each place of the first network's output has seen, in pixels of the frame."""
+    """Return the window of each position of the first network's output, [rows * columns, 4], in frame pixels."""
     y, x = torch.meshgrid(
         torch.arange(num_rows, device=device), torch.arange(num_columns, device=device), indexing="ij"
     )
@@ -145,7 +145,7 @@ def _decide(sums: Tensor, network: nn.Module, boxes: _Boxes) -> tuple[_Boxes, Te
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Where a mask holds; once looked up, tensors are indexed without another wait."""
+    """Return the indices at which a mask is true. Indexing tensors with them needs no further synchronisation."""
     return torch.nonzero(mask)[:, 0]
 
 
@@ -157,13 +157,13 @@ def _run(network: nn.Module, crops: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def _sums(frames: Tensor) -> Tensor:
-    """[N, H + 1, W + 1, 3] int32: of each channel, the sum of all levels above and left of a corner."""
+    """Return the integral images, int32 [N, H + 1, W + 1, 3]: per channel, the sum of all levels above and left."""
     sums = frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32)
     return pad(sums, (0, 0, 1, 0, 1, 0))
 
 
 def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
-    """Crops [K, 3, side, side] as in `mtcnn`, and [K] which of them show some of the frame: others mean nothing."""
+    """Return crops [K, 3, side, side] as in `mtcnn`, and [K] whether they overlap the frame; ignore the others."""
     height, width = sums.shape[1] - 1, sums.shape[2] - 1
     bounded = boxes.xyxy.nan_to_num(0, 0, 0).clamp(-MAX_REACH_PX, MAX_REACH_PX).long()
     near, far = bounded[:, :2] - 1, bounded[:, 2:]
@@ -185,7 +185,7 @@ def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
 
 
 def _edges(near: Tensor, far: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """[K, parts] where the parts of a length begin and end; ends reach to the next whole pixel."""
+    """Return start and end, [K, parts] each, of the equal parts of a length; ends are rounded up to whole pixels."""
     at = torch.arange(parts, device=near.device)
     size = far - near
     return near + at * size // parts, near - (-(at + 1) * size // parts)

@@ -1,4 +1,4 @@
-"""Cut a face out of the full-resolution frame, square, as the classifier wants it."""
+"""Crop faces from the full-resolution frame to squares of the classifier's input size."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 
 def crop_square_xyxy(box_xyxy: NDArray[np.float32], *, margin: float) -> tuple[int, int, int, int]:
-    """The square that a crop shows, in whole pixels of the frame; it may reach over the border.
+    """Return the square that a crop covers, in whole pixels of the frame; it may extend beyond the frame.
 
     Args:
         box_xyxy: (4,) finite, in frame pixels.
-        margin: side of the square over the longer side of the box; 1 is tight.
+        margin: ratio of the square's side to the longer side of the box; 1 is tight.
 
     Returns:
         (x1, y1, x2, y2) with x2 - x1 == y2 - y1 >= 1, x2 and y2 exclusive.
@@ -27,16 +27,15 @@ def crop_square_xyxy(box_xyxy: NDArray[np.float32], *, margin: float) -> tuple[i
 def crop_face(
     frame_pixels: NDArray[np.uint8], box_xyxy: NDArray[np.float32], *, margin: float, size: int
 ) -> NDArray[np.uint8]:
-    """Cut out the square round a face, black where it leaves the frame, and bring it to the given size.
+    """Crop the square around a face and resize it; parts outside the frame are black.
 
-    Shrinks by area averaging, enlarges by bicubic interpolation, never stretches. What the frame shows of the
-    square is resized straight into its place, to the nearest pixel of the crop, so that the memory needed does
-    not grow with the box.
+    Crops are shrunk by area averaging or enlarged by bicubic interpolation and keep their aspect ratio. Only the part
+    inside the frame is resized, to the nearest pixel of the crop, so that memory use does not grow with the box.
 
     Args:
         frame_pixels: (H, W, 3) RGB, full resolution.
         box_xyxy: (4,) finite, in frame pixels.
-        margin: side of the square over the longer side of the box.
+        margin: ratio of the square's side to the longer side of the box.
         size: side of the crop in pixels.
 
     Returns:

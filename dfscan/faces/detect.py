@@ -1,4 +1,4 @@
-"""Find the faces of a frame: MTCNN on a copy of bounded size, boxes and landmarks in pixels of the full frame."""
+"""Detect faces with MTCNN on a copy of bounded size; boxes and landmarks are in pixels of the full frame."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dfscan.faces.networks import OnnxNetworks
 Pixels = NDArray[np.uint8]
 
 LEAST_SIDE_PX = 960
-"""A frame whose longest side is at least twice as long is halved, as often as it can be, before it is searched.
+"""Minimum longest side of the copy that is searched: a frame is halved as long as the result is at least this long.
 
-Half of 1080p, where faces from 42 px on stay above `SMALLEST_PX`. Shrinking by other factors costs more than it saves:
-averaging takes 6 ms at 1280 x 720, and bilinear interpolation lost 9 of 284 faces there. Measured on 40 portraits
-pasted into 1920 x 1080 frames, JPEG quality 60, on one core of a 2-core server, with no false face at any size: at 640
-the smallest faces begin to go, above 960 only the time grows. In 3840 x 2160, 7 of 8 faces of 48 px were found, and all
-8 of 64 px.
+The value is half of 1080p, where faces of at least 42 px stay above `SMALLEST_PX`. Shrinking by other factors costs
+more than it saves: averaging takes 6 ms at 1280 x 720, and bilinear interpolation lost 9 of 284 faces there.
+
+Measured on 40 portraits pasted into 1920 x 1080 frames, JPEG quality 60, on one core of a 2-core server, without any
+false positive: at 640 some of the smallest faces are missed, above 960 only the time grows. In frames of 3840 x 2160,
+7 of 8 faces of 48 px were detected, and all 8 of 64 px.
 
 =================  =====  =====  =====  =====  =====
 longest side         640    800    960   1280   1920
@@ -33,40 +34,42 @@ CPU ms, in PyTorch    93    131    153    193    256
 =================  =====  =====  =====  =====  =====
 """
 SMALLEST_PX = 20.0
-"""What MTCNN can see at all: its first network looks at 12 x 12 windows, its authors start at 20 px."""
+"""Smallest face that MTCNN can detect: its first network uses 12 x 12 windows, its authors start at 20 px."""
 LONGER_SIDE = 1.25
-"""Height of a face's box over its width. `min_face_px` is for the shorter side, but windows are as large as the longer.
+"""Ratio of height to width of a face's box. `min_face_px` refers to the shorter side, but windows cover the longer one.
 
-So the pyramid begins with windows larger by this than `min_face_px`, for a quarter less time. Of 4,449 portraits of 50
-to 160 px in 640 x 360, dark, blurred, turned, covered and compressed, 4,192 were found instead of 4,167; of 4,876 of 48
-to 58 px, 3,667 instead of 3,738.
+Therefore the pyramid starts with windows that are larger than `min_face_px` by this factor, which saves a quarter of
+the time. Of 4,449 portraits of 50 to 160 px in 640 x 360 frames (dark, blurred, rotated, occluded and compressed),
+4,192 were detected instead of 4,167; of 4,876 portraits of 48 to 58 px, 3,667 instead of 3,738.
 """
 ROOM = 0.5
-"""Kept round the boxes of faces that are to be found again, in their longer sides: what making them square can add."""
+"""Margin around the boxes of faces to re-detect, relative to their longer side; making boxes square adds at most this.
+"""
 
 MIN_VISIBLE = 0.25
-"""Minimum share of a face's box that lies in the frame: in a corner, half of its width and height."""
+"""Minimum proportion of a face's box that is inside the frame; in a corner, half of its width and half of its height.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
-    """One face found in one frame."""
+    """One face detected in one frame."""
 
     box_xyxy: NDArray[np.float32]
-    """(4,) in pixels of the full frame; may reach over its border, see `MIN_VISIBLE`."""
+    """(4,) in pixels of the full frame; may extend beyond the frame, see `MIN_VISIBLE`."""
     landmarks: NDArray[np.float32]
-    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the picture."""
+    """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
     score: float
     """MTCNN's final probability, in [0, 1]."""
 
     @property
     def area_px(self) -> float:
-        """Width times height of the box, in square pixels."""
+        """Area of the box in square pixels."""
         return float(np.prod(self.box_xyxy[2:] - self.box_xyxy[:2]))
 
 
 class FaceDetector:
-    """Finds faces in frames of any size, down to one pixel. On the CPU, whatever the classifier runs on.
+    """Detects faces in frames of any size, down to one pixel. It always runs on the CPU.
 
     Several threads may use it at once.
     """
@@ -77,11 +80,11 @@ class FaceDetector:
         """Load MTCNN's networks.
 
         Args:
-            threshold: least final probability of a face. MTCNN's own thresholds (0.6, 0.7, 0.7) stay, so
-                that a value under 0.7 is as good as 0.7.
-            min_face_px: least length of a box's shorter side, in pixels of the full frame.
-            max_faces: most faces kept of one frame, the largest.
-            least_side_px: of the copy that is searched, its longest side; see `LEAST_SIDE_PX`.
+            threshold: minimum final probability of a face. MTCNN's own thresholds (0.6, 0.7, 0.7) also apply, so
+                values below 0.7 have the same effect as 0.7.
+            min_face_px: minimum length of a box's shorter side, in pixels of the full frame.
+            max_faces: maximum number of faces per frame; the largest are kept.
+            least_side_px: minimum longest side of the copy that is searched; see `LEAST_SIDE_PX`.
         """
         self.threshold = threshold
         self.min_face_px = min_face_px
@@ -90,21 +93,21 @@ class FaceDetector:
         self._networks: Networks = OnnxNetworks()
 
     def with_sizes(self, *, min_face_px: int, least_side_px: int) -> FaceDetector:
-        """A detector with the same networks that searches for other sizes; arguments as for the class."""
+        """Return a detector with the same networks and other sizes; arguments as for the class."""
         other = shallow_copy(self)
         other.min_face_px, other.least_side_px = min_face_px, least_side_px
         return other
 
     def detect(self, pixels: Pixels, *, known: Sequence[Detection] = ()) -> list[Detection]:
-        """Find the faces of a frame.
+        """Detect the faces of a frame.
 
         Args:
             pixels: (H, W, 3), RGB, any size.
-            known: faces of this frame that have been found already, see `find_again`; the search passes over them,
-                which halves its cost.
+            known: faces of this frame that are already known, see `find_again`. The search skips them, which halves
+                its cost.
 
         Returns:
-            Known and new ones, largest first, ties by position; an empty list where there is none.
+            Known and new faces, largest first, ties by position; empty if there is none.
         """
         copy = Copy.of_all(pixels, self.least_side_px)
         least_px = self.least_px(copy)
@@ -114,13 +117,16 @@ class FaceDetector:
         return self.select([*known, *copy.outward(found)], pixels)
 
     def search(self, copy: Pixels, least_px: float, *, known_xyxy: NDArray[np.float32] = NO_BOXES) -> Found:
-        """Find the faces of a copy, in its pixels; `least_px` and `known_xyxy` as for `mtcnn.find_faces`."""
+        """Detect the faces of a copy, in its pixels.
+
+        `least_px` is `min_face_px` of `mtcnn.find_faces`, `known_xyxy` as there.
+        """
         return find_faces(copy, self._networks, min_face_px=least_px, known_xyxy=known_xyxy)
 
     def least_px(self, copy: Copy) -> float | None:
-        """Smallest face that is looked for in a copy, in its pixels; None where it is too small for any."""
+        """Return the minimum face size for a copy, in its pixels; None if the copy is too small for any face."""
         shortest_px, min_face_px = min(copy.pixels.shape[:2]), self.min_face_px * float(copy.scale.max())
-        largest_px = max(min_face_px, 0.999 * shortest_px)  # a window that does not touch the border by rounding
+        largest_px = max(min_face_px, 0.999 * shortest_px)  # 0.999 keeps rounding from touching the border
         least_px = max(SMALLEST_PX, min(LONGER_SIDE * min_face_px, largest_px))
         has_a_level = shortest_px * (WINDOW_PX / least_px) >= WINDOW_PX
         return least_px if has_a_level else None
@@ -128,16 +134,16 @@ class FaceDetector:
     def find_again(
         self, pixels: Pixels, near: Sequence[Detection], *, known: Sequence[Detection] = ()
     ) -> list[Detection]:
-        """Find faces of a neighbouring frame again, at about a tenth of what a search costs.
+        """Re-detect the faces of a neighbouring frame, at about a tenth of the cost of `detect`.
 
         Args:
             pixels: (H, W, 3), RGB.
-            near: faces of a frame of the same size.
-            known: other faces of this frame; they are not found a second time.
+            near: faces of a neighbouring frame of the same size.
+            known: other faces of this frame, which are not detected again.
 
         Returns:
-            As `detect`, besides the known ones at most one for each of `near`: a face that is gone or has moved far is
-            not found, nor is one that has come.
+            The known faces and at most one face for each of `near`, in the order of `detect`. Faces that have moved far
+            or are new in this frame are not detected.
         """
         if not near:
             return list(known)
@@ -146,7 +152,7 @@ class FaceDetector:
         return self.select([*known, *copy.outward(found)], pixels)
 
     def select(self, faces: list[Detection], pixels: Pixels) -> list[Detection]:
-        """Those that are sure, sound and large enough, the largest first."""
+        """Return the faces that are probable, valid and large enough, at most `max_faces`, largest first."""
         height_px, width_px = pixels.shape[:2]
         kept = [
             face
@@ -165,19 +171,19 @@ class Copy:
 
     pixels: Pixels
     scale: NDArray[np.float32]
-    """(2,) pixels of the copy in one of the frame, along x and y."""
+    """(2,) pixels of the copy per pixel of the frame, along x and y."""
     corner: NDArray[np.float32]
-    """(2,) where the part begins, in pixels of the frame."""
+    """(2,) top left corner of the part, in pixels of the frame."""
 
     @classmethod
     def of_all(cls, pixels: Pixels, least_side_px: int) -> Copy:
-        """The whole frame, halved as `LEAST_SIDE_PX` says."""
+        """Copy the whole frame, halved as described at `LEAST_SIDE_PX`."""
         size_px = np.array(pixels.shape[1::-1])
         return cls.of_part(pixels, least_side_px, np.zeros(2, int), size_px)
 
     @classmethod
     def around(cls, pixels: Pixels, least_side_px: int, boxes_xyxy: NDArray[np.float32]) -> Copy:
-        """The part that holds all the boxes, made square."""
+        """Copy the part that contains all boxes, each made square."""
         room = ROOM * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True)
         size_px = np.array(pixels.shape[1::-1])
         near = np.floor((boxes_xyxy[:, :2] - room).min(axis=0)).astype(int).clip(0, size_px - 1)
@@ -186,7 +192,7 @@ class Copy:
 
     @classmethod
     def of_part(cls, pixels: Pixels, least_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> Copy:
-        """What lies between two corners, x and y, halved as the whole frame would be."""
+        """Copy the part between two corners (x, y), halved as often as the whole frame would be."""
         part = pixels[near[1] : far[1], near[0] : far[0]]
         for _ in range(num_halvings(pixels.shape, least_side_px)):
             part = _halved(part)
@@ -194,31 +200,31 @@ class Copy:
         return cls(part, scale.astype(np.float32), near.astype(np.float32))
 
     def inward(self, faces: Sequence[Detection]) -> NDArray[np.float32]:
-        """[F, 4] boxes in pixels of the copy."""
+        """Return the boxes in pixels of the copy, [F, 4]."""
         corners = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 2, 2)
         return ((corners - self.corner) * self.scale).reshape(-1, 4)
 
     def outward(self, found: Found) -> list[Detection]:
-        """In pixels of the frame."""
+        """Return the faces of the copy in pixels of the frame."""
         boxes = (found.boxes_xyxy.reshape(-1, 2, 2) / self.scale + self.corner).reshape(-1, 4)
         landmarks = found.landmarks / self.scale + self.corner
         return [Detection(*each) for each in zip(boxes, landmarks, found.scores.tolist(), strict=True)]
 
 
 def num_halvings(shape: tuple[int, ...], least_side_px: int) -> int:
-    """How often a frame of this shape is halved before it is searched."""
+    """Return how many times a frame of this shape is halved before it is searched."""
     return max(0, (max(shape[:2]) // least_side_px).bit_length() - 1)
 
 
 def _halved(pixels: Pixels) -> Pixels:
-    """Each pixel the mean of four; where a side is odd, the nearest thing to it."""
+    """Halve both sides: each pixel is the mean of four, or an approximation of it if a side is odd."""
     height_px, width_px = pixels.shape[:2]
     half_px = (width_px + 1) // 2, (height_px + 1) // 2
     return np.asarray(cv2.resize(pixels, half_px, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _is_sound(face: Detection, height_px: int, width_px: int) -> bool:
-    """Whether all its numbers are finite and enough of its box lies in the frame."""
+    """Return whether all numbers are finite and enough of the box is inside the frame."""
     if not (np.isfinite(face.box_xyxy).all() and np.isfinite(face.landmarks).all()):
         return False
     near, far = face.box_xyxy[:2].clip(0), face.box_xyxy[2:].clip(max=(width_px, height_px))

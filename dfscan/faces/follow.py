@@ -1,14 +1,14 @@
-"""Find the faces of a video's frames: search some frames, and find their faces again in the frames between.
+"""Detect faces in some frames of a video and re-detect them in the frames between.
 
-Within a burst of samples faces move little, and where one was is the best place to look for it. Every third frame is
-searched, passing over the faces that were found again there; a face that is new in it is then looked for in the frames
-before it as well. ::
+Within a burst of samples, faces move little, so a face is first searched near its previous position. Every third frame
+is searched completely, except for the faces that were re-detected there. A new face is then also searched in the frames
+before. ::
 
     frame       0    1    2    3    4    5    6    7
                 <- search  ->   ->search  ->   ->search
 
-A frame in which a face was lost, or near which none is known, is searched at once. So what can be missed is a face
-beside others that shows itself only between two searches, in at most two samples: too few to be judged by.
+A frame is searched at once if a face was lost in it or no face is known near it. Therefore a face can only be missed if
+it appears beside other faces and only between two searches, in at most two samples, which is too few for a verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.types import Frame
 
 SEARCH_EVERY = 3
-"""Frames from one search to the next."""
+"""Number of frames from one search to the next."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,20 +31,20 @@ class Look:
 
 
 class Follower:
-    """Goes through the frames of one video, in order."""
+    """Detects the faces of one video from its frames, which must be added in order."""
 
     def __init__(self, detector: FaceDetector) -> None:
         self._detector = detector
         self._waiting: list[Look] = []
-        """Frames since the last search, in which a face that the next one finds may be found too."""
+        """Frames since the last search; new faces of the next search are searched in them too."""
         self._last: Look | None = None
-        """The frame before, if faces can be followed from it."""
+        """The previous frame, if its faces can be re-detected in the next one."""
 
     def look(self, frame: Frame) -> list[Look]:
-        """Take the next frame.
+        """Add the next frame.
 
         Returns:
-            Frames whose faces are all known now, in order; fewer than `SEARCH_EVERY` are held back.
+            Frames whose faces are complete, in order; fewer than `SEARCH_EVERY` frames are held back.
         """
         settled = [] if self._goes_on(frame) else self.finish()
         look, last, self._last = Look(frame, []), self._last, None
@@ -60,7 +60,7 @@ class Follower:
         return settled + self._search(look)
 
     def finish(self) -> list[Look]:
-        """Settle what is held back: no more frames come, or none that these faces can be followed into."""
+        """Complete and return the frames held back; no following frame shares their burst and size."""
         settled, self._waiting = self._waiting, []
         if self._last is None:
             for look in settled:
@@ -84,7 +84,7 @@ class Follower:
         return settled
 
     def _find_earlier(self, look: Look, new: list[Detection]) -> list[Detection]:
-        """Add faces that came to light a frame later; those that were added."""
+        """Add faces that were first detected one frame later; return the faces that were added."""
         known = look.faces
         look.faces = self._detector.find_again(look.frame.pixels, new, known=known)
         if not known and len(look.faces) < max(len(new), 1):

@@ -1,10 +1,10 @@
-"""MTCNN's cascade in numpy and OpenCV, whatever runs its three networks.
+"""MTCNN's cascade in numpy and OpenCV, independent of the library that runs its three networks.
 
 Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", section II:
-a network that slides over a pyramid of smaller copies proposes boxes, a second one sorts them, a third one decides and
-gives five landmarks; each also corrects the boxes, and overlapping ones are reduced to the best after each step.
-What the paper leaves open (rounding, which boxes are a pixel longer) is as in facenet-pytorch 2.5.3, whose weights are
-used; what it does one candidate at a time on the networks' device is done here for all at once.
+a first network slides over an image pyramid and proposes boxes, a second one filters them, and a third one decides and
+predicts five landmarks. Each network also corrects the boxes, and each step ends with non-maximum suppression. Details
+that the paper leaves open (rounding, which boxes are a pixel longer) follow facenet-pytorch 2.5.3, whose weights are
+used. Unlike there, all candidates are processed at once instead of one by one on the device of the networks.
 """
 
 from __future__ import annotations
@@ -20,87 +20,87 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Sums = NDArray[np.int32]
-"""[H + 1, W + 1, 3]: of each channel, the sum of all levels above and left of a corner."""
+"""Integral image, [H + 1, W + 1, 3]: per channel, the sum of all levels above and left of a corner."""
 
 PYRAMID_FACTOR = 0.709
-"""From one copy to the next: about half the area."""
+"""Scale from one pyramid level to the next; it halves the area."""
 WINDOW_PX, STRIDE_PX = 12, 2
-"""What the first network looks at, and how far it moves."""
+"""Window and stride of the first network."""
 MARGIN_PX = 2
-"""Grey round each copy, a multiple of the stride: of a face cut by the border so much of the window lies outside."""
+"""Grey margin around each pyramid level, a multiple of the stride, for windows of faces cut by the border."""
 REFINED_PX, DECIDED_PX = 24, 48
-"""Sides of what the second and the third network look at."""
+"""Input sides of the second and the third network."""
 THRESHOLDS = (0.6, 0.7, 0.7)
-"""Least probability of a face, for each network."""
+"""Minimum probability of a face, for each network."""
 OVERLAP_IN_SCALE, OVERLAP = 0.5, 0.7
-"""Of two boxes that overlap more the less probable is dropped: within one copy, and from then on."""
+"""Maximum overlap of two boxes before the less probable one is dropped: within a pyramid level, and later."""
 MAX_REACH_PX = 1 << 20
-"""Farther out corners of boxes count as if they were here."""
+"""Coordinates of boxes are clipped to plus and minus this value."""
 NO_BOXES: Floats = np.empty((0, 4), np.float32)
 
 
 class Networks(Protocol):
-    """The three networks; pictures are float32 NCHW, RGB in [-1, 1]."""
+    """The three networks; inputs are float32 NCHW, RGB in [-1, 1]."""
 
     def propose(self, picture: Floats) -> tuple[Floats, Floats]:
-        """Of a picture [1, 3, H, W]: corrections [4, h, w] and probabilities [h, w] of each window."""
+        """Return box offsets [4, h, w] and probabilities [h, w] of each window of a picture [1, 3, H, W]."""
         ...
 
     def refine(self, crops: Floats) -> tuple[Floats, Floats]:
-        """Of crops [K, 3, 24, 24]: corrections [K, 4] and probabilities [K]."""
+        """Return box offsets [K, 4] and probabilities [K] of crops [K, 3, 24, 24]."""
         ...
 
     def decide(self, crops: Floats) -> tuple[Floats, Floats, Floats]:
-        """Of crops [K, 3, 48, 48]: corrections [K, 4], landmarks [K, 10] (five x, five y) and probabilities [K]."""
+        """Return offsets [K, 4], landmarks [K, 10] (five x, five y) and probabilities [K] of crops [K, 3, 48, 48]."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The faces of one frame, the most probable first."""
+    """The faces of one frame, in descending order of probability."""
 
     boxes_xyxy: Floats
-    """[F, 4] in pixels; may reach over the border."""
+    """[F, 4] in pixels; may extend beyond the frame."""
     scores: Floats
     """[F] probabilities in [0, 1]."""
     landmarks: Floats
     """[F, 5, 2]: eyes, nose, corners of the mouth; x and y in pixels."""
 
     def __getitem__(self, kept: Any) -> Found:
-        """Those that an index array or mask picks."""
+        """Select faces by an index array or a mask."""
         return Found(self.boxes_xyxy[kept], self.scores[kept], self.landmarks[kept])
 
 
 @dataclass(slots=True, eq=False)
 class _Boxes:
-    """Candidates."""
+    """Candidate boxes of one frame."""
 
     xyxy: Floats
     """[K, 4]"""
     scores: Floats
     """[K]"""
     corrections: Floats
-    """[K, 4] of the corners, in widths and heights of the box."""
+    """[K, 4] offsets of the corners, in widths and heights of the box."""
 
     def __getitem__(self, kept: Any) -> _Boxes:
-        """Those that an index array or mask picks."""
+        """Select boxes by an index array or a mask."""
         return _Boxes(self.xyxy[kept], self.scores[kept], self.corrections[kept])
 
     def corrected(self, *, unit_px: float) -> Floats:
-        """The boxes moved by their corrections; the library takes sides as one pixel longer from the second step on."""
+        """Return the boxes with their offsets applied. From the second step on, the library adds one pixel to sides."""
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2] + unit_px
         moves = self.corrections.reshape(-1, 2, 2) * sides[:, None]
         return self.xyxy + moves.reshape(-1, 4)
 
 
 def find_faces(frame: Pixels, networks: Networks, *, min_face_px: float, known_xyxy: Floats = NO_BOXES) -> Found:
-    """Find the faces of a frame.
+    """Detect the faces of a frame.
 
     Args:
         frame: (H, W, 3) uint8 RGB.
-        networks: what runs the three networks.
-        min_face_px: smallest face that is looked for; below 12 makes no sense.
-        known_xyxy: [B, 4] boxes of faces that are known already: they are not looked at and not given again.
+        networks: the three networks.
+        min_face_px: minimum face size; at least 12.
+        known_xyxy: [B, 4] boxes of known faces, which are neither searched nor returned.
     """
     sums = _sums(frame)
     proposed = _propose(sums, networks, min_face_px)
@@ -109,19 +109,19 @@ def find_faces(frame: Pixels, networks: Networks, *, min_face_px: float, known_x
 
 
 def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xyxy: Floats = NO_BOXES) -> Found:
-    """Find faces that are about where they are thought to be, by the third network alone.
+    """Re-detect faces near known positions, using the third network only.
 
-    Where a face has moved by a quarter of its size across and down, it finds 288 of 438 again at a probability of 0.95,
-    with the second network before it 24. It takes none of 438 places that a face has left for one.
+    Of 438 faces moved by a quarter of their size across and down, 288 are re-detected with a probability of at least
+    0.95; with the second network before it, only 24. None of 438 positions that a face has left is taken for a face.
 
     Args:
         frame: (H, W, 3) uint8 RGB.
-        networks: what runs the three networks.
-        near_xyxy: [B, 4] where they were in a neighbouring frame.
+        networks: the three networks.
+        near_xyxy: [B, 4] boxes of the faces in a neighbouring frame.
         known_xyxy: as for `find_faces`.
 
     Returns:
-        At most as many; fewer where one is no longer there, or has moved far.
+        At most one face per box of `near_xyxy`; none for a face that is gone or has moved far.
     """
     nothing = np.zeros(len(near_xyxy), np.float32)
     found = _decide(_sums(frame), networks, _Boxes(_squared(near_xyxy), nothing, np.zeros_like(near_xyxy)))
@@ -129,7 +129,7 @@ def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xy
 
 
 def _is_covered(boxes_xyxy: Floats, known_xyxy: Floats) -> NDArray[np.bool_]:
-    """[K] whether a box overlaps with a known one so far that the library would keep one of the two."""
+    """Return [K] whether a box overlaps a known one so much that the library would keep only one of the two."""
     near = np.maximum(boxes_xyxy[:, None, :2], known_xyxy[None, :, :2])
     far = np.minimum(boxes_xyxy[:, None, 2:], known_xyxy[None, :, 2:])
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (boxes_xyxy, known_xyxy)]
@@ -138,7 +138,7 @@ def _is_covered(boxes_xyxy: Floats, known_xyxy: Floats) -> NDArray[np.bool_]:
 
 
 def pyramid(height_px: int, width_px: int, min_face_px: float) -> Iterator[float]:
-    """Scales of the copies: in the first a face of `min_face_px` fills the window, in the last the frame just does."""
+    """Yield the scales of the pyramid, from `min_face_px` filling the window to the frame just filling it."""
     scale = WINDOW_PX / min_face_px
     while min(height_px, width_px) * scale >= WINDOW_PX:
         yield scale
@@ -190,9 +190,9 @@ def _decide(sums: Sums, networks: Networks, boxes: _Boxes) -> Found:
     return found[best_by_smaller(found.boxes_xyxy, found.scores, OVERLAP)]
 
 
-# The library averages every pixel that an output pixel touches, neighbours' shared ones too (PyTorch's adaptive average
-# pooling), and the networks' probabilities hang on it: OpenCV's exact areas gave 0.956 for a face that has 0.997 so.
-# From sums over all that is above and left of a corner, the mean of any rectangle takes four of them.
+# The library resizes by PyTorch's adaptive average pooling, which averages every pixel that an output pixel touches, so
+# neighbours share pixels. Scores depend on this: for one face, cv2.INTER_AREA gives 0.956 where adaptive pooling gives
+# 0.997. With an integral image, the mean of any rectangle needs only four values.
 
 
 def _sums(frame: Pixels) -> Sums:
@@ -200,22 +200,22 @@ def _sums(frame: Pixels) -> Sums:
 
 
 def _size_px(sums: Sums) -> tuple[int, int]:
-    """Height and width of the frame."""
+    """Return height and width of the frame."""
     height, width = sums.shape[:2]
     return height - 1, width - 1
 
 
 def _edges(size_px: int | NDArray[np.intp], parts: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where the parts of a length begin and end, [..., parts] each; ends reach to the next whole pixel.
+    """Return start and end, [..., parts] each, of the equal parts of a length; ends are rounded up to whole pixels.
 
-    5 px in 2 parts: 0 to 3 and 2 to 5.
+    Example: 5 px in 2 parts are 0 to 3 and 2 to 5.
     """
     size, at = np.asarray(size_px)[..., None], np.arange(parts)
     return at * size // parts, -(-(at + 1) * size // parts)
 
 
 def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
-    """The whole frame at a smaller size, as the networks take it, with a grey margin of `MARGIN_PX`."""
+    """Return the whole frame shrunk and normalised for the networks, with a grey margin of `MARGIN_PX`."""
     rows, columns = (_edges(*pair) for pair in zip(_size_px(sums), (height_px, width_px), strict=True))
     return _means(sums, [edge[None] for edge in rows], [edge[None] for edge in columns], margin_px=MARGIN_PX)
 
@@ -223,19 +223,19 @@ def _shrunk(sums: Sums, height_px: int, width_px: int) -> Floats:
 def _means(
     sums: Sums, rows: Sequence[NDArray[np.intp]], columns: Sequence[NDArray[np.intp]], *, margin_px: int = 0
 ) -> Floats:
-    """Mean levels of rectangles, as the networks take them.
+    """Return mean levels of rectangles, normalised for the networks.
 
     Args:
-        sums: of a frame.
-        rows: where each of the H rows of N pictures begins and ends, [N, H] each.
-        columns: the same for W columns.
-        margin_px: grey pixels that are added on each side.
+        sums: integral image of a frame.
+        rows: start and end of each of the H rows of N pictures, [N, H] each.
+        columns: start and end of each of the W columns, [N, W] each.
+        margin_px: number of grey pixels to add on each side.
 
     Returns:
-        float32 [N, 3, H + 2 margins, W + 2 margins] in [-1, 1]; 0, a medium grey, where a rectangle is empty.
+        float32 [N, 3, H + 2 margins, W + 2 margins] in [-1, 1]; 0, a medium grey, for empty rectangles.
     """
     (top, bottom), (left, right) = ([edge[:, :, None] for edge in rows], [edge[:, None] for edge in columns])
-    # Flat positions: taking them is four times as fast as indexing rows and columns.
+    # `take` with flat positions is four times as fast as indexing rows and columns.
     flat, above, below = sums.reshape(-1, 3), top * sums.shape[1], bottom * sums.shape[1]
     totals = flat.take(below + right, axis=0)
     totals -= flat.take(above + right, axis=0)
@@ -255,17 +255,17 @@ def _means(
 
 
 def _squared(boxes_xyxy: Floats) -> Floats:
-    """Boxes about the same centres, both sides as long as the longer one."""
+    """Return square boxes with the same centres; the side is the longer side of each box."""
     centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
     return np.concatenate([centres - half, centres + half], axis=1)
 
 
 def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
-    """Crop each box as a square, grey where it lies outside the frame; boxes that lie outside altogether are dropped.
+    """Crop each box to a square, grey outside the frame; drop boxes that are entirely outside.
 
-    The authors' own code fills boxes up as well. The library stretches the part inside the frame to the whole square
-    instead: a face cut by the border is then lost, or its box is twice as wide as the face and centred outside.
+    The authors' original code pads boxes in the same way. The library instead stretches the part inside the frame to
+    the whole square. Then a face cut by the border is lost, or its box is twice as wide and centred outside the frame.
     """
     height, width = _size_px(sums)
     boxes = boxes[np.isfinite(boxes.xyxy).all(axis=1)]
@@ -281,15 +281,15 @@ def _cut(sums: Sums, boxes: _Boxes, side_px: int) -> tuple[_Boxes, Floats]:
 
 
 def _best(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
-    """Non-maximum suppression: positions of the boxes that no more probable one covers.
+    """Apply non-maximum suppression.
 
     Args:
         boxes_xyxy: [K, 4].
         scores: [K].
-        overlap: from which share of their union a box is dropped.
+        overlap: intersection over union from which the less probable box is dropped.
 
     Returns:
-        Positions, by descending score.
+        Positions of the kept boxes, by descending score.
     """
     if not len(scores):
         return np.empty(0, np.intp)
@@ -299,7 +299,7 @@ def _best(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp
 
 
 def best_by_smaller(boxes_xyxy: Floats, scores: Floats, overlap: float) -> NDArray[np.intp]:
-    """As `_best`, but overlap is a share of the smaller box, which OpenCV does not know; by now there are few boxes."""
+    """Apply non-maximum suppression by intersection over minimum area, which OpenCV lacks; see `_best`."""
     kept: list[int] = []
     waiting = np.argsort(-scores, kind="stable")
     near, far = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]

@@ -1,6 +1,6 @@
-"""MTCNN's three networks with facenet-pytorch's weights, in ONNX Runtime.
+"""MTCNN's three networks in ONNX Runtime, with the weights of facenet-pytorch.
 
-They are exported once, by a child process, so that a scan on a CPU never imports PyTorch.
+A child process exports them once, so that a scan on a CPU never imports PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dfscan.graphs import cached_graph, export_failure, open_session, run_child
 Floats = NDArray[np.float32]
 
 SIDES_PX = {"pnet": 12, "rnet": 24, "onet": 48}
-"""The library's names of the networks, and the least side of what each takes."""
+"""Names of the networks in the library, and the minimum input side of each."""
 EXPORT_FORMAT = 2
 MAX_EXPORT_ERROR = 1e-4
 SUBJECT = "the face detector"
@@ -33,26 +33,26 @@ class OnnxNetworks:
     """The networks in ONNX Runtime, on the CPU; several threads may use them at once."""
 
     def __init__(self) -> None:
-        """Load them, exported first if need be.
+        """Load the networks; export them first if necessary.
 
         Raises:
-            DfscanError: they cannot be exported.
+            DfscanError: the export failed.
         """
         graphs = _unpacked(_graphs())
         self._sessions = {name: open_session(graphs[name]) for name in SIDES_PX}
 
     def propose(self, picture: Floats) -> tuple[Floats, Floats]:
-        """As `mtcnn.Networks`."""
+        """See `mtcnn.Networks`."""
         corrections, chances = self._run("pnet", picture)
         return corrections[0], chances[0, 1]
 
     def refine(self, crops: Floats) -> tuple[Floats, Floats]:
-        """As `mtcnn.Networks`."""
+        """See `mtcnn.Networks`."""
         corrections, chances = self._run("rnet", crops)
         return corrections, chances[:, 1]
 
     def decide(self, crops: Floats) -> tuple[Floats, Floats, Floats]:
-        """As `mtcnn.Networks`."""
+        """See `mtcnn.Networks`."""
         corrections, landmarks, chances = self._run("onet", crops)
         return corrections, landmarks, chances[:, 1]
 
@@ -62,14 +62,14 @@ class OnnxNetworks:
 
 
 def library_networks() -> dict[str, Any]:
-    """facenet-pytorch's ``pnet``, ``rnet`` and ``onet`` with their weights, in eval mode."""
+    """Return facenet-pytorch's ``pnet``, ``rnet`` and ``onet`` with their weights, in eval mode."""
     from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 
     return {"pnet": PNet().eval(), "rnet": RNet().eval(), "onet": ONet().eval()}
 
 
 def _graphs() -> bytes:
-    """The three graphs, packed."""
+    """Return the three graphs, packed."""
     facts = ["mtcnn", EXPORT_FORMAT, *(package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))]
     return cached_graph(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32], SUBJECT, _export_in_child)
 
@@ -80,11 +80,11 @@ def _export_in_child(path: Path) -> None:
         raise export_failure(SUBJECT, child.returncode, child.stderr.strip())
 
 
-# In the child
+# The functions below run in the child process.
 
 
 def main(arguments: list[str]) -> int:
-    """Export to the path that is named. What goes wrong is one message on stderr."""
+    """Export the networks to the path in `arguments`; report an error as one line on stderr."""
     try:
         write_graphs(Path(arguments[0]))
     except Exception as error:  # shown by the parent as one line instead of a traceback
@@ -94,10 +94,10 @@ def main(arguments: list[str]) -> int:
 
 
 def write_graphs(path: Path) -> None:
-    """Export the networks and compare what the graphs give with PyTorch.
+    """Export the networks and compare the outputs of the graphs with PyTorch.
 
     Raises:
-        ArithmeticError: they differ.
+        ArithmeticError: the outputs differ.
     """
     import torch
 
@@ -121,12 +121,12 @@ def write_graphs(path: Path) -> None:
         got = open_session(graphs[name]).run(None, {"pictures": pictures.numpy()})
         for mine, theirs in zip(got, expected, strict=True):
             if not np.all(np.abs(mine - theirs.numpy()) <= MAX_EXPORT_ERROR):  # a NaN must fail
-                raise ArithmeticError(f"ONNX Runtime does not give PyTorch's {name}")
+                raise ArithmeticError(f"{name} gives different results in ONNX Runtime and PyTorch")
     path.write_bytes(_packed(graphs))
 
 
 def _fast(network: Any) -> Any:
-    """The same function in other operations: half the time in ONNX Runtime, whose PRelu costs as much as all else."""
+    """Replace PRelu by equivalent operations, which halves the time: ONNX Runtime spends half of it on PRelu."""
     import torch
 
     class Prelu(torch.nn.Module):
@@ -148,7 +148,7 @@ def _fast(network: Any) -> Any:
 
 
 def _widen(conv: Any, prelu: Any, following: Any) -> None:
-    """Fill the channels between two convolutions up to a multiple of 8 with zeros."""
+    """Pad the channels between two convolutions with zeros to a multiple of 8."""
     from torch.nn import Parameter
     from torch.nn.functional import pad
 
@@ -160,7 +160,7 @@ def _widen(conv: Any, prelu: Any, following: Any) -> None:
 
 
 def _packed(graphs: dict[str, bytes]) -> bytes:
-    """As one document: the graphs are small."""
+    """Pack the graphs into one JSON document, which is practical because they are small."""
     return json.dumps({name: base64.b64encode(graph).decode() for name, graph in graphs.items()}).encode()
 
 

@@ -1,21 +1,21 @@
-"""Link the faces of one video into tracks, one person each.
+"""Link the faces of one video into tracks, one per person.
 
-Two people in one track would let one person's fake hide behind the other's real face. One person in two tracks makes
-fragments decide. So links follow what is certain first:
+If two people share a track, one person's fake face can hide behind the other's real face. If one person is split into
+two tracks, the verdict depends on fragments. Therefore the most certain links are made first:
 
-1. Within a shot (see `media.shots`) a face is linked to a track by overlap and likeness. Where the shot shows only this
-   one face from sample to sample it is the same person, however it turns and however fast the camera moves.
-2. Across a cut, a gap within a shot, or a burst, a track continues another one that ended before it where place, size
-   and looks agree. Looks are compared face by face and the best pair counts, because a head that turned away looks
-   unlike itself on average.
+1. Within a shot (see `media.shots`), a face is linked to a track by overlap and similarity. If the shot shows only one
+   face from sample to sample, it is the same person, even if the head turns or the camera moves fast.
+2. Across a cut, a gap within a shot, or bursts, a track continues an earlier one if position, size and similarity
+   agree. All pairs of faces are compared and the best pair counts, because a head that turned away has a low average
+   similarity to itself.
 
-A link is made only where the next best choice is clearly worse.
+A link is made only if the second best choice is clearly worse.
 
-`LOOKS_SAME` comes from the best of all pairs of faces of two clips, on 73 real and generated clips of 32 faces each and
-on single portraits of one studio (Face Research Lab London Set):
+`LOOKS_SAME` was derived from the best pair of faces of two clips, on 73 real and generated clips of 32 faces each and
+on single portraits from one studio (Face Research Lab London Set):
 
 =================================================  =====  ======  ===============
-best likeness of two sets of faces                     n  median  highest, lowest
+best similarity of two sets of faces                   n  median  highest, lowest
 =================================================  =====  ======  ===============
 two people, clips                                   2581    0.05             0.58
 two people, one studio, one portrait each           1200    0.32             0.68
@@ -44,46 +44,47 @@ Box = NDArray[np.float32]
 Tracklet = list[Face]
 """Faces of one person in one shot of one burst, in order of time."""
 Scores = dict[tuple[int, int], float]
-"""What may be linked, as (position of the older, position of the newer) -> how well it fits."""
+"""Candidate links, as (position of the older, position of the newer) -> score of the link."""
 
 Older = TypeVar("Older")
 Newer = TypeVar("Newer")
 
 MAX_MISSED = 2
-"""Samples in which a person may be missed within a tracklet."""
+"""Maximum number of samples in which a person may be missed within a tracklet."""
 MIN_IOU, LOOKS_ALIKE, MIN_FIT = 0.1, 0.55, 1.0
-"""Within a shot, enough overlap and likeness for a link, and the minimum of their sum."""
+"""Within a shot, the minimum overlap, similarity, and sum of both for a link."""
 MIN_SHOT_IOU, LOOKS_OTHER = 0.4, 0.1
-"""Within a shot, enough overlap for a link whatever the pose, unless the likeness is below `LOOKS_OTHER`."""
+"""Within a shot, the minimum overlap for a link in any pose, if the similarity is at least `LOOKS_OTHER`."""
 NEAR, LOOKS_NEAR = 0.75, 0.3
-"""Within a shot, a move in face sizes that is short enough for a link where the likeness is at least `LOOKS_NEAR`."""
+"""Within a shot, the maximum movement in face sizes for a link if the similarity is at least `LOOKS_NEAR`."""
 MAX_LONE_MOVE, MAX_LONE_ZOOM = 2.5, 2.0
+"""Within a shot, the maximum movement in face sizes and ratio of sizes of the only face in consecutive samples."""
 MIN_LONE_IOU = 0.3
-"""Within a shot, the maximum move in face sizes and ratio of sizes of the only face from one sample to the next."""
+"""Within a shot, the minimum overlap of the only face if the similarity is below `LOOKS_OTHER`."""
 MISSED_CUT = 8.0
-"""A change of the frame around a face that is a cut after all where the looks are other too: mean L*a*b* distance."""
+"""Change of the frame around a dissimilar face from which a missed cut is assumed: mean L*a*b* distance."""
 LOOKS_SAME = 0.7
-"""Best likeness from which two tracklets show one person; two people reach 0.68."""
+"""Minimum best similarity of two tracklets of the same person; two different people reach 0.68."""
 MAX_SHIFT, MAX_ZOOM = 1.0, 1.5
-"""Across a cut or a burst, the maximum move in face sizes and ratio of sizes."""
+"""Across a cut or a burst, the maximum movement in face sizes and ratio of sizes."""
 SAME_VIEW, MAX_SEAT_SHIFT = 3.5, 0.5
-"""Maximum change of the picture around a face, and move in face sizes, for the same seat in the same view: there a best
-likeness of `LOOKS_NEAR` suffices across a cut or a burst."""
+"""Maximum change of the frame around a face, and movement in face sizes, for the same seat in the same view. For these,
+a best similarity of `LOOKS_NEAR` is enough across a cut or a burst."""
 CLEARLY_BETTER = 0.1
-"""A link's lead over the next best, in units of likeness or overlap."""
+"""Minimum lead of a link over the second best, in units of similarity or overlap."""
 NUM_COMPARED = 16
-"""Faces of a person, and of a tracklet, whose looks are compared; spread evenly."""
+"""Maximum number of faces, spread evenly, that are compared per person and per tracklet."""
 
 
 def link(faces: Sequence[Face]) -> list[list[Face]]:
-    """Sort the faces of one video into people.
+    """Group the faces of one video by person.
 
     Args:
-        faces: in any order; the outcome does not depend on it.
+        faces: in any order; the result does not depend on it.
 
     Returns:
-        Tracks by first appearance (larger face first at one time), each with its faces by time and at most one a
-        frame; every face is in exactly one.
+        Tracks in order of first appearance, the larger face first if simultaneous. Each has its faces in order of time,
+        at most one per frame. Every face is in exactly one track.
     """
     people: list[list[Face]] = []
     closed: set[int] = set()
@@ -106,7 +107,7 @@ def link(faces: Sequence[Face]) -> list[list[Face]]:
 
 
 def _link_burst(faces: Iterable[Face]) -> list[Tracklet]:
-    """Tracklets of one burst, by first face."""
+    """Return the tracklets of one burst, in order of their first faces."""
     tracklets: list[Tracklet] = []
     closed: set[int] = set()
     for _, frame in itertools.groupby(faces, key=lambda face: face.frame_index):
@@ -123,13 +124,13 @@ def _link_burst(faces: Iterable[Face]) -> list[Tracklet]:
 
 
 def _is_alive(tracklet: Tracklet, face: Face) -> bool:
-    """Whether a tracklet may go on in the frame of a face."""
+    """Return whether a tracklet may continue in the frame of a face."""
     last = tracklet[-1]
     return last.shot == face.shot and face.frame_index - last.frame_index <= MAX_MISSED + 1
 
 
 def _fit_in_shot(tracklet: Tracklet, face: Face) -> float | None:
-    """Overlap plus likeness, or None where the face cannot be the tracklet's next."""
+    """Return overlap plus similarity, or None if the face cannot continue the tracklet."""
     if not _is_alive(tracklet, face):
         return None
     last = tracklet[-1]
@@ -141,7 +142,7 @@ def _fit_in_shot(tracklet: Tracklet, face: Face) -> float | None:
 
 
 def _fit_lone(tracklet: Tracklet, face: Face) -> float | None:
-    """As `_fit_in_shot` where there is no other face and no other tracklet."""
+    """Return the same as `_fit_in_shot`, with looser limits because there is no other face and no other tracklet."""
     fit = _fit_in_shot(tracklet, face)
     last = tracklet[-1]
     if fit is not None or not _is_alive(tracklet, face):
@@ -157,12 +158,12 @@ def _fit_lone(tracklet: Tracklet, face: Face) -> float | None:
 
 
 def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool) -> float | None:
-    """Best likeness less half the move in face sizes, or None where the tracklet cannot go on with the person.
+    """Return best similarity minus half the movement in face sizes, or None if the tracklet cannot continue the track.
 
     Args:
-        person: faces so far.
-        tracklet: faces that may be the same person's.
-        is_lone: whether the frames of the person's last and the tracklet's first face show no other face.
+        person: faces of the person so far.
+        tracklet: faces that may belong to the same person.
+        is_lone: True if the frames of the person's last and the tracklet's first face contain no other face.
     """
     last, first = person[-1], tracklet[0]
     if last.frame_index >= first.frame_index:
@@ -184,7 +185,7 @@ def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool)
 
 
 def _spread(faces: Sequence[Face]) -> NDArray[np.float32]:
-    """[F, D] the looks of at most `NUM_COMPARED` of the faces."""
+    """Return the descriptors [F, D] of at most `NUM_COMPARED` of the faces."""
     at = np.unique(np.linspace(0, len(faces) - 1, min(len(faces), NUM_COMPARED)).round().astype(int))
     return np.stack([faces[i].appearance for i in at])
 
@@ -192,17 +193,17 @@ def _spread(faces: Sequence[Face]) -> NDArray[np.float32]:
 def _pairs(
     older: Sequence[Older], newer: Sequence[Newer], fit: Callable[[Older, Newer], float | None], closed: set[int]
 ) -> dict[int, int]:
-    """Link the best pair, then the best of what is left, and so on, wherever no rival is nearly as good.
+    """Link pairs greedily, best first, if no rival pair is nearly as good.
 
     Args:
-        older: what may be continued.
-        newer: what may continue it.
-        fit: how well a pair fits, None where it cannot be one.
-        closed: positions of older ones that are not to be continued. Those that are in doubt now are added: going on
-            with them would only raise the same doubt again.
+        older: tracks or tracklets that may be continued.
+        newer: tracklets or faces that may continue them.
+        fit: returns the score of a pair, None if it cannot be linked.
+        closed: positions in `older` that must not be continued. Ambiguous ones are added, because continuing them later
+            would only meet the same ambiguity again.
 
     Returns:
-        The older's position for each linked newer one.
+        Position in `newer` -> position in `older` for each linked pair.
     """
     left: Scores = {}
     for (i, old), (j, new) in itertools.product(enumerate(older), enumerate(newer)):
@@ -229,7 +230,7 @@ def _pairs(
 
 
 def _overlap(tracklet: Tracklet, face: Face) -> float:
-    """Of a face with where the tracklet was, or should be by now at the speed of its last two faces."""
+    """Return the IoU of a face with the tracklet's last box, or with that box extrapolated by its last movement."""
     last = tracklet[-1]
     overlap = iou(last.box_xyxy, face.box_xyxy)
     if len(tracklet) < 2 or last.time_s <= tracklet[-2].time_s:
@@ -240,20 +241,20 @@ def _overlap(tracklet: Tracklet, face: Face) -> float:
 
 
 def _view_change(last: Face, face: Face) -> float:
-    """See `appearance.scene_change`; infinite where the frames are not known."""
+    """Return `appearance.scene_change`; infinite if a scene is unknown."""
     if last.scene is None or face.scene is None:
         return math.inf
     return scene_change(last.scene, face.scene, face.box_xyxy)
 
 
 def _move(last: Face, face: Face) -> float:
-    """Distance of the centres, in sizes of the smaller face."""
+    """Return the distance of the centres in sizes of the smaller face."""
     size_px = min(_size_px(last.box_xyxy), _size_px(face.box_xyxy))
     return float(np.linalg.norm(_centre(last.box_xyxy) - _centre(face.box_xyxy))) / max(size_px, 1e-6)
 
 
 def _zoom(last: Face, face: Face) -> float:
-    """Size of the larger face over that of the smaller one."""
+    """Return the ratio of the larger to the smaller face size."""
     smaller_px, larger_px = sorted([_size_px(last.box_xyxy), _size_px(face.box_xyxy)])
     return larger_px / max(smaller_px, 1e-6)
 
@@ -274,7 +275,7 @@ def _centre(box_xyxy: Box) -> NDArray[np.float32]:
 
 
 def _size_px(box_xyxy: Box) -> float:
-    """Side of the square of the same area."""
+    """Return the side of a square of the same area."""
     return math.sqrt(_area_px(*box_xyxy.tolist()))
 
 
@@ -283,7 +284,7 @@ def _area_px(x1: float, y1: float, x2: float, y2: float) -> float:
 
 
 def iou(first: Box, second: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union of two boxes."""
     one, other = first.tolist(), second.tolist()
     shared = _area_px(max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
     union = _area_px(*one) + _area_px(*other) - shared

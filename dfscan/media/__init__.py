@@ -1,1 +1,1 @@
-"""From file names to upright frames with true times: discover, plan, decode, isolate."""
+"""Find videos and decode them into upright frames with timestamps: discover, plan, decode, isolate."""

@@ -1,13 +1,14 @@
-"""What a process that reads untrusted files gives up first: files, network, programs, and memory without end.
+"""Sandbox for processes that read untrusted files: no file names, no network, no programs, limited memory.
 
-Three walls, because not every system has all of them:
+It has three layers, because not every system supports all of them:
 
-- limits on memory, file size, descriptors and core dumps: `setrlimit`, everywhere;
-- Landlock (Linux 5.13 and later, landlock(7)): nothing is opened, made, changed, removed or run by its name; from
-  ABI 4 no TCP, from ABI 6 no signals and abstract sockets to processes outside;
-- a seccomp filter (Linux, seccomp(2)): no socket, no program, no look into another process, no way round the filter.
+- `setrlimit` limits memory, file size, descriptors and core dumps, on every system.
+- Landlock (Linux 5.13 and later, landlock(7)) forbids opening, creating, changing, removing and running files by name.
+  ABI 4 and later also forbid TCP, ABI 6 and later also signals and abstract sockets to processes outside.
+- A seccomp filter (Linux, seccomp(2)) forbids sockets, programs, access to other processes and system calls that
+  bypass the filter.
 
-What is open already stays usable: a caged process works on the descriptors that it is handed.
+Descriptors that are already open remain usable: a sandboxed process works on the descriptors that it is given.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ import sys
 
 MAX_DESCRIPTORS = 16
 
-# Landlock: <linux/landlock.h>. The system calls have one number on every architecture.
+# Landlock: <linux/landlock.h>. The numbers of its system calls are the same on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _FS_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
-"""All file system rights that an ABI knows: they are denied by being handled. Later ABIs are held to the last."""
+"""Every file system right of each ABI; a handled right is denied. Later ABIs use the newest entry."""
 _NET_RIGHTS, _FIRST_ABI_WITH_NET = 0b11, 4  # bind and connect TCP
 _SCOPES, _FIRST_ABI_WITH_SCOPES = 0b11, 6  # abstract sockets and signals
 
 _PR_SET_NO_NEW_PRIVS, _PR_GET_SECCOMP, _PR_SET_SECCOMP = 38, 21, 22  # <linux/prctl.h>
 _SECCOMP_MODE_FILTER = 2
 
-# Classic BPF, <linux/bpf_common.h>, and what a filter may answer, <linux/seccomp.h>.
+# Classic BPF, <linux/bpf_common.h>, and the return values of a filter, <linux/seccomp.h>.
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16  # offsets in struct seccomp_data, little endian
 _X32_BIT = 0x40000000
-"""On x86-64 the numbers from here on are another way to the same calls."""
+"""On x86-64, numbers from here on are a second way to make the same calls."""
 _CLONE_THREAD = 0x00010000  # <linux/sched.h>
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-"""What `uname -m` says: the kernel's own number (<linux/audit.h>) and the column of `_REFUSED`."""
+"""Maps the machine name of `uname -m` to the kernel's number (<linux/audit.h>) and the column of `_REFUSED`."""
 _REFUSED = {
     "socket": (41, 198),
     "socketpair": (53, 199),
@@ -68,21 +69,22 @@ _REFUSED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
 }
-"""System calls that decoding never needs, by their numbers on x86-64 and on 64-bit ARM."""
+"""System calls that decoding never needs, with their numbers on x86-64 and on 64-bit ARM."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-"""Threads are made by these too, and may be; processes may not. The C library goes back to the first, whose flags a
-filter can see, where the second is unknown."""
+"""These calls create threads, which are allowed, and processes, which are not. A filter can check the flags of the
+first only, so the second is reported as unknown and the C library falls back to the first."""
 _FORKS_OF_X86 = (57, 58)
 
 
 def limit(max_memory_bytes: int) -> None:
-    """Bound what this process may use.
+    """Limit the resources of this process.
 
     Args:
-        max_memory_bytes: address space, what is in use already included. Allocation beyond it is a `MemoryError`.
+        max_memory_bytes: maximum address space, including what is in use already. Allocating more raises
+            `MemoryError`.
 
     Raises:
-        OSError: the system refuses.
+        OSError: the system refuses a limit.
     """
     limits = {
         resource.RLIMIT_AS: max_memory_bytes,
@@ -101,10 +103,10 @@ def limit(max_memory_bytes: int) -> None:
 
 
 def enter() -> None:
-    """Put up the walls that this system has, for good.
+    """Enter the sandbox for good, with every layer that this system supports.
 
     Raises:
-        OSError: a wall that the system has cannot be put up, or there are other threads, which would stay outside.
+        OSError: a supported layer cannot be enabled, or other threads exist, which would not be sandboxed.
     """
     if sys.platform != "linux":
         return
@@ -118,25 +120,25 @@ def enter() -> None:
 
 
 def missing() -> list[str]:
-    """What this system lacks of the walls, as sentences; empty where all are there."""
+    """Return one sentence per sandbox layer that this system lacks; empty if it supports all of them."""
     if sys.platform != "linux":
-        return ["there is no cage for decoders on this system; scan hostile files on Linux"]
+        return ["decoders cannot be sandboxed on this system; scan hostile files on Linux"]
     lacks = []
     if not landlock_abi():
-        lacks.append("no Landlock (Linux 5.13 or later, not switched off): a decoder taken over could read files")
+        lacks.append("no Landlock (needs Linux 5.13 or later, enabled): a compromised decoder could read files")
     if not has_seccomp():
-        lacks.append("no seccomp filter on this architecture: a decoder taken over could use the network")
+        lacks.append("no seccomp filter on this architecture: a compromised decoder could use the network")
     return lacks
 
 
 def landlock_abi() -> int:
-    """Version of the kernel's Landlock; 0 where there is none."""
+    """Return the version of the kernel's Landlock; 0 if it has none."""
     abi: int = _libc().syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
     return max(0, abi)
 
 
 def has_seccomp() -> bool:
-    """Whether the kernel takes filters, and the numbers of its system calls are known here."""
+    """Return whether the kernel supports filters and its system call numbers are known for this architecture."""
     return platform.machine() in _ARCHITECTURES and _libc().prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
 
 
@@ -164,7 +166,7 @@ def _forbid_calls() -> None:
 
 
 def _filter(architecture: int, column: int) -> bytes:
-    """Refuse the calls of `_REFUSED`, new processes, everything of another architecture, and x32; allow the rest.
+    """Build a filter that refuses `_REFUSED`, new processes, other architectures and x32, and allows the rest.
 
     Each instruction is (operation, instructions to skip if true, if false, operand).
     """

@@ -1,8 +1,8 @@
 """Open a video file safely, choose its video streams, and survey their packets. Used in the decoding child only.
 
-Header counts, durations and rotations are hints: the survey reads what the packets say. A file is read through its
-open descriptor, which is the one protocol that is allowed: no name can act as a URL, no playlist can open a second
-file, and what a file is called does not change what is found in it.
+Counts, durations and rotations in headers are only hints; the survey reads the packets themselves. A file is read
+through its open descriptor, the only protocol that is allowed. Therefore a name cannot act as a URL, a playlist cannot
+open a second file, and the name of a file does not influence how it is read.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from dfscan.media import matroska, mp4
 from dfscan.media.plan import DECODE_ALL_FRAMES, Streams, Timeline
 
 MAX_FRAME_PX = 8192 * 4352
-"""Largest picture that is decoded: 8K with room for its coded margin."""
+"""Largest frame that is decoded: 8K plus its coded margin."""
 MAX_STREAMS = 64
 MAX_PACKETS = 10_000_000
-"""A stream is surveyed up to here, which is 46 hours at 60 frames a second."""
+"""Maximum number of packets that are surveyed, which is 46 hours at 60 frames per second."""
 HEAD_BYTES = 16
 MAX_SEARCH_S = 5.0
-"""FFmpeg may search so long for a header or for the next packet: some readers cross any number of zeros to find one."""
+"""Maximum time for FFmpeg to find a header or the next packet: some readers skip any number of zeros to find one."""
 
-# FFmpeg's names. Playlists (hls, dash, concat, sdp, ...) are absent on purpose; audio is here so that a file
-# with sound only is told apart from a file that is no media at all.
+# FFmpeg's names. Playlists (hls, dash, concat, sdp, ...) are omitted on purpose. Audio formats are included to tell a
+# file with sound only from a file that is no media at all.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv asf ogg rm mxf nut dv wtv ivf obu "
     "h261 h263 h264 hevc vvc evc av1 m4v mjpeg mjpeg_2000 vc1 vc1test dirac yuv4mpegpipe gif apng webp webp_pipe "
@@ -50,21 +50,22 @@ CODECS = (
     "ffvhuff huffyuv utvideo qtrle rpza rawvideo v210 v410 r210 yuv4 gif apng png webp bmp tiff jpeg2000 jpegls ppm "
     "pgm pbm pam flic"
 ).split()
-"""FFmpeg's decoders of what cameras, phones, broadcasters, editors and the web have made. Nothing else is run on an
-untrusted file, no decoder of sound or subtitles either: each is a door. Games and screen recorders made the rest."""
+"""FFmpeg's decoders for video from cameras, phones, broadcasters, editors and the web. No other decoder runs on an
+untrusted file, because each one adds attack surface. This excludes sound, subtitles, and codecs of games and screen
+recorders."""
 
 PLAYLIST_HEADS = (b"ffconcat", b"v=0", b"#EXTM3U", b"<?xml")
 
 STILL_FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
-"""Damaged pictures that FFmpeg would only take by their file name, by their first bytes."""
+"""First bytes of still images. FFmpeg recognises damaged ones only by their file name."""
 
 MAX_GAP_BACK_S = 1.0
-"""A decoding time that falls back further than this starts a new clock (joined or wrapped recordings)."""
+"""A decoding time that jumps back by more than this starts a new clock (joined or wrapped recordings)."""
 
 DEFAULT_FPS = 25
 INDEX_PROBE_PACKETS = 8
 CLOCKLESS_FORMATS = ("avi",)
-"""Containers without presentation times: FFmpeg guesses them, and wrongly where there are B-frames."""
+"""Containers without presentation times. FFmpeg guesses them, and its guess is wrong if there are B-frames."""
 
 TS_SYNC = 0x47
 SCRAMBLING_PROBE_BYTES = 1 << 20
@@ -95,24 +96,24 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What the packets of a stream say before any of them is decoded."""
+    """Properties of a stream that its packets reveal before any of them is decoded."""
 
     stream: int
     """Number of the stream in the file, from 0."""
     timeline: Timeline
     has_clock: bool
-    """False where presentation times are absent or jump back: then frames are known by their number only."""
+    """False if presentation times are missing or jump back; then frames are identified by their number only."""
     damage: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surveys:
-    """What is known of a file before any of its frames is decoded."""
+    """Properties of a file that are known before any of its frames is decoded."""
 
     streams: list[Survey]
-    """The streams to look at, the main one first; never empty."""
+    """The streams to scan, the main one first; never empty."""
     skipped: list[str]
-    """The video streams that are not looked at, each with the reason."""
+    """The video streams that are not scanned, each with the reason."""
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def open_container(file: FileIO) -> Iterator[InputContainer]:
     """Open the container in a file.
 
     Raises:
-        VideoError: not a container, one without its index, or one of a kind that is not supported.
+        VideoError: the file is not a container, lacks its index, or has an unsupported format.
     """
     head = os.pread(file.fileno(), HEAD_BYTES, 0)
     try:
@@ -141,18 +142,18 @@ def open_video(file: FileIO, stream: int | None = None) -> Iterator[tuple[InputC
     """Open the container in a file and one of its video streams, by default the main one.
 
     Raises:
-        VideoError: no video stream, no decoder for it, or as `open_container`.
+        VideoError: there is no video stream or no decoder for it; see also `open_container`.
     """
     with open_container(file) as container:
         chosen = _choose(container, "main" if stream is None else stream)[0][0]
-        chosen.thread_type = "SLICE"  # frame threads lose the frames in flight when a damaged one fails
+        chosen.thread_type = "SLICE"  # with frame threads, a damaged frame also loses the frames in progress
         chosen.codec_context.thread_count = 1
         chosen.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(CODECS)}
         yield container, chosen
 
 
 def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
-    file.seek(0)  # FFmpeg works on a copy of the descriptor, which shares its position
+    file.seek(0)  # FFmpeg works on a duplicate of the descriptor, which shares its position
     return av.open(
         "fd:",
         format=container_format,
@@ -171,14 +172,14 @@ def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
 def _refusal(file: FileIO, error: Exception) -> VideoError:
     if os.pread(file.fileno(), HEAD_BYTES, 0).startswith(PLAYLIST_HEADS):
         return VideoError("not_video", "a playlist, which holds no video itself; scan the files that it names")
-    if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a format that is not on the list
+    if isinstance(error, av.error.ArgumentError):  # FFmpeg's error for a format that is not in FORMATS
         return VideoError("unsupported_format", UNSUPPORTED)
     boxes = {box.kind: box for box in mp4.outer_boxes(file)} if mp4.is_mp4(file) else {}
     if b"moov" in boxes and boxes[b"moov"].end > os.fstat(file.fileno()).st_size:
         return VideoError("no_index", CUT_INDEX)
     if b"moov" not in boxes and b"moof" in boxes:
         return VideoError("no_index", LONE_SEGMENT)
-    if b"mdat" in boxes and not boxes.keys() & {b"moov", b"meta"}:  # pictures have a "meta" box instead
+    if b"mdat" in boxes and not boxes.keys() & {b"moov", b"meta"}:  # still images have a "meta" box instead
         return VideoError("no_index", NO_INDEX)
     return VideoError("not_video", f"no readable video container ({_cause(error)})")
 
@@ -190,9 +191,9 @@ def _cause(error: Exception) -> str:
 
 
 def _choose(container: InputContainer, wanted: Streams) -> tuple[list[VideoStream], list[str]]:
-    """Choose the streams to look at, the main one first, and say why others are not looked at.
+    """Choose the streams to scan, the main one first, and give a reason for each other stream.
 
-    Cover pictures and thumbnails of chapters do not count, unless one is asked for by its number.
+    Cover art and chapter thumbnails do not count, unless one is requested by its number.
     """
     cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     moving = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -225,7 +226,7 @@ def _choose(container: InputContainer, wanted: Streams) -> tuple[list[VideoStrea
 
 
 def _precedence(stream: VideoStream) -> tuple[bool, int, bool, int]:
-    """Sorts the main stream first: not a single frame, then the largest, then the one marked as default."""
+    """Return a sort key that puts the main stream first: more than one frame, then the largest, then the default."""
     is_default = bool(stream.disposition & av.stream.Disposition.default)
     return stream.frames == 1, -stream.width * stream.height, not is_default, stream.index
 
@@ -244,10 +245,10 @@ def _described(stream: VideoStream) -> str:
 
 
 def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None] = lambda: None) -> Surveys:
-    """Read the packets of the wanted streams, or the complete index of a long one in their stead, without decoding.
+    """Read the packets of the wanted streams without decoding them; for a long stream, read its complete index instead.
 
     Raises:
-        VideoError: no stream can be looked at: encrypted, without a packet, or as `open_video`.
+        VideoError: no stream can be scanned: encrypted, or without packets; see also `open_video`.
     """
     with open_container(file) as container:
         streams, skipped = _choose(container, wanted)
@@ -259,7 +260,7 @@ def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None]
             found = _survey_indexes(file, container, delays, encrypted)
         else:
             found = _survey_packets(container, streams, encrypted, check_time)
-    if len(found) < len(descriptions):  # begin anew: packets were read to compare them with an index
+    if len(found) < len(descriptions):  # open again: packets were consumed to compare them with an index
         with open_container(file) as container:
             rest = [each for each in container.streams.video if each.index in descriptions.keys() - found.keys()]
             found |= _survey_packets(container, rest, encrypted, check_time)
@@ -276,13 +277,13 @@ def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None]
 
 
 def _cut_off(file: FileIO) -> str | None:
-    """Whether the container announces more bytes than the file has, which FFmpeg takes for an ordinary end."""
+    """Describe how many announced bytes are missing, or return None. FFmpeg takes a cut-off file for a complete one."""
     missing = _announced_end(file) - os.fstat(file.fileno()).st_size
     return f"cut off: the file ends {missing} bytes early" if missing > 0 else None
 
 
 def _announced_end(file: FileIO) -> int:
-    """Where the outermost boxes of a Matroska, AVI or MP4 file say that it ends; 0 if they do not."""
+    """Return the end of a Matroska, AVI or MP4 file according to its outermost boxes; 0 if they do not give it."""
     head = os.pread(file.fileno(), 12, 0)
     if head.startswith(matroska.MAGIC):
         return matroska.announced_end(file)
@@ -292,7 +293,7 @@ def _announced_end(file: FileIO) -> int:
 
 
 def _is_scrambled(file: FileIO) -> bool:
-    """Whether the file is a transport stream of which most packets have a scrambling bit set, judged by its start."""
+    """Return whether most packets at the start of a transport stream have a scrambling bit set."""
     head = os.pread(file.fileno(), SCRAMBLING_PROBE_BYTES, 0)
     for first, step in ((0, 188), (4, 192)):
         packets = range(first, len(head) - 4, step)
@@ -302,7 +303,7 @@ def _is_scrambled(file: FileIO) -> bool:
 
 
 def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index | None) -> set[int]:
-    """Numbers of the video streams that the container declares to be encrypted, whatever their codec."""
+    """Return the numbers of the video streams that the container declares to be encrypted, whatever their codec."""
     videos = container.streams.video
     if index:
         return {each.index for each in videos if (track := index.tracks.get(each.id)) and track.is_encrypted}
@@ -318,7 +319,7 @@ def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index
 def _indexed_delays(
     container: InputContainer, streams: list[VideoStream], index: mp4.Index | None
 ) -> dict[int, NDArray[np.int64]]:
-    """For each long stream with a complete index, how long after its decoding each frame is shown, in ticks."""
+    """Return each frame's delay from decoding to presentation, in ticks, for long streams with a complete index."""
     long = [stream for stream in streams if stream.frames == len(stream.index_entries) > DECODE_ALL_FRAMES]
     if container.format.name in CLOCKLESS_FORMATS:
         return {stream.index: np.zeros(stream.frames, np.int64) for stream in long}
@@ -337,11 +338,11 @@ def _indexed_delays(
 def _survey_indexes(
     file: FileIO, container: InputContainer, delays: dict[int, NDArray[np.int64]], encrypted: set[int]
 ) -> dict[int, Survey | VideoError]:
-    """Survey streams by their index; those are absent whose first packets say something else than it."""
+    """Survey streams by their index; omit streams whose first packets contradict it."""
     size_bytes = os.fstat(file.fileno()).st_size
     found: dict[int, Survey | VideoError] = {}
     for number, index in enumerate(delays):
-        # The packets of the first stream are read, so for the next ones the file is opened anew.
+        # Packets were consumed for the first stream, so the file is opened again for each further one.
         with open_container(file) if number else nullcontext(container) as opened:
             stream = next(each for each in opened.streams.video if each.index == index)
             try:
@@ -359,10 +360,10 @@ def _survey_index(
     encrypted: set[int],
     size_bytes: int,
 ) -> Survey | None:
-    """Survey one stream by its index, or return None where its first packets say something else.
+    """Survey one stream by its index, or return None if its first packets contradict the index.
 
-    FFmpeg's index has decoding times, after edits; `delays` lead from those to presentation times, up to a constant
-    that the first packets tell. ::
+    FFmpeg's index has decoding times, after edits. Adding `delays` gives the presentation times up to a constant, which
+    is taken from the first packets. ::
 
         index  -1024  -512     0   512      delays  0  1536   512   -512      packets' pts  0  2048  1024  512
                                             constant 1024
@@ -392,12 +393,12 @@ def _survey_index(
 
 
 def is_encrypted(packet: AnyPacket) -> bool:
-    """Whether its payload is ciphertext; decoders make noise of it, with or without an error."""
+    """Return whether the payload is encrypted. Decoders turn it into noise, with or without an error."""
     return packet.has_sidedata("encryption_info")
 
 
 class _Int64List:
-    """A growing array of timestamps at 8 bytes each, so that a day of video stays small."""
+    """A growing array of timestamps at 8 bytes each, so that a day of video needs little memory."""
 
     def __init__(self) -> None:
         self._chunks = bytearray()
@@ -416,7 +417,7 @@ class _Int64List:
 
 @dataclass(slots=True, eq=False)
 class _PacketLog:
-    """What the packets of one stream say."""
+    """Timestamps, key frame flags and counts from the packets of one stream."""
 
     pts: _Int64List = field(default_factory=_Int64List)
     dts: _Int64List = field(default_factory=_Int64List)
@@ -466,7 +467,7 @@ def _survey(
     total = len(log.pts)
     if not total:
         raise VideoError("no_frames", broken_off or "its video stream holds no frames")
-    # Where FFmpeg marks no packet at all, only the declaration counts: it knows not every scheme and codec.
+    # If FFmpeg marks no packet at all, rely on the declaration: FFmpeg does not know every scheme and codec.
     if log.num_encrypted == total or (is_declared_encrypted and not log.num_encrypted):
         raise VideoError("encrypted", ENCRYPTED)
     damage = broken_off or _damage(log.num_corrupt, log.num_encrypted, total)
@@ -490,7 +491,7 @@ def _damage(corrupt: int, encrypted: int, total: int) -> str | None:
 
 
 def _clock(ticks: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[np.int64] | None:
-    """The stream's timestamps if they can serve as one clock: complete, moving, never starting anew."""
+    """Return the timestamps of the stream if they form one clock (complete, moving, never restarting), else None."""
     values = ticks.array()
     if not ticks.is_complete or not stream.time_base or len(np.unique(values)) * 2 <= len(values) > 1:
         return None

@@ -1,4 +1,4 @@
-"""What the content of a file tells, without decoding it: a video, an animation, or text."""
+"""Tell from the content of a file, without decoding it, whether it is a video, an animation, or text."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 GIF_IMAGE, GIF_EXTENSION = 0x2C, 0x21
 MAX_PNG_CHUNKS = 1000
-"""So many may come before the picture's own; there are seldom more than ten."""
+"""Maximum number of chunks before the image data; there are seldom more than ten."""
 
 
 def looks_like_video(head: bytes) -> bool:
-    """Tell from the first `HEAD_BYTES` bytes of a file whether it is a video container."""
+    """Return whether the first `HEAD_BYTES` bytes of a file are those of a video container."""
     return (
         head.startswith(_VIDEO_HEADS)
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
@@ -51,7 +51,7 @@ def _is_iso_media(head: bytes) -> bool:
     kind = head[4:8]
     if kind == b"ftyp":
         return head[8:12].rstrip() not in _STILL_OR_SOUND_BRANDS.split()
-    # "free" and "skip" are English: the text "The free ..." would be an atom of 1.4 GB.
+    # "free" and "skip" are English words: the text "The free ..." would be an atom of 1.4 GB.
     is_small = head[:1] == b"\0"
     return kind in (b"moov", b"mdat") or (is_small and kind in (b"wide", b"free", b"skip"))
 
@@ -65,12 +65,12 @@ def _is_transport_stream(head: bytes) -> bool:
 
 
 def is_text(head: bytes) -> bool:
-    """Tell from its first bytes whether a file is text."""
+    """Return whether a file that starts with these bytes is text."""
     return head.startswith(UTF_16_MARKS) or (bool(head) and not _NO_TEXT.search(head))
 
 
 def is_animation(file: BinaryIO) -> bool:
-    """Tell whether a file is a GIF, PNG or WebP picture of several frames."""
+    """Return whether a file is a GIF, PNG or WebP image with several frames."""
     file.seek(0)
     head = file.read(21)
     if len(head) < 21:
@@ -83,7 +83,7 @@ def is_animation(file: BinaryIO) -> bool:
 
 
 def _is_animated_gif(file: BinaryIO, head: bytes) -> bool:
-    """Whether there is a second image; headers, extensions and images are skipped by their lengths."""
+    """Return whether there is a second image. Headers, extensions and images are skipped by their lengths."""
     file.seek(13 + _gif_colours(head[10]))
     num_images = 0
     while kind := file.read(1):
@@ -103,12 +103,12 @@ def _is_animated_gif(file: BinaryIO, head: bytes) -> bool:
 
 
 def _gif_colours(flags: int) -> int:
-    """Bytes of the table of colours that these flags announce."""
+    """Return the size in bytes of the colour table that these flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _is_animated_png(file: BinaryIO) -> bool:
-    """Whether its control chunk, which comes before the picture, announces several frames."""
+    """Return whether the control chunk, which precedes the image data, announces several frames."""
     file.seek(8)
     for _ in range(MAX_PNG_CHUNKS):
         head = file.read(8)

@@ -1,4 +1,4 @@
-"""Decode the pictures that a plan asks for. Used in the decoding child only; see `media.isolate` for the door."""
+"""Decode the frames that a plan requests. Used in the decoding child only; the entry point is `media.isolate`."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from dfscan.media.webp import WebpAnimation, animation_pictures, read_animation
 from dfscan.types import Frame, VideoInfo
 
 MAX_ERRORS_IN_A_ROW = 250
-"""After so many undecodable packets without one picture the rest is given up."""
+"""Decoding stops after this many consecutive undecodable packets."""
 MAX_EARLY_END_S = 0.5
-"""Pictures that end this much before their packets do are damage, even where no decoder complained."""
+"""A stream whose frames end this much before its packets is damaged, even if the decoder reported no error."""
 
 SEEK_MARGINS_S = (0.0, 1.0, 10.0, float(1 << 31))
-"""How far before a key frame to aim, tried in this order; the last is the start of the file."""
+"""Seek this far before a key frame, trying the values in this order; the last one is the start of the file."""
 
 Packet: TypeAlias = "av.Packet[VideoStream]"
 
 
 @dataclass
 class Decoding:
-    """One video being decoded: iterate `samples`, then read `info`, `damage` and the rest."""
+    """Decodes one video: iterate over `samples`, then read `info`, `damage` and the other results."""
 
     file: FileIO
-    """Open for reading; its position is moved."""
+    """Open for reading; decoding changes its position."""
     sampling: Sampling
     check_time: Callable[[], None] = field(default=lambda: None)
-    """Called for every packet; raises to stop."""
+    """Called for every packet; raises an exception to stop decoding."""
 
     def __post_init__(self) -> None:
         self.info = VideoInfo(size_bytes=os.fstat(self.file.fileno()).st_size)
         self.num_errors = 0
         self.num_corrupt = 0
         self.num_missing = 0
-        """Samples that were asked for and that the streams have no frames for."""
+        """Number of requested samples for which the streams have no frame."""
         self.is_cut_short = False
         self.start_s = 0.0
-        """Where the file begins on the clock that the samples' times count on: a player shows this moment as 0:00."""
+        """Start of the file on the clock of the samples' times; a player shows this moment as 0:00."""
         self.skipped: list[str] = []
-        """The video streams that were not looked at, each with the reason."""
+        """The video streams that were not scanned, each with the reason."""
         self.surveyed_cpu_s = 0.0
-        """CPU seconds of this process when the survey was done; 0 before."""
+        """CPU seconds of this process at the end of the survey; 0 before."""
         self._survey_damage: str | None = None
         self._end_missing_s = 0.0
         self._num_samples = 0
@@ -67,7 +67,7 @@ class Decoding:
 
     @property
     def damage(self) -> str | None:
-        """One sentence on what could not be read, or None."""
+        """One sentence on the parts that could not be read; None if there are none."""
         if self._survey_damage:
             return self._survey_damage
         if self.num_errors or self.num_corrupt:
@@ -77,12 +77,12 @@ class Decoding:
         return None
 
     def samples(self) -> Iterator[Frame]:
-        """Yield the planned frames, stream by stream, the main one first, each in order of time.
+        """Yield the planned frames, stream by stream, the main one first, and in order of time within each stream.
 
-        Their times are the streams' own. Subtract `start_s` for the time since the start of the file.
+        Times are on the clock of the stream. Subtract `start_s` to get the time since the start of the file.
 
         Raises:
-            VideoError: nothing could be decoded, encrypted, too large, or as `open_video`.
+            VideoError: no frame could be decoded, or the video is encrypted or too large; see also `open_video`.
         """
         if animation := read_animation(self.file):
             yield from self._animation_samples(animation)
@@ -119,7 +119,7 @@ class Decoding:
         self._note_missing(plan, self._num_samples - num_before)
 
     def _note_missing(self, plan: Plan, num_given: int) -> None:
-        """Count the samples that were asked for and that the stream could not give."""
+        """Count the requested samples for which the stream had no frame."""
         asked = len(plan.wanted) if self.sampling.every_s is not None else self.sampling.num_frames
         self.num_missing += asked - num_given
 
@@ -174,7 +174,7 @@ class Decoding:
             last_s = time_s
 
     def _note_first(self, picture: VideoFrame, pixels: NDArray[np.uint8]) -> None:
-        """Take facts from the first sample of a stream: HDR in any stream counts, the rest is of the first one."""
+        """Update `info` from the first sample of a stream. HDR counts in any stream, the rest only in the first one."""
         self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
         if not self._num_samples:
             height_px, width_px = pixels.shape[:2]
@@ -182,7 +182,7 @@ class Decoding:
 
 
 class _Reader:
-    """Moves through one open stream, decoding as little as the plan allows."""
+    """Reads one open stream and decodes as little as the plan allows."""
 
     def __init__(self, job: Decoding, container: InputContainer, stream: VideoStream, surveyed: Survey) -> None:
         self._job = job
@@ -198,7 +198,7 @@ class _Reader:
         self.shots = ShotCounter()
 
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float, int | None]]:
-        """Yield each wanted frame with its time in seconds and its number; then drain the stream if all is decoded."""
+        """Yield each wanted frame with its time in seconds and its number; drain the stream if all is to be decoded."""
         decoded = self._decode(self._container.demux(self._stream))
         for wanted in plan.wanted.tolist():
             is_near = self._is_near(int(self._timeline.pts[wanted]))
@@ -219,20 +219,20 @@ class _Reader:
             self._ran_out = True
 
     def _number(self, tick: int) -> int | None:
-        """Number of the frame that was decoded last, among all of the stream in order of presentation, if known."""
+        """Return the position of the last decoded frame in presentation order of the stream; None if unknown."""
         if not self._survey.has_clock:
             return None if self._job.num_errors else self.num_frames - 1
         at = int(np.searchsorted(self._timeline.pts, tick))
         return at if at < len(self._timeline.pts) and self._timeline.pts[at] == tick else None
 
     def missing_s(self) -> float:
-        """Seconds from the last picture that the stream gave to the last that it announced; 0 unless run to its end."""
+        """Return the seconds from the last decoded to the last announced frame; 0 unless the stream ran to its end."""
         if self._last_tick is None or not self._ran_out:
             return 0.0
         return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)
 
     def _is_near(self, tick: int) -> bool:
-        """Whether a picture belongs to the burst of the last one: all between are decoded, or cuts would be missed."""
+        """Return whether a frame is in the burst of the last one. Then there is no seek, which could miss cuts."""
         if self._last_tick is None:
             return False
         return (tick - self._last_tick) * self._timeline.time_base_s <= BURST_GAP_S
@@ -244,10 +244,10 @@ class _Reader:
         return seek_target(self._timeline, wanted=wanted, position=at)
 
     def _packets_from(self, position: int) -> Iterator[Packet] | None:
-        """Packets from the key frame at `position`, or from one before it; None where that cannot be reached.
+        """Return packets from the key frame at `position` or from an earlier one; None if seeking fails.
 
-        Some containers are searched by decoding time: seeking to the time at which a key frame is shown lands
-        behind it then, so the aim is moved back until it is not.
+        Some containers are searched by decoding time. In these, seeking to the presentation time of a key frame lands
+        behind it, so earlier targets are tried until one does not.
         """
         target = int(self._timeline.pts[position])
         while self._seek_margins_s:
@@ -263,9 +263,9 @@ class _Reader:
         return None
 
     def _decode(self, packets: Iterator[Packet], from_tick: int | None = None) -> Iterator[tuple[VideoFrame, int]]:
-        """Yield (picture, tick) from here to the end; after a seek, pictures before `from_tick` are dropped.
+        """Yield (frame, tick) from here to the end; after a seek, drop frames before `from_tick`.
 
-        Those lean on pictures before the key frame, so a decoder gives them damaged or not at all.
+        Those frames refer to frames before the key frame, so they come out damaged or not at all.
         """
         weave = Deinterlacer()
         for picture in self._tolerant(packets):
@@ -291,7 +291,7 @@ class _Reader:
             return int(self._timeline.pts[min(self.num_frames, len(self._timeline.pts) - 1)])
         if picture.pts is None or picture.time_base is None:
             return self._timeline_tick_after_last()
-        # The deinterlacer counts in half ticks.
+        # The deinterlacer's time base is half a tick.
         return round(picture.pts * float(picture.time_base) / self._timeline.time_base_s)
 
     def _timeline_tick_after_last(self) -> int:
@@ -299,7 +299,7 @@ class _Reader:
         return int(self._timeline.pts[min(at, len(self._timeline.pts) - 1)])
 
     def _tolerant(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
-        """Decode on past damage, counting it."""
+        """Continue decoding after errors and count them."""
         errors_in_a_row = 0
         while errors_in_a_row < MAX_ERRORS_IN_A_ROW:
             self._job.check_time()
@@ -318,7 +318,7 @@ class _Reader:
                 pictures = packet.decode()
             except av.error.EOFError:
                 return
-            except av.error.MemoryError:  # --max-memory is reached: a limit, no damage
+            except av.error.MemoryError:  # --max-memory was reached, which is a limit, not damage
                 raise
             except (av.error.FFmpegError, ValueError):
                 self._job.num_errors += 1
@@ -330,7 +330,7 @@ class _Reader:
 
 
 def _start_s(container: InputContainer, surveyed: Survey) -> float:
-    """Where the file's own timeline begins: a player shows this moment as 0:00."""
+    """Return the start of the file on the clock of the stream; a player shows this moment as 0:00."""
     if not surveyed.has_clock:
         return 0.0
     first_s = float(surveyed.timeline.pts[0]) * surveyed.timeline.time_base_s

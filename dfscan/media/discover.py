@@ -1,7 +1,7 @@
-"""Which files a scan looks at: from paths and lists of paths to one sorted list of regular files.
+"""Find the files to scan: turn paths and lists of paths into one sorted list of regular files.
 
-Nothing but the standard library is imported, so that the command line stays quick, and nothing that is not a
-regular file is ever opened: a FIFO named ``x.mp4`` would block for ever.
+Only the standard library is imported, so that the command line starts fast. Only regular files are opened, because
+opening a FIFO named ``x.mp4`` would block forever.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a scan has to look at.
+    """Files to scan, and paths that cannot or need not be scanned.
 
-    `paths` and `problems` share no path; together they are the rows of the report.
+    `paths` and `problems` have no path in common; together they are the rows of the report.
     """
 
     paths: list[str]
     """Regular files to open, in code-point order; bytes that are not UTF-8 are surrogate escapes."""
     problems: dict[str, Reason]
-    """Paths that get an ``error`` row unopened: ``not_found``, ``not_regular`` or ``unreadable``."""
+    """Paths that get an ``error`` row without being opened: ``not_found``, ``not_regular`` or ``unreadable``."""
     skipped: list[tuple[str, str]]
-    """Path and reason of what gets no row: ``not_video``, ``unfinished``, ``system_file``, ``system_folder``,
+    """Paths without a row, each with its reason: ``not_video``, ``unfinished``, ``system_file``, ``system_folder``,
     ``excluded``, ``symlink``, ``not_regular``, ``unreadable`` or ``duplicate``."""
     empty: list[str]
-    """Directories among the inputs that gave no row."""
+    """Input directories without any file for the report."""
 
 
 def discover(
@@ -62,20 +62,20 @@ def discover(
 ) -> Discovery:
     """Find the files to scan.
 
-    A file that is named always counts, whatever its suffix and the patterns. A directory is walked: it gives its
-    files with a video suffix, and others whose content is a video or an animation. Unfinished downloads and what
-    operating systems keep for themselves are skipped, and so are system folders unless they are among the inputs.
+    A file given explicitly is always scanned, regardless of its suffix and the patterns. A directory is walked: files
+    with a video suffix are scanned, and other files if their content is a video or an animation. Unfinished downloads
+    and files of the operating system are skipped. System folders are skipped unless they are among the inputs.
 
     Args:
-        inputs: files and directories named on the command line; a symbolic link among them is followed.
-        listed: entries of ``--files-from``; one that does not exist becomes a problem, not an exception.
-        include: patterns (`fnmatch`, case-sensitive, ``*`` crosses ``/``) on the base name or on the path below the
-            directory given; if there are any, they decide instead of suffix and content.
-        exclude: patterns that win over everything found in a directory, and prune directories.
-        follow_symlinks: also follow links met inside directories.
+        inputs: files and directories from the command line; symbolic links among them are followed.
+        listed: entries of ``--files-from``; a missing one becomes a problem, not an exception.
+        include: patterns (`fnmatch`, case-sensitive, ``*`` matches ``/``) for the base name or for the path relative to
+            the given directory; if there are any, they replace the tests of suffix and content.
+        exclude: patterns for files and directories to skip; they take precedence over all other rules.
+        follow_symlinks: also follow links inside directories.
 
     Raises:
-        ConfigError: some of `inputs` do not exist; the message names them all.
+        ConfigError: some `inputs` do not exist; the message names all of them.
     """
     named = [os.fsdecode(path) for path in inputs]
     _require_existing(named)
@@ -86,10 +86,10 @@ def discover(
 
 
 def read_list(stream: BinaryIO, *, null: bool) -> list[str]:
-    """Read the entries of ``--files-from``: one a line or, with `null`, each ended by a NUL byte.
+    """Read the entries of ``--files-from``: one per line or, with `null`, each terminated by a NUL byte.
 
-    Lines may end in LF or CR LF, and a byte order mark may come first, UTF-16's too; blank lines are skipped. Names
-    are kept exactly, spaces included; one that ends in a carriage return needs `null`.
+    Lines end in LF or CR LF. A byte order mark, also of UTF-16, may come first. Blank lines are skipped. Names are kept
+    exactly, including spaces; a name that ends in a carriage return needs `null`.
     """
     data = stream.read()
     if null:
@@ -101,11 +101,11 @@ def read_list(stream: BinaryIO, *, null: bool) -> list[str]:
 
 
 def why_no_video(name: str, path: str) -> str | None:
-    """Tell why a file gets no row, whatever suffix it has: None if there is no such reason.
+    """Return the reason why a file gets no row although its suffix may be a video's, or None.
 
     Args:
-        name: of the file.
-        path: where it can be read; a regular file.
+        name: name of the file.
+        path: path from which the file can be read; a regular file.
 
     Returns:
         ``unfinished``, ``system_file``, ``not_video`` or None.
@@ -121,7 +121,7 @@ def why_no_video(name: str, path: str) -> str | None:
 
 
 def _is_apple_double(name: str, path: str) -> bool:
-    """``._clip.mp4``: what macOS knows of ``clip.mp4`` besides its content. A hidden video may have such a name too."""
+    """Return whether a file such as ``._clip.mp4`` holds macOS metadata of ``clip.mp4`` and is not a hidden video."""
     return name.startswith("._") and not _has_video_content(path)
 
 
@@ -140,7 +140,7 @@ def _exists(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:
-        return True  # it is there but out of reach: that is an error row
+        return True  # it exists but cannot be reached, which gives an error row
     return True
 
 
@@ -152,14 +152,14 @@ def _resolve(path: str) -> str:
 
 
 def _reason(code: str, text: str) -> Reason:
-    from dfscan.types import Reason  # brings numpy, which few scans need this early
+    from dfscan.types import Reason  # imports numpy, which most scans do not need this early
 
     return Reason(code, text)
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    # The file may have been exchanged for a FIFO since it was listed: neither wait for it nor read from it.
+    # The file may have been replaced by a FIFO since it was listed: neither wait for it nor read from it.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         yield file if stat.S_ISREG(os.fstat(fd).st_mode) else BytesIO()
@@ -189,13 +189,13 @@ def _entry_kind(entry: os.DirEntry[str], follow_symlinks: bool) -> str:
 
 @dataclass(slots=True)
 class _Search:
-    """One discovery under way."""
+    """One search for files in progress."""
 
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     follow_symlinks: bool
     rows: list[tuple[str, str, Reason | None]] = field(default_factory=list)
-    """Path, resolved path, problem."""
+    """Path, resolved path and problem of each file."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
 
@@ -242,21 +242,21 @@ class _Search:
                 self.skipped.append((directory, "duplicate"))
                 continue
             found = self._read_directory(directory, resolved, root)
-            # With the slash, directories come in the order of the paths below them: "a.b/" before "a/".
+            # The slash sorts directories in the order of the paths below them: "a.b/" before "a/".
             pending.extend(sorted(found, key=lambda pair: pair[0] + "/", reverse=True))
 
     def _is_first_visit(self, directory: str, visited: set[tuple[int, int]]) -> bool:
         try:
             status = os.stat(directory)
         except OSError:
-            return True  # reading it will say why
+            return True  # reading the directory will report the error
         identity = (status.st_dev, status.st_ino)
         is_first = identity not in visited
         visited.add(identity)
         return is_first
 
     def _read_directory(self, directory: str, resolved: str, root: str) -> Iterator[tuple[str, str]]:
-        """Take the files of one directory and yield its directories, each with its resolved path."""
+        """Add the files of one directory and yield its directories, each with its resolved path."""
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
@@ -267,7 +267,7 @@ class _Search:
             self._add_problem(directory, "unreadable", f"the directory cannot be read ({error.strerror})")
 
     def _judge(self, entry: os.DirEntry[str], resolved: str, relative: str) -> bool:
-        """Take or skip a file; return whether the entry is a directory to walk."""
+        """Add or skip a file; return whether the entry is a directory to walk."""
         kind = _entry_kind(entry, self.follow_symlinks)
         if kind in ("file", "directory") and _matches(entry.name, relative, self.exclude):
             kind = "excluded"
@@ -287,7 +287,7 @@ class _Search:
         except OSError as error:
             if suffix_of(entry.name) not in OTHER_SUFFIXES:
                 return self._add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
-            reason = "unreadable"  # a picture or document by its name: not worth a mail every night
+            reason = "unreadable"  # its suffix is not a video's, so it is not worth an error in every nightly scan
         if reason:
             self.skipped.append((entry.path, reason))
         else:

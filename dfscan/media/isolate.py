@@ -1,7 +1,7 @@
-"""Decoding in caged child processes that can be killed: a crash or a hang costs one video, never the batch.
+"""Decode in sandboxed child processes that can be killed, so that a crash or a hang affects one video, not the batch.
 
-A child is handed an open descriptor, never a name. It gets one video after the other while it is healthy, and a
-successor after `MAX_VIDEOS_PER_CHILD`, so that whatever a library leaks or a file has damaged goes with it.
+A child receives an open descriptor, never a file name. It decodes one video after another as long as it is healthy. It
+is replaced after `MAX_VIDEOS_PER_CHILD` videos, to discard leaked memory and other effects of damaged files.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from dfscan.media.source import open_source
 from dfscan.types import Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
-"""A child gets this long to notice a time-out itself; then it hangs, and is killed."""
+"""Time for a child to notice a timeout itself; after that it counts as hung and is killed."""
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_PIXELS = 4 * 8192 * 4352
-"""The largest picture that is decoded, its pixels made square."""
+"""Pixels of the largest frame that is decoded, after its pixels were made square."""
 MAX_VIDEOS_PER_CHILD = 100
 DEATH_S = 1.0
-"""A child that closed its end gets this long to die of its own cause, which is then reported."""
+"""Time for a child that closed its socket to exit, so that the cause can be reported."""
 
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dfscan.media.worker import main; main()"
-"""Not ``-m``: that would import from the current folder first, which may be the evidence."""
+"""Replaces ``-m``, which would import from the current folder first; that folder may contain untrusted files."""
 
 log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A child is about to begin with a video: for a second time where the first died of it."""
+    """A child is about to start a video; sent a second time if the first child failed and the video is retried."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """One picture of a video; those of one video come in order, those of several interleave."""
+    """One frame of a video. Frames of one video come in order; those of different videos interleave."""
 
     path: str
     frame: Frame
@@ -64,22 +64,22 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last word on a video."""
+    """The last event of a video."""
 
     path: str
     info: VideoInfo | None
     failure: Reason | None
-    """Set where the video cannot be judged; pictures that came before it are void."""
+    """Set if the video cannot be judged; its earlier frames must be discarded."""
     damage: str | None = None
     is_cut_short: bool = False
     cpu_s: float = 0.0
     open_cpu_s: float = 0.0
-    """Of `cpu_s`, what it took to open the file and to survey its packets."""
+    """The part of `cpu_s` spent on opening the file and surveying its packets."""
     peak_rss_bytes: int = 0
     num_missing: int = 0
-    """Samples that were asked for and that the video has no frames for."""
+    """Number of requested samples for which the video has no frame."""
     skipped: tuple[str, ...] = ()
-    """The video streams that were not looked at, each with the reason."""
+    """The video streams that were not scanned, each with the reason."""
 
 
 Event = Opened | Decoded | Ended
@@ -87,34 +87,34 @@ Event = Opened | Decoded | Ended
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a decoding child may cost, and whether it is caged."""
+    """Limits of a decoding child."""
 
     timeout_s: float = 300.0
-    """Seconds of work on one video; waiting for the caller does not count."""
+    """Maximum working time per video, in seconds; waiting for the caller does not count."""
     max_memory_mb: int = 2048
-    """Address space of a child, in MiB."""
+    """Maximum address space of a child, in MiB."""
     sandbox: bool = True
-    """Whether it is kept from files, network and other processes; see `media.cage`."""
+    """Deny access to files, the network and other processes; see `media.cage`."""
 
 
 def decode_videos(
     paths: Iterable[str], *, sampling: Sampling, num_workers: int, limits: Limits
 ) -> Generator[Event, None, None]:
-    """Decode videos in up to `num_workers` child processes and yield what they give as it comes.
+    """Decode videos in up to `num_workers` child processes and yield their events as they arrive.
 
     Args:
-        paths: the files; taken one by one as children become free.
-        sampling: which pictures of each.
-        num_workers: children at work at once.
-        limits: of each child.
+        paths: the files; consumed one by one as children become free.
+        sampling: selects the frames of each video.
+        num_workers: maximum number of children at the same time.
+        limits: limits of each child.
 
     Yields:
-        For each path `Opened`, then `Decoded` for each picture, then one `Ended`. Where the child dies, hangs or talks
-        nonsense, a fresh one gets one more try: then `Opened` comes again, and what came before it is void. A file
-        that is empty or cannot be opened needs no child.
+        For each path `Opened`, then `Decoded` for each frame, then one `Ended`. If the child dies, hangs or violates
+        the protocol, the video is retried once in a new child. Then `Opened` is sent again, and callers must discard
+        all earlier events of this video. A file that is empty or cannot be opened needs no child.
     """
     for lack in cage.missing() if limits.sandbox else ():
-        log.warning("%s; --no-sandbox accepts it", lack)
+        log.warning("%s; to accept this and decode without a sandbox, use --no-sandbox", lack)
     queue = iter(paths)
     retried: set[str] = set()
     workers = [_Worker(sampling, limits) for _ in range(num_workers)]
@@ -128,7 +128,7 @@ def decode_videos(
             for worker in _ready(busy):
                 event = worker.receive()
                 if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
-                    log.debug("decoder: %s; once more in a fresh process", event.failure)
+                    log.debug("decoder: %s; retrying in a new process", event.failure)
                     retried.add(event.path)
                     yield from _begin(worker, event.path)
                 elif event is not None:
@@ -139,7 +139,7 @@ def decode_videos(
 
 
 def _begin(worker: _Worker, path: str) -> Iterator[Event]:
-    """Hand a file to a child, unless it needs none."""
+    """Pass a file to a child, unless it is empty or cannot be opened."""
     yield Opened(path)
     try:
         descriptor = open_source(path)
@@ -154,7 +154,7 @@ def _begin(worker: _Worker, path: str) -> Iterator[Event]:
 
 
 def _ready(busy: list[_Worker]) -> list[_Worker]:
-    """Wait until at least one child has something to say or has been silent for too long."""
+    """Wait until at least one child has sent a message or reached its deadline; return these children."""
     soonest_s = min(worker.deadline_s for worker in busy)
     ready = wait([worker.connection for worker in busy], timeout=max(0.0, soonest_s - time.monotonic()))
     now_s = time.monotonic()
@@ -162,7 +162,7 @@ def _ready(busy: list[_Worker]) -> list[_Worker]:
 
 
 class _Worker:
-    """One child process, or its successors, and the video it is at work on."""
+    """One child process, replaced when necessary, and the video that it is decoding."""
 
     def __init__(self, sampling: Sampling, limits: Limits) -> None:
         self._sampling = sampling
@@ -172,12 +172,12 @@ class _Worker:
         self._num_videos = 0
         self.path: str | None = None
         self.is_lost = False
-        """Whether the child of the last video did not live to its end."""
+        """True if the child died or was killed before it finished the last video."""
         self.deadline_s = 0.0
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
-        # A child that stops halfway through a picture must not hold the parent for ever.
+        # A child that stops halfway through a frame must not block the parent forever.
         limit = struct.pack("ll", math.ceil(self._hang_s), 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.connection = Connection(os.dup(self._socket.fileno()))
@@ -194,14 +194,14 @@ class _Worker:
         self._num_videos = 0
 
     def begin(self, path: str, descriptor: int) -> None:
-        """Hand an open video to the child, or to a new one if there is none or it has served its time."""
+        """Pass an open video to the child. Start a new child if there is none or it has decoded enough videos."""
         if self._process is None or self._process.poll() is not None or self._num_videos >= MAX_VIDEOS_PER_CHILD:
             self.kill()
             self._start()
         self._num_videos += 1
         self.path, self.is_lost = path, False
         self._expect()
-        with suppress(OSError):  # it died just now: receive() meets the closed socket and says so
+        with suppress(OSError):  # the child died just now; receive() will find the closed socket and report it
             self.connection.send_bytes(json.dumps({"sampling": asdict(self._sampling)}).encode())
             socket.send_fds(self._socket, [b"."], [descriptor])
 
@@ -209,7 +209,7 @@ class _Worker:
         self.deadline_s = time.monotonic() + self._hang_s
 
     def receive(self) -> Event | None:
-        """Take one message; a dead or hanging child gives an `Ended` with a failure."""
+        """Receive one message. Return an `Ended` with a failure if the child is dead or hung."""
         if time.monotonic() >= self.deadline_s and not self.connection.poll():
             return self._hung()
         try:
@@ -251,7 +251,7 @@ class _Worker:
         return ended
 
     def _receive_pixels(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Straight into their array: what `Connection` gathers bytes in would be a second copy, left in pieces."""
+        """Receive pixels directly into their array; `Connection` would make a second copy and fragment memory."""
         if min(height, width) <= 0 or height * width > MAX_PIXELS:
             raise ValueError("no picture that is ever sent")
         pixels = np.empty((height, width, 3), np.uint8)
@@ -277,7 +277,7 @@ class _Worker:
         return Ended(path, None, reason or Reason("crashed", f"the decoder died of {_exit_text(process.returncode)}"))
 
     def kill(self) -> None:
-        """End the child at once, if there is one, and take its remains."""
+        """Kill and reap the child process, if any."""
         if self._process is None:
             return
         self._process.kill()
@@ -295,6 +295,6 @@ def _exit_text(code: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """One thread per library: pools of several processes fight over the cores."""
+    """Return an environment with one thread per library, because several processes share the cores."""
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**os.environ, **single}

@@ -1,7 +1,8 @@
-"""Read what FFmpeg keeps to itself about a Matroska or WebM file: where it ends, and which tracks are encrypted.
+"""Read properties of a Matroska or WebM file that FFmpeg does not expose: its announced end and encrypted tracks.
 
-A file is a row of elements: a name, a size and a body, which may hold elements again. Name and size are numbers of 1 to
-8 bytes whose length is the position of their first set bit: 0x42 0x86 is a size of two bytes, and means 0x0286.
+A file is a sequence of elements. Each has a name, a size and a body, which may contain further elements. Name and size
+are numbers of 1 to 8 bytes; the position of the first set bit gives their length. The bytes 0x42 0x86 are a size of two
+bytes with the value 0x0286.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ class _Element:
     name: bytes
     start: int
     end: int | None
-    """None where the size is left open, as in live recordings."""
+    """None if the size is unknown, as in live recordings."""
 
 
 def announced_end(file: FileIO) -> int:
-    """Where the file says that it ends; 0 if it does not say."""
+    """Return the end of the file that its header announces; 0 if it announces none."""
     segment = _segment(file)
     return (segment and segment.end) or 0
 
 
 def encrypted_video_tracks(file: FileIO) -> list[bool]:
-    """For each video track, in the order of the file, whether it is encrypted."""
+    """Return for each video track, in file order, whether it is encrypted."""
     segment = _segment(file)
     return [
         any(
@@ -77,13 +78,13 @@ def _elements(file: FileIO, start: int, end: int) -> Iterator[_Element]:
 
 
 def _length(head: bytes) -> int:
-    """Bytes of the number that begins here; 0 where none does."""
+    """Return the length in bytes of the number that starts here; 0 if there is none."""
     length = 9 - head[0].bit_length() if head and head[0] else 0
     return length if length <= len(head) else 0
 
 
 def _inside(file: FileIO, parent: _Element, *path: bytes) -> Iterator[_Element]:
-    """Yield the elements that a path of names leads to."""
+    """Yield the elements below `parent` that match a path of names."""
     size = _size(file)
     for child in _elements(file, parent.start, size if parent.end is None else min(parent.end, size)):
         if child.name == path[0]:
@@ -91,7 +92,7 @@ def _inside(file: FileIO, parent: _Element, *path: bytes) -> Iterator[_Element]:
                 yield child
             else:
                 yield from _inside(file, child, *path[1:])
-            if child.name == TRACKS:  # there is one, and what follows may be hours of frames
+            if child.name == TRACKS:  # there is only one, and hours of frames may follow it
                 return
 
 

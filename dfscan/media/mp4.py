@@ -1,7 +1,7 @@
-"""Read what FFmpeg keeps to itself about an MP4 or MOV file: encryption, and when each frame is shown.
+"""Read properties of an MP4 or MOV file that FFmpeg does not expose: encryption, and the display delay of each frame.
 
-A file is a row of boxes. Each is a size (4 bytes), a name (4 bytes) and a body, which may hold boxes again. A size of 1
-means that 8 bytes of size follow the name. ::
+A file is a sequence of boxes. Each has a size (4 bytes), a name (4 bytes) and a body, which may contain further boxes.
+A size of 1 means that a size of 8 bytes follows the name. ::
 
     ftyp | mdat (the frames) | moov -> trak -> mdia -> minf -> stbl -> stsd (codec), ctts (display delays)
 """
@@ -22,12 +22,12 @@ MAX_DELAYS = 10_000_000
 SAMPLE_ENTRY_BYTES = 78
 """Fixed fields of a video sample entry, before the boxes in it."""
 PROTECTED_ENTRIES = (b"encv", b"drmi", b"drmv")
-"""Common Encryption, and two kinds of Apple's FairPlay."""
+"""Common Encryption and two variants of Apple's FairPlay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box; `start` and `end` bound its body, and `end` may lie beyond the end of a truncated file."""
+    """One box. `start` and `end` are the bounds of its body; in a truncated file, `end` may exceed the file size."""
 
     kind: bytes
     start: int
@@ -36,11 +36,11 @@ class Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """What one track of the index says."""
+    """One track of the index."""
 
     is_encrypted: bool
     delays: NDArray[np.int64]
-    """(N,) ticks from the decoding to the presentation of each frame; empty where the track has no such table."""
+    """(N,) ticks from the decoding to the presentation of each frame; empty if the track has no such table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,18 @@ class Index:
     """The ``moov`` box."""
 
     tracks: dict[int, Track]
-    """By track number, which is FFmpeg's `stream.id`."""
+    """Tracks by track number, which is FFmpeg's `stream.id`."""
     is_fragmented: bool
-    """Whether frames may follow that the index does not list."""
+    """True if the file may contain frames that the index does not list."""
 
 
 def is_mp4(file: FileIO) -> bool:
-    """Whether the file begins with a box of the MP4 family."""
+    """Return whether the file begins with a box of the MP4 family."""
     return os.pread(file.fileno(), 8, 0)[4:] in FIRST_BOXES
 
 
 def boxes(file: FileIO, start: int, end: int) -> Iterator[Box]:
-    """Yield the boxes between two positions, up to the first thing that is not a box."""
+    """Yield the boxes between two positions; stop at the first data that is not a box."""
     for _ in range(MAX_BOXES):
         if start >= end:
             return
@@ -67,7 +67,7 @@ def boxes(file: FileIO, start: int, end: int) -> Iterator[Box]:
         size, body = int.from_bytes(head[:4], "big"), start + 8
         if size == 1:
             size, body = int.from_bytes(head[8:], "big"), start + 16
-        elif size == 0:  # up to the end, as in a recording under way
+        elif size == 0:  # up to the end, as in an unfinished recording
             size = end - start
         if len(head) < 8 or size < body - start or not head[4:8].rstrip().isalnum():
             return
@@ -76,12 +76,12 @@ def boxes(file: FileIO, start: int, end: int) -> Iterator[Box]:
 
 
 def outer_boxes(file: FileIO) -> list[Box]:
-    """The boxes of the file itself. The last one may end beyond the end of a truncated file."""
+    """Return the outermost boxes of the file. In a truncated file, the last one may end beyond the file size."""
     return list(boxes(file, 0, _size(file)))
 
 
 def read_index(file: FileIO) -> Index | None:
-    """Read the index, or return None where there is none that can be read."""
+    """Read the index, or return None if there is none or it is unreadable."""
     moov = next((box for box in outer_boxes(file) if box.kind == b"moov"), None)
     if moov is None:
         return None
@@ -98,7 +98,7 @@ def _size(file: FileIO) -> int:
 
 
 def _inside(file: FileIO, box: Box, *path: bytes) -> Iterator[Box]:
-    """Yield the boxes that a path of names leads to."""
+    """Yield the boxes below `box` that match a path of names."""
     for child in boxes(file, box.start, min(box.end, _size(file))):
         if child.kind == path[0]:
             if len(path) == 1:
@@ -109,7 +109,7 @@ def _inside(file: FileIO, box: Box, *path: bytes) -> Iterator[Box]:
 
 def _track_number(file: FileIO, tkhd: Box) -> int:
     body = os.pread(file.fileno(), 24, tkhd.start)
-    at = 20 if body[:1] == b"\1" else 12  # version 1 has times of 8 bytes
+    at = 20 if body[:1] == b"\1" else 12  # times have 8 bytes in version 1
     return int.from_bytes(body[at : at + 4], "big")
 
 
@@ -133,7 +133,7 @@ def _is_protected(file: FileIO, stsd: Box) -> bool:
 def _delays(file: FileIO, ctts: Box) -> NDArray[np.int64]:
     """Expand the table of (number of frames, delay) pairs.
 
-    Both versions of the table are read as signed: writers put negative delays into version 0 too.
+    Both versions of the table are read as signed, because some writers store negative delays in version 0 too.
     """
     data = os.pread(file.fileno(), min(ctts.end, _size(file)) - ctts.start, ctts.start)
     num_pairs = min(int.from_bytes(data[4:8], "big"), (len(data) - 8) // 8)

@@ -1,4 +1,4 @@
-"""What names of files and directories tell: videos, other files, downloads under way, and what systems leave behind."""
+"""Classify files and directories by name: videos, other files, unfinished downloads, and system files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PICTURES = """
     ai apng arw avif bmp cr2 cr3 cur dds dib djvu dng emf eps exr gif hdr heic heif icns ico j2k jfif jp2
     jpe jpeg jpg jxl nef orf pbm pcx pgm png pnm ppm psd raf rw2 svg svgz tga tif tiff webp wmf xcf
 """
-# .ogg is absent because it may hold pictures too.
+# .ogg is omitted because it may contain video too.
 _SOUND = """
     ac3 aif aifc aiff amr ape au caf dts eac3 flac m3u m3u8 mid midi mp3 mpa oga opus pls spx tta wav wv xspf
 """
@@ -37,23 +37,23 @@ _DATA = """
 """
 
 VIDEO_SUFFIXES = frozenset(_VIDEO.split())
-"""Taken without a look inside, unless they are in `SHARED_WITH_TEXT`."""
+"""Scanned without a test of the content, unless they are in `SHARED_WITH_TEXT`."""
 
 SHARED_WITH_TEXT = frozenset("drc mts qt smk ts".split())
-"""Also suffixes of design rules, TypeScript, Qt's translations and Snakemake: taken unless the file begins as text."""
+"""Also used for design rules, TypeScript, Qt translations and Snakemake; scanned unless the file begins as text."""
 
 PICTURE_SUFFIXES = frozenset(_PICTURES.split())
 
 SOUND_SUFFIXES = frozenset(_SOUND_IN_VIDEO_CONTAINERS.split())
-"""Skipped without a look inside: their beginning is that of a video."""
+"""Skipped without a test of the content, because these files begin like videos."""
 
 OTHER_SUFFIXES = frozenset(f"{_PICTURES} {_SOUND} {_TEXT} {_ARCHIVES_AND_CODE} {_DATA}".split())
-"""Taken only if the content is that of a video all the same: a clip that was saved as ``photo.jpg``."""
+"""Scanned only if the content is that of a video, such as a clip that was saved as ``photo.jpg``."""
 
 UNFINISHED_SUFFIXES = frozenset(
     "!bt !qb !ut aria2 crdownload dctmp download dtapart filepart opdownload part partial tmp temp ytdl".split()
 )
-"""Of files that browsers and other programs are still writing, or have left behind."""
+"""Suffixes of files that browsers and other programs are still writing or left unfinished."""
 
 DOWNLOAD_FOLDER_SUFFIX = "download"
 """Safari keeps an unfinished ``clip.mp4`` in a folder ``clip.mp4.download``."""
@@ -66,7 +66,7 @@ SYSTEM_FOLDERS = frozenset(
         *(".TemporaryItems", ".Trash", ".Trashes", "__MACOSX", "Network Trash Folder", "Temporary Items"),
         # Windows
         *("$RECYCLE.BIN", "RECYCLED", "RECYCLER", "System Volume Information"),
-        # Linux, and snapshots that repeat what is there already
+        # Linux, and snapshots, which duplicate other files
         *("lost+found", ".snapshot", ".snapshots", "~snapshot", ".zfs"),
         # Synology, QNAP and other NAS
         *("@eaDir", "#recycle", "#snapshot", "@Recently-Snapshot", "@Recycle", "@sharebin", "@tmp"),
@@ -75,27 +75,27 @@ SYSTEM_FOLDERS = frozenset(
         *(".dropbox.cache", ".stfolder", ".stversions", ".thumbnails"),
     )
 )
-"""Folders of trash, thumbnails, indexes and snapshots, which operating systems and NAS make; never searched."""
+"""Folders for trash, thumbnails, indexes and snapshots, created by operating systems and NAS; never searched."""
 
 _SYSTEM_FOLDER = re.compile(r"\.trash-\d+", re.IGNORECASE)
 _DELETED_FILE = re.compile(r"\.(nfs[0-9a-f]{12,}|fuse_hidden[0-9a-f]+|smbdelete.*|trashed-\d+-.*)", re.IGNORECASE)
 _UNFINISHED_FILE = re.compile(r"\.pending-\d+-.*|.*\.part-frag\d+|[.~]syncthing[.~].*", re.IGNORECASE)
 _RSYNC_COPY = re.compile(r"\..+\.([^.]+)\.[A-Za-z0-9]{6}")
-"""``.clip.mp4.Xy12Zs``: rsync's name for ``clip.mp4`` while it is being copied."""
+"""Matches ``.clip.mp4.Xy12Zs``, rsync's name for ``clip.mp4`` while it is being copied."""
 
 
 def is_system_folder(name: str) -> bool:
-    """Tell whether a directory of this name is an operating system's or a NAS's own."""
+    """Return whether a directory of this name belongs to an operating system or a NAS."""
     return name.casefold() in SYSTEM_FOLDERS or bool(_SYSTEM_FOLDER.fullmatch(name))
 
 
 def is_deleted_file(name: str) -> bool:
-    """Tell whether a system keeps a file under this name only until it is deleted for good."""
+    """Return whether a system uses this name for a file that waits for its final deletion."""
     return bool(_DELETED_FILE.fullmatch(name))
 
 
 def is_unfinished(name: str) -> bool:
-    """Tell whether a file of this name is still being written, or was given up half-way."""
+    """Return whether a file of this name is still being written or was left unfinished."""
     copied = _RSYNC_COPY.fullmatch(name)
     if copied and copied[1].lower() in VIDEO_SUFFIXES:
         return True
@@ -103,5 +103,5 @@ def is_unfinished(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Lower-case suffix without its dot."""
+    """Return the suffix in lower case, without its dot."""
     return os.path.splitext(name)[1][1:].lower()

@@ -1,4 +1,4 @@
-"""From FFmpeg's decoded picture to an upright RGB array with square pixels."""
+"""Convert FFmpeg's decoded frames to upright RGB arrays with square pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 HDR_TRANSFERS = (16, 18)
 """ITU-T H.273 transfer characteristics of SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
 MAX_PIXEL_ASPECT = Fraction(4)
-"""Pixels stretched further than this are taken for a damaged header and left alone."""
+"""A larger pixel aspect ratio is taken for a damaged header and ignored."""
 
 
 def is_hdr(frame: VideoFrame) -> bool:
-    """Whether its values need tone mapping that dfscan does not do."""
+    """Return whether the frame is HDR. It would need tone mapping, which dfscan does not do."""
     return int(frame.color_trc) in HDR_TRANSFERS
 
 
@@ -33,7 +33,7 @@ def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> NDArray[np.uint8
 
 
 def rotation_deg(frame: VideoFrame) -> int:
-    """Clockwise turn that `to_rgb` applies: 0, 90, 180 or 270."""
+    """Return the clockwise rotation that `to_rgb` applies: 0, 90, 180 or 270."""
     a, b, _, _ = _matrix(frame)
     return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(a, b)]
 
@@ -47,14 +47,14 @@ def _square_size(width: int, height: int, pixel_aspect: Fraction | None) -> tupl
 
 
 def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the display matrix, each -1, 0 or 1: a pixel at (x, y) is shown at (ax + cy, bx + dy).
+    """Return (a, b, c, d) of the display matrix, each -1, 0 or 1: a pixel at (x, y) is shown at (ax + cy, bx + dy).
 
-    A header without one, with a slanted one, or with nonsense in it (all zeros was seen) turns nothing.
+    A missing, slanted or invalid matrix (all zeros occurs in real files) is replaced by the identity.
     """
     upright = (1, 0, 0, 1)
     try:
         side_data = cast(SideDataContainer, frame.side_data).get(SideDataType.DISPLAYMATRIX)
-    except ValueError:  # PyAV 18.1 knows not all of FFmpeg's side data types and refuses the lot
+    except ValueError:  # PyAV 18.1 does not know all of FFmpeg's side data types and fails on an unknown one
         return _from_angle(frame.rotation)
     if side_data is None:
         return upright
@@ -80,9 +80,9 @@ def _turn(pixels: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArr
 
 
 class Deinterlacer:
-    """Weaves interlaced pictures into whole ones (FFmpeg's bwdif); progressive ones pass untouched.
+    """Deinterlaces frames with FFmpeg's bwdif; progressive frames pass unchanged.
 
-    The filter looks at the neighbours of a picture, so it gives each one only when the next has come.
+    The filter uses the neighbours of a frame, so it returns a frame only after it has received the next one.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Deinterlacer:
         self._shape: tuple[object, ...] = ()
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
-        """Give one decoded picture, get those that are ready."""
+        """Add one decoded frame and yield the frames that are ready."""
         if self._graph is None and not frame.interlaced_frame:
             yield frame
             return
@@ -102,7 +102,7 @@ class Deinterlacer:
         yield from _pull(self._graph)
 
     def flush(self) -> Iterator[VideoFrame]:
-        """Get what is still held back at the end of the stream."""
+        """Yield the remaining frames at the end of the stream."""
         if self._graph is not None:
             self._graph.vpush(None)
             yield from _pull(self._graph)

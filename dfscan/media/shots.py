@@ -1,14 +1,14 @@
-"""Number the shots of a video: find its cuts and dissolves while it is decoded.
+"""Number the shots of a video: detect cuts and dissolves during decoding.
 
-A hard cut changes the whole frame from one frame to the next, a fast camera changes it over many frames. So each frame
-is compared with the one before, and a change is a cut where it is several times the largest of the changes just before
-(adaptive thresholding, as in PySceneDetect's ``AdaptiveDetector``). In a dissolve all frames are mixtures of its first
-and its last, which the frames of a moving camera are not (Alattar 1993, "Detecting and compressing dissolve regions in
-video sequences with a DVI multimedia image compression algorithm"). A blank frame parts shots too.
+A hard cut changes the whole frame from one frame to the next; a fast camera changes it over many frames. Therefore each
+frame is compared with its predecessor, and a change several times as large as the recent changes is a cut (adaptive
+thresholding, as in PySceneDetect's ``AdaptiveDetector``). In a dissolve all frames are mixtures of its first and last
+frame, which does not hold for a moving camera (Alattar 1993, "Detecting and compressing dissolve regions in video
+sequences with a DVI multimedia image compression algorithm"). A blank frame also separates shots.
 
-Measured frame by frame on 73 clips of 1 to 30 s: of 2,500 made hard cuts between two clips 99.3 % are found, and nearly
-all of the missed ones lead to another take of the same scene. Of made dissolves of 0.3 to 1 s about nine in ten are
-found. A false cut costs little, as tracks are joined again by looks.
+Measured on every frame of 73 clips of 1 to 30 s: 99.3 % of 2,500 synthetic hard cuts between two clips are detected,
+and nearly all missed ones lead to another take of the same scene. About nine in ten synthetic dissolves of 0.3 to 1 s
+are detected. A false cut does little harm, because tracks are joined again by similarity.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ Cells = NDArray[np.float32]
 """(16, 16) mean levels, 0 to 255."""
 
 NUM_CELLS = 16
-"""Along either side of a frame."""
+"""Number of cells along each side of a frame."""
 NUM_SAMPLED = (2, 4)
-"""Pixels along y and x that are averaged in each cell: reading all of them would cost as much as decoding."""
+"""Pixels along y and x that are averaged per cell; reading all of them would cost as much as decoding."""
 SUM_ROWS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[0], axis=1)
 SUM_COLUMNS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[1], axis=0)
-"""Matrices that add up the samples of each cell."""
+"""Matrices that sum the samples of each cell."""
 NUM_RECENT = 6
-"""Changes just before, against which a change is measured."""
+"""Number of preceding changes that a change is compared with."""
 MIN_CUT, CUT_RATIO = 3.0, 3.0
-"""A cut changes the frame by at least so many levels on average, and so many times as much as any recent change."""
+"""Minimum change of a cut, in mean levels, and minimum ratio of it to the largest recent change."""
 SURE_CUT = 25.0
-"""A change from which it is a cut whatever came before."""
+"""A change of more than this many mean levels is always a cut."""
 MIN_DISSOLVE = 8.0
-"""A dissolve changes the frame by at least so many levels on average over two steps from sample to sample."""
+"""Minimum change of a dissolve, in mean levels, over two steps from sample to sample."""
 MAX_RESIDUE = 0.17
-"""In a dissolve, the maximum mean distance of the frames over these steps from a mixture of the first and the last, as
-a share of the distance of these two."""
+"""Maximum mean distance of the frames of a dissolve from a mixture of the first and the last, as a proportion of the
+distance between these two."""
 MAX_KEPT = 128
-"""Frames that are kept for that."""
+"""Maximum number of frames that are kept to detect dissolves."""
 BLANK = 8.0
-"""Range of the levels of a frame below which it shows nothing, as in a fade through black."""
+"""A frame whose levels have a smaller range than this is blank, as in a fade through black."""
 
 
 class ShotCounter:
-    """Give it every decoded frame of one video in order."""
+    """Counts the shots of one stream from its decoded frames, which must be added in order."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -59,12 +59,12 @@ class ShotCounter:
         self._layout: _Layout
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
         self._kept: deque[Cells] = deque(maxlen=MAX_KEPT)
-        """Frames from the last sample but one on."""
+        """Frames since the second to last sample."""
         self._num_new = 0
-        """Of these, those after the last sample."""
+        """Number of these frames after the last sample."""
 
     def add(self, frame: VideoFrame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         cells = self._brightness(frame)
         is_blank = float(cells.max() - cells.min()) < BLANK
         if self._last is not None:
@@ -77,13 +77,13 @@ class ShotCounter:
         self._num_new += 1
 
     def skip(self) -> None:
-        """Note that frames are left out before the next one, and with them perhaps cuts: a shot of its own begins."""
+        """Start a new shot because the next frame does not follow the last one; skipped frames may contain cuts."""
         self._begin_shot()
         self._last = None
         self._recent.clear()
 
     def sample(self) -> int:
-        """Number of the shot that the last frame belongs to, which is one of those that are looked at."""
+        """Mark the last frame as a sample and return the number of its shot."""
         if self._kept and _is_dissolve(np.stack(self._kept)):
             last = self._kept[-1]
             self._begin_shot()
@@ -94,7 +94,7 @@ class ShotCounter:
         return self._number
 
     def _brightness(self, frame: VideoFrame) -> Cells:
-        """Mean levels of the luma."""
+        """Return the mean luma of each cell."""
         kind = frame.format.name, frame.width, frame.height
         if kind != self._kind:
             self._kind, self._layout = kind, _Layout.of(frame)
@@ -117,7 +117,7 @@ class ShotCounter:
 
 
 def _is_dissolve(frames: NDArray[np.float32]) -> bool:
-    """Whether all frames, (N, 16, 16), are mixtures of the first and the last, which differ."""
+    """Return whether all frames, (N, 16, 16), are mixtures of the first and the last, and these two differ."""
     way, between = frames[-1] - frames[0], frames[1:-1] - frames[0]
     if len(frames) < 3 or float(np.abs(way).mean()) < MIN_DISSOLVE:
         return False
@@ -129,19 +129,19 @@ def _is_dissolve(frames: NDArray[np.float32]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the pixels of frames of one format and size are read."""
+    """Positions and types of the pixels to read from frames of one format and size."""
 
     is_readable: bool
-    """Whether the first plane holds luma in bytes or in words of this machine."""
+    """True if the first plane holds luma in bytes or in words of native byte order."""
     dtype: np.dtype[Any]
     scale: float
-    """From the sum of a cell's samples to its mean level of 0 to 255."""
+    """Factor from the sum of a cell's samples to its mean level, 0 to 255."""
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
 
     @classmethod
     def of(cls, frame: VideoFrame) -> _Layout:
-        """Look it up in the frame's format."""
+        """Derive the layout from the format and size of a frame."""
         component = frame.format.components[0]
         rows, columns = (
             np.arange(NUM_CELLS * num_sampled) * size // (NUM_CELLS * num_sampled)

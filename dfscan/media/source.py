@@ -1,4 +1,4 @@
-"""The door for untrusted files: opened here, in the parent, and read elsewhere through the descriptor alone."""
+"""Open untrusted files in the parent process; the child reads them only through the descriptor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dfscan.errors import VideoError
 
 
 def open_source(path: str) -> int:
-    """Open a regular file that is not empty for reading.
+    """Open a regular, non-empty file for reading.
 
     Returns:
-        A descriptor, which the caller closes.
+        A descriptor, which the caller must close.
 
     Raises:
         VideoError: ``not_found``, ``unreadable``, ``not_regular`` or ``empty``.
     """
     try:
-        _require_regular(os.stat(path).st_mode)  # opening some devices does something already
-        # Exchanged for a FIFO since: neither wait for it nor read from it.
+        _require_regular(os.stat(path).st_mode)  # opening a device can have side effects
+        # The file may have been replaced by a FIFO since: neither wait for it nor read from it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, ValueError) as error:
         raise VideoError("not_found", "there is no such file any more; scan the folder again") from error
@@ -38,10 +38,10 @@ def open_source(path: str) -> int:
 
 
 def hash_file(path: str) -> str:
-    """Lower-case hex sha256 of a regular file that is not empty.
+    """Return the sha256 of a regular, non-empty file in lower-case hex.
 
     Raises:
-        VideoError: as `open_source`.
+        VideoError: ``unreadable``, or see `open_source`.
     """
     with os.fdopen(open_source(path), "rb") as file:
         try:

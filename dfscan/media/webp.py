@@ -1,7 +1,7 @@
-"""Animated WebP, which FFmpeg's reader takes for one broken picture. Used in the decoding child only.
+"""Decode animated WebP, which FFmpeg's reader takes for one broken image. Used in the decoding child only.
 
-Each frame lies in a chunk of its own as a WebP picture without its header: with a header FFmpeg decodes it, and here it
-is laid over the frame before it. https://developers.google.com/speed/webp/docs/riff_container
+Each frame is stored in its own chunk as a WebP image without a header. FFmpeg decodes it once a header is added; this
+module then composes it with the previous frame. https://developers.google.com/speed/webp/docs/riff_container
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CLEAR_AFTERWARDS, REPLACE = 1, 2
 FRAME_HEADER_BYTES = 16
 MAX_CHUNKS = 100_000
 DEFAULT_MS = 100
-"""Of frames that announce no duration: what browsers give them."""
+"""Duration of frames that announce none, as in browsers."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebpFrame:
-    """One frame of an animation: where it lies in the file and on the canvas."""
+    """One frame of an animation: its position in the file and on the canvas."""
 
     position: int
     size_bytes: int
@@ -42,7 +42,7 @@ class WebpFrame:
 
 @dataclass(frozen=True, slots=True)
 class WebpAnimation:
-    """What an animated WebP announces."""
+    """Size and frames of an animated WebP."""
 
     width_px: int
     height_px: int
@@ -51,12 +51,12 @@ class WebpAnimation:
 
     @property
     def start_ms(self) -> list[int]:
-        """When each frame is shown, and at the end when the last one ends."""
+        """Start time of each frame, followed by the end of the last one."""
         return [0, *np.cumsum([frame.duration_ms for frame in self.frames]).tolist()]
 
 
 def read_animation(file: FileIO) -> WebpAnimation | None:
-    """Read the chunks of an animated WebP; None for every other file."""
+    """Read the chunks of an animated WebP; return None for any other file."""
     file.seek(0)
     head = file.read(30)
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X" or not head[20] & ANIMATION_FLAG:
@@ -85,9 +85,9 @@ def _number(data: bytes) -> int:
 
 
 def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[NDArray[np.uint8] | None]:
-    """Yield the canvas, (H, W, 3) RGB, as each frame leaves it; None for a frame that cannot be decoded.
+    """Yield the canvas, (H, W, 3) RGB, after each frame; yield None for a frame that cannot be decoded.
 
-    The canvas is one array, painted on by the next frame; where it is transparent it is black.
+    All frames share one array, which the next frame overwrites. Transparent parts are black.
     """
     canvas = np.zeros((animation.height_px, animation.width_px, 3), np.uint8)
     for frame in animation.frames:
@@ -106,7 +106,7 @@ def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[NDArr
 
 
 def _decoded(data: bytes, frame: WebpFrame) -> NDArray[np.uint8] | None:
-    """Pixels of one frame, (H, W, 4) RGBA."""
+    """Return the pixels of one frame, (H, W, 4) RGBA, or None if it cannot be decoded."""
     sides = b"".join((side - 1).to_bytes(3, "little") for side in (frame.width_px, frame.height_px))
     flags = ALPHA_FLAG if data.startswith((b"ALPH", b"VP8L")) else 0
     body = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes([flags, 0, 0, 0]) + sides + data

@@ -1,7 +1,7 @@
-"""The decoding child: reads jobs from a socket, answers with pictures. Started by `media.isolate` only.
+"""Decoding child: reads jobs from a socket and sends frames back. Started by `media.isolate` only.
 
-Every message is one JSON object; a ``frame`` is followed by its raw pixels, height x width x 3 bytes. JSON and bytes,
-never pickle: a child taken over by a hostile file must not be able to run code in the parent.
+Every message is one JSON object; a ``frame`` is followed by its raw pixels, height x width x 3 bytes. Pickle is never
+used, so that a child compromised by a hostile file cannot run code in the parent.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 
 MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
-"""A file that cannot be judged is still fingerprinted, unless it is so large that this alone would take minutes."""
+"""Maximum size at which a file that cannot be decoded is still hashed; hashing a larger one could take minutes."""
 NO_PART_OF_DECODING = (".__main__", ".datasets")
-"""Modules of PyAV that are programs or reach for the network."""
+"""Modules of PyAV that are programs or use the network."""
 HASH_BLOCK_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
-"""Of linux/prctl.h."""
+"""From linux/prctl.h."""
 ALIVE_EVERY_S = 0.5
 
 
 class _BusyClock:
-    """Seconds spent working, without those spent waiting for the parent to take a picture."""
+    """Counts working time in seconds, without the time spent waiting for the parent to receive a frame."""
 
     def __init__(self) -> None:
         self._start_s = time.monotonic()
@@ -62,10 +62,10 @@ class _BusyClock:
 
 
 def main() -> None:
-    """Serve decoding jobs until the parent closes the socket or dies.
+    """Process decoding jobs until the parent closes the socket or dies.
 
-    The arguments end in the limits, as JSON, and the number of the socket's descriptor. A job is a JSON message,
-    followed by one byte that carries the descriptor of the open file.
+    The last two arguments are the limits, as JSON, and the descriptor of the socket. A job is a JSON message followed
+    by one byte that carries the descriptor of the open file.
     """
     _die_with_parent()
     limits, descriptor = json.loads(sys.argv[-2]), int(sys.argv[-1])
@@ -73,7 +73,7 @@ def main() -> None:
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
     problem = _close_cage(limits)
-    gc.freeze()  # what is there by now stays, and need not be looked through again
+    gc.freeze()  # existing objects stay for good, so later collections can skip them
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
         socket.socket(fileno=descriptor) as stream,
@@ -83,17 +83,17 @@ def main() -> None:
             job = json.loads(parent.recv_bytes())
             with FileIO(_receive_descriptor(stream)) as file:
                 _serve(parent, stream, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
-            gc.collect()  # PyAV's objects hold each other, and with them the last video's pictures
+            gc.collect()  # PyAV's objects form reference cycles, which keep the frames of the last video alive
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for a SIGKILL when the parent ends, however: a decoder that hangs would not see the closed socket."""
+    """Make Linux send SIGKILL when the parent exits; a hung decoder would not notice the closed socket."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _close_cage(limits: dict[str, Any]) -> str | None:
-    """Give up what decoding does not need; tells what went wrong, and then nothing is to be decoded."""
+    """Set the limits and enter the sandbox. On failure return the error; then no file may be decoded."""
     try:
         cage.limit(limits["max_memory_mb"] << 20)
         if limits["sandbox"]:
@@ -104,7 +104,7 @@ def _close_cage(limits: dict[str, Any]) -> str | None:
 
 
 def _rehearse() -> None:
-    """Decode a tiny video, and fail once, so that Python has imported what it ever will: in the cage it cannot."""
+    """Decode a tiny video and raise one error, to import all modules now: the sandbox forbids later imports."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(NO_PART_OF_DECODING):
             importlib.import_module(module.name)
@@ -190,14 +190,14 @@ def _failed(code: str, message: str) -> dict[str, Any]:
 
 
 def _open_status() -> FileIO | None:
-    """Linux's own record of this process, to be read from inside the cage."""
+    """Open the status file of this process (Linux), so that it can be read inside the sandbox."""
     with suppress(OSError):
         return FileIO("/proc/self/status")
     return None
 
 
 def _peak_rss_bytes(status: FileIO | None) -> int:
-    """From Linux's record: `getrusage` starts from the parent's size at the fork."""
+    """Return the peak memory from the status file; `getrusage` would include the parent's size at the fork."""
     if status is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     status.seek(0)
@@ -231,11 +231,11 @@ def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding,
             stream.sendall(pixels)
 
         clock.waiting(send)
-        gc.collect()  # as in main: each picture that was looked at would stay, 12 MB at 2160p
+        gc.collect()  # as in main: otherwise each sent frame would stay in memory, 12 MB at 2160p
 
 
 def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
-    """Hash a file of any size, telling the parent now and then that this is work and no hang."""
+    """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang."""
     digest = hashlib.sha256()
     told_s = time.monotonic()
     file.seek(0)
