@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.train.duplicates import fingerprint
-from dfscan.train.manifest import MANIFEST_NAME, Label, Sample, Split, write_manifest
+from dfscan.dataset.duplicates import fingerprint
+from dfscan.dataset.manifest import MANIFEST_NAME, Label, Sample, Split, write_manifest
 from tests.pictures import FACE_XYXY, astronaut
 
 LANDMARKS = np.array([[206, 108], [247, 106], [229, 129], [209, 149], [246, 147]], np.float32)

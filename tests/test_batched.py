@@ -91,9 +91,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
     """Simulate a GPU whose memory fits at most `most` frames."""
     import torch
 
-    from dfscan.faces import cascade
+    from dfscan.faces import mtcnn_torch
 
-    search, sizes = cascade.find_all_faces, []
+    search, sizes = mtcnn_torch.find_all_faces, []
 
     def limited(frames: torch.Tensor, *rest: Any, **more: Any) -> Any:
         sizes.append(len(frames))
@@ -101,7 +101,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return search(frames, *rest, **more)
 
-    monkeypatch.setattr(cascade, "find_all_faces", limited)
+    monkeypatch.setattr(mtcnn_torch, "find_all_faces", limited)
     return sizes
 
 
@@ -132,11 +132,10 @@ def test_the_cpu_is_used_when_one_frame_does_not_fit(
 
 
 def test_a_device_failure_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dfscan.faces import cascade
 
     _, together = detectors()
     monkeypatch.setattr(
-        cascade, "find_all_faces", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA error\nx"))
+        mtcnn_torch, "find_all_faces", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA error\nx"))
     )
     with pytest.raises(DfscanError, match="cannot run on cpu: CUDA error; try --device cpu"):
         together.detect([astronaut()])

@@ -14,8 +14,8 @@ from dfscan.cli import app
 from dfscan.detector.card import Aggregation, Calibration
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.errors import ConfigError
+from dfscan.evaluation.calibrate import calibrate
 from dfscan.scan.verdict import Rules, track_score
-from dfscan.train.calibrate import calibrate
 from dfscan.types import Face, FaceScore, Track
 
 PLAIN = Aggregation(prior_faces=0)

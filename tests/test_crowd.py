@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dfscan.faces.appearance import NUM_VALUES
+from dfscan.faces.descriptor import NUM_VALUES
 from dfscan.scan.crowd import Crowd
 from dfscan.types import Face, FaceCrop
 

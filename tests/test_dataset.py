@@ -7,9 +7,10 @@ import torch
 
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.errors import ConfigError
+from dfscan.forgery.names import FORGERY_KINDS
 from dfscan.train.batches import Key, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
-from dfscan.train.settings import FORGERY_KINDS, TrainSettings
+from dfscan.train.settings import TrainSettings
 from dfscan.train.validation import normalised
 from tests.datasets import write_dataset, write_sample
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dfscan.train import degrade
+from dfscan.forgery import degrade
 from tests.pictures import astronaut, nobody
 
 Pixels = NDArray[np.uint8]

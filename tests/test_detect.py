@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import LONGER_SIDE, Detection, FaceDetector
-from dfscan.faces.mtcnn import Found
+from dfscan.faces.mtcnn_numpy import Found
 from tests.pictures import FACE_XYXY, astronaut, moved, nobody, on_canvas, other_person, two_people
 
 ROOT = Path(__file__).resolve().parents[1]

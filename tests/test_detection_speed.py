@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.follow import Follower
+from dfscan.faces.keyframes import Follower
 from dfscan.types import Frame
-from tests.test_mtcnn import overlap
+from tests.test_mtcnn_numpy import overlap
 
 Pixels = np.ndarray
 Made = tuple[Pixels, np.ndarray]

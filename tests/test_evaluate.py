@@ -17,11 +17,11 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
+from dfscan.evaluation import evaluate as evaluating
+from dfscan.evaluation.robustness import CONDITIONS, Condition, shrink, write_copies
 from dfscan.media.container import open_video, survey
 from dfscan.media.isolate import Limits
 from dfscan.media.plan import Timeline
-from dfscan.train import evaluate as evaluating
-from dfscan.train.robustness import CONDITIONS, Condition, shrink, write_copies
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 from tests.pictures import astronaut, nobody, other_person
 from tests.videos import numbered, numbered_picture, write_video

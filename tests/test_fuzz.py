@@ -57,7 +57,7 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def send_through_the_cage(sources: Sequence[Path], folder: Path, count: int) -> Counter[str]:
+def decode_in_the_sandbox(sources: Sequence[Path], folder: Path, count: int) -> Counter[str]:
     """Decode `count` mutants and count their failure codes, ``ok`` for decoded ones."""
     before, num_descriptors = children(), len(os.listdir("/proc/self/fd"))
     codes: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def test_mutants_are_the_same_every_time(sources: list[Path]) -> None:
 
 
 def test_each_of_some_mutants_gets_one_result(sources: list[Path], tmp_path: Path) -> None:
-    codes = send_through_the_cage(sources, tmp_path / "mutants", 150)
+    codes = decode_in_the_sandbox(sources, tmp_path / "mutants", 150)
     assert codes["internal"] == 0, codes
     assert 15 < codes["ok"] < 150, codes
 
@@ -95,7 +95,7 @@ def test_each_of_some_mutants_gets_one_result(sources: list[Path], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.shared
 def test_each_of_ten_thousand_mutants_gets_one_result(shared_data: Path, tmp_path: Path) -> None:
-    codes = send_through_the_cage(odd_files(shared_data), tmp_path / "mutants", 10_000)
+    codes = decode_in_the_sandbox(odd_files(shared_data), tmp_path / "mutants", 10_000)
     print(dict(codes))
     assert codes["internal"] == 0, codes
 

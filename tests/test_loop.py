@@ -18,6 +18,7 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import ConfigError, OutputError, TrainingError
 from dfscan.train.batches import plan_epoch
 from dfscan.train.dataset import FaceSet, load
+from dfscan.train.distributed import World
 from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.loop import Trainer, chosen_precision
@@ -26,7 +27,6 @@ from dfscan.train.optim import create_optimizer, create_schedule
 from dfscan.train.settings import TrainSettings
 from dfscan.train.state import Progress
 from dfscan.train.validation import normalised, score_faces
-from dfscan.train.world import World
 from tests.datasets import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -371,8 +371,8 @@ TWO_PROCESSES = """
 import sys, json
 from pathlib import Path
 import torch
-from dfscan.train.manifest import read_manifest
-from dfscan.train.world import joined_world
+from dfscan.dataset.manifest import read_manifest
+from dfscan.train.distributed import joined_world
 from tests import test_loop as t
 
 folder = Path(sys.argv[1])

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfscan.dataset.manifest import COLUMNS, Sample, read_manifest, write_manifest
 from dfscan.errors import ConfigError, OutputError
-from dfscan.train.manifest import COLUMNS, Sample, read_manifest, write_manifest
 
 SAMPLE = Sample(
     crop="crops/ab/ab_0000_0.png",

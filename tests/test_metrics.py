@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from dfscan.train.metrics import (
+from dfscan.evaluation.metrics import (
     Comparison,
     Estimate,
     by_source,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dfscan.errors import OutputError
-from dfscan.train.metrics import Estimate
-from dfscan.train.plots import plot_history, plot_robustness, plot_scores
+from dfscan.evaluation.metrics import Estimate
+from dfscan.evaluation.plots import plot_history, plot_robustness, plot_scores
 
 STEPS: list[dict[str, Any]] = [
     {"event": "step", "step": i, "loss": 1 / i, "lr_head": 8e-5, "lr_backbone": 8e-6} for i in range(1, 9)

@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
 from dfscan.config import build
+from dfscan.dataset.crops import cut, encode, read_crop
+from dfscan.dataset.journal import Entry, Journal
+from dfscan.dataset.manifest import read_manifest
+from dfscan.dataset.prepare import PrepareSettings, PrepareSummary, prepare
 from dfscan.errors import ConfigError, OutputError
 from dfscan.faces.detect import Detection, FaceDetector
-from dfscan.train.crops import cut, encode, read_crop
-from dfscan.train.journal import Entry, Journal
-from dfscan.train.manifest import read_manifest
-from dfscan.train.prepare import PrepareSettings, PrepareSummary, prepare
 from tests.pictures import astronaut, moved, nobody, on_canvas, other_person, two_people
 from tests.videos import write_video
 

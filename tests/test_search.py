@@ -17,9 +17,9 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
 from dfscan.gpu import BusyClock
 from dfscan.media.isolate import Ended
+from dfscan.scan.classify import VideoUnderWay
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.search import MAX_BATCHES_PASSED, BatchedSearch, FollowingSearch, SearchStage
-from dfscan.scan.stages import VideoUnderWay
+from dfscan.scan.detect import MAX_BATCHES_PASSED, BatchedSearch, FollowingSearch, SearchStage
 from dfscan.scan.timing import Timings
 from dfscan.types import Frame
 from tests.pictures import astronaut

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
+from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest, write_manifest
 from dfscan.detector.card import DIGEST_BYTES, CheckpointCard, SeenFiles
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
-from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest, write_manifest
 from tests.datasets import write_dataset
 from tests.test_cli import surroundings as surroundings
 from tests.test_train import train

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from dfscan.cli import app
 from dfscan.errors import ConfigError
+from dfscan.forgery.degrade import blur, compress_jpeg
 from dfscan.train import manipulate, shortcuts
-from dfscan.train.degrade import blur, compress_jpeg
 from dfscan.train.settings import TrainSettings
 from dfscan.train.shortcuts import FEATURES, check_made_fakes, check_true_fakes, trivial_features
 from tests.datasets import face_picture, write_dataset, write_sample

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dfscan.dataset.layouts import components
+from dfscan.dataset.sources import Source, SourceOptions, Sources, read_sources
 from dfscan.errors import ConfigError
-from dfscan.train.layouts import components
-from dfscan.train.sources import Source, SourceOptions, Sources, read_sources
 
 
 def tree(root: Path, *names: str) -> Path:

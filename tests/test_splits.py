@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dfscan.dataset.duplicates import MAX_DISTANCE_BITS, fingerprint, near_duplicates, unpack
+from dfscan.dataset.manifest import Label, Sample, Split
+from dfscan.dataset.sources import Source
+from dfscan.dataset.splits import assign_splits, check_splits, find_leaks
 from dfscan.errors import ConfigError
-from dfscan.train.duplicates import MAX_DISTANCE_BITS, fingerprint, near_duplicates, unpack
-from dfscan.train.manifest import Label, Sample, Split
-from dfscan.train.sources import Source
-from dfscan.train.splits import assign_splits, check_splits, find_leaks
 from tests.pictures import astronaut, moved, other_person
 
 Picture = NDArray[np.uint8]

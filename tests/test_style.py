@@ -60,12 +60,12 @@ ALLOWED = frozenset(
     dfscan/detector/runtime.py
     dfscan/detector/selftest.py
     dfscan/errors.py
-    dfscan/faces/appearance.py
+    dfscan/faces/descriptor.py
     dfscan/faces/batched.py
-    dfscan/faces/cascade.py
+    dfscan/faces/mtcnn_torch.py
     dfscan/faces/detect.py
-    dfscan/faces/follow.py
-    dfscan/faces/mtcnn.py
+    dfscan/faces/keyframes.py
+    dfscan/faces/mtcnn_numpy.py
     dfscan/faces/networks.py
     dfscan/faces/track.py
     dfscan/gpu.py
@@ -89,36 +89,36 @@ ALLOWED = frozenset(
     dfscan/scan/pictures.py
     dfscan/scan/pipeline.py
     dfscan/scan/run.py
-    dfscan/scan/search.py
-    dfscan/scan/stages.py
+    dfscan/scan/detect.py
+    dfscan/scan/classify.py
     dfscan/scan/timing.py
     dfscan/train/batches.py
-    dfscan/train/calibrate.py
-    dfscan/train/companions.py
-    dfscan/train/crops.py
-    dfscan/train/degrade.py
-    dfscan/train/duplicates.py
-    dfscan/train/evaluate.py
-    dfscan/train/extract.py
+    dfscan/evaluation/calibrate.py
+    dfscan/forgery/donors.py
+    dfscan/dataset/crops.py
+    dfscan/forgery/degrade.py
+    dfscan/dataset/duplicates.py
+    dfscan/evaluation/evaluate.py
+    dfscan/dataset/extract.py
     dfscan/train/folder.py
-    dfscan/train/forgery.py
+    dfscan/forgery/self_blend.py
     dfscan/train/interrupt.py
-    dfscan/train/journal.py
-    dfscan/train/layouts.py
+    dfscan/dataset/journal.py
+    dfscan/dataset/layouts.py
     dfscan/train/loop.py
-    dfscan/train/manifest.py
-    dfscan/train/manipulate.py
-    dfscan/train/plots.py
-    dfscan/train/prepare.py
-    dfscan/train/reconstruct.py
-    dfscan/train/robustness.py
+    dfscan/dataset/manifest.py
+    dfscan/forgery/forgeries.py
+    dfscan/evaluation/plots.py
+    dfscan/dataset/prepare.py
+    dfscan/forgery/autoencoder.py
+    dfscan/evaluation/robustness.py
     dfscan/train/run.py
     dfscan/train/settings.py
     dfscan/train/shortcuts.py
-    dfscan/train/sources.py
-    dfscan/train/splits.py
+    dfscan/dataset/sources.py
+    dfscan/dataset/splits.py
     dfscan/train/state.py
-    dfscan/train/views.py
+    dfscan/train/augment.py
     dfscan/types.py
     """.split()
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, scene
+from dfscan.faces.descriptor import NUM_VALUES, SCENE_CELLS, appearance, scene
 from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
 from dfscan.types import Face, Scene

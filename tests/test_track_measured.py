@@ -15,11 +15,11 @@ import pytest
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.follow import Follower
+from dfscan.faces.keyframes import Follower
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Limits, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.scan.search import Cutter
+from dfscan.scan.detect import Cutter
 from dfscan.types import Face
 
 pytestmark = pytest.mark.shared

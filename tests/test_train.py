@@ -14,13 +14,13 @@ from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
 from dfscan.config import read_file
+from dfscan.dataset.manifest import MANIFEST_NAME, write_manifest
 from dfscan.detector.checkpoint import init_checkpoint, load_network, read_card, save_checkpoint
 from dfscan.detector.network import ARCHITECTURES
 from dfscan.errors import ConfigError
-from dfscan.train.manifest import MANIFEST_NAME, write_manifest
+from dfscan.train.distributed import World
 from dfscan.train.run import _reconstruct, load_samples
 from dfscan.train.settings import TrainSettings, build, model
-from dfscan.train.world import World
 from tests.datasets import write_dataset, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,7 +243,7 @@ def test_several_processes_do_not_wait_for_one_that_paints(tmp_path: Path) -> No
 
 
 def test_an_interrupt_while_faces_are_painted_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dfscan.train import reconstruct
+    from dfscan.forgery import autoencoder as reconstruct
 
     data, out = tmp_path / "data", tmp_path / "run"
     write_dataset(data, num_train=3, num_val=2)

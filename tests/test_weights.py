@@ -12,7 +12,7 @@ from dfscan.cli import app
 from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
 from dfscan.detector.selftest import verify
-from dfscan.train.crossval import HELD_OUT
+from dfscan.train.cross_validation import HELD_OUT
 from dfscan.train.settings import TrainSettings, build, model
 
 MAX_BYTES = 40_000_000

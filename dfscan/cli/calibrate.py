@@ -42,7 +42,7 @@ def calibrate(
       dfscan calibrate ./fold0 ./fold1 --checkpoint ./final/best.safetensors --out detector.safetensors
     """
     from dfscan.detector.checkpoint import read_card
-    from dfscan.train.crossval import HELD_OUT, calibrate_on_runs
+    from dfscan.train.cross_validation import HELD_OUT, calibrate_on_runs
 
     start_logging()
     card = calibrate_on_runs(

@@ -15,9 +15,9 @@ from dfscan.cli.options import INPUT, OUTPUT
 from dfscan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dfscan.train.evaluate import Evaluation, Part
-    from dfscan.train.metrics import Estimate
-    from dfscan.train.sources import Source
+    from dfscan.dataset.sources import Source
+    from dfscan.evaluation.evaluate import Evaluation, Part
+    from dfscan.evaluation.metrics import Estimate
 
 Word = TypeVar("Word", bound=str)
 
@@ -121,10 +121,10 @@ def evaluate(
     """
     from dfscan.cli.progress import Progress
     from dfscan.config import ScanSettings, build
-    from dfscan.train.evaluate import evaluate as run
-    from dfscan.train.evaluation_files import make_folder, write_evaluation, write_videos
-    from dfscan.train.manifest import Label, Split
-    from dfscan.train.sources import SourceOptions, read_sources
+    from dfscan.dataset.manifest import Label, Split
+    from dfscan.dataset.sources import SourceOptions, read_sources
+    from dfscan.evaluation.evaluate import evaluate as run
+    from dfscan.evaluation.evaluation_files import make_folder, write_evaluation, write_videos
 
     settings = build(ScanSettings, options.chosen(context))
     found = read_sources(
@@ -194,7 +194,7 @@ def _of_split(sources: Sequence[Source], split: str | None) -> list[Source]:
 
 
 def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterator[str]:
-    from dfscan.train.evaluation_files import counts
+    from dfscan.evaluation.evaluation_files import counts
 
     of = counts(evaluation.judged)
     videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) of {of['groups']} groups"
@@ -217,7 +217,7 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
 
 
 def _verdicts(evaluation: Evaluation) -> Iterator[str]:
-    from dfscan.train.evaluate import count_verdicts
+    from dfscan.evaluation.evaluate import count_verdicts
 
     table = count_verdicts(evaluation.judged)
     yield "truth" + "".join(f"{verdict:>14}" for verdict in next(iter(table.values())))
@@ -226,8 +226,8 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:
+    from dfscan.evaluation.evaluation_files import COMPARISONS
     from dfscan.report.text import printable
-    from dfscan.train.evaluation_files import COMPARISONS
 
     compared = [part for part in evaluation.parts if part.comparisons]
     if compared:

@@ -103,9 +103,9 @@ def _gpu_library_bytes() -> int:
 
 def _sandbox() -> str:
     """What keeps decoders from doing harm on this system, or what it lacks."""
-    from dfscan.media import cage
+    from dfscan.media import sandbox
 
-    return "; ".join(cage.missing()) or f"Landlock ABI {cage.landlock_abi()}, seccomp filter, memory limit"
+    return "; ".join(sandbox.missing()) or f"Landlock ABI {sandbox.landlock_abi()}, seccomp filter, memory limit"
 
 
 # The card for people

@@ -104,9 +104,9 @@ def prepare(
       dfscan prepare /data/FaceForensics++ --out ./dataset --crop-format jpg
     """
     from dfscan.config import ScanSettings, build, check_environment
+    from dfscan.dataset.prepare import PrepareSettings
+    from dfscan.dataset.prepare import prepare as run
     from dfscan.report.text import display_path
-    from dfscan.train.prepare import PrepareSettings
-    from dfscan.train.prepare import prepare as run
 
     check_environment(os.environ, [ScanSettings])
     given = {name: value for name, value in context.params.items() if name in PrepareSettings.model_fields}

@@ -40,7 +40,7 @@ def report(
       dfscan report all-nights.ledger --format jsonl | jq -r .verdict
     """
     from dfscan.config import ScanSettings, build
-    from dfscan.scan.again import report_again
+    from dfscan.scan.rebuild import report_again
     from dfscan.types import LABELS
 
     given = options.chosen(context)

@@ -12,7 +12,7 @@ import typer
 from dfscan.cli.guard import guarded, say, start_logging
 
 if TYPE_CHECKING:
-    from dfscan.train.metrics import Estimate
+    from dfscan.evaluation.metrics import Estimate
     from dfscan.train.shortcuts import Finding
 
 EXIT_TOLD_APART = 1

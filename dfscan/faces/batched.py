@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dfscan.errors import DfscanError
 from dfscan.faces.detect import Copy, Detection, FaceDetector, Pixels, num_halvings
-from dfscan.faces.mtcnn import Found
+from dfscan.faces.mtcnn_numpy import Found
 from dfscan.faces.networks import library_networks
 from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
 
@@ -114,11 +114,11 @@ class BatchedFaceDetector:
 
     def _try(self, batch: Tensor, least_px: float) -> list[Found] | None:
         """Search a batch. Return None when out of memory, because an exception would keep the tensors alive."""
-        from dfscan.faces import cascade
+        from dfscan.faces import mtcnn_torch
 
         try:
             on_device = batch.to(self._device, non_blocking=True)
-            return cascade.find_all_faces(on_device, self._networks, min_face_px=least_px)
+            return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=least_px)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise self._failure(error) from error

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.mtcnn import NO_BOXES, WINDOW_PX, Found, Networks, find_again, find_faces
+from dfscan.faces.mtcnn_numpy import NO_BOXES, WINDOW_PX, Found, Networks, find_again, find_faces
 from dfscan.faces.networks import OnnxNetworks
 
 Pixels = NDArray[np.uint8]

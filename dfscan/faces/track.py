@@ -37,7 +37,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.appearance import best_likeness, likeness, scene_change
+from dfscan.faces.descriptor import best_likeness, likeness, scene_change
 from dfscan.types import Face
 
 Box = NDArray[np.float32]

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
-from dfscan.media import cage
+from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
 from dfscan.types import Frame, Reason, VideoInfo
@@ -94,7 +94,7 @@ class Limits:
     max_memory_mb: int = 2048
     """Maximum address space of a child, in MiB."""
     sandbox: bool = True
-    """Deny access to files, the network and other processes; see `media.cage`."""
+    """Deny access to files, the network and other processes; see `media.sandbox`."""
 
 
 def decode_videos(
@@ -113,7 +113,7 @@ def decode_videos(
         the protocol, the video is retried once in a new child. Then `Opened` is sent again, and callers must discard
         all earlier events of this video. A file that is empty or cannot be opened needs no child.
     """
-    for lack in cage.missing() if limits.sandbox else ():
+    for lack in sandbox.missing() if limits.sandbox else ():
         log.warning("%s; to accept this and decode without a sandbox, use --no-sandbox", lack)
     queue = iter(paths)
     retried: set[str] = set()

@@ -31,7 +31,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from dfscan.errors import VideoError
-from dfscan.media import cage
+from dfscan.media import sandbox
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 
@@ -72,7 +72,7 @@ def main() -> None:
     status = _open_status()
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
-    problem = _close_cage(limits)
+    problem = _enter_sandbox(limits)
     gc.freeze()  # existing objects stay for good, so later collections can skip them
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
@@ -92,12 +92,12 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _close_cage(limits: dict[str, Any]) -> str | None:
+def _enter_sandbox(limits: dict[str, Any]) -> str | None:
     """Set the limits and enter the sandbox. On failure return the error; then no file may be decoded."""
     try:
-        cage.limit(limits["max_memory_mb"] << 20)
+        sandbox.limit(limits["max_memory_mb"] << 20)
         if limits["sandbox"]:
-            cage.enter()
+            sandbox.enter()
     except OSError as error:
         return f"the decoder cannot be caged here ({error.strerror}); if you trust the files, use --no-sandbox"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfscan.faces.appearance import likeness
+from dfscan.faces.descriptor import likeness
 from dfscan.faces.track import LOOKS_SAME, MIN_IOU, iou
 from dfscan.types import Face, FaceCrop
 

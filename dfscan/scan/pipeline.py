@@ -25,11 +25,11 @@ from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_v
 from dfscan.media.plan import Sampling
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan import second_look
+from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.crowd import Crowd
+from dfscan.scan.detect import ODD_PICTURE_ERRORS, BatchedSearch, FollowingSearch, Searched, SearchStage, broken
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
-from dfscan.scan.search import ODD_PICTURE_ERRORS, BatchedSearch, FollowingSearch, Searched, SearchStage, broken
-from dfscan.scan.stages import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult

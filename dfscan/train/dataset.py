@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
+from dfscan.dataset.crops import LooseCrop
+from dfscan.dataset.manifest import Sample
 from dfscan.errors import ConfigError
+from dfscan.forgery.donors import Companions
+from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
+from dfscan.train.augment import TrainingViews, evaluation_fake, evaluation_view
 from dfscan.train.batches import Batch, Key
-from dfscan.train.companions import Companions
-from dfscan.train.crops import LooseCrop
 from dfscan.train.kinds import kind_class
-from dfscan.train.manifest import Sample
-from dfscan.train.settings import FORGERY_KINDS, ForgeryKind, TrainSettings
-from dfscan.train.views import TrainingViews, evaluation_fake, evaluation_view
+from dfscan.train.settings import TrainSettings
 
 EVALUATION_EPOCH = 2**31
 """Replaces the epoch in the seeds of evaluation, which uses the same faces every time."""

@@ -12,7 +12,7 @@ import torch  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
 from dfscan.detector.network import DeepfakeDetector
-from dfscan.train.settings import ForgeryKind
+from dfscan.forgery.names import ForgeryKind
 
 KIND_CLASSES = ("real", "self-blended", "swapped", "warped", "reconstructed", "lip-sync", "generated")
 """Classes of the second output: real faces, made forgeries by kind, and true fakes by family."""

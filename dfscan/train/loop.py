@@ -29,18 +29,18 @@ from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.errors import ConfigError, TrainingError
+from dfscan.evaluation.metrics import quick
 from dfscan.train.batches import Batch, Pool, draw_epoch, num_steps, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
+from dfscan.train.distributed import World
 from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.kinds import KindTeacher, kind_loss
 from dfscan.train.loss import detection_loss
-from dfscan.train.metrics import quick
 from dfscan.train.optim import create_optimizer, create_schedule, update_average
 from dfscan.train.settings import SAME_RESULT, TrainSettings
 from dfscan.train.state import Machinery, Progress, load_state, save_state
 from dfscan.train.validation import ValidationScores, normalised, score_faces
-from dfscan.train.world import World
 
 MAX_WORKERS = 16
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

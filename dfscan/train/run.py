@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import platform
 from collections import Counter
@@ -14,25 +16,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfscan.cache import package_version
+from dfscan.dataset.manifest import MANIFEST_NAME, Sample, Split, read_manifest
+from dfscan.dataset.splits import check_splits
 from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError, ConfigError
+from dfscan.evaluation.calibrate import SINGLE_PICTURES, calibrate, video_scores
+from dfscan.evaluation.metrics import Estimate, by_source, measure
+from dfscan.forgery.donors import RECONSTRUCTION_FORMAT, check_swaps
+from dfscan.forgery.names import DESIGNS, ForgeryKind
 from dfscan.report.meta import versions
-from dfscan.train.calibrate import SINGLE_PICTURES, calibrate, video_scores
-from dfscan.train.companions import check_swaps, reconstructions_in
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME, RunFolder
-from dfscan.train.manifest import MANIFEST_NAME, Sample, Split, read_manifest
-from dfscan.train.metrics import Estimate, by_source, measure
-from dfscan.train.settings import DESIGNS, LITE_NETWORKS, ForgeryKind, TrainSettings
-from dfscan.train.splits import check_splits
+from dfscan.train.settings import LITE_NETWORKS, TrainSettings
 
 if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
     from dfscan.train.dataset import FaceSet, View
+    from dfscan.train.distributed import World
     from dfscan.train.loop import Listener, Trainer
     from dfscan.train.validation import ValidationScores
-    from dfscan.train.world import World
 
 log = logging.getLogger("dfscan")
 
@@ -60,8 +63,8 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
         OutputError: a file cannot be written.
         KeyboardInterrupt, SystemExit: interrupted; --resume goes on from the state that was saved.
     """
+    from dfscan.train.distributed import joined_world
     from dfscan.train.interrupt import Interrupt
-    from dfscan.train.world import joined_world
 
     samples = load_samples(settings)
     if settings.out is None:
@@ -95,7 +98,7 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
 
 def measure_loading(settings: TrainSettings, *, num_steps: int, tell: Callable[[str], None]) -> dict[str, float]:
     """Seconds of a training step with and without the loader; writes nothing but reconstructed faces."""
-    from dfscan.train.world import joined_world
+    from dfscan.train.distributed import joined_world
 
     samples = load_samples(settings)
     with joined_world(settings.device) as world:
@@ -114,8 +117,8 @@ def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], No
         OutputError: the picture cannot be written.
     """
     from dfscan.train.batches import Key
+    from dfscan.train.distributed import joined_world
     from dfscan.train.sheet import contact_sheet, save_sheet
-    from dfscan.train.world import joined_world
 
     samples = load_samples(settings)
     if "reconstructed" in settings.kinds:
@@ -221,13 +224,32 @@ def _folder(settings: TrainSettings) -> Path:
     return settings.data if settings.data.is_dir() else settings.data.parent
 
 
+def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
+    """Return the folder of a data set's reconstructed faces, or None if the settings use none.
+
+    The folder's name is a hash of everything that the reconstructions depend on: the training faces of the autoencoders
+    and their settings.
+
+    Raises:
+        ConfigError: the settings name no parent folder.
+    """
+    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
+        return None
+    parent = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
+    if parent is None:
+        raise ConfigError("reconstructed faces need a folder: set one with --reconstructions")
+    taught = sorted(sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real")
+    facts = [RECONSTRUCTION_FORMAT, settings.seed, settings.reconstruction_px, settings.reconstruction_steps, *taught]
+    return parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
 def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, tell: Callable[[str], None]) -> None:
     """Make the reconstructed faces that are wanted and not there yet.
 
     Raises:
         ConfigError: many processes are to train; those would wait for one for longer than they can.
     """
-    from dfscan.train.reconstruct import is_complete, reconstruct
+    from dfscan.forgery.autoencoder import is_complete, reconstruct
 
     folder = reconstructions_in(samples, settings)
     if folder is None or all(is_complete(folder, design, samples) for design in DESIGNS):
@@ -412,7 +434,7 @@ def _plain(metrics: dict[str, Estimate]) -> dict[str, Any]:
 def _write_validation(
     folder: RunFolder, scores: ValidationScores, settings: TrainSettings, calibration: Calibration
 ) -> None:
-    from dfscan.train.plots import plot_history, plot_scores
+    from dfscan.evaluation.plots import plot_history, plot_scores
 
     judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
     labels = ["fake" if is_fake else "real" for is_fake in scores.is_fake]

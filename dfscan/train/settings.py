@@ -10,19 +10,14 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from dfscan.errors import ConfigError
+from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 
 DATA, FORGERIES, NETWORK, AUGMENTATION = "Data", "Forgeries", "Network", "Augmentation"
 LOSS, OPTIMISATION, CALIBRATION, BEHAVIOUR = "Loss", "Optimisation", "Calibration", "Behaviour"
 
-ForgeryKind = Literal["self-blended", "swapped", "warped", "reconstructed"]
-FORGERY_KINDS: tuple[ForgeryKind, ...] = get_args(ForgeryKind)
-"""Kinds of fakes that are made from real faces."""
-Design = Literal["transposed", "nearest", "bilinear", "shuffle"]
-DESIGNS: tuple[Design, ...] = get_args(Design)
-"""Of the autoencoders that reconstruct faces: how each doubles the size of its features."""
 
 LITE_NETWORKS = {"lite0": "efficientnet_b0", "lite1": "efficientnet_b1", "lite2": "efficientnet_b2"}
 """ImageNet features that `start_from` can name, and the architecture that each starts."""

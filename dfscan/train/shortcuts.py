@@ -18,11 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest
 from dfscan.errors import ConfigError
-from dfscan.train.companions import check_swaps, reconstructions_in
-from dfscan.train.manifest import MANIFEST_NAME, Sample, read_manifest
-from dfscan.train.metrics import Bools, Estimate, Floats, by_source, within_source_auc
-from dfscan.train.settings import DESIGNS, TrainSettings
+from dfscan.evaluation.metrics import Bools, Estimate, Floats, by_source, within_source_auc
+from dfscan.forgery.donors import check_swaps
+from dfscan.forgery.names import DESIGNS
+from dfscan.train.run import reconstructions_in
+from dfscan.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dfscan.train.dataset import View
@@ -304,7 +306,7 @@ def _read(settings: TrainSettings) -> tuple[list[Sample], Path]:
 
 
 def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
-    from dfscan.train.reconstruct import is_complete
+    from dfscan.forgery.autoencoder import is_complete
 
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):

@@ -11,13 +11,13 @@ import torch  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
+from dfscan.dataset.manifest import Sample
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.detector.preprocess import Preprocessing
+from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 from dfscan.train.batches import Batch, Key
 from dfscan.train.dataset import EVALUATION_EPOCH, Faces, FaceSet, load
-from dfscan.train.manifest import Sample
-from dfscan.train.settings import FORGERY_KINDS, ForgeryKind
-from dfscan.train.world import World
+from dfscan.train.distributed import World
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,13 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from dfscan.cli import app
+from dfscan.dataset.manifest import MANIFEST_NAME, Label, Sample, Split, read_manifest, write_manifest
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import create_network
 from dfscan.errors import ConfigError
-from dfscan.train.crossval import HELD_OUT, read_held_out
+from dfscan.train.cross_validation import HELD_OUT, read_held_out
 from dfscan.train.folder import VALIDATION_COLUMNS
 from dfscan.train.kinds import KIND_CLASSES, KindTeacher, kind_class, kind_loss
-from dfscan.train.manifest import MANIFEST_NAME, Label, Sample, Split, read_manifest, write_manifest
 from dfscan.train.run import load_samples
 from dfscan.train.settings import TrainSettings
 from tests.datasets import write_sample

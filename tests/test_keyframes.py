@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import Detection, FaceDetector
-from dfscan.faces.follow import SEARCH_EVERY, Follower, Look
+from dfscan.faces.keyframes import SEARCH_EVERY, Follower, Look
 from dfscan.types import Frame
 from tests.pictures import astronaut, moved, nobody, other_person, two_people
-from tests.test_mtcnn import overlap
+from tests.test_mtcnn_numpy import overlap
 
 
 class Stub:

@@ -15,18 +15,18 @@ import cv2
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dfscan.config import Count, Memory, Probability, Timeout
+from dfscan.dataset.crops import CropFormat, LooseCrop, cut, encode
+from dfscan.dataset.duplicates import fingerprint
+from dfscan.dataset.journal import CropRecord, Entry, Journal, writing
+from dfscan.dataset.layouts import Source
+from dfscan.dataset.manifest import Label
+from dfscan.dataset.sources import SourceOptions
 from dfscan.errors import ConfigError
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.setup import default_threads, default_workers, limit_threads
-from dfscan.train.crops import CropFormat, LooseCrop, cut, encode
-from dfscan.train.duplicates import fingerprint
-from dfscan.train.journal import CropRecord, Entry, Journal, writing
-from dfscan.train.layouts import Source
-from dfscan.train.manifest import Label
-from dfscan.train.sources import SourceOptions
 from dfscan.types import Frame
 
 CROPS_DIR = "crops"

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from dfscan.dataset.duplicates import near_duplicates, unpack
+from dfscan.dataset.extract import Extraction, Listener, PrepareSettings, note, recipe
+from dfscan.dataset.journal import Entry, Journal
+from dfscan.dataset.layouts import Source, components
+from dfscan.dataset.manifest import LABELS, MANIFEST_NAME, SPLITS, Sample, write_manifest
+from dfscan.dataset.sources import read_sources
+from dfscan.dataset.splits import assign_splits, check_splits
 from dfscan.errors import ConfigError
 from dfscan.report.schema import Column
 from dfscan.report.text import report_order
 from dfscan.report.writers import open_writer
-from dfscan.train.duplicates import near_duplicates, unpack
-from dfscan.train.extract import Extraction, Listener, PrepareSettings, note, recipe
-from dfscan.train.journal import Entry, Journal
-from dfscan.train.layouts import Source, components
-from dfscan.train.manifest import LABELS, MANIFEST_NAME, SPLITS, Sample, write_manifest
-from dfscan.train.sources import read_sources
-from dfscan.train.splits import assign_splits, check_splits
 
 __all__ = ["Listener", "PrepareSettings", "PrepareSummary", "prepare"]
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
+from dfscan.dataset.crops import encode, read_crop, resized
+from dfscan.dataset.manifest import Sample
 from dfscan.errors import OutputError, TrainingError
+from dfscan.forgery.donors import path_of
+from dfscan.forgery.names import DESIGNS, Design
 from dfscan.report.writers import AtomicFile
-from dfscan.train.companions import path_of
-from dfscan.train.crops import encode, read_crop, resized
-from dfscan.train.manifest import Sample
-from dfscan.train.settings import DESIGNS, Design
 
 Pixels = NDArray[np.uint8]
 

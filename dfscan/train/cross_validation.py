@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
 from dfscan.errors import ConfigError
-from dfscan.train.calibrate import SINGLE_PICTURES, calibrate, video_scores
+from dfscan.evaluation.calibrate import SINGLE_PICTURES, calibrate, video_scores
+from dfscan.evaluation.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
-from dfscan.train.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
 
 HELD_OUT = "held-out folds"
 """Name of the pooled figures in a card's metrics."""

@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 import cv2
 
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.faces.appearance import appearance, scene
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_face
+from dfscan.faces.descriptor import appearance, scene
 from dfscan.faces.detect import Detection, FaceDetector
-from dfscan.faces.follow import Follower
-from dfscan.scan.stages import VideoUnderWay
+from dfscan.faces.keyframes import Follower
+from dfscan.scan.classify import VideoUnderWay
 from dfscan.scan.timing import Timings
 from dfscan.types import Face, FaceCrop, Frame, Reason, Scene
 

@@ -5,14 +5,14 @@ import cv2
 import numpy as np
 import pytest
 
+from dfscan.dataset.crops import LooseCrop
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.crop import crop_face
-from dfscan.train import manipulate
-from dfscan.train import views as views_module
-from dfscan.train.crops import LooseCrop
-from dfscan.train.forgery import Blend
+from dfscan.forgery import forgeries as manipulate
+from dfscan.forgery.self_blend import Blend
+from dfscan.train import augment as views_module
+from dfscan.train.augment import Placement, TrainingViews, evaluation_fake, evaluation_view
 from dfscan.train.settings import TrainSettings
-from dfscan.train.views import Placement, TrainingViews, evaluation_fake, evaluation_view
 from tests.datasets import LANDMARKS, LEFT, TOP, face_picture
 from tests.pictures import FACE_XYXY, astronaut
 

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.dataset.crops import LooseCrop
 from dfscan.faces.crop import crop_face, crop_square_xyxy
-from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import (
+from dfscan.forgery.degrade import (
     CODECS,
     RESENT_CRFS,
     available_codecs,
@@ -26,9 +26,10 @@ from dfscan.train.degrade import (
     smooth_skin,
     through_video,
 )
-from dfscan.train.forgery import LEAST_SIDE_PX
-from dfscan.train.manipulate import forge
-from dfscan.train.settings import ForgeryKind, TrainSettings
+from dfscan.forgery.forgeries import forge
+from dfscan.forgery.names import ForgeryKind
+from dfscan.forgery.self_blend import LEAST_SIDE_PX
+from dfscan.train.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dfscan.errors import OutputError
+from dfscan.forgery.degrade import blur, compress_jpeg
 from dfscan.media.isolate import Decoded, Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.train.degrade import blur, compress_jpeg
 from dfscan.types import Reason
 
 MAX_FRAMES = 1500

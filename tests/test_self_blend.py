@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from dfscan.faces.crop import crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
-from dfscan.train import forgery
-from dfscan.train.forgery import LANDMARKS, LEAST_CHANGE, REGIONS, Blend, Region, self_blend
+from dfscan.forgery import self_blend as forgery
+from dfscan.forgery.self_blend import LANDMARKS, LEAST_CHANGE, REGIONS, Blend, Region, self_blend
 from tests.pictures import FACE_XYXY, astronaut
 
 Pixels = NDArray[np.uint8]

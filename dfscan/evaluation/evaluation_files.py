@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dfscan.dataset.manifest import LABELS
 from dfscan.errors import ConfigError, OutputError
+from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, Judged, Part, count_verdicts
+from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
+from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
 from dfscan.report.meta import versions
 from dfscan.report.schema import Column
 from dfscan.report.writers import AtomicFile, open_writer
-from dfscan.train.evaluate import ALL, LEVELS, Evaluation, Judged, Part, count_verdicts
-from dfscan.train.manifest import LABELS
-from dfscan.train.metrics import CONFIDENCE, Comparison, Estimate
-from dfscan.train.plots import plot_comparisons, plot_robustness, plot_scores
 
 DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
 ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dfscan.dataset.manifest import LABELS, SPLITS, Label, Split
 from dfscan.errors import ConfigError
 from dfscan.media.discover import why_no_video
 from dfscan.media.names import VIDEO_SUFFIXES, is_system_folder
-from dfscan.train.manifest import LABELS, SPLITS, Label, Split
 
 PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 LABEL_WORDS: dict[str, Label] = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from dfscan.dataset.crops import read_crop
+from dfscan.dataset.manifest import Sample
 from dfscan.errors import OutputError
-from dfscan.train import reconstruct as module
-from dfscan.train.companions import path_of
-from dfscan.train.crops import read_crop
-from dfscan.train.manifest import Sample
-from dfscan.train.reconstruct import Autoencoder, reconstruct
-from dfscan.train.settings import DESIGNS, Design
+from dfscan.forgery import autoencoder as module
+from dfscan.forgery.autoencoder import Autoencoder, reconstruct
+from dfscan.forgery.donors import path_of
+from dfscan.forgery.names import DESIGNS, Design
 from tests.datasets import write_dataset
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 from dfscan import graphs
 from dfscan.errors import DfscanError
 from dfscan.faces import networks as networks_module
-from dfscan.faces.mtcnn import (
+from dfscan.faces.mtcnn_numpy import (
     MARGIN_PX,
     PYRAMID_FACTOR,
     _best,

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.train.crops import LooseCrop
-from dfscan.train.degrade import compress_jpeg, rescale
-from dfscan.train.forgery import (
+from dfscan.dataset.crops import LooseCrop
+from dfscan.forgery.degrade import compress_jpeg, rescale
+from dfscan.forgery.names import ForgeryKind
+from dfscan.forgery.self_blend import (
     LEAST_CHANGE,
     REGION_SHARES,
     REGIONS,
@@ -30,7 +31,6 @@ from dfscan.train.forgery import (
     self_blend,
     towards_grey,
 )
-from dfscan.train.settings import ForgeryKind
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dfscan.evaluation.metrics import NUM_BINS, Estimate
 from dfscan.report.writers import AtomicFile
-from dfscan.train.metrics import NUM_BINS, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dfscan.faces.appearance import NUM_VALUES, SCENE_CELLS, appearance, best_likeness, likeness, scene, scene_change
+from dfscan.faces.descriptor import NUM_VALUES, SCENE_CELLS, appearance, best_likeness, likeness, scene, scene_change
 from dfscan.faces.track import LOOKS_ALIKE, LOOKS_NEAR, LOOKS_OTHER, LOOKS_SAME, MISSED_CUT, SAME_VIEW
 from tests.pictures import astronaut, moved, other_person
 

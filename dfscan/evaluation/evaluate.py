@@ -23,16 +23,16 @@ from typing import Literal
 import numpy as np
 
 from dfscan.config import ScanSettings
+from dfscan.dataset.manifest import LABELS, Label
+from dfscan.dataset.sources import Source
 from dfscan.detector.card import Use
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.errors import ConfigError, VideoError
+from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accuracy, share, within_source_auc
+from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
 from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
-from dfscan.train.manifest import LABELS, Label
-from dfscan.train.metrics import Comparison, Estimate, measure, paired_accuracy, share, within_source_auc
-from dfscan.train.robustness import CONDITIONS, Condition, write_copies
-from dfscan.train.sources import Source
 from dfscan.types import LABELS as VERDICTS
 from dfscan.types import Verdict, VideoResult
 

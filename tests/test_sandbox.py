@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from dfscan.media import cage, isolate
+from dfscan.media import isolate, sandbox
 from dfscan.media.isolate import Ended, Limits, decode_videos
 from dfscan.media.plan import Sampling
 
-pytestmark = pytest.mark.skipif(bool(cage.missing()), reason="; ".join(cage.missing()) or "never")
+pytestmark = pytest.mark.skipif(bool(sandbox.missing()), reason="; ".join(sandbox.missing()) or "never")
 
 PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH, it does not stop the traced process
 
 HIJACKED = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dfscan.media import worker; import tests.test_cage; "
-    "worker.Decoding.samples = tests.test_cage.take_over; worker._rehearse = lambda: None; worker.main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dfscan.media import worker; "
+    "import tests.test_sandbox; "
+    "worker.Decoding.samples = tests.test_sandbox.take_over; worker._rehearse = lambda: None; worker.main()"
 )
 """The real child, but its decoder runs the code below instead of FFmpeg."""
 
@@ -136,7 +137,7 @@ def test_a_program_runs_without_the_sandbox(target: Path, monkeypatch: pytest.Mo
 
 
 def test_nothing_is_decoded_if_the_sandbox_cannot_be_entered(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = "import dfscan.media.cage as c; c.landlock_abi = lambda: 1; c._FS_RIGHTS[1] = 1 << 63; main()"
+    broken = "import dfscan.media.sandbox as c; c.landlock_abi = lambda: 1; c._FS_RIGHTS[1] = 1 << 63; main()"
     monkeypatch.setattr(isolate, "_CHILD", isolate._CHILD.replace("main()", broken))
     failure = end_of(target, Limits(60)).failure
     assert failure is not None
@@ -147,9 +148,9 @@ def test_nothing_is_decoded_if_the_sandbox_cannot_be_entered(target: Path, monke
 def test_missing_sandbox_layers_are_logged_unless_the_sandbox_is_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cage, "landlock_abi", lambda: 0)
+    monkeypatch.setattr(sandbox, "landlock_abi", lambda: 0)
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert len(cage.missing()) == 2
+    assert len(sandbox.missing()) == 2
     list(decode_videos([], sampling=Sampling(4), num_workers=1, limits=Limits(60)))
     assert caplog.text.count("use --no-sandbox") == 2
     list(decode_videos([], sampling=Sampling(4), num_workers=1, limits=Limits(60, sandbox=False)))

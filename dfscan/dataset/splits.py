@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dfscan.dataset.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
+from dfscan.dataset.layouts import Source
+from dfscan.dataset.manifest import SPLITS, Sample, Split
 from dfscan.errors import ConfigError
-from dfscan.train.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
-from dfscan.train.layouts import Source
-from dfscan.train.manifest import SPLITS, Sample, Split
 
 NUM_NAMED = 3
 """Number of offenders that a message names; further ones are only counted."""
@@ -149,6 +149,6 @@ def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
 
 
 def _read_fingerprint(crop_path: Path) -> str:
-    from dfscan.train.crops import read_crop
+    from dfscan.dataset.crops import read_crop
 
     return fingerprint(read_crop(crop_path))

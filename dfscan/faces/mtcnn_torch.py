@@ -17,7 +17,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn.functional import adaptive_avg_pool2d, pad  # noqa: TID253
 from torchvision.ops import nms  # noqa: TID253
 
-from dfscan.faces.mtcnn import (
+from dfscan.faces.mtcnn_numpy import (
     DECIDED_PX,
     MARGIN_PX,
     MAX_REACH_PX,

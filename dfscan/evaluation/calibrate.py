@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dfscan.detector.card import Aggregation, Calibration
 from dfscan.errors import ConfigError
-from dfscan.train.metrics import clopper_pearson
+from dfscan.evaluation.metrics import clopper_pearson
 
 TEMPERATURES = (0.05, 100.0)
 EVEN_ODDS = 0.5

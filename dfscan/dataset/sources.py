@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfscan.errors import ConfigError
-from dfscan.train.layouts import (
+from dfscan.dataset.layouts import (
     LABEL_WORDS,
     SPLIT_WORDS,
     Source,
@@ -24,7 +23,8 @@ from dfscan.train.layouts import (
     read_face_forensics,
     read_real_and_fake,
 )
-from dfscan.train.manifest import SPLITS, Label
+from dfscan.dataset.manifest import SPLITS, Label
+from dfscan.errors import ConfigError
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
 

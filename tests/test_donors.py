@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfscan.dataset.crops import encode
+from dfscan.dataset.manifest import Sample, Split
 from dfscan.errors import ConfigError
-from dfscan.train.companions import Companions, check_swaps, path_of, reconstructions_in
-from dfscan.train.crops import encode
-from dfscan.train.manifest import Sample, Split
-from dfscan.train.settings import DESIGNS, TrainSettings
+from dfscan.forgery.donors import Companions, check_swaps, path_of
+from dfscan.forgery.names import DESIGNS
+from dfscan.train.run import reconstructions_in
+from dfscan.train.settings import TrainSettings
 from tests.datasets import face_picture, write_dataset, write_sample
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dfscan.train import manipulate
-from dfscan.train.crops import LooseCrop
-from dfscan.train.forgery import LEAST_CHANGE, Blend
-from dfscan.train.manipulate import forge
-from dfscan.train.settings import FORGERY_KINDS, ForgeryKind
+from dfscan.dataset.crops import LooseCrop
+from dfscan.forgery import forgeries as manipulate
+from dfscan.forgery.forgeries import forge
+from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
+from dfscan.forgery.self_blend import LEAST_CHANGE, Blend
 from tests.datasets import LANDMARKS, LEFT, SIDE_PX, TOP, face_picture
 from tests.pictures import FACE_XYXY
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.dataset.crops import LooseCrop, read_crop, resized
+from dfscan.dataset.manifest import Sample
 from dfscan.errors import ConfigError
-from dfscan.train.crops import LooseCrop, read_crop, resized
-from dfscan.train.manifest import Sample
-from dfscan.train.settings import DESIGNS, Design, ForgeryKind, TrainSettings
+from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
 
 NUM_CANDIDATES = 8
 """Donors drawn at random; the one whose landmarks are most similar to the face's is used."""
@@ -97,25 +95,6 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
                 f"{manifest}: all real faces of the split {split!r} belong to one group, so none can be swapped: "
                 "prepare more people, or remove swapped from --forgeries and --left-out"
             )
-
-
-def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
-    """Return the folder of a data set's reconstructed faces, or None if the settings use none.
-
-    The folder's name is a hash of everything that the reconstructions depend on: the training faces of the autoencoders
-    and their settings.
-
-    Raises:
-        ConfigError: the settings name no parent folder.
-    """
-    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
-        return None
-    parent = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
-    if parent is None:
-        raise ConfigError("reconstructed faces need a folder: set one with --reconstructions")
-    taught = sorted(sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real")
-    facts = [RECONSTRUCTION_FORMAT, settings.seed, settings.reconstruction_px, settings.reconstruction_steps, *taught]
-    return parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def path_of(folder: Path, design: Design, sample: Sample) -> Path:

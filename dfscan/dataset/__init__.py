@@ -1,0 +1,1 @@
+"""Data sets of face crops: sources, crops, splits and manifests."""

@@ -1,0 +1,1 @@
+"""Metrics, calibration, evaluation of checkpoints, and plots."""

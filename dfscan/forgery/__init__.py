@@ -1,0 +1,1 @@
+"""Fakes made from real faces, and the degradation that video goes through."""
