@@ -132,6 +132,7 @@ def test_the_cpu_is_used_when_one_frame_does_not_fit(
 
 
 def test_a_device_failure_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfscan.faces import mtcnn_torch
 
     _, together = detectors()
     monkeypatch.setattr(

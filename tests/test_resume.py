@@ -266,11 +266,11 @@ def test_resume_without_a_ledger_is_refused(videos: Path, untrained: Path) -> No
 def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untrained: Path, tmp_path: Path) -> None:
     from dfscan.report.writers import AtomicFile
 
-    for name in ("r.csv", "other.csv"):
+    for name in ("r.csv", "r.csv.meta.json", "other.csv"):
         file = AtomicFile(tmp_path / name)
         file.write(b"half")
         file._file.close()  # as the kernel does
-    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    assert len(list(tmp_path.glob(".*.partial"))) == 3
     scan(untrained, videos / "nobody.mp4", "-o", tmp_path / "r.csv")
     (left,) = tmp_path.glob(".*.partial")
     assert left.name.startswith(".other.csv.")

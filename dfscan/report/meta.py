@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from dfscan import __version__
@@ -26,7 +27,12 @@ _DISTRIBUTIONS = {
 }
 
 
-def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) -> str:
+def meta_path(report_path: str | os.PathLike[str]) -> Path:
+    """Return the path of the metadata file beside a report."""
+    return Path(f"{os.fspath(report_path)}.meta.json")
+
+
+def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) -> Path:
     """Write the document as JSON beside the report, replacing an older one whole; return its path.
 
     ``report.csv`` gives ``report.csv.meta.json``. Text is made printable; what JSON does not know becomes
@@ -36,7 +42,7 @@ def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) ->
         OutputError: the file cannot be written there.
         ValueError: the document holds NaN or an infinity.
     """
-    path = f"{os.fspath(report_path)}.meta.json"
+    path = meta_path(report_path)
     versioned = {"report_version": REPORT_VERSION, **document}
     text = json.dumps(_printable_json(versioned), ensure_ascii=False, allow_nan=False, indent=2)
     file = AtomicFile(path)

@@ -16,7 +16,7 @@ from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, VideoError
 from dfscan.media.source import hash_file
 from dfscan.report.dumps import DumpFolder
-from dfscan.report.meta import versions, write_meta
+from dfscan.report.meta import meta_path, versions, write_meta
 from dfscan.report.page import Method, PageSummary
 from dfscan.report.reports import Reports
 from dfscan.report.text import display_path
@@ -54,7 +54,7 @@ class Outputs:
         self._identities: dict[str, FileIdentity | None] = {}
         self._recorded: dict[str, FileIdentity | None] = {}
         self._index: list[dict[str, Any]] = []
-        for path in written_files(settings):
+        for path in (*written_files(settings), *map(meta_path, settings.out_files)):
             remove_leftovers(path)
         with ExitStack() as opened:
             self._reports = opened.enter_context(Reports(settings, about=about([made_by])))
@@ -228,7 +228,7 @@ def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]
 def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
     """Options and the files that they write."""
     named = [("--out", Path(report)) for report in settings.out_files]
-    named += [("the metadata of --out", Path(f"{report}.meta.json")) for report in settings.out_files]
+    named += [("the metadata of --out", meta_path(report)) for report in settings.out_files]
     others = {"--frames-out": settings.frames_out, "--html": settings.html, "--ledger": ledger_path(settings)}
     return named + [(option, path) for option, path in {**others, "--log-file": settings.log_file}.items() if path]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
-from dfscan.report.meta import versions, write_meta
+from dfscan.report.meta import meta_path, versions, write_meta
 from dfscan.report.page import Method
 from dfscan.report.reports import Reports
 from dfscan.report.text import report_order
@@ -45,7 +45,7 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
     """
     written = _written_files(ledgers, settings)
     with only_run(written):
-        for path in written:
+        for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
         labels = _write(ledgers, settings, written)
         made_from = {"made_utc": datetime.now(UTC).isoformat(timespec="seconds"), "ledgers": list(map(str, ledgers))}
