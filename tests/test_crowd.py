@@ -32,7 +32,7 @@ def test_the_same_people_are_scored_even_if_others_become_larger() -> None:
     assert crowd.most_faces == 6
 
 
-def test_a_free_place_goes_to_the_largest() -> None:
+def test_a_free_place_goes_to_the_largest_new_face() -> None:
     crowd = Crowd(2)
     assert chosen(crowd, [crop(i, 0, size_px=60 - i) for i in range(3)]) == {0, 1}
     assert chosen(crowd, [crop(1, 1), crop(2, 1, size_px=70), crop(3, 1, size_px=80)]) == {1, 3}

@@ -320,7 +320,7 @@ def test_format_for(name: str, asked: Format | None, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
 def test_an_unknown_suffix_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"writes no \.\w+ files; name it \.csv, .*\.parquet, or give --format"):
+    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.parquet, or give --format"):
         format_for(name)
 
 
@@ -542,7 +542,7 @@ def test_workbook(tmp_path: Path) -> None:
 
 def test_workbook_with_more_rows_than_excel_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MAX_XLSX_ROWS", 1)
-    with pytest.raises(OutputError, match=r"1 rows at most; write .csv or .parquet"):
+    with pytest.raises(OutputError, match=r"at most 1 rows; write .csv or .parquet"):
         write(tmp_path / "r.xlsx", [row(judged("a")), row(judged("b"))])
     assert list(tmp_path.iterdir()) == []
 

@@ -83,7 +83,7 @@
     name: { title: "Video", value: (video) => video.row, first: "ascending", kind: "text", cell: nameCell },
     verdict: { title: "Verdict", value: (video) => video.rank, first: "ascending", kind: "text", cell: verdictCell },
     score: { ...number("Score", (video) => video.score), cell: scoreCell },
-    threshold: number("Fake threshold", (video) => video.threshold, score),
+    threshold: number("Threshold", (video) => video.threshold, score),
     status: text("Status", (video) => video.status, (video) => video.status),
     reason: text("Reason", (video) => video.code, codeCell),
     faces: number("Faces", (video) => video.faces, count),
