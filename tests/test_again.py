@@ -234,10 +234,13 @@ def test_one_relative_path_on_two_machines_is_two_videos_with_their_own_pictures
         (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "--shard", "3/2"], "shard: must be I/N with I from 1 to N"),
         (["scan", ".", "--shard", "1-4"], "such as 1/4 for the first of four parts, got '1-4'"),
-        (["report", "{ledger}", "-o", "x.xls"], "dfscan writes no .xls files; name it .csv, "),
-        (["scan", ".", "-o", "x.txt"], "dfscan writes no .txt files; name it .csv, "),
-        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan writes no .json files; name it .csv, "),
-        (["scan", ".", "-o", "x.xlsx", "--format", "csv"], "is named .xlsx, but --format is csv; change one of them"),
+        (["report", "{ledger}", "-o", "x.xls"], "dfscan cannot write .xls files; use .csv, "),
+        (["scan", ".", "-o", "x.txt"], "dfscan cannot write .txt files; use .csv, "),
+        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan cannot write .json files; use .csv, "),
+        (
+            ["scan", ".", "-o", "x.xlsx", "--format", "csv"],
+            "has the suffix .xlsx, but --format is csv; change one of them",
+        ),
     ],
 )
 def test_unusable_outputs_are_refused(

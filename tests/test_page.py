@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dfscan import __version__
 from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.errors import OutputError
 from dfscan.report import page as report_page
@@ -95,7 +96,7 @@ def trained_card(**fields: Any) -> Mapping[str, Any]:
 
 def method(card: Mapping[str, Any] | None = None) -> Method:
     cards = {CHECKPOINT: trained_card() if card is None else card}
-    return Method(cards, {"num_frames": 32, "every_s": None}, {"dfscan": "0.2.0"}, {"not_video": 3})
+    return Method(cards, {"num_frames": 32, "every_s": None}, {"dfscan": __version__}, {"not_video": 3})
 
 
 def make(
@@ -106,7 +107,7 @@ def make(
     how: Method | None = None,
     max_mb: float = 50,
 ) -> PageSummary:
-    videos = [PageVideo(result, CHECKPOINT, "0.2.0") for result in results]
+    videos = [PageVideo(result, CHECKPOINT, __version__) for result in results]
     return write_page(path, videos, pictures=pictures, method=how or method(), max_mb=max_mb)
 
 
@@ -666,8 +667,9 @@ def test_picture_for_the_readme(chromium: "Browser", tmp_path: Path, scheme: Lit
     """Write the screenshots for the README; set README_PICTURES=.readme to keep them there."""
     wave = [0.86 + 0.07 * np.sin(1.7 * i) for i in range(20)]
     calm = [0.2 + 0.06 * np.cos(1.3 * i) for i in range(12)]
+    info = VideoInfo(4_812_345, "0e9f" * 16, 1280, 720, 29.97, 360, 12.012, "h264")
     results = [
-        video("interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2)),
+        video("interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2), info=info),
         video("interviews/street.mov", "inconclusive", 0.55, track(0, [0.55] * 9)),
         video("archive/0117.mkv", "real", 0.04, track(0, [0.04] * 8)),
         failed("archive/broken.mp4"),

@@ -291,7 +291,7 @@ class OldLedger:
         self._has_pictures = "pictures" in tables
 
     def entries(self) -> list[Entry]:
-        """Return the latest result of every file, sorted by absolute path.
+        """List the latest result of every file, sorted by absolute path.
 
         Raises:
             ConfigError: a record is damaged.

@@ -57,7 +57,9 @@ def turned(frame: Frame, turn_deg: int) -> Frame:
 
 
 def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> int:
-    """Return the clockwise rotation in degrees after which most frames have faces, or 0 if none helps.
+    """Return the clockwise rotation in degrees that shows faces in the largest number of frames, or 0.
+
+    A rotation counts only if it shows faces in at least `MIN_FRAMES_WITH_FACE` frames, or in all if there are fewer.
 
     Args:
         frames: frames of one video.

@@ -22,7 +22,7 @@ from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
 
 MIN_WORKERS = 2
-"""One process decodes while the other has the first frames of the next video ready."""
+"""Minimum default number of videos decoded at once, so that the first frames of the next video are always ready."""
 MAX_DEFAULT_THREADS = 8
 """Limits the default: each thread costs memory, and a container's CPU quota is not visible. See `--threads`."""
 
