@@ -137,5 +137,5 @@ def test_info_and_page_show_withheld_verdicts(untrained: Path, clips: Path, tmp_
     assert f"real: up to score 0.000000; withheld: {THREE_FAKES}\n" in shown
     scan(checkpoint, clips, "--html", tmp_path / "page.html")
     page = " ".join((tmp_path / "page.html").read_text().split())
-    assert f"<strong>Too few videos:</strong> {ONE_REAL}. A scan does not say fake, unless" in page
-    assert f"<strong>Too few videos:</strong> {THREE_FAKES}. A scan does not say real." in page
+    assert f"<strong>Too few videos:</strong> {ONE_REAL}. A scan calls no video fake unless" in page
+    assert f"<strong>Too few videos:</strong> {THREE_FAKES}. A scan calls no video real." in page
