@@ -178,7 +178,7 @@ def test_evaluate_continues_if_seen_files_are_allowed(labels: Path, knowing: Pat
     }  # fmt: skip
 
 
-def test_evaluate_accepts_unseen_files_and_warns_if_unknown(labels: Path, trained: Path, tmp_path: Path) -> None:
+def test_evaluate_accepts_other_files_and_warns_if_unknown(labels: Path, trained: Path, tmp_path: Path) -> None:
     other = with_seen(trained, tmp_path / "other.safetensors", SeenFiles.of(numbered(1), numbered(2)))
     done = evaluate(labels, other, tmp_path / "out")
     assert done.exit_code == 0, done.stderr
