@@ -314,7 +314,7 @@ def test_settings_with_which_error_rates_do_not_hold_are_named(
     result = run("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", *options, "--html", page)
     warning = f"the checkpoint's error rates are valid only for its own settings; changed: {changed}"
     assert (warning in result.stderr) == (changed is not None)
-    told = "These rates are not those of this scan" in page.read_text(encoding="utf-8")
+    told = "These rates do not apply to this scan" in page.read_text(encoding="utf-8")
     assert told == (changed is not None)
     assert changed is None or f"({changed}; see" in page.read_text(encoding="utf-8")
 
