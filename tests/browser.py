@@ -1,7 +1,7 @@
-"""Opens pages in a real, headless Chromium and watches what they ask for.
+"""Open pages in a real, headless Chromium and check their requests.
 
-``with browser() as chromium, visit(chromium, path) as page: ...``; leaving the second block fails if the page
-logged anything, broke its own content security policy or asked for anything besides its own file.
+Usage: ``with browser() as chromium, visit(chromium, path) as page: ...``. The second block fails at its end if the page
+logged anything, violated its content security policy or requested anything besides its own file.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ARGUMENTS = (
 
 
 def chromium_path() -> str | None:
-    """Where a Chromium is installed; None without one."""
+    """Return the path of an installed Chromium, or None."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A running Chromium; skips the test, with the reason, where there is none."""
+    """Run Chromium; skip the test if there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     path = chromium_path()
     if path is None:
@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 def visit(
     running: Browser, path: Path, *, width_px: int = 1280, height_px: int = 800, **options: Any
 ) -> Iterator[Page]:
-    """The page of a file, in a fresh profile; `options` are those of playwright's ``new_context``."""
+    """Open a file in a fresh profile; `options` are passed to playwright's ``new_context``."""
     context = running.new_context(viewport={"width": width_px, "height": height_px}, **options)
     try:
         page = context.new_page()

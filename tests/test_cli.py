@@ -239,7 +239,7 @@ def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
         ([".", "--every", "5"], "every = 5 and num_frames = 4 exclude each other"),
         ([".", "-0"], "--null is for the list of --files-from"),
         ([".", "--shard", "1-4"], "such as 1/4"),
-        ([".", "--out", "r.xls"], "writes no .xls files"),
+        ([".", "--out", "r.xls"], "cannot write .xls files"),
         ([".", "--delimiter", "|"], "delimiter: input should be ',' or ';'"),
         ([".", "--device", "tpu"], "tpu"),
         ([".", "--out", "no/such/folder/r.csv"], "no/such/folder/r.csv"),
@@ -312,9 +312,9 @@ def test_settings_with_which_error_rates_do_not_hold_are_named(
 ) -> None:
     page = tmp_path / "page.html"
     result = run("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", *options, "--html", page)
-    warning = f"the checkpoint's error rates hold for its own settings; changed: {changed}"
+    warning = f"the checkpoint's error rates are valid only for its own settings; changed: {changed}"
     assert (warning in result.stderr) == (changed is not None)
-    told = "These rates are not those of this scan" in page.read_text(encoding="utf-8")
+    told = "These rates do not apply to this scan" in page.read_text(encoding="utf-8")
     assert told == (changed is not None)
     assert changed is None or f"({changed}; see" in page.read_text(encoding="utf-8")
 

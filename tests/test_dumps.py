@@ -13,13 +13,13 @@ from dfscan.report.dumps import DumpFolder, Exhibit, video_folder
 
 def exhibit(level: int = 200) -> Exhibit:
     pixels = np.zeros((40, 60, 3), np.uint8)
-    pixels[..., 0] = level  # red: a swap of channels would show
+    pixels[..., 0] = level  # red, to detect swapped channels
     row = {"score": 0.75, "time_s": 1.5, "frame": 3, "x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
     return Exhibit(pixels[:, :40], pixels[:, :40], pixels, row)
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [("png", 0), ("jpg", 6)])
-def test_pictures_keep_their_colours(tmp_path: Path, suffix: str, tolerance: int) -> None:
+def test_images_keep_their_colours(tmp_path: Path, suffix: str, tolerance: int) -> None:
     (row,) = DumpFolder(tmp_path, suffix=suffix).write("a.mp4", [exhibit()])
     picture = cv2.imread(str(tmp_path / row["frame_file"]))
     assert picture is not None
@@ -41,7 +41,7 @@ HOSTILE = [
 ]
 
 
-def test_names_neither_collide_nor_leave_the_folder(tmp_path: Path) -> None:
+def test_names_neither_collide_nor_escape_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "dumps"
     dumps = DumpFolder(folder, suffix="png")
     rows = [row for path in HOSTILE for row in dumps.write(path, [exhibit(), exhibit()])]

@@ -1,6 +1,6 @@
-"""Every system call of dfscan's own output code made to fail, one after the other: never a success with a row missing.
+"""Fault injection: when any one system call of the output code fails, no scan succeeds with a missing row.
 
-The scan itself is replaced by made-up results; what writes them, and what turns failures into exit codes, is real.
+The scan is replaced by fixed results. The code that writes them and turns failures into exit codes is real.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MAX_CALLS = 300
 KINDS = ("open", "write", "fsync", "rename", "imwrite", "sqlite")
 OLD_REPORT = b"the old report\n"
 ROWS = ("r.csv", "r.jsonl", "r.parquet")
-"""Reports that are equal in every folder; the others name the folder of the dumps."""
+"""Reports that are equal in every folder; the others contain the folder of the dumps."""
 REPORTS = (*ROWS, "r.xlsx")
 SHOWN = Picture("face", 0, 0, 1.0, 0.5, b"\xff\xd8picture")
 
 
 class Faults:
-    """Counts calls of each kind and lets the N-th of one kind fail."""
+    """Counts calls of each kind and makes the N-th call of one kind fail."""
 
     def __init__(self) -> None:
         self.arm("", 0)
@@ -123,7 +123,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
         try:
             hook.pass_through("imwrite")
         except OSError:
-            return False, None  # as OpenCV has it
+            return False, None  # the real signature of OpenCV
         return encode(*arguments)
 
     monkeypatch.setattr(os, "open", hook.around("open", os.open))
@@ -138,7 +138,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 @pytest.fixture
 def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three files, whose results are made up."""
+    """Three files with fixed results."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for i in range(3):
@@ -166,7 +166,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_that_fails_is_never_a_success_with_a_short_report(
+def test_a_failing_call_never_gives_success_with_missing_rows(
     kind: str, faults: Faults, videos: Path, trained: Path, tmp_path: Path
 ) -> None:
     def scan(folder: Path) -> Result:
@@ -191,7 +191,7 @@ def test_a_call_that_fails_is_never_a_success_with_a_short_report(
             assert done.exit_code == 0
             break
         num_struck += 1
-        if done.exit_code == 0:  # it was something that no row depends on, such as syncing a directory
+        if done.exit_code == 0:  # no row depends on the failed call, such as syncing a directory
             assert {name: (folder / name).read_bytes() for name in expected} == expected
             assert (folder / "r.html").read_text().rstrip().endswith("</html>")
             assert zipfile.is_zipfile(folder / "r.xlsx")

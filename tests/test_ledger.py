@@ -1,4 +1,4 @@
-"""The ledger gives back what was put in, and touches no file that is not its own."""
+"""The ledger returns what was stored, and changes no file of other programs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RESULTS = [FULL, BARE, NO_REASON, ODD_NAME]
 
 
 def plain(value: Any) -> Any:
-    """Every field, nested, with arrays as (type, values); appearances, which are not kept, left out."""
+    """Convert to nested fields, with arrays as (type, values), without descriptors, which are not stored."""
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.tolist()
     if dataclasses.is_dataclass(value):
@@ -64,14 +64,14 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
     assert plain(found) == plain(result)
 
 
-def test_the_table_of_fields_leaves_none_at_its_default() -> None:
+def test_the_test_result_sets_every_field() -> None:
     for value in (FULL, FULL.verdict, FULL.info):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
-            if field.name != "pictures":  # beside the JSON, in a table of their own
+            if field.name != "pictures":  # stored in a table of their own, not in the JSON
                 assert getattr(value, field.name) != field.default, field.name
 
 
-def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
+def test_results_are_not_shared_between_recipes_or_paths(tmp_path: Path) -> None:
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
         assert ledger.get("clips/b.mp4", None) is None
@@ -84,7 +84,7 @@ def test_another_recipe_or_path_sees_nothing(tmp_path: Path) -> None:
     assert found.num_frames == FULL.num_frames
 
 
-def test_one_name_in_two_folders_is_two_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_relative_path_in_two_folders_is_two_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
@@ -97,7 +97,7 @@ def test_one_name_in_two_folders_is_two_videos(tmp_path: Path, monkeypatch: pyte
     assert found.num_frames == 0
 
 
-def test_a_changed_file_keeps_its_earlier_record_and_each_state_its_latest(tmp_path: Path) -> None:
+def test_each_state_of_a_changed_file_keeps_its_latest_result(tmp_path: Path) -> None:
     first, second = FileIdentity(1, 1, 5), FileIdentity(2, 2, 5)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         for number, identity in enumerate((first, second, first)):
@@ -111,7 +111,7 @@ def test_a_changed_file_keeps_its_earlier_record_and_each_state_its_latest(tmp_p
     database.close()
 
 
-def test_a_result_has_the_name_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_has_the_requested_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
@@ -121,7 +121,7 @@ def test_a_result_has_the_name_that_was_asked_for(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("is_torn", [False, True], ids=["cut short", "torn"])
-def test_a_damaged_write_ahead_log_loses_whole_rows_from_its_end(tmp_path: Path, is_torn: bool) -> None:
+def test_a_damaged_write_ahead_log_loses_only_whole_rows_at_its_end(tmp_path: Path, is_torn: bool) -> None:
     code = (
         "import os, signal, sys, dataclasses; from pathlib import Path; from dfscan.scan.ledger import Ledger; "
         "from tests.test_ledger import FULL, RECIPE; ledger = Ledger(Path(sys.argv[1]), recipe=RECIPE); "
@@ -151,7 +151,7 @@ def test_a_damaged_write_ahead_log_loses_whole_rows_from_its_end(tmp_path: Path,
     assert (counts[0], counts[-1]) == (0, 8)
 
 
-def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_ledger_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Ledger(None, recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
@@ -159,7 +159,7 @@ def test_without_a_file_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_put_survives_a_killed_process(tmp_path: Path) -> None:
+def test_results_survive_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from dfscan.scan.ledger import Ledger; "
         "from tests.test_ledger import FULL, RECIPE; ledger = Ledger(Path(sys.argv[1]), recipe=RECIPE); "
@@ -188,7 +188,7 @@ def newer_ledger(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [foreign_text, foreign_database, newer_ledger, Path.mkdir])
-def test_a_file_that_is_no_ledger_is_refused_and_left_alone(make: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_refused_and_unchanged(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     make(path)
     before = path.read_bytes() if path.is_file() else None
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(make: Any, tmp_path:
 
 
 def test_opening_waits_for_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
-    """A report made beside the scan holds it for a moment, when it recovers the log of a scan that was killed."""
+    """A report holds the lock briefly when it recovers the log of a killed scan."""
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
@@ -223,12 +223,12 @@ def test_opening_waits_for_a_program_that_holds_the_write_lock(tmp_path: Path) -
     assert reopened == [True]
 
 
-def test_a_ledger_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--ledger"):
         Ledger(tmp_path / "absent" / "x.ledger", recipe=RECIPE)
 
 
-def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:
+def test_identity_differs_for_a_changed_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     assert FileIdentity.of(str(path)) is None
     path.write_bytes(b"12")
@@ -240,7 +240,7 @@ def test_an_identity_tells_a_changed_file(tmp_path: Path) -> None:
     assert FileIdentity.of(str(path)) != first
 
 
-def test_inode_and_change_time_are_kept_beside_the_result(tmp_path: Path) -> None:
+def test_inode_and_change_time_are_stored_with_the_result(tmp_path: Path) -> None:
     first = FileIdentity(1, 1, inode=2**64 - 1, ctime_ns=7)
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, first)
@@ -253,7 +253,7 @@ def test_inode_and_change_time_are_kept_beside_the_result(tmp_path: Path) -> Non
         assert not ledger.has_stamp(FULL.path, first)
 
 
-def test_permissions_and_links_make_no_other_file(tmp_path: Path) -> None:
+def test_identity_ignores_permissions_and_links(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"12")
     first = FileIdentity.of(str(path))
@@ -265,7 +265,7 @@ def test_permissions_and_links_make_no_other_file(tmp_path: Path) -> None:
     assert first.ctime_ns < second.ctime_ns
 
 
-# Pictures, and ledgers that are only read
+# Pictures and `OldLedger`
 
 PICTURES = (Picture("face", 0, 3, 1.5, 0.25, b"\xff\xd8one"), Picture("heat_map", 1, 4, 2.5, 0.75, b"\xff\xd8two"))
 
@@ -274,7 +274,7 @@ def values(pictures: Iterable[Picture]) -> list[tuple[Any, ...]]:
     return [dataclasses.astuple(each) for each in pictures]
 
 
-def test_pictures_go_with_their_result(tmp_path: Path) -> None:
+def test_pictures_are_stored_with_their_result(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=OTHER) as ledger:
         ledger.put(dataclasses.replace(FULL, pictures=PICTURES[:1]), None)
@@ -292,7 +292,7 @@ def test_pictures_go_with_their_result(tmp_path: Path) -> None:
         assert values(ledger.pictures(FULL.path, None)) == values(PICTURES[:1])
 
 
-def test_an_old_ledger_tells_the_latest_of_each_file(tmp_path: Path) -> None:
+def test_old_ledger_lists_the_latest_result_of_each_file(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     other = dataclasses.replace(FULL, path="clips/b.mp4")
     with Ledger(path, recipe=RECIPE, card={"name": "first"}) as ledger:
@@ -310,7 +310,7 @@ def test_an_old_ledger_tells_the_latest_of_each_file(tmp_path: Path) -> None:
         assert old.cards()[OTHER.checkpoint_sha256] == {"name": "second"}
 
 
-def test_what_holds_again_is_the_latest_again(tmp_path: Path) -> None:
+def test_a_renewed_result_is_the_latest_again(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     gone = dataclasses.replace(BARE, path=FULL.path)
     identity = FileIdentity(7, 8, 9)
@@ -331,7 +331,7 @@ def test_what_holds_again_is_the_latest_again(tmp_path: Path) -> None:
         assert to_json(found) == to_json(FULL)
 
 
-def test_what_is_read_is_of_one_moment(tmp_path: Path) -> None:
+def test_an_old_ledger_reads_one_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:
         ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
@@ -342,7 +342,7 @@ def test_what_is_read_is_of_one_moment(tmp_path: Path) -> None:
             assert values(old.pictures(entry)) == values(PICTURES)
 
 
-def test_a_damaged_card_is_said(tmp_path: Path) -> None:
+def test_a_damaged_card_is_reported(tmp_path: Path) -> None:
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE, card={}) as ledger:
         ledger.put(FULL, None)
     with sqlite3.connect(tmp_path / "x.ledger") as database:
@@ -352,7 +352,7 @@ def test_a_damaged_card_is_said(tmp_path: Path) -> None:
         old.cards()
 
 
-def test_a_ledger_from_before_pictures_can_be_read_and_written(tmp_path: Path) -> None:
+def test_a_ledger_without_a_pictures_table_can_be_read_and_written(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
@@ -372,18 +372,18 @@ def test_a_ledger_from_before_pictures_can_be_read_and_written(tmp_path: Path) -
     [
         (lambda path: None, "no such ledger"),
         (lambda path: path.write_text("no database" * 100), "cannot be read as a ledger"),
-        (lambda path: path.touch(), "no ledger of this version"),
+        (lambda path: path.touch(), "not a ledger of this version"),
         (lambda path: path.mkdir(), "no such ledger"),
     ],
 )
-def test_what_is_no_ledger_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_old_ledger_refuses_other_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "x.ledger")
     with pytest.raises(ConfigError, match=message):
         OldLedger(tmp_path / "x.ledger")
 
 
 @pytest.mark.parametrize("result", ["no JSON", '{"path": 1}', '{"path": "eA=="}', "{}"])
-def test_a_damaged_record_is_said(tmp_path: Path, result: str) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path, result: str) -> None:
     with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
         ledger.put(FULL, None)
     with sqlite3.connect(tmp_path / "x.ledger") as database:

@@ -1,4 +1,4 @@
-"""Two runs never write the same file; a lock ends with its holder, however that ends."""
+"""Two runs never write the same file; a lock is released however its holder ends."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def test_one_file_under_two_names_is_one_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_file_that_was_removed_meanwhile_locks_nobody_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_removed_lock_file_does_not_let_two_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     lock_path, flock, opened = tmp_path / ".r.csv.lock", fcntl.flock, []
@@ -67,6 +65,6 @@ def test_a_lock_file_that_was_removed_meanwhile_locks_nobody_in(
         assert os.path.samestat(os.fstat(opened[-1]), lock_path.stat())
 
 
-def test_a_place_without_a_folder_is_an_output_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="directory"), only_run([tmp_path / "absent" / "r.csv"]):
         pass

@@ -1,4 +1,4 @@
-"""A night of cron: no network, no home, no terminal, huge and deep folders, files that are larger than the disk."""
+"""Scans under cron: no network, home or terminal, huge and deep folders, and files larger than the disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_GROWTH_KB = 100 << 10
 
 @pytest.fixture
 def command(clips: Path, untrained: Path) -> list[str]:
-    """Scans the clips, one of which is no video, to standard output."""
+    """Command that scans the clips, one of which is not a video, to standard output."""
     folder = os.fspath(clips)
     return program("scan", folder, "--checkpoint", untrained, "--num-frames", 2, "--device", "cpu", "--quiet")
 
@@ -43,7 +43,7 @@ def can(*command: str) -> bool:
 
 
 @pytest.mark.skipif(not can("strace", "true"), reason="needs strace, and to be allowed to trace")
-def test_nothing_is_connected_to(command: list[str], tmp_path: Path) -> None:
+def test_no_network_connections_are_opened(command: list[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     report(["strace", "-f", "-qq", "-e", "trace=%network", "-o", os.fspath(trace), *command])
     lines = trace.read_text().splitlines()
@@ -60,7 +60,7 @@ def test_under_cron_and_without_a_network_the_report_is_the_same(command: list[s
 
 
 def test_a_closed_stdout_and_a_short_reader_end_quietly(command: list[str], tmp_path: Path) -> None:
-    for i in range(1000):  # more rows than a pipe holds, so that the short reader is gone before the last
+    for i in range(1000):  # more rows than a pipe buffers, so that the reader has ended before the last row
         (tmp_path / f"{i:03}.mp4").touch()
     command.append(os.fspath(tmp_path))
     closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, check=False)
@@ -74,7 +74,7 @@ def test_a_closed_stdout_and_a_short_reader_end_quietly(command: list[str], tmp_
 
 
 @pytest.mark.parametrize("num_files", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_empty_files_by_the_thousand_take_little_memory_and_their_rows_stream(
+def test_thousands_of_empty_files_take_little_memory_and_their_rows_stream(
     num_files: int, untrained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "empty"
@@ -94,7 +94,7 @@ def test_empty_files_by_the_thousand_take_little_memory_and_their_rows_stream(
     )
 
     def scan(inputs: Path) -> tuple[int, int, bool]:
-        """Peak memory in KiB, rows, and whether the first came before the last was judged."""
+        """Return peak memory in KiB, the rows, and whether the first row came before the last video was judged."""
         out = (tmp_path / "out").open("wb")
         arguments = ["scan", str(inputs), "--checkpoint", str(untrained), "--device", "cpu", "--quiet", "--exit-zero"]
         with (
@@ -128,7 +128,7 @@ SPARSE_HEADS = {
 
 
 @pytest.mark.parametrize("name", SPARSE_HEADS)
-def test_a_file_larger_than_the_disk_costs_seconds(name: str, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_fails_within_seconds(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(SPARSE_HEADS[name])
     try:
@@ -141,7 +141,7 @@ def test_a_file_larger_than_the_disk_costs_seconds(name: str, tmp_path: Path) ->
     assert 0 < last.cpu_s < 15, last.failure
 
 
-def test_memory_is_bounded_by_the_limit_and_its_reason_names_the_option(untrained: Path, tmp_path: Path) -> None:
+def test_memory_limit_holds_and_the_reason_names_the_option(untrained: Path, tmp_path: Path) -> None:
     from tests.videos import numbered, write_video
 
     write_video(tmp_path / "large.mp4", numbered(6, width_px=7680, height_px=4320), interlaced=True)

@@ -1,4 +1,4 @@
-"""The report page: what hostile names, pictures and a limit make of it; and what it does in a real browser."""
+"""The report page: hostile names, pictures and their size limit, and its behaviour in a real browser."""
 
 import base64
 import hashlib
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dfscan import __version__
 from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.errors import OutputError
 from dfscan.report import page as report_page
@@ -36,7 +37,7 @@ HOSTILE = [
 ]
 CHECKPOINT = "best@d187e11d6436"
 NONE = "\u2013"
-"""What the page shows for a missing value."""
+"""Text that the page shows for a missing value."""
 
 
 def judged_face(score: float, time_s: float) -> FaceScore:
@@ -66,7 +67,7 @@ def jpeg(grey: int = 128) -> bytes:
 
 
 def two_pictures(result: VideoResult) -> list[Picture]:
-    """A face and a heat map of the first track; none for a video without faces."""
+    """Return a face and a heat map of the first track, or none for a video without faces."""
     return [
         Picture(kind, one.track_id, 0, one.start_s, one.faces[0].score, jpeg())
         for one in result.tracks[:1]
@@ -95,7 +96,7 @@ def trained_card(**fields: Any) -> Mapping[str, Any]:
 
 def method(card: Mapping[str, Any] | None = None) -> Method:
     cards = {CHECKPOINT: trained_card() if card is None else card}
-    return Method(cards, {"num_frames": 32, "every_s": None}, {"dfscan": "0.2.0"}, {"not_video": 3})
+    return Method(cards, {"num_frames": 32, "every_s": None}, {"dfscan": __version__}, {"not_video": 3})
 
 
 def make(
@@ -106,7 +107,7 @@ def make(
     how: Method | None = None,
     max_mb: float = 50,
 ) -> PageSummary:
-    videos = [PageVideo(result, CHECKPOINT, "0.2.0") for result in results]
+    videos = [PageVideo(result, CHECKPOINT, __version__) for result in results]
     return write_page(path, videos, pictures=pictures, method=how or method(), max_mb=max_mb)
 
 
@@ -131,12 +132,12 @@ SUSPICIOUS_FIRST = ["fake1.mp4", "fake2.mp4", "mid.mp4", "broken.mp4", "b.mp4", 
 # ---- The file ----------------------------------------------------------------------------------------------------
 
 
-def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+def test_hostile_names_are_text_not_markup(tmp_path: Path) -> None:
     results = [video(os.fsdecode(name), "real", 0.05, track(0, [0.05])) for name in HOSTILE]
     make(tmp_path / "p.html", results)
     data = (tmp_path / "p.html").read_bytes()
     page = data.decode()
-    # Only the shell's own elements: nothing that a name wrote.
+    # Only elements of the template, none from a file name.
     assert "<img" not in page
     assert page.count("<script") == page.count("</script>") == 4 + len(HOSTILE)
     assert "alert(1)>" not in page
@@ -147,7 +148,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     assert "./\\u2028\\u202egp4.exe\\x1b[31m\\n.mp4" in paths
 
 
-def test_json_holds_no_markup() -> None:
+def test_json_contains_no_markup() -> None:
     text = "</script><!-- & \u2028\u2029 \u00e9"
     written = report_page._json({text: text})
     assert not re.search("[<>&\u2028\u2029]", written)
@@ -166,7 +167,7 @@ def test_other_foreign_text_is_escaped(tmp_path: Path) -> None:
     assert "\x1b" not in page
 
 
-def test_policy_names_the_content(tmp_path: Path) -> None:
+def test_content_security_policy_matches_the_content(tmp_path: Path) -> None:
     make(tmp_path / "p.html", COLLECTION)
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -202,7 +203,7 @@ def test_pictures_go_to_the_most_suspicious_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spare", "num_granted"), [(0, 5), (-1, 4)])
-def test_limit_is_of_bytes_in_the_page(tmp_path: Path, spare: int, num_granted: int) -> None:
+def test_picture_limit_counts_encoded_bytes(tmp_path: Path, spare: int, num_granted: int) -> None:
     all_bytes = 5 * 2 * len(base64.b64encode(jpeg()))
     summary = make(tmp_path / "p", COLLECTION, max_mb=(all_bytes + spare) / 1e6)
     assert summary == PageSummary(num_granted, 5 - num_granted)
@@ -214,7 +215,7 @@ def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_numbers_are_short_and_never_nan(tmp_path: Path) -> None:
+def test_numbers_are_rounded_and_never_nan(tmp_path: Path) -> None:
     odd = Verdict("inconclusive", float("nan"), 0.123456789, 0)
     result = VideoResult("a", "ok", odd, VideoInfo(1, fps=float("inf"), duration_s=1.23456), 1, (track(0, [1 / 3]),))
     make(tmp_path / "p", [result])
@@ -239,12 +240,12 @@ def test_failure_keeps_the_old_page(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["p.html"]
 
 
-def test_unwritable_place(tmp_path: Path) -> None:
+def test_unwritable_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         make(tmp_path / "none" / "p.html", COLLECTION)
 
 
-def test_a_card_with_parts_of_another_kind_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_malformed_card_is_shown_as_far_as_possible(tmp_path: Path) -> None:
     card = trained_card() | {"sampling": "often", "detection": [1]}
     make(tmp_path / "p", COLLECTION, how=method(card))
     text = (tmp_path / "p").read_text(encoding="utf-8")
@@ -266,16 +267,16 @@ def test_method_is_readable_without_a_script(tmp_path: Path) -> None:
     assert "Untrained" not in text
 
 
-def test_untrained_is_said_loudly(tmp_path: Path) -> None:
+def test_untrained_checkpoint_has_a_prominent_warning(tmp_path: Path) -> None:
     make(tmp_path / "p", COLLECTION, how=method(CheckpointCard().model_dump(mode="json")))
     page = (tmp_path / "p").read_text(encoding="utf-8")
     assert page.index("<strong>Untrained checkpoint.</strong>") < page.index("<main>")
     assert "This checkpoint calls no video fake" in page
 
 
-def test_missing_card_is_said(tmp_path: Path) -> None:
+def test_missing_card_is_reported(tmp_path: Path) -> None:
     make(tmp_path / "p", COLLECTION, how=Method({}, {}, {}, {}))
-    assert "Its card is not at hand" in (tmp_path / "p").read_text(encoding="utf-8")
+    assert "The card of this checkpoint is not available" in (tmp_path / "p").read_text(encoding="utf-8")
 
 
 def test_template_files_are_in_the_package() -> None:
@@ -346,7 +347,7 @@ def test_sort(page: "Page", column: str, expected: list[str]) -> None:
     known = len(expected) - missing
     assert names(page) != expected
     assert set(names(page)[:known]) == set(expected[:known])
-    assert names(page)[known:] == expected[known:]  # what is missing stays last
+    assert names(page)[known:] == expected[known:]  # missing values stay last
 
 
 def test_filters(page: "Page") -> None:
@@ -354,10 +355,10 @@ def test_filters(page: "Page") -> None:
     page.get_by_label("real", exact=True).uncheck()
     page.get_by_label("no face", exact=True).uncheck()
     assert names(page) == ["fake1.mp4", "fake2.mp4", "mid.mp4", "broken.mp4"]
-    assert status.inner_text() == "Showing 4 videos that match, of 7 in all."
-    page.get_by_label("Score from").fill("0.8")
+    assert status.inner_text() == "Showing 4 videos that match, of 7 in total."
+    page.get_by_label("Minimum score").fill("0.8")
     assert names(page) == ["fake1.mp4", "fake2.mp4"]
-    page.get_by_label("Score from").fill("")
+    page.get_by_label("Minimum score").fill("")
     page.get_by_label("Name or reason").fill("BETWEEN_thr")
     assert names(page) == ["mid.mp4"]
     page.get_by_label("Name or reason").fill("above")
@@ -365,7 +366,7 @@ def test_filters(page: "Page") -> None:
     page.get_by_label("Name or reason").fill("X/fake")
     assert names(page) == ["fake1.mp4", "fake2.mp4"]
     page.get_by_label("Name or reason").fill("no such")
-    assert status.inner_text() == "Showing 0 videos that match, of 7 in all."
+    assert status.inner_text() == "Showing 0 videos that match, of 7 in total."
     page.get_by_role("button", name="Reset").click()
     assert names(page) == SUSPICIOUS_FIRST
     page.get_by_label("Order").select_option(label="By name")
@@ -379,7 +380,7 @@ def test_detail_opens_and_closes(page: "Page") -> None:
     assert detail.get_attribute("id") == button.get_attribute("aria-controls")
     text = detail.inner_text()
     for part in (
-        "Person 2 scores 0.9300, at or above 0.7500",
+        "Track 1 scores 0.9300, at or above 0.7500, the threshold for fake.",
         "640 \u00d7 480 px",
         "1.2 MB",
         "29.97",
@@ -387,7 +388,7 @@ def test_detail_opens_and_closes(page: "Page") -> None:
         "0e9f" * 16,
     ):
         assert part in text
-    assert detail.locator(".person-head h4").all_inner_texts()[0].startswith("Person 2")
+    assert detail.locator(".person-head h4").all_inner_texts()[0] == "Track 1"
     page.get_by_role("columnheader", name="Faces").get_by_role("button").click()
     assert detail.count() == 1  # it stays open through a sort
     assert page.locator("tr.detail").evaluate("row => row.previousElementSibling.innerText").startswith("fake1.mp4")
@@ -396,7 +397,7 @@ def test_detail_opens_and_closes(page: "Page") -> None:
     assert button.get_attribute("aria-expanded") == "false"
 
 
-def test_keyboard_alone(page: "Page") -> None:
+def test_keyboard_only_use(page: "Page") -> None:
     page.locator("thead button").last.focus()
     focused = "document.activeElement.querySelector('.file')?.textContent ?? document.activeElement.textContent"
     page.keyboard.press("Tab")
@@ -424,10 +425,10 @@ def test_timeline(page: "Page") -> None:
     assert chart.locator(".point").count() == 7
     assert chart.locator(".line").count() == 2
     assert chart.locator(".limit.fake").count() == chart.locator(".limit.real").count() == 1
-    assert chart.locator(".limit-name").all_text_contents() == ["fake from 0.7500", "real up to 0.1000"]
-    assert chart.locator(".span-name").text_content() == "person 2 decides"
-    assert "person 2: 4 faces from 0:01.5 to 0:03.0, scores 0.9000 to 0.9500" in (chart.text_content() or "")
-    # 0 is at 216 px and 1 at 26: scores lie where the axis says.
+    assert chart.locator(".limit-name").all_text_contents() == ["fake threshold 0.7500", "real threshold 0.1000"]
+    assert chart.locator(".span-name").text_content() == "track 1 decides"
+    assert "track 1: 4 faces from 0:01.5 to 0:03.0, scores 0.9000 to 0.9500" in (chart.text_content() or "")
+    # Score 0 is at y = 216 px and 1 at 26 px.
     assert chart.locator(".limit.fake").get_attribute("d").startswith("M44 73.5H")
     shapes = {point.get_attribute("d") for point in chart.locator(".point").all()}
     assert len(shapes) == 2
@@ -443,23 +444,21 @@ def test_pictures_load(page: "Page") -> None:
     assert images.count() == 2
     images.first.evaluate("image => image.decode()")
     assert [image.evaluate("image => image.naturalWidth") for image in images.all()] == [32, 32]
-    assert images.first.get_attribute("alt") == "Face of person 1 at 0:00.0, score 0.2000"
-    assert "it is no proof of manipulation" in detail.inner_text()
+    assert images.first.get_attribute("alt") == "Face of track 0 at 0:00.0, score 0.2000"
+    assert "it is not proof of manipulation" in detail.inner_text()
     open_video(page, "fake1.mp4")
     assert page.locator("img").count() == 0
 
 
-def test_why_there_are_no_pictures(chromium: "Browser", tmp_path: Path) -> None:
+def test_missing_pictures_are_explained(chromium: "Browser", tmp_path: Path) -> None:
     def some(result: VideoResult) -> list[Picture]:
         return two_pictures(result) if "fake" in result.path else []
 
     make(tmp_path / "p.html", COLLECTION, pictures=some, max_mb=0.000001)
     with visit(chromium, tmp_path / "p.html") as page:
-        assert (
-            "left out to keep the pictures of this page within 1e-06 MB" in open_video(page, "fake1.mp4").inner_text()
-        )
+        assert "omitted to keep the pictures on this page within 1e-06 MB" in open_video(page, "fake1.mp4").inner_text()
         open_video(page, "fake1.mp4")
-        assert "this scan kept none" in open_video(page, "mid.mp4").inner_text()
+        assert "this scan stored none" in open_video(page, "mid.mp4").inner_text()
 
 
 def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path: Path) -> None:
@@ -470,7 +469,7 @@ def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path
     make(tmp_path / "p.html", COLLECTION, pictures=some)
     with visit(chromium, tmp_path / "p.html") as page:
         detail = open_video(page, "nobody.mp4")
-        assert "Some of the frames that were searched" in detail.inner_text()
+        assert "Some of the searched frames" in detail.inner_text()
         assert [image.get_attribute("alt") for image in detail.locator("img").all()] == [
             "Frame at 0:00.5",
             "Frame at 0:01.5",
@@ -480,7 +479,7 @@ def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path
 def test_error_and_no_face(page: "Page") -> None:
     detail = open_video(page, "broken.mp4")
     text = detail.inner_text()
-    assert "Nothing of this video could be judged." in text
+    assert "This video could not be judged." in text
     assert "encrypted the stream is <b>encrypted</b>; decrypt it first" in text
     assert detail.locator("svg.timeline, b").count() == 0
     open_video(page, "broken.mp4")
@@ -589,7 +588,7 @@ def test_no_videos(chromium: "Browser", tmp_path: Path) -> None:
 
 
 def many(count: int) -> list[VideoResult]:
-    """Made-up results with 32 faces each."""
+    """Return random results with 32 faces each."""
     random = np.random.default_rng(7)
     results = []
     for i in range(count):
@@ -624,7 +623,7 @@ def test_ten_thousand_videos(chromium: "Browser", tmp_path: Path) -> None:
         times_ms["sort by score"] = page.evaluate(TIMED, ["th.score button", "click", None])
         times_ms["sort by name"] = page.evaluate(TIMED, ["th.name button", "click", None])
         times_ms["filter by name"] = page.evaluate(TIMED, ["[name=text]", "input", "recording-000"])
-        assert page.get_by_role("status").inner_text() == "Showing 100 videos that match, of 10,000 in all."
+        assert page.get_by_role("status").inner_text() == "Showing 100 videos that match, of 10,000 in total."
         times_ms["all again"] = page.evaluate(TIMED, ["[name=text]", "input", ""])
         times_ms["first detail"] = page.evaluate(TIMED, [".video.fake .open", "click", None])
         times_ms["second detail"] = page.evaluate(TIMED, [".video.real .open", "click", None])
@@ -632,7 +631,7 @@ def test_ten_thousand_videos(chromium: "Browser", tmp_path: Path) -> None:
         times_ms["show 200 more"] = page.evaluate(TIMED, [".more button", "click", None])
         assert page.locator("tr.video").count() == 400
         focused = "[...document.querySelectorAll('.open')].indexOf(document.activeElement)"
-        assert page.evaluate(focused) == 200  # the first of the new ones
+        assert page.evaluate(focused) == 200  # the first new row
         times_ms["before printing"] = page.evaluate(
             """() => { const start = performance.now(); dispatchEvent(new Event("beforeprint"));
             document.body.offsetHeight; return performance.now() - start; }"""
@@ -641,14 +640,14 @@ def test_ten_thousand_videos(chromium: "Browser", tmp_path: Path) -> None:
         page.emulate_media(media="print")
         assert page.locator(".print-note").inner_text() == "Only the first 2,000 of 10,000 videos are printed."
     print(f"\n10,000 videos, {path.stat().st_size / 1e6:.1f} MB:", {name: round(ms) for name, ms in times_ms.items()})
-    assert max(times_ms.values()) < 10_000  # so long that only something quadratic fails it
+    assert max(times_ms.values()) < 10_000  # generous: only quadratic behaviour exceeds it
 
 
 # For the README
 
 
 def shown(result: VideoResult) -> list[Picture]:
-    """Faces and heat maps as a scan makes them, of the one face that tests may show."""
+    """Return faces and heat maps as a scan creates them, all of the same portrait."""
     portrait = astronaut()[20:240, 110:330]
     warm = np.zeros((7, 7), np.float32)
     warm[3:6, 2:5] = [[0.4, 0.6, 0.4], [0.8, 1, 0.8], [0.5, 0.7, 0.5]]
@@ -665,11 +664,12 @@ def shown(result: VideoResult) -> list[Picture]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture_for_the_readme(chromium: "Browser", tmp_path: Path, scheme: Literal["light", "dark"]) -> None:
-    """With README_PICTURES=.readme it is kept there."""
+    """Write the screenshots for the README; set README_PICTURES=.readme to keep them there."""
     wave = [0.86 + 0.07 * np.sin(1.7 * i) for i in range(20)]
     calm = [0.2 + 0.06 * np.cos(1.3 * i) for i in range(12)]
+    info = VideoInfo(4_812_345, "0e9f" * 16, 1280, 720, 29.97, 360, 12.012, "h264")
     results = [
-        video("interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2)),
+        video("interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2), info=info),
         video("interviews/street.mov", "inconclusive", 0.55, track(0, [0.55] * 9)),
         video("archive/0117.mkv", "real", 0.04, track(0, [0.04] * 8)),
         failed("archive/broken.mp4"),

@@ -1,4 +1,4 @@
-"""Whole scans on made video with a real face in it, with a tiny network in the place of B4."""
+"""Whole scans of synthetic videos with a real face, with a tiny network in place of B4."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def inputs(clips: Path) -> list[Path]:
     return [clips / name for name in ("nobody.mp4", "one.mp4", "text.mp4", "two.mkv")]
 
 
-def test_people_are_found_followed_and_scored(clips: Path, untrained: Path) -> None:
+def test_people_are_detected_tracked_and_scored(clips: Path, untrained: Path) -> None:
     nobody, one, text, two = scan(inputs(clips), engine_for(untrained))
     assert [r.verdict.label for r in (nobody, one, text, two)] == ["no_face", "inconclusive", "error", "inconclusive"]
     assert [len(track.faces) for track in one.tracks] == [4]
@@ -77,7 +77,7 @@ def test_results_do_not_depend_on_workers_and_threads(clips: Path, untrained: Pa
         assert found(workers, threads) == expected
 
 
-def test_no_more_threads_than_asked_for_find_and_judge_faces(
+def test_detection_and_scoring_use_at_most_the_given_threads(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for(untrained, threads=2)
@@ -99,7 +99,7 @@ def test_no_more_threads_than_asked_for_find_and_judge_faces(
     assert len(at_work["detect"] | at_work["predict"]) <= 2
 
 
-def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untrained: Path) -> None:
+def test_batching_across_videos_does_not_change_scores(clips: Path, untrained: Path) -> None:
     alone = engine_for(untrained)
     network = load_network(read_card(untrained))
     together = replace(alone, runtime=TorchRuntime(network, device="cpu", batch_size=5, threads=3))
@@ -109,7 +109,7 @@ def test_batches_across_videos_give_the_scores_of_single_faces(clips: Path, untr
 
 
 def as_with_a_gpu(engine: Engine, checkpoint: Path, **more: Any) -> Engine:
-    """What a GPU would do, on the CPU: faces searched for and judged in batches across videos, in float16."""
+    """Run the GPU path on the CPU: detection and scoring in batches across videos, in float16."""
     options = {"batch_size": 4, "threads": 2, "mixed_precision": True} | more
     runtime = TorchRuntime(load_network(read_card(checkpoint)), device="cpu", **options)
     return replace(engine, runtime=runtime, batched_detector=BatchedFaceDetector(engine.detector, device="cpu"))
@@ -120,7 +120,7 @@ def logits_of(result: VideoResult) -> list[float]:
     return [score.logit for score in sorted(scored, key=lambda each: (each.face.time_s, each.face.box_xyxy[0]))]
 
 
-def test_the_path_of_a_gpu_gives_the_verdicts_of_the_cpu(
+def test_gpu_path_gives_the_same_verdicts_as_the_cpu(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batched, "MAX_FRAMES", 5)
@@ -133,7 +133,7 @@ def test_the_path_of_a_gpu_gives_the_verdicts_of_the_cpu(
         assert (one.verdict.label, one.num_frames) == (other.verdict.label, other.num_frames)
         assert [len(track.faces) for track in one.tracks] == [len(track.faces) for track in other.tracks]
         assert logits_of(other) == pytest.approx(logits_of(precise), abs=2e-2)
-        assert logits_of(other) == pytest.approx(logits_of(one), abs=0.1)  # boxes that are followed differ
+        assert logits_of(other) == pytest.approx(logits_of(one), abs=0.1)  # boxes of tracked faces differ
     assert logits_of(on_gpu[1]) != logits_of(in_fp32[1])
     engine = engine_for(untrained, workers=3)
     again = scan(inputs(clips), as_with_a_gpu(engine, untrained, threads=4))
@@ -146,7 +146,7 @@ def test_temperature_divides_logits(clips: Path, untrained: Path, trained: Path)
 
 
 @pytest.mark.parametrize(("threshold", "label"), [(0.0, "fake"), (0.999, "inconclusive")])
-def test_threshold_of_the_user_decides(clips: Path, trained: Path, threshold: float, label: str) -> None:
+def test_user_threshold_decides(clips: Path, trained: Path, threshold: float, label: str) -> None:
     (result,) = scan([clips / "one.mp4"], engine_for(trained, threshold=threshold))
     assert result.verdict.label == label
     assert result.verdict.threshold == threshold
@@ -174,7 +174,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_under_the_scan_is_an_error_and_the_rest_unaffected(
+def test_a_file_that_changes_during_the_scan_is_an_error_and_others_are_unaffected(
     change: str, clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = tmp_path / "clip.mp4"
@@ -197,7 +197,7 @@ def test_a_file_that_changes_under_the_scan_is_an_error_and_the_rest_unaffected(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_dumps_are_of_the_highest_scoring_faces(clips: Path, untrained: Path, tmp_path: Path) -> None:
+def test_dumps_show_the_highest_scoring_faces(clips: Path, untrained: Path, tmp_path: Path) -> None:
     dumps = DumpFolder(tmp_path, suffix="png")
     (result,) = scan([clips / "two.mkv"], engine_for(untrained), dumps=dumps, num_explained=3)
     scores = sorted((face.score for track in result.tracks for face in track.faces), reverse=True)
@@ -209,7 +209,7 @@ def test_dumps_are_of_the_highest_scoring_faces(clips: Path, untrained: Path, tm
     )
 
 
-def test_classifier_failure_ends_the_scan_and_its_children(
+def test_classifier_failure_ends_the_scan_and_its_child_processes(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for(untrained)
@@ -221,7 +221,7 @@ def test_classifier_failure_ends_the_scan_and_its_children(
     assert not children.exists() or not children.read_text().split()
 
 
-def test_a_picture_that_breaks_the_detector_costs_one_row(
+def test_a_frame_that_breaks_the_detector_fails_one_video(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for(untrained)
@@ -239,7 +239,7 @@ def test_a_picture_that_breaks_the_detector_costs_one_row(
     assert (one.verdict.label, len(logits_of(two))) == ("inconclusive", 8)
 
 
-def test_a_picture_that_breaks_a_batch_costs_one_row(
+def test_a_frame_that_breaks_a_batch_fails_one_video(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = as_with_a_gpu(engine_for(untrained), untrained)
@@ -254,13 +254,13 @@ def test_a_picture_that_breaks_a_batch_costs_one_row(
 
     monkeypatch.setattr(engine.batched_detector, "detect", fragile)
     nobody, one, _, two = scan(inputs(clips), engine)
-    assert sorted(sizes) == [1, 1, 1, 1, 4, 4, 4]  # those of one shape together, then each alone
+    assert sorted(sizes) == [1, 1, 1, 1, 4, 4, 4]  # first all frames of one shape together, then each frame alone
     assert nobody.verdict.reason is not None
     assert (nobody.verdict.label, nobody.verdict.reason.code) == ("error", "internal")
     assert (one.verdict.label, len(logits_of(two))) == ("inconclusive", 8)
 
 
-def test_batches_that_wait_are_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_waiting_batches_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batched, "MAX_FRAMES", 1)
     engine = as_with_a_gpu(engine_for(untrained), untrained, threads=1)
     monkeypatch.setattr(engine.batched_detector, "detect", lambda frames: [engine.detector.detect(f) for f in frames])
@@ -276,7 +276,7 @@ def test_batches_that_wait_are_bounded(clips: Path, untrained: Path, monkeypatch
     assert max(most) == 2
 
 
-def test_what_waits_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_waiting_frames_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_for(untrained, threads=1)
     most_frames = most_batches = 0
     submit, flush = search.FollowingSearch.submit, stages.ScoreStage.flush
@@ -309,7 +309,7 @@ def test_damaged_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_pa
     assert result.tracks
 
 
-def test_cut_short_plan_is_partial(clips: Path, untrained: Path) -> None:
+def test_a_scan_cut_short_by_max_frames_is_partial(clips: Path, untrained: Path) -> None:
     (result,) = scan([clips / "one.mp4"], engine_for(untrained, every=0.2, max_frames=3))
     assert (result.status, result.num_frames) == ("partial", 3)
     assert "max_frames: " in str(result.verdict.reason)
@@ -317,14 +317,14 @@ def test_cut_short_plan_is_partial(clips: Path, untrained: Path) -> None:
 
 @pytest.fixture
 def two_cameras(tmp_path: Path) -> Path:
-    """Nobody in the first stream, one person in the larger second one and the third."""
+    """Write a file with nobody in the first stream, and one person in the larger second stream and the third."""
     empty = [nobody(width_px=160, height_px=120)] * 10
     person = [moved(astronaut(), 6 * i, 2 * i) for i in range(10)]
     write_streams(tmp_path / "x.mkv", [empty, person, [picture[::2, ::2] for picture in person]])
     return tmp_path / "x.mkv"
 
 
-def test_people_of_every_stream_are_judged_and_kept_apart(two_cameras: Path, untrained: Path) -> None:
+def test_faces_of_all_streams_are_scored_in_separate_tracks(two_cameras: Path, untrained: Path) -> None:
     (result,) = scan([two_cameras], engine_for(untrained, min_face_px=40))
     assert (result.status, result.num_frames) == ("ok", 12)
     assert [{scored.face.stream for scored in track.faces} for track in result.tracks] == [{1}, {2}]
@@ -333,14 +333,14 @@ def test_people_of_every_stream_are_judged_and_kept_apart(two_cameras: Path, unt
     assert from_json(to_json(result)).tracks[1].faces[0].face.stream == 2
 
 
-def test_streams_that_were_not_chosen_are_named(two_cameras: Path, untrained: Path) -> None:
+def test_skipped_streams_are_named(two_cameras: Path, untrained: Path) -> None:
     (result,) = scan([two_cameras], engine_for(untrained, stream=0))
     assert (result.status, result.verdict.label) == ("ok", "no_face")
     assert str(result.verdict.reason).startswith("skipped_streams: 2 not looked at: stream 1 (h264, ")
     assert result.info.num_skipped_streams == 2
 
 
-def test_a_stream_that_cannot_be_looked_at_makes_the_row_partial(two_cameras: Path, untrained: Path) -> None:
+def test_a_stream_that_cannot_be_decoded_makes_the_row_partial(two_cameras: Path, untrained: Path) -> None:
     data = two_cameras.read_bytes()
     two_cameras.write_bytes(data[::-1].replace(b"V_MPEG4/ISO/AVC"[::-1], b"V_UNKNOWN/CODEC"[::-1], 1)[::-1])
     (result,) = scan([two_cameras], engine_for(untrained))
@@ -350,14 +350,14 @@ def test_a_stream_that_cannot_be_looked_at_makes_the_row_partial(two_cameras: Pa
     )
 
 
-def test_frames_that_run_out_are_said(clips: Path, untrained: Path) -> None:
+def test_missing_frames_are_noted(clips: Path, untrained: Path) -> None:
     (result,) = scan([clips / "nobody.mp4"], engine_for(untrained, num_frames=32))
     assert (result.status, result.num_frames) == ("ok", 10)
     assert str(result.verdict.reason) == "few_frames: the file gave only 10 of the 32 frames asked for"
 
 
-def test_pictures_of_a_finished_video_are_let_go(clips: Path, untrained: Path, tmp_path: Path) -> None:
-    """A slow first video must not keep the frames of those that are done: they come out at once."""
+def test_frames_of_a_finished_video_are_freed(clips: Path, untrained: Path, tmp_path: Path) -> None:
+    """While a first video is slow, later results are returned and their frames are freed."""
     slow = tmp_path / "slow.mp4"
     write_video(slow, [moved(astronaut(), i % 50) for i in range(400)], fps=100)
     paths = [str(slow), str(clips / "one.mp4"), str(clips / "nobody.mp4")]
@@ -366,7 +366,7 @@ def test_pictures_of_a_finished_video_are_let_go(clips: Path, untrained: Path, t
     assert order == ["one.mp4", "nobody.mp4", "slow.mp4"]
 
 
-def test_json_of_a_result_gives_it_back(clips: Path, untrained: Path) -> None:
+def test_a_result_survives_json(clips: Path, untrained: Path) -> None:
     (result,) = scan([clips / "one.mp4"], engine_for(untrained))
     assert to_json(from_json(to_json(result))) == to_json(result)
 
@@ -399,7 +399,7 @@ def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> N
     assert tally.exit_code(ScanSettings(**settings)) == code
 
 
-def test_a_ledger_from_before_methods_were_counted_is_read_and_its_files_are_scanned_again(untrained: Path) -> None:
+def test_files_in_a_ledger_without_a_method_number_are_rescanned(untrained: Path) -> None:
     now = recipe(ScanSettings(num_frames=4), read_card(untrained), device="cpu")
     document = json.loads(now.document)
     del document["method"]
@@ -407,7 +407,7 @@ def test_a_ledger_from_before_methods_were_counted_is_read_and_its_files_are_sca
     assert Recipe(**document).digest != now.digest
 
 
-def test_recipe_follows_what_decides_and_nothing_else(untrained: Path, trained: Path) -> None:
+def test_recipe_changes_only_with_settings_that_affect_results(untrained: Path, trained: Path) -> None:
     def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
         given = change if "every" in change else {"num_frames": 4, **change}
         return recipe(ScanSettings(**given), read_card(checkpoint), device=device).digest

@@ -1,4 +1,4 @@
-"""A checkpoint gives a verdict only where enough validation videos support the error rate that it promises."""
+"""A checkpoint gives a verdict only if enough validation videos support its promised error rate."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def run(*arguments: object) -> Result:
 
 
 def scan(checkpoint: Path, clips: Path, *more: object) -> tuple[int, dict[str, Any]]:
-    """Exit code and row of one video with a face."""
+    """Scan one video with a face; return exit code and row."""
     common = ("--device", "cpu", "--num-frames", 4, "--format", "jsonl")
     done = run("scan", clips / "one.mp4", "--checkpoint", checkpoint, *common, *more)
     return done.exit_code, json.loads(done.stdout)
 
 
 def calibrated(untrained: Path, path: Path, *, training: dict[str, Any] | None = None, **fields: Any) -> Path:
-    """A checkpoint that says fake of every score, unless `fields` say otherwise."""
+    """Write a checkpoint that calls every score fake, unless `fields` override that."""
     old = read_card(untrained)
     calibration = Calibration(**{"trained": True, "fake_threshold": 0.0, **fields})
     save_checkpoint(
@@ -46,7 +46,7 @@ def calibrated(untrained: Path, path: Path, *, training: dict[str, Any] | None =
     ("max_rate", "num"),
     [(0.01, 99), (0.05, 19), (0.1, 9), (0.03, 33), (0.07, 14), (1 / 3, 2), (0.5, 1), (0.001, 999), (1.0, 0)],
 )
-def test_the_least_number_of_videos_is_that_of_the_conformal_bound(max_rate: float, num: int) -> None:
+def test_minimum_number_of_videos_follows_the_conformal_bound(max_rate: float, num: int) -> None:
     assert min_videos(max_rate) == num
     assert math.floor((num + 1) * max_rate + 1e-9) >= 1
     assert num == 0 or math.floor(num * max_rate + 1e-9) == 0, "one video fewer would do"
@@ -73,12 +73,14 @@ def test_the_least_number_of_videos_is_that_of_the_conformal_bound(max_rate: flo
         ("real", {"num_fake_videos": 3, "real_threshold": None}, None),
     ],
 )  # fmt: skip
-def test_what_is_withheld_and_why(verdict: Literal["fake", "real"], fields: dict[str, Any], why: str | None) -> None:
+def test_withheld_verdicts_and_their_reasons(
+    verdict: Literal["fake", "real"], fields: dict[str, Any], why: str | None
+) -> None:
     calibration = Calibration(**{"trained": True, "fake_threshold": 0.9, "real_threshold": 0.1, **fields})
     assert withheld(CheckpointCard(calibration=calibration).model_dump(), verdict) == why
 
 
-def test_a_card_from_before_promises_what_its_training_asked_for() -> None:
+def test_an_old_card_promises_the_rates_in_its_training_settings() -> None:
     calibration = Calibration(trained=True, fake_threshold=0.9, num_real_videos=40)
     assert withheld(CheckpointCard(calibration=calibration).model_dump(), "fake")
     training: dict[str, Any] = {"settings": {"real_called_fake": 0.05}}
@@ -89,7 +91,7 @@ def test_a_card_from_before_promises_what_its_training_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["real_called_fake", "fake_called_real"])
-def test_training_refuses_a_rate_that_no_number_of_videos_supports(name: str) -> None:
+def test_training_refuses_a_rate_that_no_number_of_videos_can_support(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         build({name: 0.0})
 
@@ -109,14 +111,14 @@ def test_fake_is_withheld_from_a_scan_unless_the_user_gives_a_threshold(
 @pytest.mark.parametrize(
     "fields", [{"num_real_videos": 99}, {"num_real_videos": 19, "max_real_called_fake": 0.05}, {}], ids=str
 )
-def test_with_enough_videos_a_scan_says_fake(
+def test_with_enough_videos_a_scan_can_report_fake(
     fields: dict[str, Any], untrained: Path, clips: Path, tmp_path: Path
 ) -> None:
     code, row = scan(calibrated(untrained, tmp_path / "c.safetensors", **fields), clips)
     assert (code, row["verdict"], row["threshold"], row["reason"]) == (1, "fake", 0.0, None)
 
 
-def test_real_needs_enough_fakes_and_does_not_need_reals(untrained: Path, clips: Path, tmp_path: Path) -> None:
+def test_real_needs_enough_fakes_but_no_reals(untrained: Path, clips: Path, tmp_path: Path) -> None:
     low = {"fake_threshold": 1.0, "real_threshold": 0.9999}
     few = calibrated(untrained, tmp_path / "few.safetensors", **low, num_real_videos=200, num_fake_videos=3)
     code, row = scan(few, clips)
@@ -127,7 +129,7 @@ def test_real_needs_enough_fakes_and_does_not_need_reals(untrained: Path, clips:
     assert (code, row["verdict"], row["threshold"], row["reason"]) == (0, "real", None, None)
 
 
-def test_info_and_the_page_say_what_is_withheld(untrained: Path, clips: Path, tmp_path: Path) -> None:
+def test_info_and_page_show_withheld_verdicts(untrained: Path, clips: Path, tmp_path: Path) -> None:
     fields = {"real_threshold": 0.0, "real_called_fake_rate": 0.0, "num_real_videos": 1, "num_fake_videos": 3}
     checkpoint = calibrated(untrained, tmp_path / "c.safetensors", **fields)
     shown = run("info", "--checkpoint", checkpoint).stdout
@@ -135,5 +137,5 @@ def test_info_and_the_page_say_what_is_withheld(untrained: Path, clips: Path, tm
     assert f"real: up to score 0.000000; withheld: {THREE_FAKES}\n" in shown
     scan(checkpoint, clips, "--html", tmp_path / "page.html")
     page = " ".join((tmp_path / "page.html").read_text().split())
-    assert f"<strong>Too few videos:</strong> {ONE_REAL}. A scan does not say fake, unless" in page
-    assert f"<strong>Too few videos:</strong> {THREE_FAKES}. A scan does not say real." in page
+    assert f"<strong>Too few videos:</strong> {ONE_REAL}. A scan calls no video fake unless" in page
+    assert f"<strong>Too few videos:</strong> {THREE_FAKES}. A scan calls no video real." in page

@@ -1,4 +1,4 @@
-"""Several reports at once, and reports made again from ledgers: the same bytes, without scanning."""
+"""Several reports at once, and reports rebuilt from ledgers without scanning, with the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPORTS = ("r.csv", "r.jsonl", "r.xlsx", "r.parquet")
 
 @pytest.fixture(scope="module")
 def scanned(clips: Path, trained: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every report of one scan."""
+    """Return a folder with every report of one scan."""
     folder = tmp_path_factory.mktemp("scanned")
     outs = [argument for name in REPORTS for argument in ("--out", folder / name)]
     outs += ["--html", folder / "r.html", "--frames-out", folder / "f.csv", "--explain", folder / "dumps"]
@@ -52,7 +52,7 @@ def paths(csv_text: str) -> list[str]:
     return [row["path"] for row in csv.DictReader(io.StringIO(csv_text))]
 
 
-def test_reports_again_are_those_of_the_scan(scanned: Path, tmp_path: Path) -> None:
+def test_rebuilt_reports_equal_those_of_the_scan(scanned: Path, tmp_path: Path) -> None:
     outs = [argument for name in REPORTS for argument in ("-o", tmp_path / name)]
     done = run("report", scanned / "r.csv.ledger", *outs, "--frames-out", tmp_path / "f.csv")
     assert (done.exit_code, done.stdout) == (0, "")
@@ -60,7 +60,7 @@ def test_reports_again_are_those_of_the_scan(scanned: Path, tmp_path: Path) -> N
         assert (tmp_path / name).read_bytes() == (scanned / name).read_bytes(), name
 
 
-def test_a_page_again_holds_the_same_pictures(scanned: Path, tmp_path: Path) -> None:
+def test_a_rebuilt_page_has_the_same_pictures(scanned: Path, tmp_path: Path) -> None:
     ledger, page = scanned / "r.csv.ledger", tmp_path / "again.html"
     assert run("report", ledger, "--html", page).stdout == ""
     pictures = (scanned / "r.html").read_text().count("/9j/")
@@ -71,7 +71,7 @@ def test_a_page_again_holds_the_same_pictures(scanned: Path, tmp_path: Path) -> 
     assert without.read_text().count("/9j/") == 0
 
 
-def test_pictures_are_of_the_faces(scanned: Path) -> None:
+def test_pictures_show_the_faces(scanned: Path) -> None:
     with OldLedger(scanned / "r.csv.ledger") as ledger:
         entries = {Path(entry.path).name: entry for entry in ledger.entries()}
         two, pictures = ledger.result(entries["two.mkv"]), ledger.pictures(entries["two.mkv"])
@@ -96,7 +96,7 @@ def test_the_workbook_links_to_dumps(scanned: Path) -> None:
     assert all((scanned / link).is_dir() for link in links)
 
 
-def test_pictures_that_are_missing_are_made_by_a_scan_that_resumes(clips: Path, trained: Path, tmp_path: Path) -> None:
+def test_missing_pictures_are_recreated_on_resume(clips: Path, trained: Path, tmp_path: Path) -> None:
     def scan(*more: object) -> str:
         base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 3, "-o", tmp_path / "r.csv", "--resume")
         done = run("scan", clips / "one.mp4", clips / "nobody.mp4", *base, *more)
@@ -110,7 +110,7 @@ def test_pictures_that_are_missing_are_made_by_a_scan_that_resumes(clips: Path, 
     assert (tmp_path / "r.html").read_text().count("/9j/") == 3 + 3 + 3
 
 
-def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, scanned: Path) -> None:
+def test_reports_of_all_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, scanned: Path) -> None:
     ledgers = []
     for i in (1, 2):
         out = tmp_path / f"{i}.csv"
@@ -123,7 +123,7 @@ def test_shards_join_to_the_whole(clips: Path, trained: Path, tmp_path: Path, sc
     assert whole == (scanned / "r.csv").read_text()
 
 
-def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> None:
+def test_shards_are_about_equal_and_depend_only_on_paths() -> None:
     paths = [f"clips/{i}.mp4" for i in range(1000)]
     problems = {f"gone/{i}.mp4": Reason("not_found", "it is not there") for i in range(100)}
     parts = [share(Discovery(paths, problems, [], []), f"{i}/4") for i in range(1, 5)]
@@ -134,7 +134,7 @@ def test_shards_are_parts_of_about_equal_size_that_depend_on_names_alone() -> No
     assert fewer.paths == [path for path in parts[1].paths if path in set(paths[::7])]
 
 
-def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, trained: Path, tmp_path: Path) -> None:
+def test_the_last_of_two_ledgers_with_a_file_is_used(clips: Path, trained: Path, tmp_path: Path) -> None:
     for frames in (3, 4):
         base = ("--checkpoint", trained, "--device", "cpu", "--exit-zero", "-q")
         run("scan", clips / "one.mp4", *base, "--num-frames", frames, "-o", tmp_path / f"{frames}.csv")
@@ -143,9 +143,7 @@ def test_of_two_ledgers_that_know_a_file_the_last_one_counts(clips: Path, traine
         assert done.stdout == (tmp_path / f"{last}.csv").read_text()
 
 
-def test_a_file_that_was_gone_for_a_night_is_told_as_it_was_found_again(
-    clips: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_a_file_missing_in_one_run_is_reported_as_last_confirmed(clips: Path, trained: Path, tmp_path: Path) -> None:
     video, elsewhere = tmp_path / "one.mp4", tmp_path / "elsewhere"
     shutil.copy(clips / "one.mp4", video)
     (tmp_path / "list").write_text(f"{video}\n")
@@ -173,7 +171,7 @@ def test_a_report_never_replaces_a_video(clips: Path, trained: Path, tmp_path: P
     assert video.read_bytes() == (clips / "one.mp4").read_bytes()
 
 
-def test_a_page_that_cannot_be_written_is_said_before_anything_is_judged(clips: Path, tmp_path: Path) -> None:
+def test_an_unwritable_page_fails_before_anything_is_scanned(clips: Path, tmp_path: Path) -> None:
     done = run("scan", clips, "-o", tmp_path / "r.csv", "--html", tmp_path)
     assert done.exit_code == 2
     assert "it is a directory" in done.stderr
@@ -202,11 +200,11 @@ def test_files_that_differ_between_ledgers_are_counted(clips: Path, trained: Pat
         base = ("--checkpoint", trained, "--device", "cpu", "--num-frames", 2, "-q")
         run("scan", tmp_path / "a.mp4", *base, "-o", tmp_path / f"{i}.csv")
     done = run("report", tmp_path / "0.csv.ledger", tmp_path / "1.csv.ledger")
-    assert "1 files are not the same in all ledgers" in done.stderr
+    assert "1 files differ between ledgers" in done.stderr
     assert labels(done.stdout) == ["no_face"]
 
 
-def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
+def test_one_relative_path_on_two_machines_is_two_videos_with_their_own_pictures(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = {"a": astronaut(), "b": other_person()}
@@ -226,7 +224,7 @@ def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "no.ledger"], "there is no such ledger"),
+        (["report", "no.ledger"], "no such ledger"),
         (["report", "{ledger}", "-o", "{ledger}"], "is named twice, or is a ledger"),
         (["report", "{ledger}", "-o", "x.csv", "-o", "./x.csv"], "is named twice"),
         (["report", "{ledger}", "-o", "no/x.csv"], "Create its directory first"),
@@ -236,13 +234,16 @@ def test_one_name_on_two_machines_is_two_videos_with_pictures_of_their_own(
         (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "--shard", "3/2"], "shard: must be I/N with I from 1 to N"),
         (["scan", ".", "--shard", "1-4"], "such as 1/4 for the first of four parts, got '1-4'"),
-        (["report", "{ledger}", "-o", "x.xls"], "dfscan writes no .xls files; name it .csv, "),
-        (["scan", ".", "-o", "x.txt"], "dfscan writes no .txt files; name it .csv, "),
-        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan writes no .json files; name it .csv, "),
-        (["scan", ".", "-o", "x.xlsx", "--format", "csv"], "is named .xlsx, but --format is csv; change one of them"),
+        (["report", "{ledger}", "-o", "x.xls"], "dfscan cannot write .xls files; use .csv, "),
+        (["scan", ".", "-o", "x.txt"], "dfscan cannot write .txt files; use .csv, "),
+        (["scan", ".", "-o", "x.csv", "--frames-out", "f.json"], "dfscan cannot write .json files; use .csv, "),
+        (
+            ["scan", ".", "-o", "x.xlsx", "--format", "csv"],
+            "has the suffix .xlsx, but --format is csv; change one of them",
+        ),
     ],
 )
-def test_slips_are_refused(
+def test_unusable_outputs_are_refused(
     scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

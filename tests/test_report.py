@@ -1,4 +1,4 @@
-"""The report: its columns, what each format makes of hostile names, and that a report is whole or absent."""
+"""Reports: columns, hostile names in every format, and atomic writing."""
 
 import base64
 import csv
@@ -114,7 +114,7 @@ def test_display_path(name: bytes, expected: str) -> None:
     ("path", "expected"),
     [("./a", "./a"), ("../a", "../a"), ("..a", "./..a"), (".a", "./.a"), ("a//b/../c", "./a//b/../c")],
 )
-def test_display_path_normalises_nothing(path: str, expected: str) -> None:
+def test_display_path_does_not_normalise(path: str, expected: str) -> None:
     assert display_path(path) == expected
 
 
@@ -124,11 +124,11 @@ def test_formulas_are_guarded(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a=1", "'=1", "./=1", " =1", "h264"])
-def test_other_text_is_not_guarded(text: str) -> None:
+def test_text_that_is_no_formula_is_not_guarded(text: str) -> None:
     assert guard_formula(text) == text
 
 
-def test_report_columns_are_a_promise() -> None:
+def test_report_columns_are_stable() -> None:
     assert [column.name for column in REPORT_COLUMNS] == (
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
@@ -164,7 +164,7 @@ def test_report_row() -> None:
     }
 
 
-def test_row_of_an_error_is_blank_not_zero() -> None:
+def test_row_of_an_error_has_empty_cells_not_zeros() -> None:
     given = {name: value for name, value in row(unjudged("a.mp4")).items() if value is not None}
     assert given == {
         "path": "a.mp4",
@@ -230,7 +230,7 @@ def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:
     )
 
 
-def test_text_in_a_number_column_is_a_mistake(tmp_path: Path) -> None:
+def test_text_in_a_number_column_raises(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"'n' holds a number, got '=1'"):
         write(tmp_path / "r.csv", [{"n": "=1"}], [Column("n", "int")])
 
@@ -284,7 +284,7 @@ def test_pandas_and_duckdb_read_every_value(tmp_path: Path, read, suffix: str) -
             assert got_row[column.name] == want, column.name
 
 
-def test_csv_needs_no_dialect(tmp_path: Path) -> None:
+def test_csv_is_read_with_default_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "r.csv", [row(judged(os.fsdecode(name))) for name in NAMES])
     with path.open(newline="", encoding="utf-8") as stream:
         assert [record["path"] for record in csv.DictReader(stream)] == list(NAMES.values())
@@ -319,13 +319,13 @@ def test_format_for(name: str, asked: Format | None, expected: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
-def test_a_suffix_of_no_known_format_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"writes no \.\w+ files; name it \.csv, .*\.parquet, or give --format"):
+def test_an_unknown_suffix_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.parquet, or give --format"):
         format_for(name)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("r.xlsx", "csv"), ("r.CSV", "jsonl"), ("r.jsonl", "parquet")])
-def test_a_suffix_of_another_format_than_asked_is_refused(name: str, asked: Format) -> None:
+def test_a_suffix_that_contradicts_the_format_is_refused(name: str, asked: Format) -> None:
     with pytest.raises(ConfigError, match="change one of them"):
         format_for(name, asked)
 
@@ -346,7 +346,7 @@ def test_semicolons_come_with_decimal_commas(tmp_path: Path, excel: bool) -> Non
     pd.testing.assert_frame_equal(read, plain)
 
 
-def test_report_appears_only_complete(tmp_path: Path) -> None:
+def test_report_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     writer = open_writer(path, REPORT_COLUMNS, format="csv")
     writer.append(row(judged("a")))
@@ -397,7 +397,7 @@ class FullDisk(io.BytesIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_failed_row_gives_up_the_report(tmp_path: Path) -> None:
+def test_failed_row_discards_the_report(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("old")
     file = AtomicFile(path)
@@ -421,7 +421,7 @@ def test_replacing_keeps_permissions_and_links(tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b'"path"')
 
 
-def test_new_report_follows_the_umask(tmp_path: Path) -> None:
+def test_new_report_respects_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         path = write(tmp_path / "r.csv", [])
@@ -430,7 +430,7 @@ def test_new_report_follows_the_umask(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -457,12 +457,12 @@ def test_unusable_targets_are_refused_at_once(tmp_path: Path, name: str, message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "plain"]
 
 
-def test_longest_names_are_possible(tmp_path: Path) -> None:
+def test_longest_file_names_work(tmp_path: Path) -> None:
     path = write(tmp_path / ("é" * 125 + ".csv"), [])
     assert path.exists()
 
 
-def test_stream_gets_every_row_at_once() -> None:
+def test_every_row_is_flushed_to_a_stream() -> None:
     raw = io.BytesIO()
     stream = io.BufferedWriter(raw, buffer_size=1 << 20)
     with open_writer(stream, REPORT_COLUMNS, format="csv") as writer:
@@ -501,7 +501,7 @@ def test_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     for suffix in SUFFIXES:
         rows = [row(judged("a")), row(unjudged("b"))]
         first = write(tmp_path / f"1.{suffix}", rows).read_bytes()
-        time.sleep(2 if suffix == "xlsx" else 0)  # the clock of a zip file counts two seconds
+        time.sleep(2 if suffix == "xlsx" else 0)  # zip files store times in steps of two seconds
         assert write(tmp_path / f"2.{suffix}", rows).read_bytes() == first
 
 
@@ -526,7 +526,7 @@ def test_workbook(tmp_path: Path) -> None:
     cells = {column.name: sheet.cell(2, i) for i, column in enumerate(REPORT_COLUMNS, start=1)}
     assert all(cell.data_type in ("s", "n") for line in sheet.iter_rows() for cell in line)
     assert cells["codec"].value == "'=cmd|'/c calc'!A1"
-    # Excel's own escape (ECMA-376, ST_Xstring), which openpyxl does not undo.
+    # Excel's escape (ECMA-376, ST_Xstring), which openpyxl does not decode.
     assert cells["path"].value == "./=1+1 _x005F_x0041_.mp4"
     assert cells["path"].hyperlink.target == "dumps/a%20b"
     assert sheet["A3"].hyperlink is None
@@ -542,7 +542,7 @@ def test_workbook(tmp_path: Path) -> None:
 
 def test_workbook_with_more_rows_than_excel_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MAX_XLSX_ROWS", 1)
-    with pytest.raises(OutputError, match=r"1 rows at most; write .csv or .parquet"):
+    with pytest.raises(OutputError, match=r"at most 1 rows; write .csv or .parquet"):
         write(tmp_path / "r.xlsx", [row(judged("a")), row(judged("b"))])
     assert list(tmp_path.iterdir()) == []
 
@@ -591,7 +591,7 @@ def test_versions_import_nothing() -> None:
     )
 
 
-def test_versions_tell_ffmpeg_once_pyav_is_there() -> None:
+def test_versions_include_ffmpeg_once_pyav_is_imported() -> None:
     import av
 
     assert versions()["ffmpeg"] == av.ffmpeg_version_info

@@ -1,4 +1,4 @@
-"""What the ledger knows is not scanned again, and a report never tells the two apart."""
+"""Files in the ledger are not scanned again, and reports do not depend on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scan(checkpoint: Path, *arguments: object) -> Result:
 
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that go through the pipeline."""
+    """Names of the files that pass through the pipeline."""
     from dfscan.scan import run as module
 
     names: list[str] = []
@@ -51,7 +51,7 @@ def rows(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_resume_scans_only_what_is_missing_and_gives_the_same_bytes(
+def test_resume_scans_only_missing_files_and_gives_the_same_bytes(
     videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]
 ) -> None:
     whole, out = tmp_path / "whole.csv", tmp_path / "r.csv"
@@ -79,7 +79,7 @@ def test_without_resume_everything_is_scanned_again(
         assert len(scanned) == 4
 
 
-def test_what_changed_or_was_made_otherwise_is_scanned_again(
+def test_changed_files_and_other_recipes_are_rescanned(
     videos: Path, untrained: Path, trained: Path, tmp_path: Path, scanned: list[str]
 ) -> None:
     ledger = ("--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
@@ -104,7 +104,7 @@ def test_what_changed_or_was_made_otherwise_is_scanned_again(
 
 
 def replace_keeping_size_and_time(path: Path, data: bytes, *, in_place: bool = False) -> None:
-    """Give a file other content of its size, with its modification time, as a restore or an adversary may."""
+    """Replace the content of a file, keeping size and modification time, as a restore or an attacker may."""
     before = path.stat()
     free = before.st_size - len(data)
     data += free.to_bytes(4, "big") + b"free" + bytes(free - 8) if free else b""  # a box that readers skip
@@ -121,7 +121,7 @@ def replace_keeping_size_and_time(path: Path, data: bytes, *, in_place: bool = F
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are hashed before their result is used again."""
+    """Names of the files that are hashed before their result is reused."""
     from dfscan.scan import outputs as module
 
     names: list[str] = []
@@ -136,7 +136,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "overwritten"])
-def test_a_file_replaced_by_another_of_equal_size_and_time_is_scanned_again(
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_rescanned(
     videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], in_place: bool
 ) -> None:
     person, nobody = (videos / "one.mp4").read_bytes(), (videos / "nobody.mp4").read_bytes()
@@ -148,7 +148,7 @@ def test_a_file_replaced_by_another_of_equal_size_and_time_is_scanned_again(
     scanned.clear()
     done = scan(untrained, *arguments)
     assert scanned == ["one.mp4"]
-    assert "one.mp4: its content has changed, although its size and modification time have not" in done.stderr
+    assert "one.mp4: the content has changed, although size and modification time have not" in done.stderr
     assert '"no_face"' in rows(tmp_path / "r.csv")[1]
     assert hashlib.sha256(data).hexdigest() in rows(tmp_path / "r.csv")[1]
     replace_keeping_size_and_time(videos / "one.mp4", person, in_place=in_place)
@@ -156,7 +156,7 @@ def test_a_file_replaced_by_another_of_equal_size_and_time_is_scanned_again(
     assert '"inconclusive"' in rows(tmp_path / "r.csv")[1], "of two states the one that is there counts"
 
 
-def test_a_file_with_the_same_content_is_hashed_once_and_not_scanned_again(
+def test_a_file_with_the_same_content_is_hashed_once_and_not_rescanned(
     videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], hashed: list[str]
 ) -> None:
     arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
@@ -173,7 +173,7 @@ def test_a_file_with_the_same_content_is_hashed_once_and_not_scanned_again(
         assert (tmp_path / "r.csv").read_bytes() == report
 
 
-def test_a_ledger_from_before_inodes_were_kept_is_verified_once(
+def test_a_ledger_without_inodes_is_verified_once(
     videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], hashed: list[str]
 ) -> None:
     arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
@@ -188,7 +188,7 @@ def test_a_ledger_from_before_inodes_were_kept_is_verified_once(
         assert (scanned, len(hashed)) == ([], expected)
 
 
-def test_verify_finds_what_inode_and_times_do_not_tell(
+def test_verify_detects_changes_that_inode_and_times_hide(
     videos: Path, untrained: Path, tmp_path: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (videos, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv")
@@ -197,24 +197,24 @@ def test_verify_finds_what_inode_and_times_do_not_tell(
     scan(untrained, *arguments, "--verify")
     assert scanned == []
     replace_keeping_size_and_time(videos / "one.mp4", (videos / "nobody.mp4").read_bytes())
-    monkeypatch.setattr(Ledger, "has_stamp", lambda *_: True)  # a file system that keeps neither
+    monkeypatch.setattr(Ledger, "has_stamp", lambda *_: True)  # a file system that stores neither
     scan(untrained, *arguments)
     assert scanned == []
     scan(untrained, *arguments, "--verify")
     assert scanned == ["one.mp4"]
 
 
-def test_another_file_of_the_same_verdict_is_news(videos: Path, trained: Path, tmp_path: Path) -> None:
+def test_another_file_with_the_same_verdict_is_new(videos: Path, trained: Path, tmp_path: Path) -> None:
     base = ("scan", videos / "one.mp4", "--checkpoint", trained, "--device", "cpu", "--num-frames", 4)
     nightly = (*base, "--threshold", "0", "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv", "--new-only")
     assert [run(*nightly).exit_code for _ in range(2)] == [1, 0]
     data = bytearray((videos / "one.mp4").read_bytes())
-    data[-1] ^= 1  # of the metadata at its end: the same pictures
+    data[-1] ^= 1  # changes only metadata at the end; the frames stay equal
     replace_keeping_size_and_time(videos / "one.mp4", bytes(data))
     assert [run(*nightly).exit_code for _ in range(2)] == [1, 0]
 
 
-def test_missing_dumps_are_made_again(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:
+def test_missing_dumps_are_recreated(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:
     outputs = ("-o", tmp_path / "r.csv", "--explain", tmp_path / "d", "--resume")
     scan(untrained, videos, *outputs)
     scanned.clear()
@@ -225,9 +225,7 @@ def test_missing_dumps_are_made_again(videos: Path, untrained: Path, tmp_path: P
     assert gone.exists()
 
 
-def test_an_error_that_may_pass_is_tried_again(
-    videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]
-) -> None:
+def test_temporary_errors_are_retried(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:
     arguments = (videos, "-o", tmp_path / "r.csv", "--resume")
     scan(untrained, *arguments, "--timeout", "0.000001")
     assert sum("timeout" in row for row in rows(tmp_path / "r.csv")) == 3
@@ -240,7 +238,7 @@ def test_an_error_that_may_pass_is_tried_again(
     assert {"sandbox", "timeout", "unreadable"} <= MAY_PASS
 
 
-def test_new_only_counts_what_the_ledger_did_not_say(videos: Path, trained: Path, tmp_path: Path) -> None:
+def test_new_only_counts_findings_that_the_ledger_did_not_have(videos: Path, trained: Path, tmp_path: Path) -> None:
     base = ("scan", videos, "--checkpoint", trained, "--device", "cpu", "--num-frames", 4, "--threshold", "0")
     nightly = (*base, "--ledger", tmp_path / "all.ledger", "-o", tmp_path / "r.csv", "--new-only")
     assert [run(*nightly).exit_code for _ in range(3)] == [1, 0, 0]
@@ -249,7 +247,7 @@ def test_new_only_counts_what_the_ledger_did_not_say(videos: Path, trained: Path
     shutil.copy(videos / "one.mp4", videos / "another.mp4")
     assert run(*nightly[:-1]).exit_code == 1
     assert run(*nightly).exit_code == 0
-    # A file that cannot be reached is tried every night, and is no news on the second.
+    # An unreachable file is retried in every run, and is not new in the second.
     listing = tmp_path / "list"
     listing.write_text("gone.mp4\n")
     lost = (*nightly, "--files-from", listing)
@@ -263,7 +261,7 @@ def test_resume_without_a_ledger_is_refused(videos: Path, untrained: Path) -> No
     assert "--ledger" in result.stderr
 
 
-def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untrained: Path, tmp_path: Path) -> None:
+def test_only_leftovers_of_a_killed_run_are_removed(videos: Path, untrained: Path, tmp_path: Path) -> None:
     from dfscan.report.writers import AtomicFile
 
     for name in ("r.csv", "r.csv.meta.json", "other.csv"):
@@ -280,7 +278,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_no_others(videos: Path, untra
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("num_ends", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
+def test_a_scan_killed_at_any_moment_and_resumed_gives_the_same_bytes(
     untrained: Path, tmp_path: Path, number: int, num_ends: int
 ) -> None:
     from tests.pictures import astronaut, moved
@@ -302,7 +300,7 @@ def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
             children = children_of(process.pid)
             process.send_signal(number)
             said = process.communicate(timeout=300)[1]
-        assert process.returncode in (0, -number, 143), said  # 0 where the scan was over already
+        assert process.returncode in (0, -number, 143), said  # 0 if the scan had already ended
         wait_for_end(children)
         done = known(tmp_path / "r.csv.ledger")
         seen.append(done)
@@ -314,7 +312,7 @@ def test_ended_at_any_moment_and_resumed_gives_the_same_bytes(
 
 
 def known(ledger: Path) -> int:
-    """Number of results in a ledger that another process may be writing."""
+    """Return the number of results in a ledger that another process may be writing."""
     try:
         database = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
         try:
@@ -332,7 +330,7 @@ def wait_for_end(pids: list[int]) -> None:
     assert not left
 
 
-def test_of_five_runs_at_once_one_scans(untrained: Path, videos: Path, tmp_path: Path) -> None:
+def test_only_one_of_five_simultaneous_runs_scans(untrained: Path, videos: Path, tmp_path: Path) -> None:
     arguments = ("scan", videos, "--checkpoint", untrained, "--num-frames", 4, "--exit-zero", "-o")
     run(*arguments, tmp_path / "single.csv")
     command = program(*arguments, tmp_path / "r.csv")

@@ -1,4 +1,4 @@
-"""The search stages: what they are given comes out in order, whole, and is let go."""
+"""The detection stages return all frames in order, and free them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeDetector:
-    """Takes four frames at once and finds nobody."""
+    """Takes batches of four frames and finds no faces."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, ...]]] = []
@@ -90,7 +90,7 @@ def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedSearch, detec
     assert wide.is_search_ended
 
 
-def test_a_videos_frames_come_in_order_though_its_shape_changes(stage: BatchedSearch) -> None:
+def test_frames_of_a_video_stay_in_order_when_its_shape_changes(stage: BatchedSearch) -> None:
     changing = video("changing")
     for i in range(11):
         stage.submit(changing, frame(i, width_px=60 if i in (2, 3, 9) else 40))
@@ -99,7 +99,7 @@ def test_a_videos_frames_come_in_order_though_its_shape_changes(stage: BatchedSe
     assert changing.is_search_ended
 
 
-def test_the_search_of_a_video_ends_with_its_last_frame_and_not_before(stage: BatchedSearch) -> None:
+def test_detection_of_a_video_ends_with_its_last_frame(stage: BatchedSearch) -> None:
     one, empty = video("one"), video("empty")
     end(stage, empty)
     assert empty.is_search_ended
@@ -124,20 +124,20 @@ def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedSearch) -> None:
     assert not common.is_search_ended
 
 
-def test_a_video_that_is_given_up_is_let_go() -> None:
+def test_an_abandoned_video_is_freed() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
     given_up = video("its decoder died")
     with ThreadPoolExecutor(1) as pool:
         stage = FollowingSearch(detector, Preprocessing(), Timings(), pool, threads=1)
         stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
         drain(stage)
-        assert len(stage._queues) == 1  # the frame is held back until a face is looked for in the third
+        assert len(stage._queues) == 1  # the frame is held until detection has run on the third
         del given_up
         gc.collect()
         assert len(stage._queues) == 0
 
 
-def test_two_at_work_at_once_count_once() -> None:
+def test_overlapping_gpu_work_is_counted_once() -> None:
     clock = BusyClock()
 
     both_at_work = threading.Barrier(2)

@@ -1,4 +1,4 @@
-"""Videos without upright faces of full size: what is looked for again, and what is said of it."""
+"""Videos without upright faces of the minimum size: the second search and its notes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_few_frames_are_kept_spread_evenly(num_frames: int) -> None:
     assert num_frames - indices[-1] <= max(1, indices[-1] - indices[-2] if len(indices) > 1 else 1)
 
 
-def test_large_frames_are_kept_in_smaller_number() -> None:
+def test_fewer_large_frames_are_kept() -> None:
     kept = KeptFrames()
     large = np.zeros((1, MAX_KEPT_BYTES // 3 - 1, 3), np.uint8)
     for frame in frames([large] * 4):
@@ -60,7 +60,7 @@ def test_large_frames_are_kept_in_smaller_number() -> None:
 
 
 @pytest.mark.parametrize("turn_deg", [90, 180, 270])
-def test_turns_are_clockwise_and_undo_each_other(turn_deg: int) -> None:
+def test_rotations_are_clockwise_and_invertible(turn_deg: int) -> None:
     (frame,) = frames([np.arange(24, dtype=np.uint8).reshape(2, 4, 3)])
     by_opencv = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
     once = turned(frame, turn_deg)
@@ -69,13 +69,13 @@ def test_turns_are_clockwise_and_undo_each_other(turn_deg: int) -> None:
 
 
 @pytest.mark.parametrize("turn_deg", [90, 180, 270])
-def test_the_turn_that_shows_faces_is_found(detector: FaceDetector, turn_deg: int) -> None:
+def test_the_rotation_that_shows_faces_is_found(detector: FaceDetector, turn_deg: int) -> None:
     lying = [turned(frame, 360 - turn_deg) for frame in frames([moved(astronaut(), 9 * i) for i in range(4)])]
     with ThreadPoolExecutor(2) as pool:
         assert find_turn(lying, detector, pool) == turn_deg
 
 
-def test_no_turn_is_found_where_nobody_is_or_in_one_frame_of_several(detector: FaceDetector) -> None:
+def test_no_rotation_is_found_without_faces_or_with_a_face_in_one_frame_only(detector: FaceDetector) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert find_turn(frames([nobody()] * 3), detector, pool) == 0
         assert find_turn(frames([astronaut()[::-1, ::-1], nobody(), nobody()]), detector, pool) == 0
@@ -88,7 +88,7 @@ def small(size_px: float) -> Any:
     return on_canvas(face, width_px=640, height_px=360, left_px=100, top_px=60)
 
 
-def test_small_faces_are_said_with_their_size(detector: FaceDetector) -> None:
+def test_small_faces_are_noted_with_their_size(detector: FaceDetector) -> None:
     with ThreadPoolExecutor(2) as pool:
         reason = find_small_faces(frames([small(36)] * 3), detector, pool)
         assert find_small_faces(frames([nobody()] * 3), detector, pool) is None
@@ -100,7 +100,7 @@ def test_small_faces_are_said_with_their_size(detector: FaceDetector) -> None:
     assert "at least 48 px" in reason.text
 
 
-def test_pictures_of_frames_are_small_and_keep_their_shape() -> None:
+def test_thumbnails_of_frames_are_small_and_keep_their_aspect_ratio() -> None:
     (picture,) = pictures(frames([nobody(width_px=640, height_px=360)]))
     assert (picture.kind, picture.track_id, picture.time_s) == ("frame", -1, 0)
     image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -116,7 +116,7 @@ def judged(path: Path, pictures: list[Any], checkpoint: Path, **more: Any) -> Vi
 
 
 @pytest.mark.parametrize("turn_deg", [90, 180, 270])
-def test_faces_of_turned_frames_are_judged_and_the_row_says_so(turn_deg: int, untrained: Path, tmp_path: Path) -> None:
+def test_faces_in_rotated_frames_are_scored_and_noted(turn_deg: int, untrained: Path, tmp_path: Path) -> None:
     upright = frames([moved(astronaut(), 6 * i, 2 * i) for i in range(10)])
     result = judged(tmp_path / "a.mp4", [turned(each, 360 - turn_deg).pixels for each in upright], untrained)
     assert [len(track.faces) for track in result.tracks] == [4]
@@ -126,7 +126,7 @@ def test_faces_of_turned_frames_are_judged_and_the_row_says_so(turn_deg: int, un
     )
 
 
-def test_small_faces_are_in_the_row_and_a_few_frames_on_the_page(trained: Path, tmp_path: Path) -> None:
+def test_small_faces_are_noted_in_the_row_and_frames_shown_on_the_page(trained: Path, tmp_path: Path) -> None:
     result = judged(tmp_path / "a.mp4", [small(36)] * 10, trained, keeps_pictures=True)
     assert (result.verdict.label, result.status) == ("no_face", "ok")
     assert result.verdict.reason is not None
@@ -135,13 +135,13 @@ def test_small_faces_are_in_the_row_and_a_few_frames_on_the_page(trained: Path, 
     assert 2 <= len(result.pictures) <= MAX_FRAMES
 
 
-def test_without_any_face_nothing_is_said_but_frames_are_shown(trained: Path, tmp_path: Path) -> None:
+def test_without_any_face_there_is_no_note_but_frames_are_shown(trained: Path, tmp_path: Path) -> None:
     result = judged(tmp_path / "a.mp4", [nobody(width_px=320, height_px=240)] * 10, trained, keeps_pictures=True)
     assert (result.verdict.label, result.verdict.reason) == ("no_face", None)
     assert result.pictures
 
 
-def test_more_people_than_are_judged_are_said_and_the_video_is_never_real(trained: Path, tmp_path: Path) -> None:
+def test_unscored_people_are_noted_and_the_video_is_never_real(trained: Path, tmp_path: Path) -> None:
     pair = two_people(right=other_person())
     crowd = [moved(pair, 4 * i) for i in range(10)]
     results = [

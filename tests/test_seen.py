@@ -1,4 +1,4 @@
-"""A checkpoint recognises the files that it was made from, and says so wherever their scores would mislead."""
+"""A checkpoint recognises the files it was trained on, and reports this where their scores would mislead."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_seen(checkpoint: Path, path: Path, seen: SeenFiles | None) -> Path:
 
 @pytest.fixture
 def knowing(trained: Path, clips: Path, tmp_path: Path) -> Path:
-    """A checkpoint that was trained on one of the clips and calibrated on another."""
+    """Write a checkpoint that was trained on one of the clips and calibrated on another."""
     seen = SeenFiles.of([sha256(clips / "one.mp4")], [sha256(clips / "two.mkv")])
     return with_seen(trained, tmp_path / "knowing.safetensors", seen)
 
@@ -50,7 +50,7 @@ def knowing(trained: Path, clips: Path, tmp_path: Path) -> Path:
 # The card
 
 
-def test_each_use_is_recognised_and_nothing_else() -> None:
+def test_only_seen_files_are_recognised_with_their_use() -> None:
     seen = SeenFiles.of(numbered(*range(500)), numbered(*range(500, 600)))
     assert {seen.use_of(each) for each in numbered(*range(500))} == {"training"}
     assert {seen.use_of(each) for each in numbered(*range(500, 600))} == {"validation"}
@@ -58,7 +58,7 @@ def test_each_use_is_recognised_and_nothing_else() -> None:
     assert seen.counts() == {"training": 500, "validation": 100}
 
 
-def test_it_is_small_says_no_order_and_comes_back() -> None:
+def test_the_list_is_small_unordered_and_survives_a_round_trip() -> None:
     seen = SeenFiles.of(numbered(*range(1000)), [])
     assert seen == SeenFiles.of(reversed(numbered(*range(1000))), [])
     text = CheckpointCard(seen=seen).model_dump_json()
@@ -72,7 +72,7 @@ def test_a_damaged_list_is_refused(text: str) -> None:
         SeenFiles(training=text)
 
 
-def test_an_old_card_has_none() -> None:
+def test_an_old_card_has_no_list() -> None:
     old = json.loads(CheckpointCard().model_dump_json(exclude={"seen"}))
     assert CheckpointCard.model_validate(old).seen is None
 
@@ -80,7 +80,7 @@ def test_an_old_card_has_none() -> None:
 # Training
 
 
-def test_train_records_what_it_sees_and_not_the_test_split(tmp_path: Path) -> None:
+def test_training_records_seen_files_without_the_test_split(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path / "data", num_train=5, num_val=4)
     kept, held_out = samples[:-1], [samples[-1]]
     write_manifest(tmp_path / "data" / MANIFEST_NAME, [*kept, *(_in_test(each) for each in held_out)])
@@ -93,7 +93,7 @@ def test_train_records_what_it_sees_and_not_the_test_split(tmp_path: Path) -> No
     assert seen.is_complete
     assert [seen.use_of(each) for each in numbered(*range(9))] == ["training"] * 5 + ["validation"] * 3 + [None]
 
-    # What continues from it has seen the same, and more.
+    # A continued training has seen the same files and more.
     write_dataset(tmp_path / "more", num_train=6, num_val=3)
     done = train(tmp_path / "more", tmp_path / "next", "--start-from", tmp_path / "run" / "best.safetensors")
     assert done.exit_code == 0, done.stderr
@@ -127,7 +127,7 @@ def test_a_data_set_without_digests_still_trains_with_a_note(is_column_missing: 
     assert "others that are not recorded" in run("info", "--checkpoint", tmp_path / "run" / "best.safetensors").stdout
 
 
-def test_a_digest_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_digest_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     table = pd.read_csv(tmp_path / MANIFEST_NAME, dtype=str, keep_default_na=False)
     table.loc[1, "source_sha256"] = "sha256:ab"
@@ -141,7 +141,7 @@ def test_a_digest_that_is_none_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def labels(clips: Path, tmp_path: Path) -> Path:
-    """Labels of three clips: one of each use, under other names, and one that was not seen."""
+    """Label file of three clips: one of each use, renamed, and one that was not seen."""
     folder = tmp_path / "labelled"
     folder.mkdir()
     shutil.copy(clips / "one.mp4", folder / "renamed.mp4")
@@ -156,7 +156,7 @@ def evaluate(labels: Path, checkpoint: Path, out: Path, *more: object) -> Result
     return run("evaluate", labels, "--checkpoint", checkpoint, "--device", "cpu", "--resamples", 5, "--out", out, *more)
 
 
-def test_evaluate_refuses_what_the_checkpoint_has_seen(labels: Path, knowing: Path, tmp_path: Path) -> None:
+def test_evaluate_refuses_seen_files(labels: Path, knowing: Path, tmp_path: Path) -> None:
     done = evaluate(labels, knowing, tmp_path / "out")
     assert done.exit_code == 2
     assert "has seen 2 of 3 videos (1 in training, 1 in validation): " in done.stderr
@@ -167,7 +167,7 @@ def test_evaluate_refuses_what_the_checkpoint_has_seen(labels: Path, knowing: Pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_evaluate_goes_on_where_that_is_allowed(labels: Path, knowing: Path, tmp_path: Path) -> None:
+def test_evaluate_continues_if_seen_files_are_allowed(labels: Path, knowing: Path, tmp_path: Path) -> None:
     done = evaluate(labels, knowing, tmp_path / "out", "--allow-overlap")
     assert done.exit_code == 0, done.stderr
     assert "has seen 2 of 3 videos" in done.stderr
@@ -178,9 +178,7 @@ def test_evaluate_goes_on_where_that_is_allowed(labels: Path, knowing: Path, tmp
     }  # fmt: skip
 
 
-def test_evaluate_passes_what_was_not_seen_and_warns_where_nobody_knows(
-    labels: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_evaluate_accepts_other_files_and_warns_if_unknown(labels: Path, trained: Path, tmp_path: Path) -> None:
     other = with_seen(trained, tmp_path / "other.safetensors", SeenFiles.of(numbered(1), numbered(2)))
     done = evaluate(labels, other, tmp_path / "out")
     assert done.exit_code == 0, done.stderr
@@ -197,7 +195,7 @@ def test_evaluate_passes_what_was_not_seen_and_warns_where_nobody_knows(
 # Scans
 
 
-def test_scan_says_which_videos_the_checkpoint_has_seen(clips: Path, knowing: Path, tmp_path: Path) -> None:
+def test_scan_notes_seen_videos(clips: Path, knowing: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     arguments = ("scan", clips, "--checkpoint", knowing, "--device", "cpu", "--num-frames", 4, "-o", out)
     for more in ((), ("--resume",)):
@@ -214,7 +212,7 @@ def test_scan_says_which_videos_the_checkpoint_has_seen(clips: Path, knowing: Pa
         assert "seen" not in meta["checkpoint"], "it may be long, and is in the checkpoint"
 
 
-def test_scan_says_nothing_of_other_videos(clips: Path, trained: Path, tmp_path: Path) -> None:
+def test_scan_does_not_note_unseen_videos(clips: Path, trained: Path, tmp_path: Path) -> None:
     checkpoint = with_seen(trained, tmp_path / "other.safetensors", SeenFiles.of(numbered(1), []))
     arguments = ("--device", "cpu", "--num-frames", 4, "-o", tmp_path / "r.csv")
     done = run("scan", clips / "one.mp4", "--checkpoint", checkpoint, *arguments)

@@ -1,4 +1,4 @@
-"""Verdicts, by tables: from logits of tracks to a label."""
+"""Verdicts from the logits of tracks, in tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CROSSED = dataclasses.replace(NO_PRIOR, fake_threshold=0.5, real_threshold=0.7)
 DAMAGE = Reason("damaged", "cut off")
 
 Group = list[tuple[float, int]]
-"""A score and how many faces have it, for each track."""
+"""Score and number of faces of each track."""
 
 
 def track(track_id: int, logits: list[float]) -> Track:
@@ -45,11 +45,18 @@ def tracks(group: Group) -> list[Track]:
         ([(0.1, 5)], NO_PRIOR, "real", 0.1, 0, None),
         ([(0.5, 5)], NO_PRIOR, "inconclusive", 0.5, 0, "between_thresholds"),
         ([(0.1, 5), (0.9, 5)], NO_PRIOR, "fake", 0.9, 1, None),
-        ([(0.1, 5), (0.9, 2)], NO_PRIOR, "real", 0.1, 0, None),  # too short to accuse anybody
+        ([(0.1, 5), (0.9, 2)], NO_PRIOR, "real", 0.1, 0, None),  # too short to be called fake
         ([(0.9, 2)], NO_PRIOR, "inconclusive", 0.9, 0, "too_few_faces"),
         ([(0.1, 2)], NO_PRIOR, "inconclusive", 0.1, 0, "too_few_faces"),
         ([(0.1, 1), (0.2, 2)], NO_PRIOR, "inconclusive", 0.2, 1, "too_few_faces"),
-        ([(0.6, 5), (0.6, 5), (0.2, 9)], NO_PRIOR, "inconclusive", 0.6, 0, "between_thresholds"),  # a tie: the first
+        (
+            [(0.6, 5), (0.6, 5), (0.2, 9)],
+            NO_PRIOR,
+            "inconclusive",
+            0.6,
+            0,
+            "between_thresholds",
+        ),  # a tie: the first track decides
         ([(0.99, 5)], UNTRAINED, "inconclusive", 0.99, 0, "untrained"),
         ([(0.01, 5)], UNTRAINED, "inconclusive", 0.01, 0, "untrained"),
         ([(0.99, 1)], UNTRAINED, "inconclusive", 0.99, 0, "too_few_faces"),
@@ -114,12 +121,12 @@ CROWD = Reason("too_many_faces", "20 faces in one frame, of which 10 were not ju
 @pytest.mark.parametrize(
     ("score", "label", "code"), [(0.1, "inconclusive", "too_many_faces"), (0.9, "fake", "too_many_faces")]
 )
-def test_a_video_of_which_people_were_left_out_may_be_fake_but_never_real(score: float, label: str, code: str) -> None:
+def test_a_video_with_unscored_people_may_be_fake_but_never_real(score: float, label: str, code: str) -> None:
     verdict = decide(tracks([(score, 5)]), NO_PRIOR, crowd=CROWD)
     assert (verdict.label, verdict.reason and verdict.reason.code) == (label, code)
 
 
-def test_damage_is_said_where_no_face_was_found() -> None:
+def test_damage_is_reported_if_no_face_was_found() -> None:
     assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
 
 
@@ -133,22 +140,22 @@ def test_damage_is_said_where_no_face_was_found() -> None:
         ([3.0] * 98, 2.0, 0.0, 2.94),
     ],
 )
-def test_a_track_is_the_mean_of_its_logits_drawn_to_neutral(
+def test_track_score_is_the_mean_logit_shrunk_towards_neutral(
     logits: list[float], prior_faces: float, neutral_logit: float, expected: float
 ) -> None:
     rules = dataclasses.replace(RULES, prior_faces=prior_faces, neutral_logit=neutral_logit)
     assert track_score(track(0, logits), rules) == pytest.approx(1 / (1 + math.exp(-expected)))
 
 
-def test_a_longer_track_of_the_same_faces_says_more() -> None:
+def test_a_longer_track_of_equal_faces_has_a_more_extreme_score() -> None:
     high = [track_score(track(0, [2.0] * count), RULES) for count in (1, 3, 10, 100)]
     low = [track_score(track(0, [-2.0] * count), RULES) for count in (1, 3, 10, 100)]
     assert high == sorted(high)
     assert low == sorted(low, reverse=True)
 
 
-def test_many_short_tracks_raise_no_false_alarm() -> None:
-    logits = np.random.default_rng(3).normal(-1.0, 2.0, (200, 3))  # each of them real, each of them noisy
+def test_many_short_tracks_cause_no_false_positive() -> None:
+    logits = np.random.default_rng(3).normal(-1.0, 2.0, (200, 3))  # all real, all noisy
     crowd = [track(i, [float(value) for value in row]) for i, row in enumerate(logits)]
     assert decide(crowd, NO_PRIOR).label == "fake", "the highest of so many is high by chance"
     assert decide(crowd, dataclasses.replace(RULES, prior_faces=8.0, neutral_logit=-1.0)).label != "fake"
@@ -159,7 +166,7 @@ def test_extreme_logits_stay_in_range() -> None:
     assert decide([track(0, [-1e6] * 5)], NO_PRIOR).score == 0.0
 
 
-def test_no_reason_is_lost() -> None:
+def test_joined_reasons_are_all_kept() -> None:
 
     short = decide([track(0, [5.0])], RULES, damage=DAMAGE, is_hdr=True)
     assert short.reason is not None
@@ -172,7 +179,7 @@ def test_no_reason_is_lost() -> None:
 
 @pytest.mark.parametrize("logits", [[5.0] * 5, [0.0] * 5, [-5.0] * 5, [5.0]], ids=["fake", "between", "real", "few"])
 @pytest.mark.parametrize("used_for", ["training", "validation"])
-def test_what_the_checkpoint_has_seen_keeps_its_label_and_says_so(
+def test_a_seen_video_keeps_its_label_and_has_a_note(
     logits: list[float], used_for: Literal["training", "validation"]
 ) -> None:
     plain, seen = (decide([track(0, logits)], RULES, used_for=use) for use in (None, used_for))

@@ -1,1 +1,1 @@
-"""What people and spreadsheets get: row schema, writers, dumps, metadata."""
+"""Reports: row schema, writers, HTML page, Grad-CAM dumps and metadata."""

@@ -1,6 +1,6 @@
-"""Grad-CAM dumps: for the highest-scoring faces of a video the face, and its heat map on the face and on the frame.
+"""Grad-CAM dumps of the highest-scoring faces of a video: the crop, and the heat map over the crop and the frame.
 
-A heat map shows where the network looked; it is no proof of manipulation.
+A heat map shows which regions influenced the network; it is not proof of manipulation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INDEX_COLUMNS: tuple[Column, ...] = (
     Column("heat_map_file", "text"),
     Column("frame_file", "text"),
 )
-"""``index.csv`` of a dump folder; files are relative to it."""
+"""Columns of ``index.csv`` in a dump folder; file names are relative to that folder."""
 
 MAX_STEM = 60
 JPEG_QUALITY = 92
@@ -43,27 +43,27 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exhibit:
-    """The pictures of one face, all uint8 RGB."""
+    """The images that explain one face, all uint8 RGB."""
 
     face: NDArray[np.uint8]
     heat_map: NDArray[np.uint8]
     frame: NDArray[np.uint8]
     row: dict[str, Any]
-    """Its `INDEX_COLUMNS` besides path, rank and files."""
+    """Values of `INDEX_COLUMNS`, without path, rank and files."""
 
 
 class DumpFolder:
-    """A folder of dumps with an index; one subfolder a video, so that names can neither collide nor leave it."""
+    """A folder of dumps with an index, and one subfolder per video, so that file names cannot collide or escape."""
 
     def __init__(self, folder: Path, *, suffix: str) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            folder: made with its parents if it is not there.
+            folder: the folder; it is created with its parents if it does not exist.
             suffix: ``png`` or ``jpg``.
 
         Raises:
-            OutputError: the folder cannot be made.
+            OutputError: the folder cannot be created.
         """
         self._folder = folder
         self._suffix = suffix
@@ -78,15 +78,15 @@ class DumpFolder:
         return [self._write(video_path, rank, exhibit) for rank, exhibit in enumerate(exhibits, start=1)]
 
     def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
-        """Whether every file of these index rows is still there."""
+        """Return True if every file of these index rows still exists."""
         files = (row[column.name] for row in rows for column in INDEX_COLUMNS if column.name.endswith("_file"))
         return all((self._folder / file).is_file() for file in files)
 
     def write_index(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write ``index.csv`` over all videos, replacing an older one.
+        """Write ``index.csv`` for all videos, replacing an older one.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the index cannot be written.
         """
         with open_writer(self._folder / "index.csv", INDEX_COLUMNS, format="csv") as writer:
             for row in rows:
@@ -104,7 +104,7 @@ class DumpFolder:
 
 
 def video_folder(video_path: str) -> str:
-    """A folder name that people recognise and no other path shares: cleaned stem and a hash of the whole path."""
+    """Return a readable and unique folder name: the sanitised file name and a hash of the whole path."""
     digest = hashlib.sha256(os.fsencode(video_path)).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.basename(video_path)).strip("._-")[:MAX_STEM]
     return f"{stem or 'video'}-{digest}"
@@ -114,15 +114,15 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
 
 
 def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Encode in memory and write as a plain file: `cv2.imwrite` reports a full disk by nothing but False."""
+    """Encode in memory, then write; `cv2.imwrite` would report a full disk only by returning False."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not is_encoded:
-        raise OutputError(f"{path}: the picture cannot be encoded as {path.suffix}; try the other --explain-format")
+        raise OutputError(f"{path}: the image cannot be encoded as {path.suffix}; try the other --explain-format")
     try:
         path.write_bytes(data.tobytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The side file of a report: clocks, host, command line and versions, kept out of the report itself."""
+"""The metadata file beside a report: clock times, host, command line and versions, none of which are in the report."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def meta_path(report_path: str | os.PathLike[str]) -> Path:
 
 
 def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) -> Path:
-    """Write the document as JSON beside the report, replacing an older one whole; return its path.
+    """Write the document as JSON beside the report, atomically replacing an older one; return its path.
 
-    ``report.csv`` gives ``report.csv.meta.json``. Text is made printable; what JSON does not know becomes
-    its ``str()``.
+    The path for ``report.csv`` is ``report.csv.meta.json``. Text is made printable. Values that JSON cannot represent
+    are converted with ``str()``.
 
     Raises:
-        OutputError: the file cannot be written there.
-        ValueError: the document holds NaN or an infinity.
+        OutputError: the file cannot be written.
+        ValueError: the document contains NaN or an infinity.
     """
     path = meta_path(report_path)
     versioned = {"report_version": REPORT_VERSION, **document}
@@ -52,9 +52,9 @@ def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) ->
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of dfscan, Python, the platform and the libraries, without importing any of them.
+    """Return the versions of dfscan, Python, the platform and the libraries, without importing the libraries.
 
-    FFmpeg's own are there only once PyAV has been imported.
+    The versions of FFmpeg are included only if PyAV has been imported.
     """
     return {
         "dfscan": __version__,
@@ -81,7 +81,7 @@ def _ffmpeg_versions() -> dict[str, str]:
 
 
 def _printable_json(value: Any) -> Any:
-    """Return the value with every text in it printable, keys included."""
+    """Return the value with all text in it made printable, including keys."""
     if isinstance(value, dict):
         return {printable(str(key)): _printable_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

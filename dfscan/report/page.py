@@ -1,7 +1,7 @@
-"""The report page: one HTML file for people that needs nothing beside it and asks nothing of any network.
+"""The report page: one self-contained HTML file that makes no network requests.
 
-The shell (summary, method, limits) is written out as HTML; the table and the details are built by the page's own
-script from JSON blocks, pictures only when their video is opened. Nothing in it depends on a clock.
+The summary, the method and its limits are plain HTML. The page's own script builds the table and the details from JSON
+blocks, and loads pictures only when their video is opened. The page does not depend on a clock.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 SHOWN_ORDER: tuple[Label, ...] = ("fake", "inconclusive", "error", "real", "no_face")
-"""Verdicts as the page lists them: what needs an eye comes first."""
+"""Verdicts in the order of the page; those that need attention come first."""
 
 _LEAST_SHARE = 0.006
-"""Of the summary bar, so that one video among thousands is seen."""
+"""Minimum part of the summary bar, so that one video among thousands is visible."""
 _LABELLED_SHARE = 0.06
 _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "eer": "equal error rate",
-    "tpr_at_fpr_1": "fakes found at 1 % false alarms",
-    "tpr_at_fpr_5": "fakes found at 5 % false alarms",
+    "tpr_at_fpr_1": "fakes found at 1 % false positive rate",
+    "tpr_at_fpr_5": "fakes found at 5 % false positive rate",
     "brier": "Brier score",
     "ece": "calibration error (ECE)",
     "f1": "F1",
@@ -46,37 +46,37 @@ _MISSING = "not given"
 
 @dataclass(frozen=True, slots=True)
 class PageVideo:
-    """One video of the page."""
+    """One video on the page."""
 
     result: VideoResult
-    """Its own `pictures` are not looked at."""
+    """Result of the video; its `pictures` are ignored."""
     checkpoint: str
-    """Short text that names the checkpoint that judged it, such as ``best@d187e11d6436``."""
+    """Label of the checkpoint that judged it, such as ``best@d187e11d6436``."""
     version: str
-    """Of the dfscan that judged it."""
+    """Version of dfscan that judged it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How the videos were judged, for the foot of the page."""
+    """How the videos were judged, for the footer of the page."""
 
     cards: Mapping[str, Mapping[str, Any]]
-    """The documents of the checkpoints by their short text; one that is missing is said to be."""
+    """Cards of the checkpoints by label; the page reports a missing card."""
     settings: Mapping[str, Any]
     """Settings of the scan."""
     versions: Mapping[str, str]
-    """Of the libraries."""
+    """Versions of the libraries."""
     skipped: Mapping[str, int]
-    """How many files got no row, by reason."""
+    """Number of files without a row, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageSummary:
-    """What became of the pictures."""
+    """Numbers of videos with and without pictures."""
 
     num_with_pictures: int
     num_left_out: int
-    """Videos that have pictures which did not fit into `max_mb`."""
+    """Number of videos whose pictures did not fit into `max_mb`."""
 
 
 def write_page(
@@ -87,18 +87,18 @@ def write_page(
     method: Method,
     max_mb: float = 50.0,
 ) -> PageSummary:
-    """Write the page, replacing an older one whole.
+    """Write the page, atomically replacing an older one.
 
     Args:
         path: the HTML file.
-        videos: in any order.
-        pictures: gives the pictures of one video; called once a video, the most suspicious first.
-        method: what the foot of the page tells.
-        max_mb: limit of all pictures together as they stand in the page (base64), in 10^6 bytes. A video whose
-            pictures do not fit any more goes without.
+        videos: videos in any order.
+        pictures: returns the pictures of one video; called once per video, the most suspicious first.
+        method: content of the footer.
+        max_mb: maximum size of all pictures together, encoded as base64, in 10^6 bytes. The pictures of a video that
+            do not fit are omitted.
 
     Raises:
-        OutputError: the file cannot be written there; an older one is untouched.
+        OutputError: the file cannot be written; an older one is unchanged.
     """
     ordered = sorted(videos, key=lambda video: report_order(video.result.path))
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
@@ -114,7 +114,7 @@ def write_page(
 
 
 class _PictureBlocks:
-    """The pictures of each video as JSON, with the number of its row, in the order in which they are granted."""
+    """Yields the row number and the pictures of each video as JSON, the most suspicious video first."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ def _asset(name: str) -> str:
 
 
 def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
-    """Everything that the template shows, except the pictures; all text in it is printable."""
+    """Return the template variables without the pictures; all text in them is printable."""
     style, script = _asset("page.css"), _asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
     cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
@@ -186,7 +186,7 @@ def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
 
 
 def _policy(style: str, script: str) -> str:
-    """The page's content security policy: only its own style and script, and pictures that it carries."""
+    """Return the content security policy, which allows only the page's own style, script and embedded pictures."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -198,14 +198,14 @@ def _source_hash(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """The text, marked as fit to stand in the page as it is: our own files, and what `_json` gives."""
+    """Mark text as safe to insert without escaping; only for our own files and the output of `_json`."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def _json(value: object) -> str:
-    """JSON that may stand in a script element: it holds none of the characters with which markup begins."""
+    """Return JSON that is safe inside a script element, without characters that begin markup."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -213,12 +213,12 @@ def _json(value: object) -> str:
 
 
 def _lines(values: Iterable[object]) -> str:
-    """A JSON list with each value on a line of its own, so that the page can read one without the others."""
+    """Return a JSON list with one value per line, so that the page can parse one value without the others."""
     return _markup("[\n" + ",\n".join(map(_json, values)) + "\n]")
 
 
 def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
-    """A part of the bar for each verdict; places in per cent of its width."""
+    """Return the part of the bar for each verdict; positions are percentages of its width."""
     counts = Counter(video.result.verdict.label for video in videos)
     shares = [max(counts[label] / len(videos), _LEAST_SHARE) if counts[label] else 0.0 for label in SHOWN_ORDER]
     parts, start = [], 0.0
@@ -240,7 +240,7 @@ def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
 
 
 def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Method) -> dict[str, Any]:
-    """What the script needs at once."""
+    """Return the data that the script needs at start."""
     calibrations = [_part(method.cards.get(name), "calibration") for name in checkpoints]
     return {
         "verdicts": SHOWN_ORDER,
@@ -269,7 +269,7 @@ def _row(result: VideoResult) -> tuple[Any, ...]:
 
 
 def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
-    """What the script needs when a video is opened; what is not known is left out."""
+    """Return the data that the script needs when a video is opened, without unknown values."""
     result, info = video.result, video.result.info
     facts = {
         "size": info.size_bytes,
@@ -308,7 +308,7 @@ def _time(value: float | None) -> float | None:
 
 
 def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's card in words, and in which settings the scan was not as it has them."""
+    """Return a checkpoint's card as text, and the settings of the scan that differ from it."""
     calibration, training = _part(card, "calibration"), _part(card, "training")
     flat_training = {name: value for name, value in training.items() if name not in ("limits", "settings", "versions")}
     limits = training.get("limits")
@@ -338,14 +338,14 @@ def _card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Name": card.get("name"),
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
-        "Crop": _sentence("{} times the longer side of the face's box", preprocessing.get("crop_margin")),
-        "Frames of a video": _part(card, "sampling").get("num_frames"),
+        "Crop": _sentence("{} times the longer side of the face box", preprocessing.get("crop_margin")),
+        "Frames per video": _part(card, "sampling").get("num_frames"),
         "Faces": _sentence(
-            "found with a probability of at least {}, at least {} px, at most {} of a frame",
+            "detection score of at least {}, at least {} px, at most {} per frame",
             *(detection.get(name) for name in ("threshold", "min_face_px", "max_faces")),
         ),
         "Evidence": _sentence(
-            "a person decides with at least {} faces; their mean is drawn towards undecided as by {} more faces",
+            "a track needs at least {} faces to decide; {} neutral faces are added to its average",
             *(aggregation.get(name) for name in ("min_faces", "prior_faces")),
         ),
         "Temperature": _part(card, "calibration").get("temperature"),
@@ -359,7 +359,7 @@ def _sentence(form: str, *values: object) -> str | None:
 
 
 def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None]]:
-    """Both thresholds, each with what it was measured to do and on how many videos."""
+    """Return both thresholds, each with its measured error rate and the number of videos."""
     calibration = _part(card, "calibration")
     document = {"calibration": calibration, "training": {"settings": _part(_part(card, "training"), "settings")}}
     kinds: dict[Literal["fake", "real"], tuple[str, str, str]] = {
@@ -381,7 +381,7 @@ def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None
 
 
 def _metric_table(name: object, values: object) -> dict[str, Any]:
-    """The metrics of one data set: a row each, a column for faces and one for videos."""
+    """Return the metrics of one data set, with a row per metric and a column each for faces and videos."""
     values = values if isinstance(values, Mapping) else {"value": values}
     levels = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     counts = {key: value for key, value in values.items() if key not in levels}
@@ -401,7 +401,7 @@ def _metric_name(metric: object) -> str:
 
 
 def _estimate(value: object) -> str:
-    """A measured value with its interval, where it has one."""
+    """Format a measured value, with its interval if there is one."""
     if not isinstance(value, Mapping):
         return _fixed(value, 3) or _MISSING
     low, high = _fixed(value.get("low"), 3), _fixed(value.get("high"), 3)
@@ -410,13 +410,13 @@ def _estimate(value: object) -> str:
 
 
 def _part(document: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
-    """A section of a document; empty where it is missing or none."""
+    """Return a section of a document; empty if it is missing or not a mapping."""
     section = (document or {}).get(name)
     return section if isinstance(section, Mapping) else {}
 
 
 def _flat(document: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The leaves of nested mappings as text, named like ``data.train.faces``."""
+    """Return the leaves of nested mappings as text, with names like ``data.train.faces``."""
     leaves: list[tuple[str, str]] = []
     for key, value in document.items():
         name = f"{prefix}{key}"
@@ -428,7 +428,7 @@ def _flat(document: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def _text(value: object) -> str:
-    """A value as people read it, printable."""
+    """Format a value as printable, human-readable text."""
     if value is None:
         return _MISSING
     if isinstance(value, bool):

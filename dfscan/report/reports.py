@@ -1,4 +1,4 @@
-"""All the reports of one run: the same videos in the same order, in every format that was asked for."""
+"""All reports of one run: the same videos in the same order, in every requested format."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ STDOUT = "-"
 
 
 class Reports:
-    """A context manager: reports are opened at once, so that a typo costs no night, and take their names at its end."""
+    """All reports of one run; a context manager.
+
+    Every report is opened at once, so a bad path fails immediately. Report files appear under their names at the end.
+    """
 
     def __init__(self, settings: ScanSettings, *, about: Mapping[str, str]) -> None:
-        """Open them.
+        """Open the reports.
 
         Args:
-            settings: name them: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html` and `html_max_mb`.
-            about: what workbooks say of the scan.
+            settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html` and
+                `html_max_mb`.
+            about: facts about the scan for the second sheet of workbooks.
 
         Raises:
-            OutputError: one cannot be written there.
-            ConfigError: the name of one asks for an unknown format.
+            OutputError: a report cannot be written.
+            ConfigError: the name of a report has the suffix of an unknown format.
         """
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
@@ -42,17 +46,17 @@ class Reports:
             self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
             self._frames = opened.enter_context(_open_frames(settings)) if settings.frames_out else None
             if settings.html:
-                opened.callback(AtomicFile(settings.html).discard)  # only to see that the page can be written there
+                opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
 
     def append(self, result: VideoResult, *, checkpoint: str, version: str, dumps_dir: str | None = None) -> None:
         """Write the rows of one video.
 
         Args:
-            result: the video.
-            checkpoint: short text that names the checkpoint.
-            version: the version of dfscan that judged the video.
-            dumps_dir: the folder of all dumps.
+            result: result of the video.
+            checkpoint: label of the checkpoint.
+            version: version of dfscan that judged the video.
+            dumps_dir: folder of all dumps.
 
         Raises:
             OutputError: a report cannot be written.
@@ -69,10 +73,10 @@ class Reports:
     def write_page(
         self, pictures: Callable[[VideoResult], Sequence[Picture]], method: Callable[[], Method]
     ) -> PageSummary | None:
-        """Write the page, if one was asked for, over all videos so far.
+        """Write the page with all videos so far, if one was requested.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the page cannot be written.
         """
         if self._html is None:
             return None
@@ -108,10 +112,10 @@ def _open_frames(settings: ScanSettings) -> ReportWriter:
 
 
 def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None:
-    """From where the report is to the video's folder of dumps."""
+    """Return the URL of the video's dump folder relative to the report, or None."""
     if not result.dumps or dumps_dir is None or report == STDOUT:
         return None
     folder = os.path.dirname(os.path.join(dumps_dir, result.dumps[0]["face_file"]))
-    if not os.path.isdir(folder):  # a ledger that was brought from elsewhere
+    if not os.path.isdir(folder):  # the ledger came from another machine
         return None
     return quote(os.fsencode(os.path.relpath(folder, os.path.dirname(report) or ".")))

@@ -1,6 +1,6 @@
-"""The columns of the reports and the rows that a result gives.
+"""The columns of the reports, and the rows of a result.
 
-The order is a promise to users: new columns come only at the end.
+The order is stable: new columns are only added at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dfscan.types import FaceScore, Track, VideoResult
 Kind = Literal["path", "text", "int", "score", "time", "pixel"]
 
 DIGITS: dict[Kind, int] = {"score": 6, "time": 3, "pixel": 1}
-"""Decimals of the kinds that hold a fraction."""
+"""Number of decimals of each fractional kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("dfscan_version", "text"),
     Column("num_skipped_streams", "int"),
 )
-"""One row a video."""
+"""Columns of a report, with one row per video."""
 
 REPORT_VERSION = 2
-"""Of these columns and of what their cells hold; in version 1 the cells of `sha256` began with ``sha256:``."""
+"""Version of these columns and their contents; in version 1, `sha256` cells began with ``sha256:``."""
 
 FRAME_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),
@@ -70,16 +70,16 @@ FRAME_COLUMNS: tuple[Column, ...] = (
     Column("score", "score"),
     Column("stream", "int"),
 )
-"""``--frames-out``: one row a scored face."""
+"""Columns of ``--frames-out``, with one row per scored face."""
 
 
 def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[str, object]:
-    """Return the row of one video by column name: typed values, None for what is missing, never NaN.
+    """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
     Args:
-        result: the video.
-        checkpoint: short text that names the checkpoint.
-        version: the version of dfscan that judged the video.
+        result: result of the video.
+        checkpoint: label of the checkpoint.
+        version: version of dfscan that judged the video.
     """
     verdict, info = result.verdict, result.info
     return {
@@ -106,14 +106,14 @@ def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[st
 
 
 def frame_rows(result: VideoResult) -> Iterator[dict[str, object]]:
-    """Yield a row for every scored face of one video, track by track in order of time."""
+    """Yield a row for every scored face of one video, grouped by track, in order of time."""
     for track in result.tracks:
         for face in track.faces:
             yield _frame_row(result.path, track, face)
 
 
 def finite(value: float | None) -> float | None:
-    """Return the value as a Python float; None for what a report cannot hold (missing, NaN, infinite)."""
+    """Return the value as a Python float, or None if it is missing, NaN or infinite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 

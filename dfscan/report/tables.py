@@ -1,6 +1,6 @@
-"""The report formats that libraries write: Excel workbooks and Parquet.
+"""Report formats that need a library: Excel workbooks and Parquet.
 
-Both give the values of the CSV, typed. Neither holds a clock: the same rows give the same bytes.
+Both contain the values of the CSV, typed. Neither contains a clock time: equal rows give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dfscan.report.text import guard_formula, printable
 from dfscan.report.writers import ReportWriter, Sink, reported, typed_cell
 
 MAX_XLSX_ROWS = 1_048_575
-"""What Excel opens, besides the header."""
+"""Maximum number of rows that Excel opens, without the header."""
 MAX_XLSX_TEXT = 32_767
 MAX_XLSX_LINKS = 65_530
 ROWS_PER_GROUP = 10_000
@@ -27,14 +27,14 @@ VERDICT_COLOURS = {"fake": "F8CBAD", "real": "C6E0B4", "inconclusive": "FFE699",
 WIDTHS = {"path": 60, "verdict": 14, "reason": 50, "sha256": 30, "checkpoint": 24}
 DEFAULT_WIDTH = 12
 LINK = "dumps_folder"
-"""Key of a row, no column: where the video's dumps are, relative to the report."""
-EPOCH = datetime(1980, 1, 1)  # the first moment that a zip file knows
+"""Key of a row that is not a column: the folder with the video's dumps, relative to the report."""
+EPOCH = datetime(1980, 1, 1)  # the earliest date in a zip file
 
 
 class XlsxWriter(ReportWriter):
-    """An Excel workbook: typed cells, a header that stays and filters, verdicts in colour, a sheet about the scan.
+    """Excel workbook: typed cells, a frozen header with filters, coloured verdicts, and a sheet about the scan.
 
-    Paths of rows that have a `LINK` are linked to it. The rows wait in memory for the end.
+    If a row has a `LINK`, its path is a hyperlink to it. Rows are held in memory until the end.
     """
 
     def __init__(self, sink: Sink, columns: Sequence[Column], *, about: Mapping[str, str]) -> None:
@@ -43,19 +43,19 @@ class XlsxWriter(ReportWriter):
         self._rows: list[tuple[list[str | int | float | None], object]] = []
 
     def append(self, row: Mapping[str, object]) -> None:
-        """As `ReportWriter.append`.
+        """See `ReportWriter.append`.
 
         Raises:
-            OutputError: there are more rows than Excel opens.
+            OutputError: there are more rows than Excel can open.
         """
         if len(self._rows) == MAX_XLSX_ROWS:
-            raise OutputError(f"a workbook holds {MAX_XLSX_ROWS} rows at most; write .csv or .parquet instead")
+            raise OutputError(f"a workbook holds at most {MAX_XLSX_ROWS} rows; write .csv or .parquet instead")
         self._rows.append(([typed_cell(column, row[column.name]) for column in self._columns], row.get(LINK)))
 
     def close(self) -> None:
-        """As `ReportWriter.close`."""
+        """See `ReportWriter.close`."""
         try:
-            with reported(tempfile.gettempdir()):  # where openpyxl writes first
+            with reported(tempfile.gettempdir()):  # openpyxl writes there first
                 packed = self._packed()
         except BaseException:
             self._sink.discard()
@@ -116,7 +116,7 @@ def _xlsx_cell(sheet: Any, column: Column, value: str | int | float | None, link
 
 
 def _text(sheet: Any, text: str) -> Any:
-    """A cell that is text and nothing else, whatever it begins with."""
+    """Return a cell with plain text, which Excel never interprets as a formula or number."""
     from openpyxl.cell import WriteOnlyCell
 
     exact = re.sub(r"_(?=x[0-9A-Fa-f]{4}_)", "_x005F_", printable(text))  # Excel reads _x0041_ as A
@@ -141,13 +141,13 @@ class ParquetWriter(ReportWriter):
         self._rows: list[dict[str, object]] = []
 
     def append(self, row: Mapping[str, object]) -> None:
-        """As `ReportWriter.append`."""
+        """See `ReportWriter.append`."""
         self._rows.append({column.name: typed_cell(column, row[column.name]) for column in self._columns})
         if len(self._rows) >= ROWS_PER_GROUP:
             self._write_group()
 
     def close(self) -> None:
-        """As `ReportWriter.close`."""
+        """See `ReportWriter.close`."""
         self._write_group()
         self._file.close()
         self._sink.write(self._packed.getvalue())
@@ -161,12 +161,12 @@ class ParquetWriter(ReportWriter):
 
 
 def _without_clock(packed: bytes) -> bytes:
-    """The same workbook, it and its members dated `EPOCH`."""
+    """Return the workbook with all dates set to `EPOCH`."""
     result = BytesIO()
     with zipfile.ZipFile(BytesIO(packed)) as source, zipfile.ZipFile(result, "w") as target:
         for name in source.namelist():
             data = source.read(name)
-            if name == "docProps/core.xml":  # openpyxl has just put the time there
+            if name == "docProps/core.xml":  # openpyxl writes the current time there
                 data = re.sub(rb"(<dcterms:modified[^>]*>)[^<]*", rb"\g<1>" + f"{EPOCH.isoformat()}Z".encode(), data)
             target.writestr(zipfile.ZipInfo(name, EPOCH.timetuple()[:6]), data, zipfile.ZIP_DEFLATED)
     return result.getvalue()

@@ -1,4 +1,4 @@
-"""Text that comes from outside, made safe to print and to open: names of files, reasons, codecs."""
+"""Make untrusted text safe to print and to open in a spreadsheet: file names, reasons, codecs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import re
 # Controls (C0, DEL, C1), bidi controls, line and paragraph separators, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 - spreadsheets take the fullwidth forms too
+_FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 - spreadsheets accept the fullwidth forms too
 
 
 def printable(text: str) -> str:
-    r"""Backslash-escape what could break a line, a terminal or UTF-8, and leave the rest as it is.
+    r"""Backslash-escape characters that could break a line, a terminal or UTF-8; leave all others unchanged.
 
-    A byte that is not UTF-8 shows as itself: ``os.fsdecode(b"\xff")`` gives ``\xff``. Other characters show
-    as ``\n``, ``\x1b`` below 128 and as ``\u0085`` above, so that they cannot be taken for a byte.
+    A byte that is not UTF-8 is shown as that byte: ``os.fsdecode(b"\xff")`` gives ``\xff``. Other characters are
+    shown like ``\n`` or ``\x1b`` below 128, and like ``\u0085`` from there on, so they cannot be mistaken for a byte.
     """
     return _UNSAFE.sub(_escape, text)
 
 
 def display_path(path: str) -> str:
-    """Show a path so that it names the same file and never starts like an option or a formula."""
+    """Return a printable path that names the same file and never starts like an option or a formula."""
     return printable(_anchored(path))
 
 
 def report_order(path: str) -> tuple[str, str]:
-    """Sort key of a report's rows: by the path as it is shown, then by the path itself."""
+    """Return the sort key of a report row: the displayed path, then the path itself."""
     return display_path(path), path
 
 
@@ -34,12 +34,12 @@ def _anchored(path: str) -> str:
 
 
 def is_escaped(path: str) -> bool:
-    """Tell whether `printable` changes the path, so that its text no longer names the file."""
+    """Return True if `printable` changes the path, so that its text no longer names the file."""
     return _UNSAFE.search(path) is not None
 
 
 def guard_formula(text: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    """Prefix an apostrophe to text that a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 

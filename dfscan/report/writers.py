@@ -1,7 +1,7 @@
-"""One small writer class for each report format, all with ``append(row)`` and ``close()``.
+"""A writer class for each report format, all with ``append(row)`` and ``close()``.
 
-A writer is a context manager. A report file takes its name only when it is complete: rows go to a temporary
-file beside it, and leaving the block by an exception removes that and keeps the old report.
+A writer is a context manager. Rows go to a temporary file, which is renamed to the report when it is complete. If the
+block raises, the temporary file is removed and the old report is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
 }
 _SUFFIX = re.compile(r"\.[a-z]\w*")
-"""What names a format: not the ``.25`` of ``report-2026.11.25``."""
+"""A suffix that names a format, unlike the ``.25`` of ``report-2026.11.25``."""
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space there or write somewhere else.",
@@ -48,20 +48,18 @@ def format_for(path: str | os.PathLike[str], asked: Format | None = None) -> For
     """Return the format of a report.
 
     Args:
-        path: its name, whose suffix names the format, see `SUFFIXES`; without one it is CSV.
-        asked: the format that was asked for, for names that say nothing of it.
+        path: name of the report; its suffix gives the format, see `SUFFIXES`. Without a suffix it is CSV.
+        asked: requested format, for names whose suffix gives no format.
 
     Raises:
-        ConfigError: the suffix names a format that is not written, or another one than `asked`.
+        ConfigError: the suffix names an unsupported format, or a different format from `asked`.
     """
     suffix, shown = os.path.splitext(os.fspath(path))[1].lower(), printable(os.fspath(path))
     named = SUFFIXES.get(suffix)
     if asked and named and asked != named:
-        raise ConfigError(f"'{shown}' is named {suffix}, but --format is {asked}; change one of them")
+        raise ConfigError(f"'{shown}' has the suffix {suffix}, but --format is {asked}; change one of them")
     if not asked and not named and _SUFFIX.fullmatch(suffix):
-        raise ConfigError(
-            f"'{shown}': dfscan writes no {suffix} files; name it {', '.join(SUFFIXES)}, or give --format"
-        )
+        raise ConfigError(f"'{shown}': dfscan cannot write {suffix} files; use {', '.join(SUFFIXES)}, or give --format")
     return asked or named or "csv"
 
 
@@ -77,16 +75,16 @@ def open_writer(
     """Open a report for writing.
 
     Args:
-        target: the path of the report, replaced whole when the writer is closed; or a binary stream such as
-            ``sys.stdout.buffer``, which gets every row at once and is left open.
-        columns: the columns in order; rows are looked up by their names.
+        target: path of the report, which is replaced atomically when the writer is closed; or a binary stream such as
+            ``sys.stdout.buffer``, to which every row is written at once and which is left open.
+        columns: columns in order; cells are looked up by column name.
         format: see `format_for`.
         excel: start CSV with a byte order mark, without which Excel misreads UTF-8.
-        delimiter: of CSV; with ``;`` numbers have decimal commas.
-        about: for a second sheet of a workbook: names and values of what the rows have in common.
+        delimiter: delimiter of CSV; with ``;``, numbers have decimal commas.
+        about: names and values for the second sheet of a workbook.
 
     Raises:
-        OutputError: the file cannot be created there, or the header cannot be written.
+        OutputError: the file cannot be created, or the header cannot be written.
     """
     sink: Sink = AtomicFile(target) if isinstance(target, (str, os.PathLike)) else _Stream(target)
     if format == "csv":
@@ -99,20 +97,20 @@ def open_writer(
 
 
 class Sink(Protocol):
-    """Where the bytes of a report go."""
+    """Receives the bytes of a report."""
 
     def write(self, data: bytes) -> None:
-        """Write all of the data, or raise OutputError and discard."""
+        """Write all data, or discard the report and raise OutputError."""
 
     def commit(self) -> None:
-        """Make what was written count."""
+        """Publish the written data."""
 
     def discard(self) -> None:
-        """Forget what was written, as far as that is possible."""
+        """Drop the written data, as far as possible."""
 
 
 class ReportWriter:
-    """What the writers share. A failed write is an OutputError and gives up the whole report."""
+    """Base class of the writers. A failed write raises OutputError and discards the whole report."""
 
     def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
         self._sink = sink
@@ -120,17 +118,17 @@ class ReportWriter:
         self._is_begun = False
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Write one row, given by column name: None for what is missing."""
+        """Write one row, given by column name, with None for missing values."""
         self._begin()
         self._sink.write(self._line(row).encode())
 
     def close(self) -> None:
-        """Finish the report: only now does a file take its name."""
+        """Finish the report; only now does a file appear under its name."""
         self._begin()
         self._sink.commit()
 
     def _begin(self) -> None:
-        """Write what comes before the rows, but not before there is one: a run that fails at once says nothing."""
+        """Write the header just before the first row or at the end, so that a run that fails early writes nothing."""
         if not self._is_begun:
             self._is_begun = True
             if head := self._head():
@@ -155,9 +153,9 @@ class ReportWriter:
 
 
 class CsvWriter(ReportWriter):
-    """Values with a delimiter between them: UTF-8, LF, header once, text quoted, numbers bare, missing empty.
+    """CSV in UTF-8 with LF: one header, quoted text, unquoted numbers, and empty cells for missing values.
 
-    Where the delimiter is ``;``, spreadsheets read ``0.5`` as text, a date or 5: such numbers have a comma.
+    With the delimiter ``;``, numbers have a decimal comma; spreadsheets would read ``0.5`` as text, a date or 5.
     """
 
     def __init__(self, sink: Sink, columns: Sequence[Column], *, excel: bool, delimiter: str) -> None:
@@ -176,9 +174,9 @@ class CsvWriter(ReportWriter):
 
 
 class JsonLinesWriter(ReportWriter):
-    """One JSON object a line, with the columns as keys and null for what is missing.
+    """One JSON object per line, with the columns as keys and null for missing values.
 
-    A row whose path had to be escaped also has ``path_bytes``, the base64 of the path's true bytes.
+    If the path had to be escaped, the row also has ``path_bytes``, the raw bytes of the path in base64.
     """
 
     def _line(self, row: Mapping[str, object]) -> str:
@@ -190,13 +188,13 @@ class JsonLinesWriter(ReportWriter):
 
 
 class AtomicFile:
-    """A file that takes its name only when it is complete.
+    """A file that appears under its name only when it is complete.
 
-    The directory of `path` must exist. A file that is already there keeps its permissions, a symbolic link
-    stays one, and anything else of that name (a directory, a device) is refused.
+    The directory of `path` must exist. An existing file keeps its permissions, and a symbolic link is kept. Anything
+    else at that path, such as a directory or a device, is refused.
 
     Raises:
-        OutputError: it cannot be created there, written or renamed; the old file, if any, is untouched.
+        OutputError: the file cannot be created, written or renamed; the old file, if any, is unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -209,12 +207,12 @@ class AtomicFile:
                 os.fchmod(self._file.fileno(), mode)
 
     def write(self, data: bytes) -> None:
-        """Write all of the data; after a failure nothing is left of it."""
+        """Write all data; a failure discards the file."""
         with reported(self._shown), self._discarded_on_error():
             self._file.write(data)
 
     def commit(self) -> None:
-        """Bring the data to the disk and give the file its name; a second call does nothing."""
+        """Flush the data to disk and rename the file; a second call does nothing."""
         if self._file.closed:
             return
         with reported(self._shown), self._discarded_on_error():
@@ -225,10 +223,10 @@ class AtomicFile:
         _sync_directory(os.path.dirname(self._path))
 
     def discard(self) -> None:
-        """Remove the temporary file; after `commit` this does nothing."""
+        """Remove the temporary file; does nothing after `commit`."""
         if self._file.closed:
             return
-        # Closing flushes, which fails on a full disk; the descriptor is released all the same.
+        # Closing flushes, which fails on a full disk; the descriptor is released anyway.
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
@@ -244,7 +242,7 @@ class AtomicFile:
 
 
 class _Stream:
-    """Standard output, or another stream that is not ours to close: every row goes out at once."""
+    """Standard output, or another stream that must stay open; every row is flushed at once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -252,7 +250,7 @@ class _Stream:
     def write(self, data: bytes) -> None:
         with reported("standard output"):
             rest = memoryview(data)
-            while rest:  # with PYTHONUNBUFFERED stdout is a raw file, which may take only a part
+            while rest:  # with PYTHONUNBUFFERED, stdout is a raw file and may accept only part of the data
                 num_written = self._stream.write(rest)
                 if num_written is None:
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -260,26 +258,26 @@ class _Stream:
             self._stream.flush()
 
     def commit(self) -> None:
-        """Every row is out already."""
+        """Do nothing: every row is already written."""
 
     def discard(self) -> None:
-        """What is out cannot be taken back."""
+        """Do nothing: written rows cannot be withdrawn."""
 
 
 @contextlib.contextmanager
 def reported(name: str) -> Iterator[None]:
-    """Turn a failure of the system into an OutputError; a closed pipe is the caller's to end quietly."""
+    """Convert OSError to OutputError, except BrokenPipeError, which the caller handles quietly."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "Choose a place that you may write to.")
+        remedy = _REMEDIES.get(error.errno or 0, "Choose a location with write permission.")
         raise OutputError(f"cannot write '{printable(name)}': {error.strerror or error}. {remedy}") from error
 
 
 def _replaceable_mode(path: str) -> int | None:
-    """Return the permissions of the file that is to be replaced; None if there is none."""
+    """Return the permissions of the file to be replaced, or None if there is none."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -298,15 +296,15 @@ def _create_beside(path: str) -> tuple[str, BinaryIO]:
 
 
 def _temporary_stem(path: str) -> str:
-    """What temporary files of this path, and of no other, begin with."""
+    """Return the prefix that only temporary files of this path have."""
     directory, name = os.path.split(path)
-    # The name may fill all of the 255 bytes that file systems allow; the temporary one needs room for more.
+    # The name may use all 255 bytes that file systems allow, so the temporary name is built from a part of it.
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
     return os.path.join(directory, f".{name[:40]}.{digest}.")
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove temporary files of this path that a killed run has left; none that runs may be writing it."""
+    """Remove temporary files of this path left by a killed run; no other run may be writing it."""
     stem = _temporary_stem(os.path.realpath(path))
     for leftover in glob.glob(f"{glob.escape(stem)}????????.partial", include_hidden=True):
         with contextlib.suppress(OSError):
@@ -314,7 +312,7 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 
 def _sync_directory(directory: str) -> None:
-    # The report is in place; some file systems cannot sync a directory, and that is no failure.
+    # Some file systems cannot sync a directory; the report is in place anyway, so this is not a failure.
     with contextlib.suppress(OSError):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -324,7 +322,7 @@ def _sync_directory(directory: str) -> None:
 
 
 def typed_cell(column: Column, value: object) -> str | int | float | None:
-    """Return the value as all formats give it: printable text, an integer, or a rounded number."""
+    """Return the value as written in all formats: printable text, an integer, or a rounded number."""
     if value is None:
         return None
     if column.kind == "path":

@@ -1,1 +1,1 @@
-"""The stages wired: pipeline, verdict, ledger, bench."""
+"""The scan itself: pipeline, verdict, ledger, outputs and bench."""

@@ -1,4 +1,4 @@
-"""What a scan costs, stage by stage, on this machine and these videos, beside what it could not cost less than."""
+"""Measure the cost of a scan per stage, and compare it with a lower bound."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
 CHILDREN_STAGES = frozenset({"open", "decode"})
-"""Run in children, whose wall time overlaps with all the rest."""
+"""Stages that run in child processes; their wall time overlaps with all other stages."""
 FLOOR_S = 2.0
-"""Faces of noise are judged for at least so long to learn what one costs."""
+"""Minimum time spent on classifying noise to measure the cost per face."""
 
 
 def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
-    """Scan for real, into a temporary folder, and say what each stage cost; then measure the floors.
+    """Scan into a temporary folder, measure the cost of each stage, then measure a lower bound.
 
-    Decoding runs in child processes, which tell their CPU seconds only; its wall time overlaps with the rest. The
-    floor is decoding alone plus classification alone: what no scan of these frames with this network can be under.
+    Decoding runs in child processes, which report only their CPU seconds; its wall time overlaps with the other
+    stages. The lower bound ("floor") is decoding alone plus classification alone. No scan of these frames with this
+    network can be cheaper.
 
     Raises:
         ConfigError: an input or option is unusable.
@@ -80,7 +81,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
 
 
 def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_faces: int) -> dict[str, float]:
-    """CPU seconds of both, and wall seconds: they can run beside each other, but not on more cores than there are."""
+    """Return CPU and wall seconds; decoding and classification can overlap, but they share the available cores."""
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
     decode = _decode_only(paths, engine)
     classify = [each * num_faces for each in _classify_only(engine.runtime, engine.preprocessing.input_size_px)]
@@ -96,7 +97,7 @@ def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_fa
 
 
 def _decode_only(paths: Sequence[str], engine: Engine) -> tuple[float, float]:
-    """Wall and CPU seconds, those of the decoding children among them."""
+    """Return wall and CPU seconds of decoding, including those of the child processes."""
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
     with closing(events):
@@ -105,12 +106,12 @@ def _decode_only(paths: Sequence[str], engine: Engine) -> tuple[float, float]:
 
 
 def _classify_only(runtime: Runtime, size_px: int) -> tuple[float, float]:
-    """Wall and CPU seconds of one face, in full batches on all threads."""
+    """Return wall and CPU seconds per face, measured with full batches on all threads."""
     shape = (runtime.threads, runtime.batch_size, 3, size_px, size_px)
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     num_faces, wall_s, cpu_s = 0, 0.0, 0.0
     with ThreadPoolExecutor(runtime.threads) as pool:
-        list(pool.map(runtime.predict, noise))  # a GPU's first batch takes longer
+        list(pool.map(runtime.predict, noise))  # warm-up: the first batch on a GPU takes longer
         while wall_s < FLOOR_S:
             start_s, start_cpu_s = time.perf_counter(), time.process_time()
             list(pool.map(runtime.predict, noise))
@@ -137,7 +138,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _peak_gpu_bytes() -> int | None:
-    """Of all GPUs that were used; None where none was."""
+    """Return the peak memory of all GPUs together, or None if no GPU was used."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None

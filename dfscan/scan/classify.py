@@ -1,6 +1,6 @@
-"""The scoring of faces, in threads of this process, and what is known of a video meanwhile.
+"""The scoring of faces in threads of this process, and the state of a video in progress.
 
-One thread gives work to this stage and to that of `search`, and takes the results, in order; what waits in them is
+One thread submits work to this stage and to the stage in `search`, and takes the results in order. Both queues are
 bounded, so that a fast decoder waits for a slow classifier.
 """
 
@@ -25,36 +25,36 @@ from dfscan.scan.timing import Timings
 from dfscan.types import FaceCrop, FaceScore, Frame, Reason
 
 MAX_WAITING_BATCHES = 2
-"""So many, besides one for each of its threads, may wait for the classifier."""
+"""Maximum number of batches that wait for the classifier, in addition to one for each of its threads."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredCrop:
-    """A judged face with what an explanation needs."""
+    """A scored face with the data for its explanation."""
 
     crop: FaceCrop
     frame: Frame | None
     logit: float
-    """The network's own."""
+    """Logit of the network, before temperature scaling."""
     cam: Floats
 
 
 @dataclass(eq=False)
 class VideoUnderWay:
-    """What is known of a video so far."""
+    """State of a video in progress."""
 
     path: str
     identity: FileIdentity | None
     num_best: int
-    """Of so many faces what an explanation needs is kept."""
+    """Number of highest-scoring faces for which the data for an explanation is kept."""
     crowd: Crowd
     turn_deg: int = 0
-    """Clockwise turn of its frames before they are searched."""
+    """Clockwise rotation of its frames before detection."""
     num_frames: int = 0
     num_found: int = 0
-    """Faces found so far, whether they are judged or not."""
+    """Number of faces found so far, whether they are scored or not."""
     num_unscored: int = 0
     ended: Ended | None = None
     is_search_ended: bool = False
@@ -62,28 +62,28 @@ class VideoUnderWay:
     failure: Reason | None = None
     faces: list[FaceScore] = field(default_factory=list)
     pictures: FacePictures | None = None
-    """Where they are wanted."""
+    """None if no pictures are kept."""
     kept: KeptFrames = field(default_factory=KeptFrames)
-    """For a second look, as long as few faces are found."""
+    """Frames for a second search, while few faces have been found."""
     _best: list[tuple[float, int, FaceScore, ScoredCrop]] = field(default_factory=list)
 
     def end(self, ended: Ended) -> None:
-        """No more frames come."""
+        """Note that decoding has ended, and whether the file has changed meanwhile."""
         self.ended = ended
         self.has_changed = self.identity != FileIdentity.of(self.path)
 
     @property
     def fails(self) -> bool:
-        """Whether it cannot be judged."""
+        """True if the video cannot be judged."""
         return bool(self.failure or self.has_changed or (self.ended and self.ended.failure))
 
     @property
     def is_complete(self) -> bool:
-        """Whether all its faces are scored."""
+        """True if all its frames are searched and all its faces are scored."""
         return self.is_search_ended and not self.num_unscored
 
     def keep(self, score: FaceScore, scored: ScoredCrop) -> None:
-        """Take one score."""
+        """Add the score of one face."""
         self.num_unscored -= 1
         self.faces.append(score)
         if self.pictures:
@@ -94,7 +94,7 @@ class VideoUnderWay:
                 heapq.heappop(self._best)
 
     def best_first(self) -> list[tuple[FaceScore, ScoredCrop]]:
-        """The `num_best` faces with the highest scores, the earlier first of equals."""
+        """Return the `num_best` highest-scoring faces, highest first; ties are in order of arrival."""
         return [entry[2:] for entry in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
 
 
@@ -113,14 +113,14 @@ class ScoreStage:
         self._running: deque[tuple[Future[tuple[Floats, Floats]], list[_Unscored]]] = deque()
 
     def submit(self, video: VideoUnderWay, crop: FaceCrop, frame: Frame | None) -> None:
-        """Take a face; `frame` if an explanation may need it."""
+        """Add a face to the batch; pass its `frame` if an explanation may need it."""
         video.num_unscored += 1
         self._batch.append((video, crop, frame))
         if len(self._batch) >= self._runtime.batch_size:
             self.flush()
 
     def flush(self) -> None:
-        """Have the classifier score what has been collected, full batch or not."""
+        """Send the collected faces to the classifier, even if the batch is not full."""
         batch, self._batch = self._batch, []
         if batch:
             self._running.append((self._pool.submit(self._score, [crop for _, crop, _ in batch]), batch))
@@ -130,14 +130,14 @@ class ScoreStage:
             return self._runtime.predict(to_input([crop.pixels for crop in crops], self._preprocessing))
 
     def next(self) -> list[tuple[VideoUnderWay, ScoredCrop]] | None:
-        """The next batch if there is one; waited for only if too much is waiting."""
+        """Return the next scored batch, or None; wait only if too many batches are queued."""
         most = self._runtime.threads + MAX_WAITING_BATCHES
         if self._running and (self._running[0][0].done() or len(self._running) > most):
             return self.wait()
         return None
 
     def wait(self) -> list[tuple[VideoUnderWay, ScoredCrop]]:
-        """The next batch."""
+        """Wait for the next scored batch."""
         future, batch = self._running.popleft()
         logits, cams = future.result()
         return [
@@ -147,5 +147,5 @@ class ScoreStage:
 
     @property
     def is_busy(self) -> bool:
-        """Whether results are to come."""
+        """True if results are pending."""
         return bool(self._running)

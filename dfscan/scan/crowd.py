@@ -1,4 +1,4 @@
-"""Choose whom to judge in a crowd: the same people in every frame, not the largest faces of each."""
+"""Select the faces to score in a crowd: the same people in every frame, not the largest faces of each frame."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dfscan.types import Face, FaceCrop
 
 
 class Crowd:
-    """The people of one video that are judged; give it every frame in order."""
+    """Selects the people of one video whose faces are scored; frames must be given in order."""
 
     def __init__(self, max_faces: int) -> None:
-        """Start without anybody.
+        """Start with no people.
 
         Args:
-            max_faces: maximum number of faces judged in one frame.
+            max_faces: maximum number of faces scored per frame.
         """
         self._max_faces = max_faces
         self._people: list[Face] = []
-        """Of each person that is judged, the last face."""
+        """The last face of each selected person."""
         self.most_faces = 0
         """Largest number of faces in one frame."""
 
     def choose(self, crops: Sequence[FaceCrop]) -> list[FaceCrop]:
-        """Those of one frame's faces that are judged: of people judged before first, then the largest.
+        """Return the faces of one frame to score: people selected earlier come first, then the largest faces.
 
         Args:
-            crops: of all faces of the frame, the largest first.
+            crops: crops of all faces in the frame, largest first.
         """
         self.most_faces = max(self.most_faces, len(crops))
         known = self._known([crop.face for crop in crops])
@@ -42,7 +42,7 @@ class Crowd:
         return [crops[i] for i in chosen]
 
     def _known(self, faces: Sequence[Face]) -> dict[int, int]:
-        """Person of each face that is one's, the surest first."""
+        """Match faces to selected people, best match first; map face index to person index."""
         fits = [
             (fit, j, i)
             for j, person in enumerate(self._people)
@@ -57,7 +57,7 @@ class Crowd:
 
 
 def _fit(person: Face, face: Face) -> float | None:
-    """Overlap plus likeness; None where they are two people."""
+    """Return IoU plus descriptor similarity, or None if these are two people."""
     overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
     alike = likeness(person.appearance, face.appearance)
     return overlap + alike if overlap >= MIN_IOU or alike >= LOOKS_SAME else None

@@ -1,6 +1,6 @@
-"""The search for faces, in threads of this process: on a CPU video by video, on a GPU in batches across videos.
+"""Face detection in threads of this process: per video on a CPU, in batches across videos on a GPU.
 
-Both stages are given frames by one thread, which also takes the results; those of one video come in order.
+One thread submits frames to a stage and takes its results. The results of one video are in order.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from dfscan.scan.timing import Timings
 from dfscan.types import Face, FaceCrop, Frame, Reason, Scene
 
 MAX_WAITING_FRAMES = 2
-"""So many for each thread may wait for the search on a CPU."""
+"""Maximum number of frames per thread that wait for detection on a CPU."""
 MAX_BATCHES_PASSED = 8
-"""So many batches of other shapes go before one that is not full, on a GPU."""
+"""On a GPU, a partial batch is sent after this many batches of other shapes."""
 ODD_PICTURE_ERRORS = (IndexError, ValueError, cv2.error)
-"""What odd pictures can do to MTCNN and OpenCV."""
+"""Errors that MTCNN and OpenCV raise on unusual frames."""
 
 log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LookedOver:
-    """A frame and the crops of its faces."""
+    """A searched frame and the crops of its faces."""
 
     frame: Frame
     crops: list[FaceCrop]
@@ -45,38 +45,38 @@ class LookedOver:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Searched:
-    """The next frames of a video whose faces are known."""
+    """The next searched frames of a video."""
 
     video: VideoUnderWay
     looks: list[LookedOver]
 
 
 class SearchStage(Protocol):
-    """Finds and cuts out the faces of several videos at once."""
+    """Detects and crops the faces of several videos at once."""
 
     def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
-        """Take the next frame of a video, or None after its last."""
+        """Take the next frame of a video, or None after its last frame."""
 
     def next(self) -> list[Searched]:
-        """What is ready; waited for only if too much is waiting."""
+        """Return finished results; wait only if too many frames are queued."""
 
     def wait(self) -> list[Searched]:
-        """The next results; only where the stage `is_busy`."""
+        """Wait for the next results; the stage must be busy (see `is_busy`)."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether results are to come."""
+        """True if results are pending."""
 
 
 class Cutter:
-    """Cuts faces out of frames, as one classifier wants them."""
+    """Crops faces with the margin and size that the classifier needs."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._margin = preprocessing.crop_margin
         self._size_px = preprocessing.input_size_px
 
     def look_over(self, frame: Frame, faces: Sequence[Detection]) -> LookedOver:
-        """Cut out and describe each face."""
+        """Crop each face and compute its descriptor."""
         view = scene(frame.pixels) if faces else None
         return LookedOver(frame, [self._crop(frame, face, view) for face in faces])
 
@@ -98,23 +98,23 @@ class Cutter:
 
 
 def broken(error: Exception) -> Reason:
-    """Why a video cannot be judged of which a frame is one of the `ODD_PICTURE_ERRORS`."""
+    """Return the failure reason of a video in which a frame raised one of `ODD_PICTURE_ERRORS`."""
     log.debug("face detection", exc_info=error)
     return Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
 
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """The frames of one video."""
+    """Queued frames of one video."""
 
     follower: Follower
     waiting: list[Frame] = field(default_factory=list)
     is_searched: bool = False
-    """Whether a thread is at it."""
+    """True while a worker thread is processing this video."""
 
 
 class FollowingSearch:
-    """`SearchStage` on a CPU: each video is searched by one thread at a time, its faces followed."""
+    """`SearchStage` for a CPU: each video is processed by one thread at a time, and its faces are tracked."""
 
     def __init__(
         self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, pool: Executor, *, threads: int
@@ -126,11 +126,11 @@ class FollowingSearch:
         self._max_waiting = MAX_WAITING_FRAMES * threads
         self._num_waiting = 0
         self._queues: WeakKeyDictionary[VideoUnderWay, _Queue] = WeakKeyDictionary()
-        """One that is tried again, after its decoder has died, never ends."""
+        """Weak keys: if the decoder of a video dies and it is retried, its first state never ends."""
         self._running: deque[tuple[Future[list[LookedOver]], VideoUnderWay, int, bool]] = deque()
 
     def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
-        """As `SearchStage.submit`."""
+        """See `SearchStage.submit`."""
         queue = self._queues.get(video)
         if queue is None:
             queue = self._queues[video] = _Queue(Follower(self._detector))
@@ -156,13 +156,13 @@ class FollowingSearch:
             return [self._cutter.look_over(look.frame, look.faces) for look in looks]
 
     def next(self) -> list[Searched]:
-        """As `SearchStage.next`."""
+        """See `SearchStage.next`."""
         if self._running and (self._running[0][0].done() or self._num_waiting > self._max_waiting):
             return self.wait()
         return []
 
     def wait(self) -> list[Searched]:
-        """As `SearchStage.wait`."""
+        """See `SearchStage.wait`."""
         future, video, num_frames, is_last = self._running.popleft()
         try:
             looks = future.result()
@@ -178,7 +178,7 @@ class FollowingSearch:
 
     @property
     def is_busy(self) -> bool:
-        """As `SearchStage.is_busy`."""
+        """See `SearchStage.is_busy`."""
         return bool(self._running)
 
 
@@ -188,15 +188,15 @@ _Shape = tuple[int, ...]
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """Frames of one shape that wait to be searched together."""
+    """Frames of one shape that are collected for one batch."""
 
     began: int
-    """How many batches had been sent off when its first frame came."""
+    """Number of batches that had been sent when the first frame was added."""
     items: list[_Item] = field(default_factory=list)
 
 
 class BatchedSearch:
-    """`SearchStage` with a GPU: every frame is searched, those of one shape together, whatever video they are of."""
+    """`SearchStage` for a GPU: detects faces in every frame, in batches of equal frame shape across videos."""
 
     def __init__(
         self,
@@ -216,18 +216,18 @@ class BatchedSearch:
         self._num_sent = 0
         self._running: deque[tuple[Future[list[LookedOver | Reason]], list[_Item]]] = deque()
         self._num_open: WeakKeyDictionary[VideoUnderWay, int] = WeakKeyDictionary()
-        """Frames of a video whose faces are not known yet."""
+        """Number of frames of each video that are not searched yet."""
         self._shape_of: WeakKeyDictionary[VideoUnderWay, _Shape] = WeakKeyDictionary()
 
     def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
-        """As `SearchStage.submit`."""
+        """See `SearchStage.submit`."""
         if frame is None:
             video.is_search_ended = not self._num_open.get(video)
             return
         shape = frame.pixels.shape
         last_shape, self._shape_of[video] = self._shape_of.get(video, shape), shape
         if last_shape != shape:
-            self._send(last_shape)  # so that a video's frames come out in order
+            self._send(last_shape)  # keeps the frames of a video in order
         self._num_open[video] = self._num_open.get(video, 0) + 1
         batch = self._batches.setdefault(shape, _Batch(self._num_sent))
         batch.items.append((video, frame))
@@ -246,7 +246,7 @@ class BatchedSearch:
             self._send(rare)
 
     def _search(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:
-        """For each frame its crops, or why there are none."""
+        """Return the crops of each frame, or the reason why detection failed."""
         try:
             return self._look_over(frames)
         except ODD_PICTURE_ERRORS as error:
@@ -261,13 +261,13 @@ class BatchedSearch:
             return [self._cutter.look_over(frame, faces) for frame, faces in zip(frames, found, strict=True)]
 
     def next(self) -> list[Searched]:
-        """As `SearchStage.next`."""
+        """See `SearchStage.next`."""
         if self._running and (self._running[0][0].done() or len(self._running) > self._max_running):
             return self.wait()
         return []
 
     def wait(self) -> list[Searched]:
-        """As `SearchStage.wait`."""
+        """See `SearchStage.wait`."""
         if not self._running:
             self._send(next(iter(self._batches)))
         future, items = self._running.popleft()
@@ -283,5 +283,5 @@ class BatchedSearch:
 
     @property
     def is_busy(self) -> bool:
-        """As `SearchStage.is_busy`."""
+        """See `SearchStage.is_busy`."""
         return bool(self._running or self._batches)

@@ -1,8 +1,8 @@
-"""The one record of what was found: a SQLite file from which every report is made.
+"""The ledger: a SQLite file of results, from which every report is made.
 
 A row is keyed by the file's identity (absolute path, size, modification time, sha256) and by its recipe, and holds the
-whole result as JSON. A recipe is the hash of everything else that decides a result; its document is kept beside it.
-Inode and change time are kept apart: they tell when a file must be hashed before its result is used again.
+whole result as JSON. The recipe is a hash of everything else that affects a result; the hashed document is stored too.
+Inode and change time are stored separately. They show when a file must be hashed before its result is reused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, Video
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
-"""Time to wait for other programs that use the file, such as a report that is made beside the scan."""
+"""Time to wait for other programs that use the file, such as a report that is built during the scan."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS recipes (
     recipe TEXT PRIMARY KEY,
@@ -74,17 +74,17 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells a file apart from a changed one without reading it."""
+    """File attributes that reveal a change without reading the file."""
 
     size_bytes: int
     mtime_ns: int
     inode: int
     ctime_ns: int = field(default=0, compare=False)
-    """Changes with the content, and also with permissions, names and links: on its own it proves nothing."""
+    """Changes with the content, but also with permissions, names and links, so it is not compared."""
 
     @classmethod
     def of(cls, path: str) -> FileIdentity | None:
-        """Identity of the file that the path leads to now, or None if there is none."""
+        """Return the identity of the file now at this path, or None if there is none."""
         try:
             found = os.stat(path)
         except (OSError, ValueError):  # a name with a NUL byte is a ValueError
@@ -94,27 +94,27 @@ class FileIdentity:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything besides the file that a result depends on: two equal recipes give equal results."""
+    """Everything besides the file that a result depends on; equal recipes give equal results."""
 
     checkpoint: str
     """Short text that names the checkpoint in reports."""
     checkpoint_sha256: str
     version: str
-    """Of dfscan."""
+    """Version of dfscan."""
     device_kind: str
-    """``cpu`` or ``cuda``: arithmetic differs in the last digits."""
+    """``cpu`` or ``cuda``; their results differ in the last digits."""
     settings: dict[str, Any]
     method: int = 1
-    """See `setup.METHOD`; ledgers from before it was kept have 1."""
+    """See `setup.METHOD`; 1 in ledgers from before it was stored."""
 
     @cached_property
     def document(self) -> str:
-        """The recipe as JSON with sorted keys."""
+        """Recipe as JSON with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @cached_property
     def digest(self) -> str:
-        """Lower-case hex sha256 of the document."""
+        """Lower-case hex sha256 of `document`."""
         return hashlib.sha256(self.document.encode()).hexdigest()
 
 
@@ -122,18 +122,18 @@ _OF_FILE = "WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND recipe = ?"
 
 
 class Ledger:
-    """A SQLite file of results; a context manager. Each `put` is durable when it returns."""
+    """A SQLite file of results; a context manager. A result is durable when `put` returns."""
 
     def __init__(self, path: Path | None, *, recipe: Recipe, card: Mapping[str, Any] | None = None) -> None:
-        """Open or make the ledger.
+        """Open or create the ledger.
 
         Args:
-            path: the file; None keeps the record in a temporary file that goes with the process.
-            recipe: under which results are put and looked up.
-            card: of the recipe's checkpoint, for later reports.
+            path: the file; None uses a temporary file that is deleted when the process ends.
+            recipe: recipe under which results are stored and looked up.
+            card: card of the recipe's checkpoint, for later reports.
 
         Raises:
-            OutputError: the file cannot be made or is no dfscan ledger of this version.
+            OutputError: the file cannot be created or is not a dfscan ledger of this version.
         """
         self._name = str(path) if path else "temporary ledger"
         self._recipe = recipe
@@ -149,13 +149,13 @@ class Ledger:
     def _prepare(self) -> None:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
-            raise OutputError(f"{self._name}: a ledger of version {version}, made by a newer dfscan; name another")
+            raise OutputError(f"{self._name}: ledger version {version} is from a newer dfscan; name another file")
         if not version and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise OutputError(f"{self._name}: the database of another program; name another file")
+            raise OutputError(f"{self._name}: this is the database of another program; name another file")
         self._database.execute("PRAGMA journal_mode = WAL")
-        # In one transaction: after a power cut tables without a version would look like another program's. IMMEDIATE,
-        # because SQLite does not wait when a transaction that has read finds the write lock taken. A reader holds that
-        # lock for a moment when it recovers the log of a scan that was killed (sqlite.org/wal.html, section 2.2).
+        # One transaction: after a power cut, tables without a version would look like another program's database.
+        # IMMEDIATE: SQLite does not wait if a transaction that has already read finds the write lock taken. A reader
+        # takes that lock briefly to recover the log of a killed scan (sqlite.org/wal.html, section 2.2).
         self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         row = (self._recipe.digest, self._recipe.document)
         self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
@@ -165,10 +165,10 @@ class Ledger:
         self._database.commit()
 
     def put(self, result: VideoResult, identity: FileIdentity | None) -> None:
-        """Record a result in place of an earlier one of the same file and recipe.
+        """Store a result, replacing an earlier one with the same file identity and recipe.
 
         Raises:
-            OutputError: the record cannot be written.
+            OutputError: the result cannot be written.
         """
         row = (
             _key(result.path),
@@ -189,9 +189,9 @@ class Ledger:
             self._stamp(key, identity)
 
     def get(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
-        """The latest result of a file as it is, under this ledger's recipe; it has the path that is asked for.
+        """Return the latest result for this file identity and recipe, with its path set to `path`, or None.
 
-        Its pictures are left where they are, see `pictures`.
+        Pictures are not loaded, see `pictures`.
         """
         with self._explained():
             key = (_key(path), *_size_and_time(identity), self._recipe.digest)
@@ -200,7 +200,7 @@ class Ledger:
         return _named(from_json(json.loads(row[0])), path) if row else None
 
     def has_stamp(self, path: str, identity: FileIdentity) -> bool:
-        """Whether inode and change time are those under which the latest result of this file was last confirmed."""
+        """Return True if inode and change time are unchanged since the result was last confirmed."""
         with self._explained():
             key = (_key(path), *_size_and_time(identity), self._recipe.digest)
             row = self._database.execute(f"SELECT inode, ctime_ns FROM stamps {_OF_FILE}", key).fetchone()
@@ -212,10 +212,10 @@ class Ledger:
             self._database.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def renew(self, path: str, identity: FileIdentity | None) -> None:
-        """Make the result of a file the latest of its path again: it holds now, whatever was found in between.
+        """Make the stored result the latest one for its path again, after the file has been confirmed unchanged.
 
         Raises:
-            OutputError: the record cannot be written.
+            OutputError: the ledger cannot be written.
         """
         query = f"SELECT max(rowid), (SELECT max(rowid) FROM videos WHERE path = ?) FROM videos {_OF_FILE}"
         key = (_key(path), *_size_and_time(identity), self._recipe.digest)
@@ -227,7 +227,7 @@ class Ledger:
             self._stamp(key, identity)
 
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
-        """The pictures that were put with a result."""
+        """Return the pictures that were stored with a result."""
         with self._explained():
             return _pictures(self._database, (_key(path), *_size_and_time(identity), self._recipe.digest))
 
@@ -252,46 +252,46 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a ledger has the latest result of one file."""
+    """Reference to the latest result of one file in a ledger."""
 
     path: str
-    """As it was given to the scan."""
+    """Path as given to the scan."""
     recipe: Recipe
-    """Under which it was judged."""
+    """Recipe of the result."""
     key: tuple[bytes, int, int, str]
-    """Absolute path, size, time and recipe."""
+    """Absolute path, size in bytes, modification time in ns, and digest of the recipe."""
     sha256: str
-    """Of the file; empty if it could not be hashed."""
+    """sha256 of the file; empty if it could not be hashed."""
     row: int
 
 
 class OldLedger:
-    """A ledger that is only read, whatever recipes are in it; a context manager."""
+    """Reads a ledger, across all its recipes; a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open the ledger.
 
         Raises:
-            ConfigError: there is no dfscan ledger of this version.
+            ConfigError: the file does not exist or is not a dfscan ledger of this version.
         """
         self._path = path
         if not path.is_file():
-            raise ConfigError(f"{path}: there is no such ledger; name the .ledger file beside a report")
+            raise ConfigError(f"{path}: no such ledger; name the .ledger file beside a report")
         try:
-            # Not mode=ro: that cannot read a write-ahead log that nobody else has open.
+            # Not mode=ro, which cannot read a write-ahead log that no other process has open.
             self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
-            self._database.execute("BEGIN")  # all reads see one moment, even beside a scan that writes
+            self._database.execute("BEGIN")  # one snapshot for all reads, even while a scan writes
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
             raise ConfigError(f"{path}: cannot be read as a ledger ({error})") from error
         if version != SCHEMA_VERSION or not {"videos", "recipes"} <= tables:
             self._database.close()
-            raise ConfigError(f"{path}: no ledger of this version of dfscan")
+            raise ConfigError(f"{path}: not a ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
 
     def entries(self) -> list[Entry]:
-        """The latest result of every file, by its absolute path.
+        """List the latest result of every file, sorted by absolute path.
 
         Raises:
             ConfigError: a record is damaged.
@@ -309,17 +309,17 @@ class OldLedger:
             ]
 
     def result(self, entry: Entry) -> VideoResult:
-        """The whole result, without its pictures.
+        """Return the whole result, without its pictures.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: the record is damaged.
         """
         with self._damage_said():
             (document,) = self._database.execute("SELECT result FROM videos WHERE rowid = ?", (entry.row,)).fetchone()
             return from_json(json.loads(document))
 
     def pictures(self, entry: Entry) -> list[Picture]:
-        """The pictures that were kept with a result; raises as `result`."""
+        """Return the pictures that were stored with a result; raises the same errors as `result`."""
         with self._damage_said():
             return _pictures(self._database, entry.key) if self._has_pictures else []
 
@@ -331,7 +331,7 @@ class OldLedger:
             raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
 
     def cards(self) -> dict[str, dict[str, Any]]:
-        """Cards of checkpoints, by the sha256 of their file; raises as `result`."""
+        """Return the cards of checkpoints by the sha256 of their file; raises the same errors as `result`."""
         if not self._has_pictures:
             return {}
         with self._damage_said():
@@ -354,11 +354,11 @@ def _size_and_time(identity: FileIdentity | None) -> tuple[int, int]:
 
 
 def _stamp(identity: FileIdentity) -> tuple[str, int]:
-    return str(identity.inode), identity.ctime_ns  # an inode number may be larger than SQLite's integers
+    return str(identity.inode), identity.ctime_ns  # as text: an inode number may exceed SQLite's integers
 
 
 def _named(result: VideoResult, path: str) -> VideoResult:
-    """The result under another name of the same file, such as a relative one."""
+    """Return the result under another path of the same file, such as a relative one."""
     return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
 
 
@@ -367,7 +367,7 @@ def _key(path: str) -> bytes:
 
 
 def to_json(result: VideoResult) -> dict[str, Any]:
-    """Everything known of a video as plain JSON values; appearance descriptors, of no use later, are left out."""
+    """Convert a result to plain JSON values; appearance descriptors are omitted, since reports do not need them."""
     document = {
         "path": base64.b64encode(os.fsencode(result.path)).decode(),
         "status": result.status,
@@ -400,7 +400,7 @@ def _face_to_json(scored: FaceScore) -> dict[str, Any]:
 
 
 def from_json(document: dict[str, Any]) -> VideoResult:
-    """Inverse of `to_json`."""
+    """Convert JSON values back to a result, the inverse of `to_json`."""
     verdict = dict(document["verdict"])
     if verdict["reason"]:
         verdict["reason"] = Reason(**verdict["reason"])
@@ -432,7 +432,7 @@ def _face_from_json(document: dict[str, Any]) -> FaceScore:
         landmarks=np.array(document["landmarks"], dtype=np.float32),
         detection_score=document["detection_score"],
         appearance=np.empty(0, dtype=np.float32),
-        frame_number=document.get("frame_number"),  # both are absent from ledgers of 0.1
+        frame_number=document.get("frame_number"),  # this and `stream` are absent from ledgers of 0.1
         stream=document.get("stream", 0),
     )
     return FaceScore(face, document["logit"])

@@ -1,4 +1,4 @@
-"""One run at a time: the kernel's lock on each file that a run writes. A crash releases it."""
+"""Allow one run at a time, with a kernel lock for each output file. A crash releases the lock."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ log = logging.getLogger("dfscan")
 
 
 class _HeldError(Exception):
-    """Another process has the lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def only_run(outputs: Iterable[Path]) -> Iterator[None]:
-    """Hold the locks of all outputs; each is a file ``.NAME.lock`` beside it, removed at the end.
+    """Hold the locks of all outputs. Each lock is a file ``.NAME.lock`` beside its output, removed at the end.
 
     Args:
-        outputs: files that another run must not write meanwhile; they need not exist.
+        outputs: files that no other run may write meanwhile; they need not exist.
 
     Raises:
-        LockedError: another run holds one of them.
-        OutputError: a lock file cannot be made.
+        LockedError: another run holds one of the locks.
+        OutputError: a lock file cannot be created.
     """
     with ExitStack() as stack:
         for path in sorted({os.path.realpath(output) for output in outputs}):
@@ -45,17 +45,18 @@ def _held(path: str) -> Iterator[None]:
         with reported(path):
             descriptor = _take(lock_path)
     except _HeldError:
-        raise LockedError(f"{path}: another run of dfscan writes it; wait for its end, or name another file") from None
+        problem = f"{path}: another run of dfscan is writing it"
+        raise LockedError(f"{problem}; wait until it ends, or name another file") from None
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # what is left is harmless: the lock is the kernel's, not the file's
+        with contextlib.suppress(OSError):  # a file left behind is harmless: the kernel holds the lock, not the file
             os.unlink(lock_path)
         os.close(descriptor)
 
 
 def _take(lock_path: str) -> int:
-    """A descriptor that holds the lock on the file that has this name."""
+    """Open and lock the file at this path; return its descriptor."""
     while True:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -65,7 +66,7 @@ def _take(lock_path: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its last holder removed it between our open and our lock
+        os.close(descriptor)  # the previous holder removed the file between our open and our lock
 
 
 def _lock(descriptor: int, lock_path: str) -> None:
@@ -74,7 +75,8 @@ def _lock(descriptor: int, lock_path: str) -> None:
     except BlockingIOError:
         raise _HeldError from None
     except OSError as error:  # some network file systems have no locks
-        log.warning("%s: no lock can be had there (%s); see that no two runs write it", lock_path, error.strerror)
+        message = "%s: cannot lock this file (%s); make sure that no other run writes to it"
+        log.warning(message, lock_path, error.strerror)
 
 
 def _is_named(descriptor: int, lock_path: str) -> bool:

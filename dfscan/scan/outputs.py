@@ -1,4 +1,4 @@
-"""Everything that a scan writes, and what it takes from the ledger instead of judging it again."""
+"""All outputs of a scan, and the reuse of results that are already in the ledger."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
 from dfscan.types import Picture, VideoResult
 
 MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())
-"""Reasons of an error that another machine, limit or moment may not give: such files are tried again every time."""
+"""Codes of errors that may be temporary or depend on the machine or its limits; such files are always retried."""
 
 log = logging.getLogger("dfscan")
 
 
 class Outputs:
-    """A context manager. Reports are opened before models are loaded, so that a typo costs no night."""
+    """All outputs of a scan; a context manager.
+
+    Every report is opened before models are loaded, so a bad path fails immediately.
+    """
 
     def __init__(
         self, settings: ScanSettings, made_by: Recipe, paths: list[str], *, card: Mapping[str, Any] | None = None
     ) -> None:
-        """Open them all.
+        """Open all outputs.
 
         Args:
-            settings: name them.
-            made_by: the recipe of the results.
-            paths: of all inputs, in the order of the report.
-            card: of the checkpoint.
+            settings: settings that name the outputs.
+            made_by: recipe of the results.
+            paths: paths of all inputs, in report order.
+            card: card of the checkpoint.
 
         Raises:
-            OutputError: one cannot be written.
+            OutputError: an output cannot be written.
         """
         self._settings = settings
         self._recipe = made_by
@@ -63,7 +66,7 @@ class Outputs:
             self._stack = opened.pop_all()
 
     def recall(self, path: str) -> VideoResult | None:
-        """What the ledger knows of the file as it is now, unless that is worth another try; its row is written."""
+        """Return the result in the ledger, and write its row, if the file is unchanged and needs no retry."""
         identity = FileIdentity.of(path)
         known = self._ledger.get(path, identity) if identity else None
         if identity is None or known is None or not self._is_final(known, identity):
@@ -84,36 +87,37 @@ class Outputs:
         return self.dumps is None or self.dumps.holds(known.dumps)
 
     def _is_same_file(self, known: VideoResult, identity: FileIdentity) -> bool:
-        """Whether the file still has the content that was judged; it is hashed if in doubt, and with `verify` always.
+        """Return True if the file still has the scanned content.
 
-        Restoring, copying back, changing permissions or mounting anew changes inode or change time, but not the
-        content; replacing a file by another one of equal size and modification time changes all three.
+        The file is hashed if its inode or change time differ, or if `verify` is set. Restoring, copying back, changing
+        permissions or remounting changes inode or change time, but not the content. Replacing a file by another one of
+        equal size and modification time changes all three.
         """
         if not self._settings.verify and self._ledger.has_stamp(known.path, identity):
             return True
         try:
             is_same = hash_file(known.path) == known.info.sha256
         except VideoError:
-            return False  # scanning it again says why
+            return False  # scanning the file again reports the cause
         if not is_same and known.info.sha256:
             log.warning(
-                "%s: its content has changed, although its size and modification time have not; scanned again",
+                "%s: the content has changed, although size and modification time have not; scanning it again",
                 display_path(known.path),
             )
         return is_same
 
     def record(self, result: VideoResult, identity: FileIdentity | None) -> bool:
-        """Put a result into the ledger; tells whether the ledger did not say the same of the file before."""
+        """Store a result in the ledger; return True if the ledger did not have the same findings for this file."""
         before = self._ledger.get(result.path, identity)
         self._ledger.put(result, identity)
         self._take(result.path, identity)
         if before is None or findings(before) != findings(result):
             return True
         hashes = {before.info.sha256, result.info.sha256} - {None}
-        return len(hashes) > 1  # another file in its place
+        return len(hashes) > 1  # replaced by another file
 
     def _take(self, path: str, identity: FileIdentity | None) -> None:
-        """Reports get from the ledger all rows whose turn has come."""
+        """Write all rows that are next in report order, from the ledger to the reports."""
         self._recorded[path] = identity
         while self._waiting and self._waiting[0] in self._recorded:
             path = self._waiting.popleft()
@@ -130,13 +134,13 @@ class Outputs:
         self._index.extend(kept.dumps)
 
     def finish(self, skipped: Mapping[str, int]) -> None:
-        """Write what is made of all results: the index of the dumps, and the page.
+        """Write the outputs that need all results: the index of the dumps, and the page.
 
         Args:
-            skipped: how many files and folders got no row, by reason.
+            skipped: number of files and folders without a row, by reason.
 
         Raises:
-            OutputError: one cannot be written.
+            OutputError: an output cannot be written.
         """
         if self.dumps:
             self.dumps.write_index(self._index)
@@ -151,7 +155,7 @@ class Outputs:
         warn_of_missing(self._reports.write_page(pictures, method))
 
     def write_meta(self, document: dict[str, Any]) -> None:
-        """Write the side file of each report that is a file."""
+        """Write the metadata file beside each report that is a file."""
         for report in self._settings.out_files:
             write_meta(report, document)
 
@@ -165,21 +169,21 @@ class Outputs:
 
 
 def findings(result: VideoResult) -> set[str]:
-    """What `fail_on` can name of one result."""
+    """Return the verdict, and ``partial`` if it applies: the values that `fail_on` can name."""
     return {result.verdict.label} | ({"partial"} if result.status == "partial" else set())
 
 
 def warn_of_missing(page: PageSummary | None) -> None:
-    """Say how many videos of a page have no pictures because of its size."""
+    """Log how many videos have no pictures on the page because of the size limit."""
     if page and page.num_left_out:
         log.warning(
-            "the page shows no pictures of %d videos, the less suspicious ones: raise --html-max-mb for more",
+            "the page omits the pictures of %d less suspicious videos; raise --html-max-mb to include more",
             page.num_left_out,
         )
 
 
 def about(recipes: Iterable[Recipe]) -> dict[str, str]:
-    """What workbooks say of the scan."""
+    """Return the facts about a scan that workbooks show on their second sheet."""
     told: dict[str, str] = {}
     for i, recipe in enumerate(recipes, start=1):
         of = "" if i == 1 else f" ({i})"
@@ -192,10 +196,10 @@ def about(recipes: Iterable[Recipe]) -> dict[str, str]:
 
 
 def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
-    """Refuse an output that would replace an input or another output: a slip such as ``-o *.mp4``.
+    """Refuse an output that would overwrite an input or another output, as after a typo such as ``-o *.mp4``.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: an output collides; the message names both files.
     """
     if settings.out.count("-") > 1:
         raise ConfigError("--out names standard output twice; name a file for the second report")
@@ -210,14 +214,14 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
 
 
 def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]) -> None:
-    """Refuse to overwrite what is read, under whatever name.
+    """Refuse to overwrite an input, even if it has several names.
 
     Args:
         named: options and the files that they write, as from `named_files`.
         inputs: videos, a checkpoint, a list of videos, ...
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: an output is an input; the message names both.
     """
     there = {found: option for option, path in named if (found := _place(path))}
     for path in inputs if there else ():
@@ -226,7 +230,7 @@ def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]
 
 
 def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
-    """Options and the files that they write."""
+    """Return options and the files that they write."""
     named = [("--out", Path(report)) for report in settings.out_files]
     named += [("the metadata of --out", meta_path(report)) for report in settings.out_files]
     others = {"--frames-out": settings.frames_out, "--html": settings.html, "--ledger": ledger_path(settings)}
@@ -234,7 +238,7 @@ def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
 
 
 def _place(path: str | Path) -> tuple[int, int] | None:
-    """Device and number of a file that is there."""
+    """Return device and inode number of a file, or None if it does not exist."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -243,13 +247,13 @@ def _place(path: str | Path) -> tuple[int, int] | None:
 
 
 def written_files(settings: ScanSettings) -> list[Path]:
-    """What no two runs may write at once."""
+    """Return the files that two runs must not write at the same time."""
     named: tuple[Path | None, ...] = (settings.frames_out, settings.html, ledger_path(settings))
     return [*(Path(report) for report in settings.out_files), *(path for path in named if path)]
 
 
 def ledger_path(settings: ScanSettings) -> Path | None:
-    """The ledger that was named, else the one beside the first report that is a file, else none."""
+    """Return the ledger in the settings, else the one beside the first report that is a file, else None."""
     if settings.ledger:
         return settings.ledger
     return Path(f"{settings.out_files[0]}.ledger") if settings.out_files else None

@@ -1,4 +1,4 @@
-"""Small pictures of judged faces for the report page, kept in the ledger."""
+"""Thumbnails of scored faces for the report page, stored in the ledger."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ FACE_PX = 96
 HEAT_MAP_PX = 192
 JPEG_QUALITY = 80
 MAX_FACES_OF_TRACK = 8
-"""So many faces of one person are shown, spread over the time that the person is seen."""
+"""Maximum number of faces shown per track, spread evenly over its time."""
 MAX_HELD = 640
-"""So many faces of one video wait for the end of it; of longer ones those of every second frame, every fourth..."""
+"""Maximum number of faces held per video; in longer videos only every second, fourth, ... frame is kept."""
 
 Pixels = NDArray[np.uint8]
 
 
 class FacePictures:
-    """The faces of one video, until it is known which of them are to be shown."""
+    """Holds the faces of one video until the tracks are known and the faces to show can be chosen."""
 
     def __init__(self) -> None:
         self._held: dict[int, tuple[int, bytes]] = {}
-        """Of a face, by its identity: the number of its frame, and its picture."""
+        """Frame index and JPEG of each face, by the `id` of the face."""
         self._every = 1
 
     def add(self, crop: FaceCrop) -> None:
-        """Hold one face."""
+        """Hold one face, if its frame is sampled."""
         if crop.face.frame_index % self._every:
             return
         self._held[id(crop.face)] = crop.face.frame_index, _jpeg(crop.pixels, FACE_PX)
@@ -40,7 +40,7 @@ class FacePictures:
             self._held = {key: held for key, held in self._held.items() if held[0] % self._every == 0}
 
     def of(self, tracks: Sequence[Track]) -> Iterator[Picture]:
-        """Faces of each track, in order of time."""
+        """Yield the faces to show of each track, in order of time."""
         for track in tracks:
             held = [scored for scored in track.faces if id(scored.face) in self._held]
             at = np.unique(np.linspace(0, len(held) - 1, min(len(held), MAX_FACES_OF_TRACK)).round().astype(int))
@@ -50,7 +50,7 @@ class FacePictures:
 
 
 def heat_map_jpeg(pixels: Pixels, cam: NDArray[np.float32]) -> bytes:
-    """The heat map of a face over its picture.
+    """Return the heat map of a face, drawn over its crop, as JPEG.
 
     Args:
         pixels: (S, S, 3) RGB.
@@ -64,5 +64,5 @@ def _jpeg(pixels: Pixels, side_px: int) -> bytes:
     small = cv2.resize(pixels, (side_px, side_px), interpolation=method)
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
-    assert is_encoded  # in memory, and of a size that JPEG knows
+    assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
     return data.tobytes()

@@ -1,8 +1,8 @@
-"""The stages of a scan, wired: decoding children -> search -> crops -> classifier -> tracks -> verdict.
+"""The pipeline of a scan: decoding processes -> face detection -> crops -> classifier -> tracks -> verdict.
 
-Several videos are under way at once, and every stage is at work on a piece of its own; a result comes out as soon as
-its video is complete. A frame's pixels live until its faces are cut out, or as long as it is among the best of its
-video when dumps are asked for.
+Several videos are in progress at once, and all stages run concurrently. A result is returned as soon as its video is
+complete. The pixels of a frame are freed when its faces have been cropped. If dumps are requested, frames with the
+highest-scoring faces of their video are kept longer.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, 
 
 
 class Listener(Protocol):
-    """Hears how a scan goes on."""
+    """Receives the progress of a scan."""
 
     def faces_scored(self, count: int) -> None:
-        """So many more faces have been judged."""
+        """Called when `count` more faces have been scored."""
 
     def video_done(self, result: VideoResult) -> None:
-        """One more result is out."""
+        """Called when the result of a video is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What does the work: models and numbers, the same for every video of a scan."""
+    """Models and settings, the same for every video of a scan."""
 
     detector: FaceDetector
     batched_detector: BatchedFaceDetector | None
-    """With a GPU this one searches, the other one goes on where it cannot."""
+    """Used on a GPU; `detector` is the CPU fallback."""
     runtime: Runtime
     preprocessing: Preprocessing
     temperature: float
     sampling: Sampling
     rules: Rules
     max_faces: int
-    """Maximum number of faces judged in one frame."""
+    """Maximum number of faces scored per frame."""
     num_workers: int
-    """Videos decoded at once."""
+    """Number of videos decoded at once."""
     limits: Limits
     seen: SeenFiles | None = None
-    """Files that the checkpoint was trained and calibrated on, where it records them."""
+    """Files that the checkpoint was trained and calibrated on, if it records them."""
 
 
 def scan_videos(
@@ -76,19 +76,19 @@ def scan_videos(
     listener: Listener | None = None,
     timings: Timings | None = None,
 ) -> Generator[tuple[VideoResult, FileIdentity | None], None, None]:
-    """Judge videos one after the other, several at a time.
+    """Judge videos, several at a time.
 
     Args:
         paths: regular files.
         engine: models and settings.
-        dumps: where Grad-CAM dumps of the `num_explained` highest-scoring faces of each video go, if anywhere.
+        dumps: folder for Grad-CAM dumps of the `num_explained` highest-scoring faces of each video, if any.
         num_explained: see `dumps`.
-        keeps_pictures: whether results hold small pictures of faces, with heat maps of the `num_explained` highest.
-        listener: told of every batch of faces.
-        timings: adds up the cost of the stages.
+        keeps_pictures: whether results hold thumbnails of faces, with heat maps of the `num_explained` highest-scoring.
+        listener: called after every batch of faces.
+        timings: accumulates the cost of the stages.
 
     Yields:
-        A result for each path, as they are complete, with the file's identity from before it was opened.
+        A result for each path, in order of completion, with the file's identity from before it was opened.
 
     Raises:
         OutputError: a dump cannot be written.
@@ -124,9 +124,9 @@ class _Scan:
         self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
         self._videos: dict[str, VideoUnderWay] = {}
         self._upright: dict[str, VideoUnderWay] = {}
-        """Videos whose frames are to be turned, as they are known so far."""
+        """Videos that need a second pass with rotated frames, with the state of the upright pass."""
         self._turns_deg: dict[str, int] = {}
-        """How far."""
+        """Clockwise rotation for the second pass of each video."""
 
     def _search_stage(self) -> SearchStage:
         engine = self._engine
@@ -154,7 +154,7 @@ class _Scan:
         yield from self._finished()
 
     def close(self) -> None:
-        """Drop what has not begun, wait for the rest."""
+        """Cancel pending work and wait for running work."""
         for pool in (self._pool, self._score_pool):
             pool.shutdown(wait=True, cancel_futures=True)
         self._timings.gpu_s = self._engine.runtime.clock.seconds
@@ -189,7 +189,7 @@ class _Scan:
             self._keep(scored)
 
     def _look_over(self, searched: list[Searched]) -> None:
-        """Send the faces of searched frames on to the classifier."""
+        """Submit the faces of searched frames to the classifier."""
         for each in searched:
             for look in each.looks:
                 each.video.num_found += len(look.crops)
@@ -223,7 +223,7 @@ class _Scan:
             yield self._result(video), video.identity
 
     def _is_to_be_turned(self, video: VideoUnderWay) -> bool:
-        """Look for faces that are not upright where too few are; if there are any, note it for another pass."""
+        """If too few faces were found, look for faces that are not upright; schedule a second pass if there are any."""
         if video.turn_deg or video.fails or video.num_found >= self._engine.rules.min_faces:
             return False
         try:
@@ -277,7 +277,7 @@ class _Scan:
         return Reason("too_many_faces", f"{text}; raise --max-faces, now {max_faces}, to judge them")
 
     def _face_notes(self, video: VideoUnderWay) -> list[Reason]:
-        """What is to be said of how faces were looked for."""
+        """Return notes for the report on how faces were searched for."""
         if video.turn_deg:
             text = f"faces were found only after the frames were turned clockwise by {video.turn_deg} degrees"
             return [Reason("turned", f"{text}; positions are those in the turned frames")]
@@ -317,14 +317,14 @@ class _Scan:
 
 
 def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_frames: int = 0) -> VideoResult:
-    """The result of a video that could not be judged."""
+    """Return the result of a video that could not be judged."""
     identity = FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
     return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames)
 
 
 def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
-    """Why only a part of the video was seen."""
+    """Return why only a part of the video was scanned, or None."""
     reasons = []
     if ended.damage:
         reasons.append(Reason("damaged", ended.damage))
@@ -336,7 +336,7 @@ def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
 
 
 def _frame_notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
-    """What a reader of the row should know, although the video was seen as asked for."""
+    """Return notes for the report on a video that was scanned as requested."""
     notes = []
     if ended.skipped and sampling.streams != "all":
         notes.append(_skipped_streams(ended))
@@ -351,7 +351,7 @@ def _skipped_streams(ended: Ended) -> Reason:
 
 
 def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
-    """Link the faces of each stream into people; one person in two streams is two."""
+    """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
     by_face = {id(each.face): each for each in scored}
     streams = sorted({each.face.stream for each in scored})
     linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]

@@ -1,4 +1,4 @@
-"""Reports made again from ledgers, without scanning anything."""
+"""Rebuild reports from ledgers, without scanning anything."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ log = logging.getLogger("dfscan")
 
 
 def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
-    """Write the reports that the settings name, over every file that the ledgers know, as it was last judged.
+    """Write reports with the latest result of every file in the ledgers.
 
     Args:
-        ledgers: of nights or machines; of a file that several know the last one's result counts.
-        settings: outputs only.
+        ledgers: ledgers of several runs or machines. If several contain a file, the last of them is used.
+        settings: the reports to write; other settings are ignored.
 
     Returns:
-        How many videos have each verdict.
+        The number of videos with each verdict.
 
     Raises:
         ConfigError: a ledger cannot be read, or would be overwritten.
-        LockedError: another run writes the same report.
-        OutputError: a report cannot be written; an old one is still there.
+        LockedError: another run is writing the same report.
+        OutputError: a report cannot be written; the old report is kept.
     """
     written = _written_files(ledgers, settings)
     with only_run(written):
@@ -70,7 +70,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
                 shown[id(result)] = entry, ledger
 
         def pictures(result: VideoResult) -> list[Picture]:
-            # Not by its path: ./a.mp4 of two machines are two videos.
+            # Not keyed by path: ./a.mp4 on two machines is two different videos.
             entry, ledger = shown[id(result)]
             return ledger.pictures(entry)
 
@@ -79,7 +79,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
 
 
 def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
-    """Of every file the last ledger's entry, in the order of a report."""
+    """Return one entry per file, from the last ledger that has it, in report order."""
     latest: dict[bytes, Known] = {}
     num_changed = 0
     for ledger in ledgers:
@@ -88,12 +88,12 @@ def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
             num_changed += before is not None and _file(before[0]) != _file(entry)
             latest[entry.key[0]] = entry, ledger
     if num_changed:
-        log.warning("%d files are not the same in all ledgers; of each the last ledger's result counts", num_changed)
+        log.warning("%d files differ between ledgers; the result in the last ledger is used for each", num_changed)
     return sorted(latest.values(), key=lambda known: report_order(known[0].path))
 
 
 def _file(entry: Entry) -> tuple[int, int, str]:
-    """What tells a file from a changed one."""
+    """Return size, modification time and sha256, which differ if the file has changed."""
     _, size_bytes, mtime_ns, _ = entry.key
     return size_bytes, mtime_ns, entry.sha256
 

@@ -1,4 +1,4 @@
-"""One whole scan: inputs found, models loaded, every video judged and recorded, reports written, an exit code."""
+"""Run a whole scan: find inputs, load models, judge and record every video, write reports, choose an exit code."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ log = logging.getLogger("dfscan")
 
 @dataclass
 class Tally:
-    """What a scan has come to."""
+    """Counts and findings of a scan."""
 
     seen: SeenFiles | None = None
-    """Files that the checkpoint was trained and calibrated on, where it records them."""
+    """Files that the checkpoint was trained and calibrated on, if it records them."""
     labels: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
     num_known: int = 0
-    """Results that were taken from the ledger."""
+    """Number of results taken from the ledger."""
     num_seen: int = 0
-    """Judged videos that are among the files of `seen`."""
+    """Number of judged videos that are among the files of `seen`."""
     news: set[str] = field(default_factory=set)
-    """Labels, and ``partial``, of results that the ledger did not hold before."""
+    """Findings (verdicts and ``partial``) that the ledger did not have before."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of what was found but gets no row."""
+    """Path and reason of every file that was found but gets no row."""
     empty: list[str] = field(default_factory=list)
-    """Folders and lists of files that gave nothing to scan, as they are shown to people."""
+    """Display names of folders and file lists that contained nothing to scan."""
 
     def count(self, result: VideoResult, *, is_new: bool) -> None:
-        """Add one result."""
+        """Count one result."""
         self.labels[result.verdict.label] += 1
         self.num_partial += result.status == "partial"
         if self.seen and result.verdict.score is not None and result.info.sha256:
@@ -66,16 +66,16 @@ class Tally:
 
     @property
     def num_videos(self) -> int:
-        """Rows of the report."""
+        """Number of rows in the report."""
         return self.labels.total()
 
     @property
     def num_skipped(self) -> Counter[str]:
-        """How many files and folders got no row, by reason."""
+        """Number of files and folders without a row, by reason."""
         return Counter(reason for _, reason in self.skipped)
 
     def exit_code(self, settings: ScanSettings) -> int:
-        """0 nothing to report, 1 `fail_on` names something that was found, 2 a video or folder gave no verdict."""
+        """Return 1 if `fail_on` matches a verdict or ``partial``, 2 if only errors or empty inputs, else 0."""
         if settings.exit_zero:
             return 0
         found = {label for label, count in self.labels.items() if count} | ({"partial"} if self.num_partial else set())
@@ -84,7 +84,7 @@ class Tally:
         return 1 if failing - {"error", "empty"} else 2 if failing else 0
 
     def summary(self) -> str:
-        """One line for people and for cron mail."""
+        """Return a one-line summary, fit for a terminal and for cron mail."""
         counts = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
         plural = "video" if self.num_videos == 1 else "videos"
         extra = f" ({self.num_partial} partial)" if self.num_partial else ""
@@ -93,7 +93,7 @@ class Tally:
         return f"{self.num_videos} {plural}: {counts}{extra}{known}" + (f"; skipped: {skipped}" if skipped else "")
 
     def nothing_to_scan(self) -> str | None:
-        """One line on inputs without a video, such as a disk that is not mounted; None if all gave some."""
+        """Return a one-line message on inputs without a video, such as an unmounted disk, or None if there are none."""
         if not self.empty:
             return None
         places = ", ".join(self.empty)
@@ -113,21 +113,21 @@ def run_scan(
     on_discovered: Callable[[int], None] | None = None,
     timings: Timings | None = None,
 ) -> Tally:
-    """Scan and write every output that the settings name.
+    """Scan, and write every output that the settings name.
 
     Args:
         inputs: files and directories from the command line.
-        settings: as given by the user.
+        settings: settings as given by the user.
         listed: entries of ``--files-from``.
-        listener: told how it goes on.
+        listener: receives the progress.
         on_discovered: called with the number of videos once it is known.
-        timings: adds up the cost of the stages.
+        timings: accumulates the cost of the stages.
 
     Raises:
-        ConfigError: an input or option is unusable; nothing has been done.
-        CheckpointError: there is no usable checkpoint; nothing has been done.
-        LockedError: another run writes the same report or ledger; nothing has been done.
-        OutputError: a report, ledger or dump cannot be written; an old report is still there.
+        ConfigError: an input or option is unusable; nothing has been written.
+        CheckpointError: there is no usable checkpoint; nothing has been written.
+        LockedError: another run is writing the same report or ledger; nothing has been written.
+        OutputError: a report, ledger or dump cannot be written; an old report is kept.
     """
     started = datetime.now(UTC)
     timings = timings or Timings()
@@ -142,7 +142,7 @@ def run_scan(
     found = share(found, settings.shard)
     refuse_overwriting(settings, found.paths)
     if settings.takes_known and ledger_path(settings) is None:
-        raise ConfigError("--resume goes on from a ledger: name the report with --out, or the ledger with --ledger")
+        raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
     checkpoint = find_checkpoint(settings)
     settings = with_checkpoint(settings, checkpoint)
     made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
@@ -177,14 +177,14 @@ def run_scan(
 
 
 def _empty(found: Discovery) -> list[str]:
-    """Inputs that gave nothing to scan, as they are shown to people."""
+    """Return the display names of inputs that contained nothing to scan."""
     if found.empty or found.paths or found.problems:
         return [display_path(path) for path in found.empty]
     return ["the list of --files-from"]
 
 
 def share(found: Discovery, shard: str | None) -> Discovery:
-    """The I-th of N parts of the inputs; which part a file is in depends on its path alone."""
+    """Return part I of N of the inputs, for ``shard`` ``I/N``; a file's part depends only on its path."""
     if shard is None:
         return found
     part, num_parts = map(int, shard.split("/"))
@@ -198,7 +198,7 @@ def share(found: Discovery, shard: str | None) -> Discovery:
 
 
 def _recalled(paths: Sequence[str], outputs: Outputs, tally: Tally, listener: Listener | None) -> set[str]:
-    """Those of the paths whose results are taken from the ledger."""
+    """Take results from the ledger; return the paths for which there is one."""
     known = set()
     for path in paths:
         if result := outputs.recall(path):
@@ -219,7 +219,7 @@ def _results(
     listener: Listener | None,
     timings: Timings,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
-    """First the inputs that are never opened, then the judged ones as they are complete."""
+    """Yield the results of inputs that cannot be opened, then those of judged videos in order of completion."""
     for path, reason in problems.items():
         yield failed(path, reason), None
     if engine is None:
@@ -240,7 +240,7 @@ def _results(
 def _metadata(
     started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, tally: Tally
 ) -> dict[str, Any]:
-    import av  # noqa: F401  its presence makes versions() name FFmpeg's
+    import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
     return {
         "started_utc": started.isoformat(timespec="seconds"),
@@ -265,10 +265,10 @@ def _metadata(
 
 
 def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult:
-    """Judge one video or picture and write its dumps into a folder.
+    """Judge one video or picture and write its Grad-CAM dumps into a folder.
 
     Raises:
-        ConfigError, CheckpointError, OutputError: as `run_scan`.
+        ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
     found = discover([path])
     checkpoint = find_checkpoint(settings)

@@ -1,6 +1,6 @@
-"""What a video without faces may hold all the same: faces that lie on their side or upside down, and small ones.
+"""Second search for faces in videos where too few were found: rotated frames, and faces under the minimum size.
 
-Only for a video in which too few faces were found. A few of its frames are kept until then, and searched again.
+A few frames of each video are kept for this search.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from dfscan.faces.detect import SMALLEST_PX, FaceDetector, Pixels
 from dfscan.types import Frame, Picture, Reason
 
 TURNS_DEG = (90, 180, 270)
-"""Clockwise turns that are tried."""
+"""Clockwise rotations to try."""
 MAX_FRAMES = 4
-"""Frames of a video that are searched again, spread over its length."""
+"""Maximum number of frames of a video that are searched again, spread over its length."""
 MAX_KEPT_BYTES = 50_000_000
-"""Their pixels together, unless the first alone has more."""
+"""Maximum size of the kept frames together, unless the first frame alone is larger."""
 MIN_FRAMES_WITH_FACE = 2
-"""A face in one of several frames may be a false one."""
+"""Minimum number of frames with a face; a face in a single frame may be a false detection."""
 PICTURE_PX = 192
 """Longer side of a frame on the report page."""
 JPEG_QUALITY = 80
 
 
 class KeptFrames:
-    """A few frames of one video, spread evenly: every frame at first, then every second, every fourth, ..."""
+    """Keeps a few evenly spread frames of one video: at first every frame, then every second, every fourth, ..."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self._every = 1
 
     def add(self, frame: Frame) -> None:
-        """Keep one frame, or not."""
+        """Keep the frame if it is sampled; thin out the kept frames if there are too many."""
         if frame.index % self._every:
             return
         self.frames.append(frame)
@@ -51,18 +51,20 @@ class KeptFrames:
 
 
 def turned(frame: Frame, turn_deg: int) -> Frame:
-    """The frame turned clockwise by 0, 90, 180 or 270 degrees."""
+    """Return the frame rotated clockwise by 0, 90, 180 or 270 degrees."""
     pixels = np.ascontiguousarray(np.rot90(frame.pixels, -turn_deg // 90))
     return replace(frame, pixels=pixels)
 
 
 def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> int:
-    """Clockwise turn in degrees after which faces are found; 0 where there is none.
+    """Return the clockwise rotation in degrees that shows faces in the largest number of frames, or 0.
+
+    A rotation counts only if it shows faces in at least `MIN_FRAMES_WITH_FACE` frames, or in all if there are fewer.
 
     Args:
-        frames: of one video.
-        detector: as for the upright frames.
-        pool: where to search.
+        frames: frames of one video.
+        detector: detector that searched the upright frames.
+        pool: threads to search in.
     """
     tries = list(itertools.product(TURNS_DEG, frames))
     found = list(pool.map(lambda each: detector.detect(turned(each[1], each[0]).pixels), tries))
@@ -72,12 +74,12 @@ def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -
 
 
 def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> Reason | None:
-    """Say how large the faces under the minimum size are, if there are any.
+    """Return a note with the sizes of faces under the minimum size, or None if there are no such faces.
 
     Args:
-        frames: of one video, in which no face is found.
-        detector: as for these frames.
-        pool: where to search.
+        frames: frames of one video in which no face was found.
+        detector: detector that searched these frames.
+        pool: threads to search in.
     """
     longest_px = max((max(frame.pixels.shape) for frame in frames), default=1)
     smallest_px = int(SMALLEST_PX)
@@ -95,7 +97,7 @@ def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Exec
 
 
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
-    """Small pictures of the frames, in order of time."""
+    """Return thumbnails of the frames, in order of time."""
     return tuple(Picture("frame", -1, frame.index, frame.time_s, 0.0, _jpeg(frame.pixels)) for frame in frames)
 
 
@@ -105,5 +107,5 @@ def _jpeg(pixels: Pixels) -> bytes:
     size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
     small = cv2.cvtColor(cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
     is_encoded, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert is_encoded  # in memory, and of a size that JPEG knows
+    assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""From settings and a checkpoint to an engine that judges videos, and to the recipe of its results."""
+"""Build the engine that judges videos, and the recipe of its results, from settings and a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
 
 MIN_WORKERS = 2
-"""One child decodes while the other, a video ahead, has its first pictures ready."""
+"""Minimum default number of videos decoded at once, so that the first frames of the next video are always ready."""
 MAX_DEFAULT_THREADS = 8
-"""Each costs memory, and a container's share of the cores is not seen; `--threads` takes more."""
+"""Limits the default: each thread costs memory, and a container's CPU quota is not visible. See `--threads`."""
 
 MAX_FOUND_FACES = 100
-"""Faces of one frame that are followed, so that the same ones can be kept where `max_faces` are judged."""
+"""Maximum number of faces tracked per frame, so that the same `max_faces` people can be scored in every frame."""
 METHOD = 2
-"""Raise it when the same settings begin to give other results, so that files in old ledgers are scanned again."""
+"""Increment this when equal settings start to give different results; files in old ledgers are then rescanned."""
 
 log = logging.getLogger("dfscan")
 
 
 def find_checkpoint(settings: ScanSettings) -> Checkpoint:
-    """The checkpoint that was asked for, or the embedded one.
+    """Return the checkpoint in the settings, or the embedded one.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no checkpoint, or it cannot be read.
     """
     path = settings.checkpoint or default_checkpoint_path()
     if path is None:
         raise CheckpointError(
-            "no checkpoint: this version of dfscan has none built in. Name one with --checkpoint, or make an untrained "
-            "one for trials with `dfscan init-checkpoint FILE` (it only ever says inconclusive)"
+            "no checkpoint: this version of dfscan has none built in. Name one with --checkpoint, or create an "
+            "untrained one for trials with `dfscan init-checkpoint FILE` (every verdict is then inconclusive)"
         )
     return read_card(path)
 
 
 def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSettings:
-    """Fill what nobody set with the checkpoint's own settings, under which its thresholds hold.
+    """Replace unset settings by the checkpoint's own, for which its thresholds are valid.
 
-    No threshold is filled in where too few validation videos support the checkpoint's own.
+    The threshold stays unset if too few validation videos support the checkpoint's own.
 
     Raises:
         ConfigError: a threshold is set for an untrained checkpoint.
     """
     card = checkpoint.card
     if settings.threshold is not None and not card.calibration.trained:
-        raise ConfigError(f"--threshold: {checkpoint.path} is untrained, its scores mean nothing at any threshold")
+        raise ConfigError(f"--threshold: {checkpoint.path} is untrained; its scores mean nothing at any threshold")
     if settings.max_frames is not None and settings.every is None:
-        raise ConfigError("--max-frames limits --every; without it use --num-frames")
+        raise ConfigError("--max-frames works only with --every; without --every, use --num-frames")
     document = card.model_dump()
     changed = changed_settings(settings.model_dump(), document)
     if changed and card.calibration.trained:
-        log.warning("the checkpoint's error rates hold for its own settings; changed: %s", ", ".join(changed))
+        log.warning("the checkpoint's error rates are valid only for its own settings; changed: %s", ", ".join(changed))
     own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
     if withheld(document, "fake"):
         own["threshold"] = None
@@ -73,11 +73,11 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSetti
 
 
 def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
-    """Load the models; `settings` as from `with_checkpoint`.
+    """Load the models; `settings` must come from `with_checkpoint`.
 
     Raises:
-        ConfigError: the device is not there.
-        CheckpointError: the weights cannot be used, or no longer give the scores that the checkpoint promises.
+        ConfigError: the device is not available.
+        CheckpointError: the weights cannot be used, or do not reproduce the scores recorded in the checkpoint.
     """
     threads = settings.threads or default_threads()
     runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
@@ -109,7 +109,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
 
 
 def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
-    """The evidence rules of a checkpoint with the user's own threshold, if any, in place of its own."""
+    """Return the verdict rules of a checkpoint, with the user's threshold and minimum number of faces, if set."""
     card = checkpoint.card
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
@@ -126,18 +126,18 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
 
 
 def default_threads() -> int:
-    """One for each core that this process may use, up to `MAX_DEFAULT_THREADS`."""
+    """Return the number of cores that this process may use, at most `MAX_DEFAULT_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_DEFAULT_THREADS)
 
 
 def default_workers(threads: int, device: str) -> int:
-    """Videos to decode at once: a fast classifier wants more."""
+    """Return the number of videos to decode at once; a fast classifier needs more."""
     return max(MIN_WORKERS, threads // 2 if device == "cpu" else threads)
 
 
 def limit_threads() -> None:
-    """Keep OpenCV and PyTorch from opening pools of threads beside ours: on busy cores they fight, eightfold slower."""
+    """Disable the thread pools of OpenCV and PyTorch; on busy cores, competing pools are up to 8 times slower."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -150,11 +150,11 @@ NOT_IN_RECIPE = frozenset(
     "keep_pictures shard excel delimiter ledger resume verify workers "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
-"""Settings that decide what is scanned and where it goes, but not what is found in a video."""
+"""Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
 def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
-    """Everything besides the file that a result of these settings depends on; `device` as from `choose_device`."""
+    """Return everything besides the file that a result depends on; `device` must come from `choose_device`."""
     return Recipe(
         checkpoint=checkpoint.label,
         checkpoint_sha256=checkpoint.sha256,

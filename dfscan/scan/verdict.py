@@ -1,9 +1,9 @@
-"""From tracks of judged faces to one verdict. Pure functions; nothing here looks at pixels or files.
+"""Reduce the tracks of a video to one verdict, with pure functions that read no pixels or files.
 
-A track's score is the sigmoid of its mean logit: averaging logits over the frames of one person is what makes weak
-single-frame evidence strong (Bonettini et al. 2020, "Video Face Manipulation Detection Through Ensemble of CNNs",
-section IV, average the frames of a video likewise). The mean is drawn towards a neutral logit as if `prior_faces`
-undecided faces had been seen too, so that a crowd of short tracks does not raise a false alarm by its number.
+A track's score is the sigmoid of its mean logit. Averaging logits over the frames of one person turns weak
+single-frame evidence into strong evidence (Bonettini et al. 2020, "Video Face Manipulation Detection Through Ensemble
+of CNNs", section IV, also average over the frames of a video). The mean is shrunk towards a neutral logit, as if
+`prior_faces` additional faces had that logit, so that a large number of short tracks does not cause false alarms.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ TOO_WEAK = "this checkpoint is too weak to call a video real"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the checkpoint and the user say about turning scores into labels."""
+    """Rules of the checkpoint and the user that turn scores into verdicts."""
 
     fake_threshold: float | None
-    """Score from which a video is `fake`; None: nothing is `fake`, see `no_fake`."""
+    """Minimum score of a `fake` video; None if no video is called `fake`, see `no_fake`."""
     real_threshold: float | None
-    """Score up to which a video is `real`; None: nothing is `real`, see `no_real`."""
+    """Maximum score of a `real` video; None if no video is called `real`, see `no_real`."""
     min_faces: int
-    """Faces that a track needs to decide."""
+    """Minimum number of faces of a track that decides the verdict."""
     prior_faces: float
-    """How many undecided faces each track is credited with."""
+    """Number of neutral faces added to each track."""
     neutral_logit: float
-    """The logit of an undecided face."""
+    """Logit of a neutral face."""
     no_fake: Reason = UNTRAINED
-    """Why nothing is `fake`, where there is no `fake_threshold`."""
+    """Reason given if there is no `fake_threshold`."""
     no_real: str = TOO_WEAK
-    """Why nothing is `real`, where there is no `real_threshold`."""
+    """Reason given if there is no `real_threshold`."""
 
 
 def track_score(track: Track, rules: Rules) -> float:
-    """P(fake) of one person, in [0, 1]."""
+    """Return P(fake) of one track, in [0, 1]."""
     total = sum(face.logit for face in track.faces) + rules.prior_faces * rules.neutral_logit
     return sigmoid(total / (len(track.faces) + rules.prior_faces))
 
@@ -57,17 +57,18 @@ def decide(
     """Judge one video that could be decoded.
 
     Args:
-        tracks: its people; each with at least one face.
+        tracks: tracks of the video, each with at least one face.
         rules: thresholds and evidence rules.
-        damage: why only a part of the video was seen, or None. Such a video is never `real`.
-        crowd: why some people were not judged, or None. Such a video is never `real`.
-        is_hdr: whether its colours are outside what the detector was made for. Such a video is never `real`.
-        used_for: what the checkpoint has seen this video for, or None. The reason says so, and the label stays.
-        notes: what else a reader must know of how frames and faces were looked for; they do not change the label.
+        damage: why only a part of the video was scanned, or None. Such a video is never `real`.
+        crowd: why some faces were not scored, or None. Such a video is never `real`.
+        is_hdr: whether the video has high dynamic range, for which the detector is not trained. Such a video is never
+            `real`.
+        used_for: what the checkpoint used this video for, or None. It is added to the reason; the label stays.
+        notes: other remarks on the sampling of frames and the search for faces; they do not change the label.
 
     Returns:
-        The verdict of the track with the highest score among those with enough faces, or of the highest of all,
-        `inconclusive` then, where none has enough.
+        The verdict of the highest-scoring track with at least `min_faces` faces. If there is none, `inconclusive`
+        with the highest-scoring track of all.
     """
     limits = [reason for reason in (damage, crowd, HDR if is_hdr else None) if reason]
     if not tracks:
@@ -83,7 +84,7 @@ def decide(
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:
-    """All of them as one: the first gives the code, and none is lost."""
+    """Join reasons into one that has the code of the first and the texts of all; None if there are none."""
     if not reasons:
         return None
     return Reason(reasons[0].code, "; ".join([reasons[0].text, *(str(reason) for reason in reasons[1:])]))
@@ -106,7 +107,7 @@ def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
         return "inconclusive", rules.no_fake
     if real_threshold is None:
         return "inconclusive", Reason("below_threshold", f"not enough for fake; {rules.no_real}")
-    if real_threshold >= fake_threshold:  # where the two cross there is no band between them: one threshold serves
+    if real_threshold >= fake_threshold:  # crossed: no inconclusive band, `fake_threshold` decides alone
         return "real", None
     return "inconclusive", Reason("between_thresholds", f"above {real_threshold:.6f}, the limit for real")
 

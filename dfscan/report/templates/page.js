@@ -8,7 +8,7 @@
   const load = (id) => JSON.parse(document.getElementById(id).textContent);
   const data = load("data");
   const leftOut = load("left-out");
-  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "people", "duration"];
+  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "tracks", "duration"];
   const videos = data.rows.map((values, row) => {
     const video = { row };
     FIELDS.forEach((field, i) => (video[field] = values[i]));
@@ -23,11 +23,11 @@
   const counted = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
   const words = (verdict) => verdict.replace("_", " ");
   const score = (value) => (value === null ? "–" : value.toFixed(4));
-  const person = (track) => `person ${track + 1}`;
+  const nameOf = (track) => `track ${track}`;
   const last = (list) => list[list.length - 1];
   const range = (list, show) => {
     const known = list.filter((value) => value !== null);
-    return known.length ? `${show(Math.min(...known))} to ${show(Math.max(...known))}` : "not known";
+    return known.length ? `${show(Math.min(...known))} to ${show(Math.max(...known))}` : "unknown";
   };
 
   /** Seconds as m:ss.s, or h:mm:ss.s. */
@@ -57,7 +57,7 @@
   }
   const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
   const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-  const foreign = (tag, text) => make(tag, {}, make("bdi", {}, text)); // text of any direction, kept to its place
+  const foreign = (tag, text) => make(tag, {}, make("bdi", {}, text)); // isolates right-to-left text
   const dim = (text) => make("span", { class: "dim" }, text);
   const icon = (name, width, height, ...shapes) =>
     draw("svg", { class: name, width, height, "aria-hidden": "true" }, ...shapes);
@@ -83,14 +83,14 @@
     name: { title: "Video", value: (video) => video.row, first: "ascending", kind: "text", cell: nameCell },
     verdict: { title: "Verdict", value: (video) => video.rank, first: "ascending", kind: "text", cell: verdictCell },
     score: { ...number("Score", (video) => video.score), cell: scoreCell },
-    threshold: number("Fake from", (video) => video.threshold, score),
+    threshold: number("Threshold", (video) => video.threshold, score),
     status: text("Status", (video) => video.status, (video) => video.status),
     reason: text("Reason", (video) => video.code, codeCell),
     faces: number("Faces", (video) => video.faces, count),
-    people: number("People", (video) => video.people, count),
+    tracks: number("Tracks", (video) => video.tracks, count),
     duration: number("Duration", (video) => video.duration, time),
   };
-  const SUSPICIOUS = "suspicious"; // the order at first
+  const SUSPICIOUS = "suspicious"; // the initial order
 
   const form = document.querySelector(".controls");
   const table = document.querySelector("#videos table");
@@ -100,7 +100,7 @@
   let body = table.appendChild(make("tbody", { role: "rowgroup" }));
   let matching = videos;
   let numShown = 0;
-  let direction = null; // in which a column is sorted; null for the one that is its own at first
+  let direction = null; // sort direction; null for the default of the column
   const open = new Set(); // rows whose details are shown
 
   function nameCell(video) {
@@ -116,7 +116,7 @@
 
   function codeCell(video) {
     if (!video.code) return "–";
-    const parts = video.code.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]); // long codes break between words
+    const parts = video.code.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]); // allows line breaks in long codes
     return make("code", {}, make("bdi", {}, ...parts));
   }
 
@@ -151,7 +151,7 @@
     return (a, b) => {
       const [x, y] = [value(a), value(b)];
       if (x === y) return a.row - b.row;
-      if (x === null || y === null) return x === null ? 1 : -1; // what is missing comes last either way
+      if (x === null || y === null) return x === null ? 1 : -1; // missing values come last in both directions
       return x < y ? -sign : sign;
     };
   }
@@ -192,11 +192,11 @@
 
   function announce() {
     const rest = matching.length - numShown;
-    const all = matching.length === videos.length ? "" : ` that match, of ${count(videos.length)} in all`;
+    const all = matching.length === videos.length ? "" : ` that match, of ${count(videos.length)} in total`;
     const part = rest ? `${count(numShown)} of ` : "";
     status.textContent = `Showing ${part}${counted(matching.length, "video", "videos")}${all}.`;
     more.hidden = rest === 0;
-    more.textContent = `Show ${count(Math.min(rest, CHUNK))} more of the ${count(rest)} left`;
+    more.textContent = `Show ${count(Math.min(rest, CHUNK))} more of ${count(rest)} remaining`;
     printNote.hidden = rest === 0;
     printNote.textContent = `Only the first ${count(numShown)} of ${count(matching.length)} videos are printed.`;
   }
@@ -229,7 +229,7 @@
   let factLines = null;
   function factsOf(row) {
     factLines ??= document.getElementById("details").textContent.split("\n");
-    return JSON.parse(factLines[row + 1].replace(/,$/, "")); // the first line only opens the list
+    return JSON.parse(factLines[row + 1].replace(/,$/, "")); // the first line is the opening bracket
   }
 
   // ---- One video in detail -----------------------------------------------------------------------------------
@@ -238,10 +238,10 @@
     const pictures = picturesOf(video.row);
     const box = make("div", { class: "inside" }, why(video, facts), notice(video));
     if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
-    const people = facts.tracks.map((track, i) => personOf(track, i, facts, pictures));
+    const sections = facts.tracks.map((track, i) => sectionOf(track, i, facts, pictures));
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
-    if (decided > 0) people.unshift(...people.splice(decided, 1)); // whoever decides comes first
-    box.append(...people);
+    if (decided > 0) sections.unshift(...sections.splice(decided, 1)); // the deciding track comes first
+    box.append(...sections);
     const frames = pictures.filter((picture) => picture.kind === "frame");
     if (frames.length) box.append(sampledFrames(frames));
     if ((facts.tracks.length || video.verdict === "no_face") && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
@@ -258,38 +258,38 @@
   }
 
   function whyNoPictures(row) {
-    if (!leftOut.rows.includes(row)) return "No pictures: this scan kept none of this video.";
-    return `No pictures: they were left out to keep the pictures of this page within ${leftOut.max_mb} MB.`;
+    if (!leftOut.rows.includes(row)) return "No pictures: this scan stored none for this video.";
+    return `No pictures: they were omitted to keep the pictures on this page within ${leftOut.max_mb} MB.`;
   }
 
-  /** One sentence on how the verdict came about. */
+  /** One sentence that explains the verdict. */
   function why(video, facts) {
     const real = data.checkpoints[facts.checkpoint].real;
-    const judged = facts.decided === undefined ? "" : `Person ${facts.decided + 1} scores ${score(video.score)}`;
-    const low = real === null ? "low enough" : `the highest here; up to ${score(real)} is low enough`;
+    const judged = facts.decided === undefined ? "" : `Track ${facts.decided} scores ${score(video.score)}`;
+    const low = real === null ? "low enough to be called real" : `at or below ${score(real)}, the threshold for real`;
     const sentences = {
-      fake: `${judged}, at or above ${score(video.threshold)}, from which a video is called fake.`,
-      real: `${judged}, ${low} to be called real.`,
-      inconclusive: judged ? `${judged}; that decides neither way.` : "It could not be decided.",
-      no_face: "No face was found in the frames that were looked at.",
-      error: "Nothing of this video could be judged.",
+      fake: `${judged}, at or above ${score(video.threshold)}, the threshold for fake.`,
+      real: `${judged}, ${low}.`,
+      inconclusive: judged ? `${judged}, which is not conclusive.` : "No decision was possible.",
+      no_face: "No face was found in the sampled frames.",
+      error: "This video could not be judged.",
     };
     return make("p", { class: "why" }, make("strong", {}, words(video.verdict), ". "), sentences[video.verdict]);
   }
 
   function notice(video) {
     if (!video.code && video.status === "ok") return null;
-    const partial = video.status === "partial" ? "Only a part of this video was seen. " : "";
+    const partial = video.status === "partial" ? "Only a part of this video was scanned. " : "";
     const reason = video.code ? [foreign("code", video.code), " ", make("bdi", {}, video.reason)] : [];
     return make("p", { class: "notice" }, partial, ...reason);
   }
 
-  function personOf(track, i, facts, pictures) {
+  function sectionOf(track, i, facts, pictures) {
     const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
     const faces = pictures.filter((picture) => picture.kind === "face" && picture.track === track.id);
     const num_faces = counted(track.times.length, "face", "faces");
     const about = `${num_faces} · ${span_s} · scores ${range(track.scores, score)}`;
-    const name = make("h4", {}, sample(i), `Person ${track.id + 1} `, dim(`track ${track.id}`));
+    const name = make("h4", {}, sample(i), `Track ${track.id}`);
     const tag = track.id === facts.decided ? make("span", { class: "tag" }, "decides") : null;
     const head = make("div", { class: "person-head" }, name, tag, make("span", { class: "about" }, about));
     return make("section", { class: "person" }, head, faces.length ? gallery(faces, "Face") : null);
@@ -300,21 +300,21 @@
       const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `Frame at ${time(time_s)}` });
       return make("figure", { class: "frame" }, image, make("figcaption", {}, time(time_s)));
     });
-    const head = make("h4", {}, "Some of the frames that were searched");
+    const head = make("h4", {}, "Some of the searched frames");
     return make("section", { class: "frames" }, head, make("div", { class: "gallery" }, ...figures));
   }
 
   function heatMaps(maps) {
-    const note = "A heat map shows where the network looked; it is no proof of manipulation.";
+    const note = "A heat map shows which regions influenced the network; it is not proof of manipulation.";
     const head = [make("h4", {}, "Heat maps (Grad-CAM)"), make("p", { class: "dim" }, note)];
     return make("section", { class: "person" }, ...head, gallery(maps, "Heat map"));
   }
 
   function gallery(pictures, kind) {
     const figures = pictures.map((picture) => {
-      const alt = `${kind} of ${person(picture.track)} at ${time(picture.time_s)}, score ${score(picture.value)}`;
+      const alt = `${kind} of ${nameOf(picture.track)} at ${time(picture.time_s)}, score ${score(picture.value)}`;
       const image = make("img", { src: `data:image/jpeg;base64,${picture.jpeg}`, alt });
-      const whose = kind === "Face" ? null : dim(` ${person(picture.track)}`);
+      const whose = kind === "Face" ? null : dim(` ${nameOf(picture.track)}`);
       const caption = [make("strong", {}, score(picture.value)), ` ${time(picture.time_s)}`, whose];
       return make("figure", {}, image, fill(make("figcaption"), {}, caption));
     });
@@ -326,12 +326,12 @@
       Path: foreign("code", video.path),
       Size: facts.size === undefined ? null : bytes(facts.size),
       Resolution: facts.width === undefined ? null : `${facts.width} × ${facts.height ?? "?"} px`,
-      "Frame rate": facts.fps === undefined ? null : `${facts.fps} frames a second`,
+      "Frame rate": facts.fps === undefined ? null : `${facts.fps} frames per second`,
       Codec: facts.codec === undefined ? null : make("bdi", {}, facts.codec),
       Duration: video.duration === null ? null : time(video.duration),
-      Turned: facts.turned === undefined ? null : `by ${facts.turned}° to stand upright`,
+      Rotated: facts.turned === undefined ? null : `by ${facts.turned}° to be upright`,
       Colours: facts.hdr === undefined ? null : "high dynamic range",
-      Sampling: `${counted(facts.looked, "frame", "frames")} looked at`,
+      Sampling: `${counted(facts.looked, "frame", "frames")} scanned`,
       Checkpoint: foreign("code", data.checkpoints[facts.checkpoint].label),
       "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
@@ -357,13 +357,13 @@
   const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
   const round = (pixels) => Math.round(pixels * 10) / 10;
 
-  // Colour, shape and dash of the i-th person: they repeat together only after twenty.
+  // Colour, shape and dash of the i-th track; their combination repeats only after 20 tracks.
   const lineAs = (i, d) => draw("path", { class: `line t${i % 5}`, "stroke-dasharray": DASHES[i % 4], d });
   const pointAs = (i, x, y, ...inside) =>
     draw("path", { class: `point t${i % 5}`, d: SHAPES[i % 5], transform: `translate(${x} ${y})` }, ...inside);
   const sample = (i) => icon("sample", 34, 12, lineAs(i, "M0 6H34"), pointAs(i, 17, 6));
 
-  /** A chart of the scores: `x` and `y` turn seconds and scores into pixels. */
+  /** A chart of the scores; `x` and `y` convert seconds and scores to pixels. */
   function timeline(video, facts, width_px) {
     const [left, right, top, bottom] = [44, width_px - 14, 26, 216];
     const end_s = facts.tracks.reduce((end, track) => Math.max(end, last(track.times) ?? 0), video.duration ?? 0) || 1;
@@ -373,12 +373,12 @@
     const [title, words] = [`title-${video.row}`, `words-${video.row}`];
     const chart = draw("svg", { class: "timeline", viewBox: `0 0 ${width_px} ${bottom + 40}`, role: "img" });
     chart.setAttribute("aria-labelledby", `${title} ${words}`);
-    chart.append(draw("title", { id: title }, "Scores of the faces through time"));
+    chart.append(draw("title", { id: title }, "Scores of the faces over time"));
     chart.append(draw("desc", { id: words }, inWords(video, facts)), ...span(facts, frame), ...axes(frame));
     facts.tracks.forEach((track, i) => chart.append(...trackShapes(track, i, frame)));
     const real = data.checkpoints[facts.checkpoint].real;
-    chart.append(...limit("fake", video.threshold, "fake from", -6, frame));
-    chart.append(...limit("real", real, "real up to", real < 0.08 ? -6 : 14, frame));
+    chart.append(...limit("fake", video.threshold, "fake threshold", -6, frame));
+    chart.append(...limit("real", real, "real threshold", real < 0.08 ? -6 : 14, frame));
     return make("div", { class: "chart" }, chart);
   }
 
@@ -398,7 +398,7 @@
     return parts;
   }
 
-  /** The time of the person who decided, marked from top to bottom. */
+  /** Marks the time of the deciding track. */
   function span(facts, { top, bottom, right, x }) {
     const track = facts.tracks.find((each) => each.id === facts.decided);
     if (!track) return [];
@@ -407,7 +407,7 @@
     const place = { class: "span-name", x: middle, y: top - 9, "text-anchor": "middle" };
     return [
       draw("rect", { class: "span", x: from - 5, width: to - from + 10, y: top, height: bottom - top }),
-      draw("text", place, `${person(track.id)} decides`),
+      draw("text", place, `${nameOf(track.id)} decides`),
     ];
   }
 
@@ -424,20 +424,20 @@
     const known = track.times.map((time_s, n) => [time_s, track.scores[n]]).filter((pair) => !pair.includes(null));
     if (!known.length) return [];
     const points = known.map(([time_s, value]) => {
-      const words = `${person(track.id)} at ${time(time_s)}: ${score(value)}`;
+      const words = `${nameOf(track.id)} at ${time(time_s)}: ${score(value)}`;
       return pointAs(i, x(time_s), y(value), draw("title", {}, words));
     });
     return [lineAs(i, `M${known.map(([time_s, value]) => `${x(time_s)} ${y(value)}`).join("L")}`), ...points];
   }
 
   function inWords(video, facts) {
-    const people = facts.tracks.map((track) => {
+    const tracks = facts.tracks.map((track) => {
       const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
       const faces = counted(track.times.length, "face", "faces");
-      return `${person(track.id)}: ${faces} from ${span_s}, scores ${range(track.scores, score)}`;
+      return `${nameOf(track.id)}: ${faces} from ${span_s}, scores ${range(track.scores, score)}`;
     });
-    const threshold = video.threshold === null ? "No threshold" : `Fake from ${score(video.threshold)}`;
-    return `${people.join("; ")}. ${threshold}.`;
+    const threshold = video.threshold === null ? "No threshold" : `Fake threshold ${score(video.threshold)}`;
+    return `${tracks.join("; ")}. ${threshold}.`;
   }
 
   // ---- Wiring ------------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@
   function onKey(event) {
     const line = event.target.closest("tr[data-row]");
     if (event.key === "Escape" && !event.target.closest("form")) {
-      const row = line ? Number(line.dataset.row) : last([...open]); // without a row: the one opened last
+      const row = line ? Number(line.dataset.row) : last([...open]); // without a row, use the one opened last
       if (!open.has(row) || !lineOf(row)) return;
       fold(lineOf(row));
       buttonOf(row).focus();
@@ -474,7 +474,7 @@
     const name = key === "name" ? "name" : column.title.toLowerCase();
     form.elements.order.append(make("option", { value: key }, `By ${name}`));
   }
-  form.reset(); // some browsers fill in what was there before a reload
+  form.reset(); // some browsers restore form values after a reload
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
     if (event.target.name === "order") direction = null;
