@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 DEFAULT_CUDA_BATCH_SIZE = 32
 MAX_GPU_THREADS = 4
-"""One thread waits for the GPU, the others prepare batches. With dumps, each waiting batch keeps its frames in memory."""
+"""One thread waits for the GPU, the others prepare batches. With dumps, each waiting batch holds its frames."""
 
 
 class Runtime(Protocol):
