@@ -330,8 +330,8 @@ def test_settings_that_invalidate_the_error_rates_are_listed(
     result = run("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", *options, "--html", page)
     warning = f"the checkpoint's error rates hold for its own settings; changed: {changed}"
     assert (warning in result.stderr) == (changed is not None)
-    told = "These rates are not those of this scan" in page.read_text(encoding="utf-8")
-    assert told == (changed is not None)
+    is_warned = "These rates are not those of this scan" in page.read_text(encoding="utf-8")
+    assert is_warned == (changed is not None)
     assert changed is None or f"({changed}; see" in page.read_text(encoding="utf-8")
 
 
