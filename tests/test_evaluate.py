@@ -321,7 +321,7 @@ def test_of_many_missing_files_the_first_are_named(trained: Path, tmp_path: Path
         (tmp_path / "in" / name).unlink()
     done = run(labels, "--checkpoint", trained, "--out", tmp_path)
     assert done.stderr.count("not_there") == 10
-    assert "2 more are skipped" in done.stderr
+    assert "2 more files skipped" in done.stderr
 
 
 # Worse copies
