@@ -1,3 +1,3 @@
-"""dfscan: batch video forensics. Which videos show manipulated faces, and how sure is that?"""
+"""Batch video forensics: find videos with manipulated faces and report how certain each verdict is."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
-"""Settings: one frozen object a command, checked in one place. Precedence: flag > environment > file > default.
+"""Settings of a scan: one frozen, validated object. Precedence: flag > environment variable > file > default.
 
-The command line library reads flags and ``DFSCAN_*`` variables; `read_file` supplies the configuration file's values
-as its defaults; what is still unset comes from the checkpoint, whose thresholds are only true with its own settings.
+Typer reads the flags and ``DFSCAN_*`` variables and takes the configuration file's values from `read_file` as its
+defaults. Settings that are still unset come from the checkpoint, because its thresholds are only valid with its own
+settings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Timeout = Annotated[float, Field(gt=0, le=7 * 86400)]
 Memory = Annotated[int, Field(ge=512, le=1 << 24)]
-"""MiB of a decoding child, of which Python and FFmpeg alone take 210."""
+"""Memory limit of a decoding child process in MiB. Python and FFmpeg alone take 210 MiB."""
 
 
 def _split(value: object) -> object:
@@ -40,7 +41,7 @@ def _stream(value: object) -> object:
     if value in ("all", "main"):
         return value
     if not str(value).isdecimal():
-        raise ValueError("give all, main, or the number of a stream")
+        raise ValueError("must be all, main or a stream number")
     return int(str(value))
 
 
@@ -52,7 +53,7 @@ def _part(value: str) -> str:
 
 
 class ScanSettings(BaseModel):
-    """Everything that `dfscan scan` can be told besides its inputs. None means: as the checkpoint says."""
+    """All settings of `dfscan scan` except its inputs. None means the checkpoint's value, where it has one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -108,24 +109,24 @@ class ScanSettings(BaseModel):
     def _one_way_of_sampling(self) -> Self:
         if self.every is not None and self.num_frames is not None:
             raise ValueError(
-                f"every = {self.every:g} and num_frames = {self.num_frames} exclude each other: give one of --every "
-                "and --num-frames"
+                f"every = {self.every:g} and num_frames = {self.num_frames} exclude each other: give only one of "
+                "--every and --num-frames"
             )
         return self
 
     @property
     def out_files(self) -> tuple[str, ...]:
-        """Reports that are files, not standard output."""
+        """Names of the reports that are files, not standard output."""
         return tuple(name for name in self.out if name != "-")
 
     @property
     def keeps_pictures(self) -> bool:
-        """Whether the ledger gets pictures of faces."""
+        """True if face images are stored in the ledger."""
         return self.html is not None if self.keep_pictures is None else self.keep_pictures
 
     @property
     def takes_known(self) -> bool:
-        """Whether unchanged files that the ledger knows are left unscanned."""
+        """True if results of unchanged files are reused from the ledger."""
         return self.ledger is not None if self.resume is None else self.resume
 
 
@@ -133,10 +134,10 @@ FAIL_ON: tuple[str, ...] = get_args(FailOn)
 
 
 def build(model: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Check raw values and freeze them; values of None count as not given.
+    """Validate raw values and return frozen settings; None values count as not given.
 
     Raises:
-        ConfigError: listing every value that does not fit, not only the first.
+        ConfigError: listing every invalid value, not only the first.
     """
     try:
         return model(**{name: value for name, value in values.items() if value is not None})
@@ -145,13 +146,13 @@ def build(model: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """Read a TOML file of settings; keys are the flags' names, with ``-`` or ``_``.
+    """Read a TOML file with settings; its keys are flag names, with ``-`` or ``_``.
 
     Raises:
-        ConfigError: the file is absent, no TOML, or holds keys or values that the command does not know.
+        ConfigError: the file cannot be read, is not TOML, or contains unknown keys or invalid values.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a byte order mark
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors may write a byte order mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -180,17 +181,17 @@ def _complaints(error: ValidationError, model: type[BaseModel]) -> Iterable[str]
 
 
 def _with_hints(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Each unknown name with the known one that it is like; all known ones, once, where one is like none."""
+    """List unknown names, each with the closest known name; if a name has no close match, append all known names."""
     near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
     named = ", ".join(f"'{name}'" + (f" (did you mean '{like[0]}'?)" if like else "") for name, like in near.items())
-    return named if all(near.values()) else f"{named}; known are {', '.join(sorted(known))}"
+    return named if all(near.values()) else f"{named}; known names are {', '.join(sorted(known))}"
 
 
 def check_environment(environment: Mapping[str, str], models: Iterable[type[BaseModel]]) -> None:
-    """Refuse ``DFSCAN_*`` variables that no command reads: a misspelt one would silently change an audit.
+    """Refuse ``DFSCAN_*`` variables that no command reads, because a typo would silently change an audit.
 
     Raises:
-        ConfigError: naming each of them.
+        ConfigError: listing all unknown variables.
     """
     known = {f"DFSCAN_{name.upper()}" for model in models for name in model.model_fields} | {"DFSCAN_CONFIG"}
     unknown = [name for name in environment if name.startswith("DFSCAN_") and name not in known]

@@ -1,25 +1,25 @@
-"""Every exception that dfscan raises on purpose.
+"""Exceptions that dfscan raises deliberately.
 
 DfscanError
-+-- ConfigError        an option, a configuration file or an input list is unusable (exit 2, before any work)
-+-- CheckpointError    a checkpoint is missing, damaged, foreign, or no longer gives the scores it promised (exit 2)
++-- ConfigError        an option, configuration file, input list or input data set is unusable (exit 2)
++-- CheckpointError    a checkpoint is missing, damaged, of another format, or fails its self-test (exit 2)
 +-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
 +-- LockedError        another run writes the same files (exit 75)
-+-- TrainingError      training cannot go on; what was saved before is kept (exit 2)
-+-- VideoError         one video cannot be judged: it becomes an ``error`` row and the batch goes on
++-- TrainingError      training cannot continue; saved states are kept (exit 2)
++-- VideoError         one video cannot be scored; it becomes an ``error`` row and the batch continues
 """
 
 import os
 
 
 class DfscanError(Exception):
-    """Base of all: the message names the subject, the cause and a remedy, and is shown without a traceback."""
+    """Base class. The message gives the subject, the cause and a remedy; it is shown without a traceback."""
 
     exit_code = 2
 
 
 class ConfigError(DfscanError):
-    """An option, a configuration file or a list of inputs is unusable."""
+    """An option, a configuration file, a list of inputs or an input data set is unusable."""
 
 
 class CheckpointError(DfscanError):
@@ -37,14 +37,14 @@ class LockedError(DfscanError):
 
 
 class TrainingError(DfscanError):
-    """Training cannot go on: its numbers are no longer finite."""
+    """Training cannot continue because its values are no longer finite."""
 
 
 class VideoError(DfscanError):
-    """One video cannot be judged.
+    """One video cannot be scored.
 
     Attributes:
-        code: short stable word for the report's ``reason`` column, such as ``encrypted`` or ``timeout``.
+        code: short stable identifier for the report's ``reason`` column, such as ``encrypted`` or ``timeout``.
     """
 
     def __init__(self, code: str, message: str) -> None:

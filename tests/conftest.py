@@ -1,4 +1,4 @@
-"""Markers that skip with a reason."""
+"""Shared fixtures, and markers that skip tests with a reason."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for the whole run, so that a network is exported once; the user's own is left alone."""
+    """Share one cache among all tests, so that each network is exported only once; the user's cache is not touched."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -41,7 +41,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network with random weights: every step runs for real, and fast."""
+    """A checkpoint of a tiny network with random weights, which runs every step quickly."""
     from dfscan.detector.checkpoint import init_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoints") / "untrained.safetensors"
@@ -51,7 +51,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(untrained: Path) -> Path:
-    """The same weights with thresholds about their scores, as if they had been calibrated."""
+    """A checkpoint with the same weights and thresholds, as if it had been calibrated."""
     from dfscan.detector.card import Calibration
     from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 
@@ -65,7 +65,7 @@ def trained(untrained: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: one person moving, two side by side, nobody, and a text file that claims to be a video."""
+    """A folder with videos of one person, of two people and of nobody, a text file named like a video, and notes."""
     from tests.pictures import astronaut, moved, nobody, other_person, two_people
     from tests.videos import write_video
 
@@ -75,5 +75,5 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "two.mkv", [moved(pair, 4 * i) for i in range(10)], fps=10)
     write_video(folder / "nobody.mp4", [nobody(width_px=320, height_px=240)] * 10, fps=10)
     (folder / "text.mp4").write_text("not a video")
-    (folder / "notes.txt").write_text("passed over")
+    (folder / "notes.txt").write_text("skipped")
     return folder

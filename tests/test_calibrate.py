@@ -192,10 +192,10 @@ def test_info_shows_what_the_validation_videos_vouch_for(untrained: Path, tmp_pa
     lines = [line.strip() for line in shown[0].splitlines()]
     assert f"temperature: {calibration.temperature:.4g}" in lines
     assert (
-        f"fake: from score {calibration.fake_threshold:.6f}, where 0.5% of 200 real validation videos fall "
+        f"fake: score at least {calibration.fake_threshold:.6f}, met by 0.5% of 200 real validation videos "
         "(95 % interval 0.0% to 2.8%)" in lines
     )
-    assert "real: never, it is too weak for that" in lines
+    assert "real: never, the detector is too weak for this verdict" in lines
     assert "roc_auc: 0.91 [0.85, 0.95]" in lines
     assert {"eer: 0.2", "num_crops: 1200", "- sees face swaps only", "- posed\\x1badults"} <= set(lines)
     assert json.loads(shown[1])["checkpoint"]["calibration"] == calibration.model_dump(mode="json")
@@ -203,7 +203,7 @@ def test_info_shows_what_the_validation_videos_vouch_for(untrained: Path, tmp_pa
 
 def test_info_says_what_an_untrained_checkpoint_is_worth(untrained: Path) -> None:
     shown = CliRunner().invoke(app, ["info", "--checkpoint", str(untrained)]).stdout
-    assert "trained: no: its scores mean nothing, and it only ever says inconclusive" in shown
+    assert "trained: no: its scores mean nothing, and its verdict is always inconclusive" in shown
 
 
 def test_the_promised_rate_holds_for_new_videos() -> None:

@@ -1,4 +1,4 @@
-"""The program as people and cron meet it: streams, exit codes, settings, help."""
+"""The command line as users and cron jobs run it: streams, exit codes, settings and help."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 import duckdb
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
@@ -42,6 +44,20 @@ COMMANDS = (
     "bench",
 )
 
+REQUIRED_ARGUMENTS = {
+    "scan": ["."],
+    "report": ["a.ledger"],
+    "explain": ["a.mp4", "--out", "dumps"],
+    "prepare": [".", "--out", "dataset"],
+    "shortcuts": [],
+    "train": [],
+    "calibrate": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
+    "evaluate": [".", "--out", "evaluation"],
+    "init-checkpoint": ["a.safetensors"],
+    "info": [],
+    "bench": ["."],
+}
+
 
 @pytest.fixture(autouse=True)
 def surroundings(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +77,7 @@ def scan(checkpoint: Path, *arguments: object, stdin: bytes | None = None) -> Re
 # The report
 
 
-def test_scan_writes_everything_that_was_asked_for(clips: Path, untrained: Path, tmp_path: Path) -> None:
+def test_scan_writes_all_requested_outputs(clips: Path, untrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.csv"
     result = scan(untrained, clips, "-o", out, "--frames-out", tmp_path / "f.csv", "--explain", tmp_path / "d")
     assert result.exit_code == 2, result.stderr  # text.mp4 is an error, and nothing is fake
@@ -102,13 +118,13 @@ NAMES = [b"=1+1.mp4", b"a,b.mp4", b'a"b.mp4', b"a\nb.mp4", "\N{GRINNING FACE}.mp
 NAMES += [b"-rf.mp4", b"--out=x.mp4", b"http:a.mp4", b"concat:a|b.mp4", b"a%03d.mp4", b"n" * 251 + b".mp4"]
 
 
-def test_hostile_names_reach_pandas_and_duckdb_alike(
+def test_pandas_and_duckdb_read_hostile_names_alike(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
     for name in NAMES:
         path = tmp_path / "in" / os.fsdecode(name)
-        path.parent.mkdir(exist_ok=True)  # "[/b].mp4" lies in a folder "["
+        path.parent.mkdir(exist_ok=True)  # "[/b].mp4" is in a folder "["
         path.write_bytes((clips / "nobody.mp4").read_bytes())
     monkeypatch.chdir(tmp_path)
     assert scan(untrained, "in", "-o", "r.csv").exit_code == 0
@@ -124,7 +140,7 @@ def test_hostile_names_reach_pandas_and_duckdb_alike(
     assert list(frame.num_frames) == [row[6] for row in rows] == [4] * len(NAMES)
 
 
-def test_stdout_carries_the_report_only(clips: Path, untrained: Path) -> None:
+def test_stdout_contains_only_the_report(clips: Path, untrained: Path) -> None:
     result = scan(untrained, clips / "one.mp4", "--format", "jsonl", "--quiet")
     assert json.loads(result.stdout)["verdict"] == "inconclusive"
     assert result.stderr == ""
@@ -145,7 +161,7 @@ def test_empty_folder_gives_a_header(untrained: Path, tmp_path: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
-def test_an_empty_folder_is_said_even_when_quiet_and_can_fail(clips: Path, untrained: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported_when_quiet_and_can_fail(clips: Path, untrained: Path, tmp_path: Path) -> None:
     empty = tmp_path / "mnt"
     empty.mkdir()
     line = f"dfscan: nothing to scan in {empty}: no videos found; check the path, and that its disk is mounted\n"
@@ -159,7 +175,7 @@ def test_an_empty_folder_is_said_even_when_quiet_and_can_fail(clips: Path, untra
     assert scan(untrained, clips / "nobody.mp4", "--fail-on", "empty").exit_code == 0
 
 
-def test_an_empty_list_is_said(untrained: Path) -> None:
+def test_an_empty_list_is_reported(untrained: Path) -> None:
     result = scan(untrained, "--files-from", "-", "-q", "--fail-on", "empty", stdin=b"\n")
     assert result.exit_code == 2
     assert "nothing to scan in the list of --files-from" in result.stderr
@@ -174,7 +190,7 @@ def test_a_folder_of_photographs_gives_a_hint(untrained: Path, tmp_path: Path) -
     assert result.stderr.splitlines()[-1].startswith("dfscan: 0 videos:")
 
 
-def test_what_is_skipped_is_named_in_the_metadata_and_in_the_log(
+def test_skipped_files_are_listed_in_the_metadata_and_the_log(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -184,7 +200,7 @@ def test_what_is_skipped_is_named_in_the_metadata_and_in_the_log(
     Path("in/new.mp4.crdownload").write_bytes(b"\0")
     Path(os.fsdecode(b"in/\xff\n.txt")).write_text("")
     result = scan(untrained, "in", "-q", "-o", "r.csv", "--log-file", "log", "--html", "r.html")
-    assert (result.exit_code, result.stderr) == (0, ""), "no mail"
+    assert (result.exit_code, result.stderr) == (0, ""), "cron would send mail"
     meta = json.loads(Path("r.csv.meta.json").read_text())
     assert meta["num_skipped"] == {"not_video": 1, "system_file": 1, "system_folder": 1, "unfinished": 1}
     expected = {
@@ -198,7 +214,7 @@ def test_what_is_skipped_is_named_in_the_metadata_and_in_the_log(
     assert re.search(r"Skipped, without a row:\s+1 <code>not_video</code>", Path("r.html").read_text())
 
 
-def test_lists_of_windows_and_animations(clips: Path, untrained: Path, tmp_path: Path) -> None:
+def test_windows_lists_and_animated_images_are_accepted(clips: Path, untrained: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     from tests.pictures import astronaut
@@ -225,11 +241,11 @@ def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
     assert scan(trained, *arguments, "--fail-on", "error").exit_code == 2
 
 
-# Refusals: one line, exit 2, before any work
+# Refusals: one line and exit code 2, before any work
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere"),
         ([], "nothing to scan"),
@@ -237,7 +253,7 @@ def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
         ([".", "--fail-on", "fake,weird"], "weird"),
         ([".", "--max-frames", "5"], "--every"),
         ([".", "--every", "5"], "every = 5 and num_frames = 4 exclude each other"),
-        ([".", "-0"], "--null is for the list of --files-from"),
+        ([".", "-0"], "--null needs --files-from"),
         ([".", "--shard", "1-4"], "such as 1/4"),
         ([".", "--out", "r.xls"], "cannot write .xls files"),
         ([".", "--delimiter", "|"], "delimiter: input should be ',' or ';'"),
@@ -250,13 +266,13 @@ def test_fake_is_exit_1_and_outranks_error(clips: Path, trained: Path) -> None:
         ([".", "--bogus"], "--bogus"),
     ],
 )
-def test_refusals(
-    clips: Path, untrained: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+def test_unusable_arguments_are_refused(
+    clips: Path, untrained: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips)
     result = scan(untrained, *arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
@@ -285,7 +301,7 @@ def test_no_output_replaces_an_input_or_another_output(
 
 @pytest.mark.parametrize("output", ["--out", "--html", "--frames-out", "--ledger", "--log-file"])
 @pytest.mark.parametrize("read", ["checkpoint", "config", "files-from"])
-def test_no_output_replaces_what_a_scan_reads_besides_videos(
+def test_no_output_replaces_a_checkpoint_config_or_list(
     clips: Path, untrained: Path, tmp_path: Path, output: str, read: str
 ) -> None:
     contents = {"config": b"num_frames = 2\n", "files-from": b"a.mp4\n", "checkpoint": untrained.read_bytes()}
@@ -307,15 +323,15 @@ def test_no_output_replaces_what_a_scan_reads_besides_videos(
         ([], None),
     ],
 )
-def test_settings_with_which_error_rates_do_not_hold_are_named(
+def test_settings_that_invalidate_the_error_rates_are_listed(
     clips: Path, trained: Path, tmp_path: Path, options: list[str], changed: str | None
 ) -> None:
     page = tmp_path / "page.html"
     result = run("scan", clips / "nobody.mp4", "--checkpoint", trained, "--device", "cpu", *options, "--html", page)
     warning = f"the checkpoint's error rates are valid only for its own settings; changed: {changed}"
     assert (warning in result.stderr) == (changed is not None)
-    told = "These rates do not apply to this scan" in page.read_text(encoding="utf-8")
-    assert told == (changed is not None)
+    is_warned = "These rates do not apply to this scan" in page.read_text(encoding="utf-8")
+    assert is_warned == (changed is not None)
     assert changed is None or f"({changed}; see" in page.read_text(encoding="utf-8")
 
 
@@ -326,20 +342,20 @@ def test_refused_run_leaves_nothing_behind(clips: Path, untrained: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_list_without_its_null_flag_is_an_error_row(untrained: Path) -> None:
+def test_a_nul_separated_list_without_null_is_an_error_row(untrained: Path) -> None:
     result = scan(untrained, "--files-from", "-", "--format", "jsonl", stdin=b"a.mp4\0b.mp4\0")
     assert json.loads(result.stdout)["reason"].startswith("not_found")
     assert result.exit_code == 2
 
 
-def test_quiet_speaks_up_when_something_is_found(clips: Path, trained: Path, tmp_path: Path) -> None:
+def test_quiet_still_prints_findings(clips: Path, trained: Path, tmp_path: Path) -> None:
     for threshold, lines in (("0", 1), ("0.999", 0)):
         arguments = (clips / "one.mp4", "-q", "-o", tmp_path / "r.csv", "--threshold", threshold)
         said = [line for line in scan(trained, *arguments).stderr.splitlines() if "videos" in line or "video:" in line]
         assert len(said) == lines
 
 
-def test_rows_are_sorted_by_the_path_that_they_show(
+def test_rows_are_sorted_by_their_displayed_path(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -350,7 +366,7 @@ def test_rows_are_sorted_by_the_path_that_they_show(
     assert paths == ["./a.mp4", "./b.mp4", str(clips / "text.mp4")] == sorted(paths)
 
 
-def test_bug_is_exit_2_and_keeps_its_traceback_for_the_log(
+def test_a_bug_exits_with_2_and_logs_its_traceback(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -364,7 +380,7 @@ def test_bug_is_exit_2_and_keeps_its_traceback_for_the_log(
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-def test_old_report_survives_a_failed_scan(
+def test_a_failed_scan_keeps_the_old_report(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "r.csv"
@@ -394,10 +410,12 @@ def test_flag_beats_environment_beats_file_beats_checkpoint(
     assert num_frames_used(run(*base, "--config", config, "--num-frames", 5)) == 5
     monkeypatch.delenv("DFSCAN_NUM_FRAMES")
     config.write_text(config.read_text().replace("num-frames = 2\n", ""))
-    assert num_frames_used(run(*base, "--config", config)) == 10  # the checkpoint says 32, the clip has 10
+    assert (
+        num_frames_used(run(*base, "--config", config)) == 10
+    )  # the checkpoint's default is 32, but the clip has only 10
 
 
-def test_the_stronger_of_two_ways_of_sampling_holds(
+def test_the_sampling_option_with_precedence_is_used(
     clips: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "c.toml"
@@ -425,14 +443,26 @@ def test_unknown_settings_are_refused(clips: Path, tmp_path: Path, monkeypatch: 
     assert "did you mean 'DFSCAN_THRESHOLD'" in result.stderr
 
 
+@pytest.mark.parametrize("command", sorted(typer.main.get_group(app).commands))
+def test_every_command_refuses_a_misspelt_variable(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DFSCAN_CHEKPOINT", "/nope")
+    result = run(command, *REQUIRED_ARGUMENTS[command])
+    message = "unknown environment variable 'DFSCAN_CHEKPOINT' (did you mean 'DFSCAN_CHECKPOINT'?)"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"dfscan: error: {message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_configuration_file_lists_every_option() -> None:
     text = (ROOT / "configs" / "scan.toml").read_text()
     assert tomllib.loads(text) == {}
     keys = re.findall(r"^# (\w+) = ", text, flags=re.MULTILINE)
     assert sorted(keys) == sorted(ScanSettings.model_fields)
     values = tomllib.loads("\n".join(re.findall(r"^# (\w+ = .*)", text, flags=re.MULTILINE)))
-    for left_out in ("every", "num_frames"):  # they exclude each other
-        ScanSettings(**{key: value for key, value in values.items() if key != left_out})
+    for omitted in ("every", "num_frames"):  # mutually exclusive
+        ScanSettings(**{key: value for key, value in values.items() if key != omitted})
     defaults = ScanSettings().model_dump(mode="json")
     stated = {key: value for key, value in values.items() if defaults[key] is not None and key not in ("format",)}
     assert stated == {key: defaults[key] for key in stated}
@@ -465,6 +495,15 @@ def test_help_has_three_examples(command: str) -> None:
     assert result.exit_code == 0
     examples = result.stdout.split("Examples:")[1].split("\n\n")[1]
     assert len(re.findall(r"^ +(?:dfscan|find)\b", examples, flags=re.MULTILINE)) == 3
+
+
+def test_the_examples_of_calibrate_use_existing_options() -> None:
+    examples = re.findall(r"^ +dfscan (.+)$", run("calibrate", "--help").stdout, flags=re.MULTILINE)
+    assert len(examples) == 4
+    for example in examples:
+        name, *arguments = shlex.split(example)
+        with typer.main.get_group(app).commands[name].make_context(name, arguments) as context:
+            assert context.params
 
 
 # The other commands
@@ -512,7 +551,7 @@ def test_info_shows_versions_devices_and_card(untrained: Path) -> None:
     assert "calibration:" in run("info", "--checkpoint", untrained).stdout
 
 
-def test_info_names_the_build_of_pytorch_and_what_another_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_describes_the_pytorch_build_and_the_space_a_cpu_build_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     def build(cuda: str | None, *, has_gpu: bool) -> str:
@@ -538,19 +577,19 @@ def test_info_names_the_build_of_pytorch_and_what_another_saves(monkeypatch: pyt
         SimpleNamespace(name="triton", files=None),
     ]
     monkeypatch.setattr("dfscan.cli.info.importlib.metadata.distributions", lambda: packages)
-    said = build("13.2", has_gpu=False)
-    assert "there is no GPU that it can use: a build for CPUs saves 2.5 GB" in said
-    assert said.endswith("--index-url https://download.pytorch.org/whl/cpu")
+    description = build("13.2", has_gpu=False)
+    assert "no usable GPU was found: a build for CPUs saves 2.5 GB" in description
+    assert description.endswith("--index-url https://download.pytorch.org/whl/cpu")
 
 
-def test_info_says_when_torch_and_torchvision_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_refuses_incompatible_torch_and_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     result = run("info")
     assert result.exit_code == 2
     assert "pip install" in result.stderr
 
 
-def test_bench_adds_up(clips: Path, untrained: Path) -> None:
+def test_the_figures_of_bench_are_consistent(clips: Path, untrained: Path) -> None:
     result = run("bench", clips, "--checkpoint", untrained, "--num-frames", 4, "--json")
     figures = json.loads(result.stdout)
     stages, floor = figures["stages"], figures["floor"]
@@ -561,7 +600,7 @@ def test_bench_adds_up(clips: Path, untrained: Path) -> None:
     assert floor["cpu_s"] == pytest.approx(floor["decode_cpu_s"] + floor["classify_cpu_s"])
     assert figures["ratio_to_floor"] == pytest.approx(figures["cpu_s"] / floor["cpu_s"])
     assert figures["peak_all_rss_bytes"] > figures["peak_rss_bytes"] > 0
-    assert "videos an hour" in run("bench", clips / "nobody.mp4", "--checkpoint", untrained).stdout
+    assert "videos per hour" in run("bench", clips / "nobody.mp4", "--checkpoint", untrained).stdout
 
 
 def test_a_second_scan_on_a_cpu_imports_no_torch(clips: Path, untrained: Path) -> None:
@@ -600,7 +639,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
-    """Exit code of a program, and what it shows on a terminal of 120 columns that is its stderr."""
+    """Run a program whose stderr is a terminal with 120 columns; return its exit code and the text shown there."""
     shown, stderr = os.openpty()
     fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     with subprocess.Popen(
@@ -608,7 +647,7 @@ def on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
     ) as process:
         os.close(stderr)
         text = b""
-        with suppress(OSError):  # Linux has no end of a terminal, but an error
+        with suppress(OSError):  # Linux raises an error at the end of a terminal's output
             while data := os.read(shown, 65536):
                 text += data
         os.close(shown)
@@ -618,7 +657,7 @@ def on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9\d|10[0-7])(?:;\d+)*m")
 
 
-def test_a_terminal_shows_how_it_goes_on_and_the_summary_last(clips: Path, untrained: Path) -> None:
+def test_a_terminal_shows_progress_and_then_the_summary(clips: Path, untrained: Path) -> None:
     command = program("scan", clips, "--checkpoint", untrained, "--device", "cpu", "--num-frames", 4, "--exit-zero")
     code, shown = on_a_terminal(command)
     assert code == 0
@@ -630,7 +669,7 @@ def test_a_terminal_shows_how_it_goes_on_and_the_summary_last(clips: Path, untra
     assert sum("dfscan: 4 videos" in line for line in lines) == 1
 
 
-def test_no_color_is_heeded(clips: Path, untrained: Path) -> None:
+def test_no_color_disables_colours(clips: Path, untrained: Path) -> None:
     command = program("scan", clips, "--checkpoint", untrained, "--device", "cpu", "--num-frames", 4, "--exit-zero")
     code, shown = on_a_terminal(command, NO_COLOR="1")
     assert code == 0
@@ -662,7 +701,7 @@ def test_version() -> None:
     assert run("--version").stdout.startswith("dfscan ")
 
 
-def test_closed_pipe_ends_quietly(clips: Path, untrained: Path) -> None:
+def test_a_closed_pipe_ends_without_a_traceback(clips: Path, untrained: Path) -> None:
     command = program("scan", clips, clips / "text.mp4", "--checkpoint", untrained, "--num-frames", 4, "--quiet")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -676,8 +715,8 @@ def test_closed_pipe_ends_quietly(clips: Path, untrained: Path) -> None:
 
 
 @pytest.mark.parametrize("is_buffered", [True, False])
-def test_deaf_stderr_changes_no_exit_code(is_buffered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffered, as it is unless the environment says otherwise, what could not be written waits for the exit."""
+def test_an_unwritable_stderr_does_not_change_the_exit_code(is_buffered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buffering, the default, text that could not be written is flushed again at exit."""
     monkeypatch.setenv("PYTHONUNBUFFERED", "" if is_buffered else "1")
     with open("/dev/full", "wb") as full:
         command = program("scan", "nowhere")
@@ -705,19 +744,19 @@ def test_terminated_scan_leaves_143_no_report_and_no_process(clips: Path, untrai
     assert process.returncode == 143
     assert not out.exists()
     assert not list(tmp_path.glob(".*partial"))
-    # A child that was just being started when the signal came ends by itself: its socket is closed.
+    # A child that was starting when the signal arrived ends on its own, because its socket is closed.
     end_s = time.monotonic() + 60
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not left
 
 
-KEPT = "finished videos are kept in {}; to go on, use the same command"
-NOT_KEPT = "nothing is kept; with --out or --ledger a scan can be resumed"
+KEPT = "finished videos are kept in {}; to continue, run the same command again"
+NOT_KEPT = "no results are kept; use --out or --ledger to make a scan resumable"
 
 
 @pytest.mark.parametrize(
-    ("number", "outputs", "said"),
+    ("number", "outputs", "message"),
     [
         (signal.SIGINT, ["-o", "r.csv"], f"interrupted: {KEPT.format('r.csv.ledger')} with --resume"),
         (signal.SIGTERM, ["-o", "r.csv"], f"terminated: {KEPT.format('r.csv.ledger')} with --resume"),
@@ -725,19 +764,19 @@ NOT_KEPT = "nothing is kept; with --out or --ledger a scan can be resumed"
         (signal.SIGINT, [], f"interrupted: {NOT_KEPT}"),
     ],
 )
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_prints_how_to_continue(
     clips: Path,
     untrained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     outputs: list[str],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dfscan.scan.run.find_checkpoint", lambda _: signal.raise_signal(number))
     result = scan(untrained, clips, *outputs)
-    assert (result.exit_code, result.stderr) == (128 + number, f"dfscan: {said}\n")
+    assert (result.exit_code, result.stderr) == (128 + number, f"dfscan: {message}\n")
 
 
 def children_of(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Settings: what is refused, and whether the message helps."""
+"""Settings: validation and the wording of refusals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def refusal(**values: Any) -> str:
 
 def test_the_defaults_are_valid() -> None:
     assert build(ScanSettings, {}) == ScanSettings()
-    assert build(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), "None is not given"
+    assert build(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), "None counts as not given"
 
 
 @pytest.mark.parametrize(("given", "expected"), [("all", "all"), ("main", "main"), ("2", 2), (0, 0)])
-def test_a_stream_is_named_or_numbered(given: str | int, expected: str | int) -> None:
+def test_a_stream_is_a_name_or_a_number(given: str | int, expected: str | int) -> None:
     assert build(ScanSettings, {"stream": given}).stream == expected
 
 
@@ -56,7 +56,7 @@ def test_settings_are_frozen() -> None:
         ("delimiter", "|"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
+def test_values_out_of_range_are_refused_with_the_setting_named(name: str, value: Any) -> None:
     assert name in refusal(**{name: value})
 
 
@@ -74,23 +74,23 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
         ("delimiter", ";"),
     ],
 )
-def test_values_at_the_limit_are_taken(name: str, value: Any) -> None:
+def test_values_at_the_limit_are_accepted(name: str, value: Any) -> None:
     assert getattr(build(ScanSettings, {name: value}), name) == value
 
 
-def test_a_part_is_explained_without_a_regular_expression() -> None:
+def test_a_bad_shard_is_explained_without_a_regular_expression() -> None:
     assert refusal(shard="1-4") == (
         "shard: must be I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
     )
 
 
-def test_two_ways_of_sampling_are_refused() -> None:
+def test_every_and_num_frames_together_are_refused() -> None:
     assert refusal(every=1.5, num_frames=8) == (
-        "every = 1.5 and num_frames = 8 exclude each other: give one of --every and --num-frames"
+        "every = 1.5 and num_frames = 8 exclude each other: give only one of --every and --num-frames"
     )
 
 
-def test_all_problems_are_told_together() -> None:
+def test_all_problems_are_listed_together() -> None:
     message = refusal(num_frames=0, threshold=2, tiemout=3, format="xml")
     for name in ("num_frames", "threshold", "tiemout", "format"):
         assert name in message
@@ -98,7 +98,7 @@ def test_all_problems_are_told_together() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tiemout", "did you mean 'timeout'?"), ("num_frame", "did you mean 'num_frames'?"), ("zzz", "known are ")],
+    [("tiemout", "did you mean 'timeout'?"), ("num_frame", "did you mean 'num_frames'?"), ("zzz", "known names are ")],
 )
 def test_an_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None:
     message = refusal(**{name: 1})
@@ -117,17 +117,17 @@ def test_an_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None
         (FAIL_ON, FAIL_ON),
     ],
 )
-def test_fail_on_is_a_list_or_words_with_commas(value: Any, expected: tuple[str, ...]) -> None:
+def test_fail_on_is_a_list_or_comma_separated(value: Any, expected: tuple[str, ...]) -> None:
     assert build(ScanSettings, {"fail_on": value}).fail_on == expected
 
 
-def test_a_file_gives_its_values(tmp_path: Path) -> None:
+def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "scan.toml"
     path.write_text('num-frames = 8\nmin_faces = 2\nfail-on = ["fake"]\nout = "r.csv"\n')
     assert read_file(path, ScanSettings) == {"num_frames": 8, "min_faces": 2, "fail_on": ["fake"], "out": "r.csv"}
 
 
-def test_a_file_may_begin_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path: Path) -> None:
+def test_a_file_may_have_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "scan.toml"
     path.write_bytes(b"\xef\xbb\xbfnum-frames = 8\r\nquiet = true\r\n")
     assert read_file(path, ScanSettings) == {"num_frames": 8, "quiet": True}
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
         read_file(tmp_path / name, ScanSettings)
 
 
-def test_known_and_foreign_variables_pass() -> None:
+def test_known_and_unrelated_variables_are_accepted() -> None:
     variables = {"DFSCAN_NUM_FRAMES": "8", "DFSCAN_CONFIG": "x", "HOME": "/", "dfscan_zzz": "1"}
     check_environment(variables, [ScanSettings])
 
@@ -171,10 +171,10 @@ def test_misspelt_variables_are_refused_together() -> None:
         assert word in str(caught.value)
 
 
-def test_a_file_of_another_command_is_answered_once(tmp_path: Path) -> None:
+def test_the_known_names_are_listed_only_once(tmp_path: Path) -> None:
     path = tmp_path / "scan.toml"
     path.write_text("aaaa = 1\nbbbb = 2\ntiemout = 3\n")
     with pytest.raises(ConfigError) as caught:
         read_file(path, ScanSettings)
-    assert str(caught.value).count("known are") == 1
-    assert "unknown setting 'aaaa', 'bbbb', 'tiemout' (did you mean 'timeout'?); known are " in str(caught.value)
+    assert str(caught.value).count("known names are") == 1
+    assert "unknown setting 'aaaa', 'bbbb', 'tiemout' (did you mean 'timeout'?); known names are " in str(caught.value)

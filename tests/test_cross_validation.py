@@ -79,7 +79,7 @@ def test_a_checkpoint_is_calibrated_on_what_each_run_held_out(tmp_path: Path) ->
         app, ["calibrate", str(tmp_path / "0"), str(tmp_path / "1"), "--checkpoint", str(final), "--out", str(out)]
     )
     assert done.exit_code == 0, done.stderr
-    assert "calibrated on 8 videos of 8 groups" in done.stderr
+    assert "calibrated on 8 videos in 8 groups" in done.stderr
     card = read_card(out).card
     assert (card.calibration.num_real_videos, card.calibration.num_fake_videos) == (4, 4)
     assert card.metrics is not None

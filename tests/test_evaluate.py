@@ -159,8 +159,8 @@ def test_tables_and_plots(trained: Path, tmp_path: Path) -> None:
     assert metrics.loc[("video", "all", "roc_auc"), "value"] == pytest.approx(7 / 9, abs=1e-6)
     assert metrics.loc[("frame", "kind: swap", "roc_auc"), "num_videos"] == 5
     lines = done.stdout.splitlines()
-    assert lines[0].endswith("7 videos (4 real, 3 fake) of 5 groups")
-    assert lines[1] == "6 judged, 12 faces"
+    assert lines[0].endswith("7 videos (4 real, 3 fake) in 5 groups")
+    assert lines[1] == "6 scored, 12 faces"
     assert lines[4].split() == ["real", "1", "0", "2", "1", "0"]
     assert any(line.startswith("video  all") and " 0.778 [" in line for line in lines)
 
@@ -259,9 +259,9 @@ def test_one_split_only(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--split", "test"], "the inputs name no split"),
-        (["--split", "dev"], "--split is one of train, val, test"),
-        (["--label", "true"], "--label is one of real, fake"),
+        (["--split", "test"], "the inputs name no splits"),
+        (["--split", "dev"], "--split must be one of train, val, test"),
+        (["--label", "true"], "--label must be one of real, fake"),
         (["--label-column", "truth"], "truth"),
         (["--out", "in/labels.csv"], "cannot be made"),
     ],
@@ -300,14 +300,14 @@ def test_true_scans(trained: Path, tmp_path: Path) -> None:
     assert document["verdicts"]["real"]["no_face"] == document["verdicts"]["fake"]["error"] == 1
     assert document["metrics"]["video"]["all"]["roc_auc"]["value"] in (0, 1)
     assert "text.mp4: not_video" in done.stderr
-    assert "2 judged, 6 faces" in done.stdout
+    assert "2 scored, 6 faces" in done.stdout
 
 
 def test_missing_files_are_counted(trained: Path, tmp_path: Path, made_up: None) -> None:
     labels = table(tmp_path / "in")
     (tmp_path / "in" / "a.mp4").unlink()
     done = run(labels, "--checkpoint", trained, "--out", tmp_path)
-    assert "5 judged, 10 faces, 1 skipped" in done.stdout
+    assert "5 scored, 10 faces, 1 skipped" in done.stdout
     assert f"warning: {tmp_path}/in/a.mp4: skipped, not_there: no such file" in done.stderr
     skipped = json.loads((tmp_path / "evaluation.json").read_text())["skipped"]
     assert [Path(each["path"]).name for each in skipped] == ["a.mp4"]
@@ -321,7 +321,7 @@ def test_of_many_missing_files_the_first_are_named(trained: Path, tmp_path: Path
         (tmp_path / "in" / name).unlink()
     done = run(labels, "--checkpoint", trained, "--out", tmp_path)
     assert done.stderr.count("not_there") == 10
-    assert "2 more are skipped" in done.stderr
+    assert "2 more files skipped" in done.stderr
 
 
 # Worse copies

@@ -1,4 +1,4 @@
-"""Heat maps: scale, colours and places."""
+"""Heat maps: scale, colours and positions."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,14 @@ def test_normalise_divides_by_the_maximum() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
-def test_normalise_knows_no_small_or_large(value: float) -> None:
+def test_normalise_does_not_depend_on_the_scale(value: float) -> None:
     normal = normalise(spot(1, 2, value))
 
     assert normal.dtype == np.float32
     assert normal.max() == (1 if value else 0)
 
 
-def test_heat_map_keeps_places_and_range() -> None:
+def test_heat_map_keeps_positions_and_range() -> None:
     heat = heat_map(spot(2, 9), 120)
 
     assert heat.shape == (120, 120)
@@ -37,7 +37,7 @@ def test_heat_map_keeps_places_and_range() -> None:
     assert (row // 10, column // 10) == (2, 9)
 
 
-def test_overlay_is_red_where_it_matters_and_blue_where_not() -> None:
+def test_overlay_is_red_for_high_and_blue_for_low_heat() -> None:
     heat = np.zeros((60, 80), np.float32)
     heat[:, 40:] = 1
 
@@ -51,7 +51,7 @@ def test_overlay_is_red_where_it_matters_and_blue_where_not() -> None:
     np.testing.assert_array_equal(overlay(GREY, heat, strength=0), GREY)
 
 
-def test_overlay_on_frame_paints_only_the_square() -> None:
+def test_overlay_on_frame_changes_only_the_square() -> None:
     before = GREY.copy()
 
     cam = np.zeros((12, 12), np.float32)
@@ -69,7 +69,7 @@ def test_overlay_on_frame_paints_only_the_square() -> None:
     assert cold[2] > cold[0]
 
 
-def test_overlay_on_frame_cuts_a_square_that_leaves_the_frame() -> None:
+def test_overlay_on_frame_clips_a_square_at_the_border() -> None:
     whole = overlay_on_frame(np.full((200, 200, 3), 128, np.uint8), spot(6, 6), (70, 70, 118, 118))
 
     cut = overlay_on_frame(GREY, spot(6, 6), (-24, -24, 24, 24))
@@ -79,11 +79,11 @@ def test_overlay_on_frame_cuts_a_square_that_leaves_the_frame() -> None:
 
 
 @pytest.mark.parametrize("square", [(-50, -50, -10, -10), (80, 60, 90, 70)])
-def test_overlay_on_frame_accepts_a_square_outside(square: tuple[int, int, int, int]) -> None:
+def test_overlay_on_frame_accepts_a_square_outside_the_frame(square: tuple[int, int, int, int]) -> None:
     np.testing.assert_array_equal(overlay_on_frame(GREY, spot(0, 0), square), GREY)
 
 
 @pytest.mark.parametrize("square", [(0, 0, 10, 12), (5, 5, 5, 5), (9, 9, 3, 3)])
-def test_overlay_on_frame_refuses_what_is_no_square(square: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="is a square"):
+def test_overlay_on_frame_refuses_other_shapes(square: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="must be a square"):
         overlay_on_frame(GREY, spot(0, 0), square)

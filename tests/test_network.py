@@ -1,4 +1,4 @@
-"""The network against the specification, layer by layer, and Grad-CAM against automatic differentiation."""
+"""The network compared with its specification layer by layer, and Grad-CAM with automatic differentiation."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from dfscan.detector import network as network_module
 from dfscan.detector.network import ARCHITECTURES, DeepfakeDetector, create_network
 from dfscan.errors import CheckpointError
 
-# Channels and side length at 380 px: stem, the seven stages, head convolution.
+# Channels and side length for an input of 380 px: stem, seven stages, head convolution.
 STAGES = [(48, 190), (24, 190), (32, 95), (56, 48), (112, 24), (160, 24), (272, 12), (448, 12), (1792, 12)]
 
 
@@ -37,7 +37,7 @@ def test_feature_maps_of_every_stage(b4: DeepfakeDetector) -> None:
     assert logit == (1, 1)
 
 
-def test_head_in_order(b4: DeepfakeDetector) -> None:
+def test_layers_of_the_head(b4: DeepfakeDetector) -> None:
     layers = list(b4.head)
 
     kinds = [nn.Dropout, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
@@ -55,7 +55,7 @@ def test_number_of_weights(b4: DeepfakeDetector) -> None:
     assert num_head == 1793 * 512 + 2 * 512 + 513
 
 
-def test_backbone_is_only_features(b4: DeepfakeDetector) -> None:
+def test_backbone_has_no_classifier(b4: DeepfakeDetector) -> None:
     assert not list(b4.backbone.classifier.parameters())
     assert all(rate.p == 0 for rate in b4.backbone.modules() if isinstance(rate, nn.Dropout))
 
@@ -71,7 +71,7 @@ def test_pooling_is_the_global_average(b4: DeepfakeDetector) -> None:
 
 
 def with_lively_norms(network: DeepfakeDetector) -> DeepfakeDetector:
-    """Statistics and affine weights away from their initial 0 and 1, so that forgetting one shows."""
+    """Move statistics and affine weights away from their initial 0 and 1, so that omitting one changes the result."""
     generator = torch.Generator().manual_seed(3)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -86,7 +86,7 @@ def with_lively_norms(network: DeepfakeDetector) -> DeepfakeDetector:
 
 
 def grad_cam_by_autograd(network: DeepfakeDetector, x: Tensor) -> Tensor:
-    """Selvaraju et al. 2017, equations 1 and 2, word for word."""
+    """Compute Grad-CAM directly from Selvaraju et al. 2017, equations 1 and 2."""
     kept: list[Tensor] = []
     part = network.backbone.bn2
     hook = part.register_forward_hook(lambda *args: (args[2].retain_grad(), kept.append(args[2]))[0])
@@ -119,7 +119,7 @@ def test_grad_cam_refuses_training_mode() -> None:
         create_network("test_efficientnet").train().forward_with_cam(torch.zeros(2, 3, 64, 64))
 
 
-def test_seed_decides_the_weights_and_leaves_the_global_state() -> None:
+def test_the_seed_determines_the_weights_and_keeps_the_global_state() -> None:
     before = torch.random.get_rng_state()
     first, second, other = (create_network("test_efficientnet", seed=seed).state_dict() for seed in (5, 5, 6))
 
@@ -128,13 +128,13 @@ def test_seed_decides_the_weights_and_leaves_the_global_state() -> None:
     assert not torch.equal(first["head.hidden.weight"], other["head.hidden.weight"])
 
 
-def test_unknown_architecture_lists_what_works() -> None:
+def test_an_unknown_architecture_lists_the_supported_ones() -> None:
     with pytest.raises(CheckpointError, match="resnet50") as error:
         create_network("resnet50")
     assert all(name in str(error.value) for name in ARCHITECTURES)
 
 
-def test_unreachable_pretrained_weights_name_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_pretrained_weights_suggest_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 

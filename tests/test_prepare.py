@@ -256,7 +256,7 @@ def test_control_c_keeps_finished_sources(footage: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Journal, "append", append_then_interrupt)
     result = run("prepare", footage, "-o", tmp_path / "d", "--num-frames", 3)
-    assert (result.exit_code, result.stderr) == (130, "dfscan: interrupted: to go on, use the same command\n")
+    assert (result.exit_code, result.stderr) == (130, "dfscan: interrupted: to continue, run the same command again\n")
     assert (tmp_path / "d/progress.jsonl").read_bytes().count(b"\n") == 2
     assert not (tmp_path / "d/manifest.csv").exists()
 

@@ -1,4 +1,4 @@
-"""Preprocessing against arithmetic by hand."""
+"""Preprocessing compared with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def square(size_px: int, rgb: tuple[int, int, int] = (255, 0, 51)) -> np.ndarray
     return np.broadcast_to(np.uint8(rgb), (size_px, size_px, 3)).copy()
 
 
-def test_defaults_are_the_specification() -> None:
+def test_defaults() -> None:
     settings = Preprocessing()
 
     assert settings.input_size_px == 380
@@ -32,7 +32,7 @@ def test_normalises_each_channel_in_rgb_order(size_px: int) -> None:
     np.testing.assert_allclose(batch[0].max(axis=(1, 2)), expected, rtol=1e-5)
 
 
-def test_rows_and_columns_keep_their_places() -> None:
+def test_rows_and_columns_keep_their_positions() -> None:
     crop = square(32, (0, 0, 0))
     crop[3, 7, 1] = 255
 
@@ -41,7 +41,7 @@ def test_rows_and_columns_keep_their_places() -> None:
     assert np.argwhere(batch).tolist() == [[0, 1, 3, 7]]
 
 
-def test_shrinks_by_area() -> None:
+def test_crops_are_shrunk_by_area_averaging() -> None:
     crop = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
 
     batch = to_input([crop], Preprocessing(input_size_px=32, mean=(0, 0, 0), std=(1, 1, 1)))
@@ -50,7 +50,7 @@ def test_shrinks_by_area() -> None:
     np.testing.assert_allclose(batch[0], expected, atol=0.51 / 255)
 
 
-def test_enlarges_bicubically() -> None:
+def test_crops_are_enlarged_bicubically() -> None:
     crop = square(32, (0, 0, 0))
     crop[:, 16:] = 200
 
@@ -59,7 +59,7 @@ def test_enlarges_bicubically() -> None:
     assert batch.max() > 200.5 / 255  # only a kernel with negative lobes overshoots at an edge
 
 
-def test_crops_of_several_sizes_make_one_batch() -> None:
+def test_crops_of_different_sizes_form_one_batch() -> None:
     sizes = [31, 380, 500]
     together = to_input([square(size) for size in sizes], Preprocessing())
 
@@ -70,8 +70,8 @@ def test_crops_of_several_sizes_make_one_batch() -> None:
 @pytest.mark.parametrize(
     "crop", [np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)]
 )
-def test_refuses_what_is_no_crop(crop: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="face crop is uint8"):
+def test_refuses_invalid_crops(crop: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="face crop must be uint8"):
         to_input([crop], Preprocessing())
 
 

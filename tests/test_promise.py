@@ -133,8 +133,8 @@ def test_info_and_page_show_withheld_verdicts(untrained: Path, clips: Path, tmp_
     fields = {"real_threshold": 0.0, "real_called_fake_rate": 0.0, "num_real_videos": 1, "num_fake_videos": 3}
     checkpoint = calibrated(untrained, tmp_path / "c.safetensors", **fields)
     shown = run("info", "--checkpoint", checkpoint).stdout
-    assert f"where 0.0% of 1 real validation videos fall; withheld: {ONE_REAL}\n" in shown
-    assert f"real: up to score 0.000000; withheld: {THREE_FAKES}\n" in shown
+    assert f"met by 0.0% of 1 real validation videos; withheld: {ONE_REAL}\n" in shown
+    assert f"real: score at most 0.000000; withheld: {THREE_FAKES}\n" in shown
     scan(checkpoint, clips, "--html", tmp_path / "page.html")
     page = " ".join((tmp_path / "page.html").read_text().split())
     assert f"<strong>Too few videos:</strong> {ONE_REAL}. A scan calls no video fake unless" in page

@@ -1,4 +1,4 @@
-"""Runtimes give PyTorch's scores, whatever the batch, and choose their device; the exported graph is cached safely."""
+"""Runtimes give PyTorch's scores for every batch, devices are resolved, and exported graphs are cached safely."""
 
 import logging
 import os
@@ -65,7 +65,7 @@ def by_torch(checkpoint: Checkpoint, batch: np.ndarray) -> tuple[np.ndarray, np.
 def any_runtime(request: pytest.FixtureRequest, tiny: Checkpoint, graph: bytes) -> Runtime:
     if request.param == "onnx":
         return OnnxRuntime(graph)
-    # A multiple of what a CPU takes at once: else the last face of a layer is computed in another way, to other bits.
+    # 16 is a multiple of the SIMD width; otherwise a layer computes its last face differently, with other bits.
     return TorchRuntime(load_network(tiny), device="cpu", batch_size=16)
 
 
@@ -73,7 +73,7 @@ def any_runtime(request: pytest.FixtureRequest, tiny: Checkpoint, graph: bytes) 
 
 
 @pytest.mark.parametrize("num_faces", [1, 3, 16, 18])
-def test_equals_pytorch(any_runtime: Runtime, tiny: Checkpoint, num_faces: int) -> None:
+def test_runtimes_equal_pytorch(any_runtime: Runtime, tiny: Checkpoint, num_faces: int) -> None:
     batch = faces(num_faces)
     logits, cams = any_runtime.predict(batch)
     expected_logits, expected_cams = by_torch(tiny, batch)
@@ -96,7 +96,7 @@ def test_the_small_efficientnet_runs_in_onnx_and_passes_its_self_test(tmp_path: 
     np.testing.assert_allclose(cams, expected_cams, rtol=1e-3, atol=1e-4 * float(expected_cams.max()))
 
 
-def test_a_face_scores_the_same_whatever_its_neighbours(any_runtime: Runtime) -> None:
+def test_the_score_of_a_face_does_not_depend_on_its_batch(any_runtime: Runtime) -> None:
     batch = faces(18)
     together = any_runtime.predict(batch)[0]
     alone = [any_runtime.predict(batch[i : i + 1])[0][0] for i in range(18)]
@@ -106,23 +106,23 @@ def test_a_face_scores_the_same_whatever_its_neighbours(any_runtime: Runtime) ->
     assert any_runtime.predict(loud)[0][0] == together[0]
 
 
-def test_no_faces_no_scores(any_runtime: Runtime) -> None:
+def test_an_empty_batch_gives_no_scores(any_runtime: Runtime) -> None:
     logits, cams = any_runtime.predict(faces(0))
 
     assert (len(logits), len(cams)) == (0, 0)
 
 
 @pytest.mark.parametrize("batch", [faces(1).astype(np.float64), faces(1)[0], faces(1).transpose(0, 2, 3, 1)])
-def test_refuses_what_is_no_batch(any_runtime: Runtime, batch: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="a batch is float32"):
+def test_refuses_invalid_batches(any_runtime: Runtime, batch: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="a batch must be float32"):
         any_runtime.predict(batch)
 
 
-def test_passes_the_self_test(any_runtime: Runtime, tiny: Checkpoint) -> None:
+def test_runtimes_pass_the_self_test(any_runtime: Runtime, tiny: Checkpoint) -> None:
     verify(any_runtime, tiny)
 
 
-def test_self_test_notices_changed_weights(tiny: Checkpoint) -> None:
+def test_self_test_detects_changed_weights(tiny: Checkpoint) -> None:
     network = load_network(tiny)
     network.head.output.bias.data += 0.01
 
@@ -133,7 +133,7 @@ def test_self_test_notices_changed_weights(tiny: Checkpoint) -> None:
 # PyTorch
 
 
-def test_mixed_precision_is_close_and_a_face_scores_the_same_whatever_its_neighbours(tiny: Checkpoint) -> None:
+def test_mixed_precision_is_accurate_and_does_not_depend_on_the_batch(tiny: Checkpoint) -> None:
     runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=4, mixed_precision=True)
     batch = faces(6)
     logits, cams = runtime.predict(batch)
@@ -145,13 +145,15 @@ def test_mixed_precision_is_close_and_a_face_scores_the_same_whatever_its_neighb
     assert logits.tolist() == [runtime.predict(batch[i : i + 1])[0][0] for i in range(6)]
 
 
-def test_the_embedded_checkpoint_is_as_precise_in_mixed_precision() -> None:
+def test_the_embedded_checkpoint_is_accurate_in_mixed_precision() -> None:
     path = default_checkpoint_path()
     assert path is not None
     checkpoint = read_card(path)
     box, preprocessing = np.array(FACE_XYXY, np.float32), checkpoint.card.preprocessing
-    looks = [moved(picture, 0, 0, zoom) for picture in (astronaut(), other_person()) for zoom in (1, 0.7)]
-    crops = [crop_face(each, box, margin=preprocessing.crop_margin, size=preprocessing.input_size_px) for each in looks]
+    frames = [moved(picture, 0, 0, zoom) for picture in (astronaut(), other_person()) for zoom in (1, 0.7)]
+    crops = [
+        crop_face(each, box, margin=preprocessing.crop_margin, size=preprocessing.input_size_px) for each in frames
+    ]
     batch = to_input(crops, preprocessing)
     runtime = TorchRuntime(load_network(checkpoint), device="cpu", batch_size=4, mixed_precision=True)
     logits, expected = runtime.predict(batch)[0], by_torch(checkpoint, batch)[0]
@@ -161,14 +163,14 @@ def test_the_embedded_checkpoint_is_as_precise_in_mixed_precision() -> None:
     assert runtime.mixed_precision
 
 
-def test_the_self_test_keeps_mixed_precision_where_it_is_precise(tiny: Checkpoint, cache: Path) -> None:
+def test_the_self_test_keeps_accurate_mixed_precision(tiny: Checkpoint, cache: Path) -> None:
     runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
     verify(runtime, tiny)
     assert runtime.mixed_precision
     assert len(list(cache.glob("verified-*"))) == 1
 
 
-def test_the_self_test_switches_mixed_precision_off_where_it_is_not(
+def test_the_self_test_disables_inaccurate_mixed_precision(
     tiny: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
@@ -182,12 +184,12 @@ def test_the_self_test_switches_mixed_precision_off_where_it_is_not(
     with caplog.at_level(logging.WARNING, "dfscan"):
         verify(runtime, tiny)
     assert not runtime.mixed_precision
-    assert "going on in float32" in caplog.text
-    assert list(cache.glob("verified-*")) == []  # looked at again next time
+    assert "continuing in float32" in caplog.text
+    assert list(cache.glob("verified-*")) == []  # tested again next time
     np.testing.assert_allclose(runtime.predict(faces(3))[0], by_torch(tiny, faces(3))[0], atol=1e-5)
 
 
-def test_what_float16_cannot_hold_is_judged_in_float32(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faces_that_overflow_float16_are_scored_in_float32(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=4, mixed_precision=True)
     forward = runtime._forward
 
@@ -207,7 +209,7 @@ def test_what_float16_cannot_hold_is_judged_in_float32(tiny: Checkpoint, monkeyp
 
 
 class Memory:
-    """Lets a network's forward run only with so many faces."""
+    """A replacement for a network's forward that runs out of memory above `max_faces` faces."""
 
     def __init__(self, network: object, max_faces: int) -> None:
         self.forward, self.max_faces, self.sizes = network.forward_with_cam, max_faces, []
@@ -222,7 +224,7 @@ class Memory:
 
 
 class PretendedGpu(TorchRuntime):
-    """On the CPU, but it calls itself a GPU until it has moved."""
+    """A runtime on the CPU that reports a GPU as its device until it moves to the CPU."""
 
     def _run(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         name, self.device = self.device, "cpu"
@@ -252,7 +254,7 @@ def test_batch_size_is_halved_when_memory_runs_out(tiny: Checkpoint, caplog: pyt
     np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-5)
 
 
-def test_without_memory_for_one_face_the_cpu_goes_on(
+def test_without_memory_for_one_face_the_cpu_takes_over(
     tiny: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, memory = pretended_gpu(tiny, max_faces=0, batch_size=4)
@@ -268,11 +270,11 @@ def test_without_memory_for_one_face_the_cpu_goes_on(
     assert memory.sizes == [4, 2, 1, 1, 1, 1, 1, 1]
     assert gpu.device == "cpu"
     assert [record.message[-2:] for record in caplog.records[:2]] == [" 2", " 1"]
-    assert "going on with the CPU" in caplog.records[2].message
+    assert "continuing on the CPU" in caplog.records[2].message
     np.testing.assert_allclose(logits, by_torch(tiny, faces(5))[0], atol=1e-3)
 
 
-def test_a_self_test_that_ends_on_the_cpu_says_nothing_of_the_gpu(
+def test_a_self_test_that_ends_on_the_cpu_is_not_recorded_for_the_gpu(
     tiny: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, memory = pretended_gpu(tiny, max_faces=0, batch_size=1)
@@ -284,7 +286,7 @@ def test_a_self_test_that_ends_on_the_cpu_says_nothing_of_the_gpu(
     assert list(cache.glob("verified-*")) == []
 
 
-def test_no_memory_for_one_face_on_a_cpu_is_a_sentence(tiny: Checkpoint) -> None:
+def test_running_out_of_memory_on_a_cpu_is_a_clear_error(tiny: Checkpoint) -> None:
     network = load_network(tiny)
     network.forward_with_cam = Memory(network, max_faces=0)
 
@@ -292,7 +294,7 @@ def test_no_memory_for_one_face_on_a_cpu_is_a_sentence(tiny: Checkpoint) -> None
         TorchRuntime(network, device="cpu", batch_size=1).predict(faces(1))
 
 
-def test_a_failing_device_is_a_sentence(tiny: Checkpoint) -> None:
+def test_a_failing_device_is_a_clear_error(tiny: Checkpoint) -> None:
     with pytest.raises(DfscanError, match=r"cannot run on meta.*--device cpu"):
         TorchRuntime(load_network(tiny), device="meta").predict(faces(1))
 
@@ -306,7 +308,7 @@ def test_cuda_passes_the_self_test(tiny: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "cuda:-1", ""])
-def test_unknown_devices_list_what_works(name: str) -> None:
+def test_unknown_devices_list_the_valid_names(name: str) -> None:
     with pytest.raises(ConfigError, match="use auto, cpu, cuda"):
         choose_device(name)
 
@@ -315,14 +317,14 @@ def test_unknown_devices_list_what_works(name: str) -> None:
     ("name", "num_devices", "chosen"),
     [("cpu", 2, "cpu"), ("auto", 2, "cuda:0"), ("auto", 0, "cpu"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
 )
-def test_devices(name: str, num_devices: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_resolved(name: str, num_devices: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_may_have_cuda", lambda: True)
     monkeypatch.setattr(runtime, "_num_cuda_devices", lambda: num_devices)
     assert choose_device(name) == chosen
 
 
 @pytest.mark.parametrize(("name", "num_devices"), [("cuda", 0), ("cuda:2", 2)])
-def test_absent_gpus_name_a_remedy(name: str, num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_gpus_suggest_a_remedy(name: str, num_devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_num_cuda_devices", lambda: num_devices)
     with pytest.raises(ConfigError, match=f"PyTorch finds {num_devices} CUDA devices; use --device cpu"):
         choose_device(name)
@@ -339,7 +341,7 @@ def test_numbers_below_one_are_refused(wrong: dict[str, int], tiny: Checkpoint) 
 
 @pytest.fixture
 def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Export by copying, and count."""
+    """Replace the export by a copy of `graph`, and record the calls."""
     calls: list[str] = []
 
     def copy(checkpoint: Checkpoint, graph_path: Path) -> None:
@@ -350,7 +352,7 @@ def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     return calls
 
 
-def test_real_network_through_the_child_equals_pytorch(tmp_path: Path, cache: Path) -> None:
+def test_a_full_size_network_exported_in_the_child_equals_pytorch(tmp_path: Path, cache: Path) -> None:
     checkpoint = init_checkpoint(tmp_path / "b4.safetensors", seed=3)
     onnx_runtime = create_runtime(checkpoint, device="cpu")
     verify(onnx_runtime, checkpoint)
@@ -370,7 +372,7 @@ def test_real_network_through_the_child_equals_pytorch(tmp_path: Path, cache: Pa
     subprocess.run([sys.executable, "-c", code, str(checkpoint.path)], check=True)
 
 
-def test_graph_is_cached_and_checked(tiny: Checkpoint, exports: list[str], graph: bytes, cache: Path) -> None:
+def test_graphs_are_cached_and_verified(tiny: Checkpoint, exports: list[str], graph: bytes, cache: Path) -> None:
     assert export.onnx_graph(tiny) == graph
     assert export.onnx_graph(tiny) == graph
     assert len(exports) == 1
@@ -384,7 +386,7 @@ def test_graph_is_cached_and_checked(tiny: Checkpoint, exports: list[str], graph
     assert list(cache.iterdir()) == [cached]
 
 
-def test_another_version_exports_anew(tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_exports_again(tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     export.onnx_graph(tiny)
     monkeypatch.setattr(export, "package_version", lambda name: "99.0")
     export.onnx_graph(tiny)
@@ -392,7 +394,7 @@ def test_another_version_exports_anew(tiny: Checkpoint, exports: list[str], monk
     assert len(exports) == 2
 
 
-def test_cache_that_cannot_be_written(
+def test_an_unwritable_cache_is_reported(
     tiny: Checkpoint,
     exports: list[str],
     graph: bytes,
@@ -410,7 +412,9 @@ def test_cache_that_cannot_be_written(
     assert not [path for path in os.listdir(tmp_path) if path.endswith(".onnx")]
 
 
-def test_no_home_no_cache(tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_there_is_no_cache(
+    tiny: Checkpoint, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -421,7 +425,7 @@ def test_no_home_no_cache(tiny: Checkpoint, exports: list[str], monkeypatch: pyt
     assert export.onnx_graph(tiny)
 
 
-def test_child_tells_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_the_child_reports_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "copy.safetensors"
     path.write_bytes(tiny.path.read_bytes())
     checkpoint = checkpoint_module.read_card(path)
@@ -433,18 +437,20 @@ def test_child_tells_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("returncode", "message", "told"),
+    ("returncode", "message", "expected"),
     [(1, "noise\nOSError: broken", "OSError: broken"), (-9, "", "signal 9"), (5, "", "exit status 5")],
 )
-def test_child_that_fails_is_one_line(returncode: int, message: str, told: str, tiny: Checkpoint) -> None:
+def test_a_failing_child_is_reported_on_one_line(
+    returncode: int, message: str, expected: str, tiny: Checkpoint
+) -> None:
     failure = export_failure(str(tiny.path), returncode, message)
 
     assert type(failure) is DfscanError
-    assert told in str(failure)
+    assert expected in str(failure)
     assert "\n" not in str(failure)
 
 
-def test_graph_that_does_not_give_pytorchs_scores_is_refused(tiny: Checkpoint, graph: bytes, tmp_path: Path) -> None:
+def test_a_graph_with_wrong_scores_is_refused(tiny: Checkpoint, graph: bytes, tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(graph)
     expected = np.asarray(tiny.card.self_test.expected_logits, np.float32)
 

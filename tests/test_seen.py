@@ -124,7 +124,7 @@ def test_a_data_set_without_digests_still_trains_with_a_note(is_column_missing: 
     assert seen is not None
     assert not seen.is_complete
     assert sum(seen.counts().values()) == (0 if is_column_missing else 8)
-    assert "others that are not recorded" in run("info", "--checkpoint", tmp_path / "run" / "best.safetensors").stdout
+    assert "others are not recorded" in run("info", "--checkpoint", tmp_path / "run" / "best.safetensors").stdout
 
 
 def test_an_invalid_digest_is_refused(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_evaluate_continues_if_seen_files_are_allowed(labels: Path, knowing: Pat
     done = evaluate(labels, knowing, tmp_path / "out", "--allow-overlap")
     assert done.exit_code == 0, done.stderr
     assert "has seen 2 of 3 videos" in done.stderr
-    assert "too good: the checkpoint has seen 2 of these videos" in done.stdout
+    assert "too optimistic: the checkpoint was trained or calibrated on 2 of these videos" in done.stdout
     document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {Path(path).name: use for path, use in document["overlap"].items()} == {
         "renamed.mp4": "training", "two.mkv": "validation"

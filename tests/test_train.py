@@ -129,7 +129,7 @@ def test_a_run_ends_in_a_calibrated_checkpoint_that_scan_uses(
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     assert "epoch 1: train loss" in done.stderr
-    assert "ROC AUC on 8 validation faces of 4 groups: " in done.stderr
+    assert "ROC AUC on 8 validation faces in 4 groups: " in done.stderr
     assert str(out / "best.safetensors") in done.stderr
 
     card = read_card(out / "best.safetensors").card

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: whole, small, honest about itself, and used where none is named."""
+"""The embedded checkpoint: complete, small, accurately described, and the default of a scan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path() -> Path:
     return found
 
 
-def test_it_is_small_trained_and_of_the_specified_network(path: Path) -> None:
+def test_it_is_small_and_trained_with_the_specified_architecture(path: Path) -> None:
     card = read_card(path).card
     assert path.stat().st_size <= MAX_BYTES
     assert card.architecture == "efficientnet_b4"
@@ -44,7 +44,7 @@ def test_it_is_small_trained_and_of_the_specified_network(path: Path) -> None:
     assert calibration.num_real_videos >= 99
 
 
-def test_its_recipe_is_the_file_in_configs(path: Path) -> None:
+def test_its_training_settings_are_the_file_in_configs(path: Path) -> None:
     from dfscan.config import read_file
 
     training = read_card(path).card.training
@@ -56,7 +56,7 @@ def test_its_recipe_is_the_file_in_configs(path: Path) -> None:
     assert training["calibrated_on"] == "held-out folds of 5 runs of the same recipe"
 
 
-def test_its_card_for_people_has_the_numbers_of_the_file(path: Path) -> None:
+def test_its_model_card_has_the_numbers_of_the_file(path: Path) -> None:
     text = (path.parent / "MODEL_CARD.md").read_text()
     checkpoint = read_card(path)
     assert checkpoint.sha256 in text
@@ -67,12 +67,12 @@ def test_its_card_for_people_has_the_numbers_of_the_file(path: Path) -> None:
     assert f"{checkpoint.card.calibration.fake_threshold:.3f}" in text
 
 
-def test_it_still_gives_the_scores_that_it_promises(path: Path) -> None:
+def test_it_passes_its_self_test(path: Path) -> None:
     checkpoint = read_card(path)
     verify(create_runtime(checkpoint, device="cpu"), checkpoint)
 
 
-def test_scan_uses_it_where_none_is_named(path: Path, clips: Path) -> None:
+def test_scan_uses_it_by_default(path: Path, clips: Path) -> None:
     result = CliRunner().invoke(app, ["scan", str(clips / "one.mp4"), "--device", "cpu", "--format", "jsonl"])
     assert result.exit_code in (0, 1), result.stderr
     row = json.loads(result.stdout)

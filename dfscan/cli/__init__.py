@@ -1,4 +1,4 @@
-"""The command line: presentation only. Each command is a thin file; the work is in the room that owns the noun."""
+"""The command line interface. Its modules only parse options and print results; other packages do the work."""
 
 from __future__ import annotations
 
@@ -52,20 +52,21 @@ def _print_version(is_asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Which videos in a folder show manipulated faces, and how sure is that?
+    """Find videos with manipulated faces.
 
-    Start with `dfscan scan FOLDER --out report.csv`. A score is one model's opinion, not proof.
+    Start with `dfscan scan FOLDER --out report.csv`. A score is one model's estimate, not proof.
     """
 
 
 def main() -> None:
-    """Entry point of the ``dfscan`` program."""
+    """Run the ``dfscan`` program."""
     name, *rest = sys.argv[1:] or [""]
     if rest and rest[-1] in ("-h", "--help"):
-        # Typer reads the root's own options first, for which it imports pydantic: twice the time of the help itself.
+        # Skip the root command: parsing its options imports pydantic, which takes twice as long as the help itself.
         commands = typer.main.get_group(app).commands
         if name in commands:
             commands[name].main(["--help"], prog_name=f"dfscan {name}")

@@ -1,4 +1,4 @@
-"""``dfscan bench``."""
+"""The ``dfscan bench`` command."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dfscan.cli.guard import guarded, start_logging
 @guarded
 def bench(
     context: typer.Context,
-    inputs: Annotated[list[str], typer.Argument(help="Video files and folders.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    inputs: Annotated[list[str], typer.Argument(help="Video files and folders.", show_default=False, metavar="PATH")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
     num_frames: options.NumFrames = None,
@@ -35,7 +35,10 @@ def bench(
     sandbox: options.Sandbox = None,
     config: options.Config = None,
 ) -> None:
-    """Measure what a scan costs on this machine: wall and CPU seconds of each stage, and memory.
+    """Measure time and memory for each stage of a scan.
+
+    Runs a complete scan into a temporary folder. Then measures decoding alone and classification alone, as a lower
+    bound for the cost of a scan on this machine.
 
     Examples:
 
@@ -63,18 +66,18 @@ def _table(figures: dict[str, Any]) -> list[str]:
     lines.append(f"{'floor':<10}{'':>8}{floor['wall_s']:>10.2f}{floor['cpu_s']:>10.2f}")
     ratio = figures["ratio_to_floor"]
     lines.append(
-        f"floor: decoding alone {floor['decode_cpu_s']:.2f}, classification alone {floor['classify_cpu_s']:.2f} CPU s; "
-        f"the whole costs {f'{ratio:.2f} times that' if ratio else 'more'}"
+        f"floor: decoding alone {floor['decode_cpu_s']:.2f} CPU s, classification alone "
+        f"{floor['classify_cpu_s']:.2f} CPU s; the whole scan takes {f'{ratio:.2f} times as much' if ratio else 'more'}"
     )
     lines.append(
-        f"{figures['videos_per_hour']:.0f} videos an hour, {figures['faces_per_s']:.1f} faces a second on "
-        f"{figures['device']}, {figures['cpus']} CPUs; peak memory {figures['peak_all_rss_bytes'] / 1e9:.2f} GB, of it "
-        f"{figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB in each decoder"
+        f"{figures['videos_per_hour']:.0f} videos per hour, {figures['faces_per_s']:.1f} faces per second on "
+        f"{figures['device']}, {figures['cpus']} CPUs; peak memory {figures['peak_all_rss_bytes'] / 1e9:.2f} GB, "
+        f"including {figures['peak_decoder_rss_bytes'] / 1e9:.2f} GB per decoder"
     )
     if figures["peak_gpu_bytes"] is not None:
         lines.append(
-            f"GPU: at work {figures['gpu_share']:.0%} of the time, {figures['peak_gpu_bytes'] / 1e9:.2f} GB; in wall "
-            f"seconds the whole is {figures['wall_ratio_to_floor']:.2f} times the slower of decoding alone "
-            f"({floor['decode_wall_s']:.2f}) and classification alone ({floor['classify_wall_s']:.2f})"
+            f"GPU: busy {figures['gpu_share']:.0%} of the time, peak memory {figures['peak_gpu_bytes'] / 1e9:.2f} GB; "
+            f"the whole scan takes {figures['wall_ratio_to_floor']:.2f} times the wall time of the slower of decoding "
+            f"alone ({floor['decode_wall_s']:.2f} s) and classification alone ({floor['classify_wall_s']:.2f} s)"
         )
     return lines

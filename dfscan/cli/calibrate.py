@@ -1,4 +1,4 @@
-"""``dfscan calibrate``."""
+"""The ``dfscan calibrate`` command."""
 
 from __future__ import annotations
 
@@ -14,30 +14,36 @@ from dfscan.cli.guard import guarded, say, start_logging
 def calibrate(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run folders of `dfscan train --held-out-fold`, one per fold.", show_default=False),
+        typer.Argument(
+            help="Run folders of `dfscan train --held-out-folds`, one per held-out fold.",
+            show_default=False,
+            metavar="RUN",
+        ),
     ],
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="Checkpoint trained on all folds.", show_default=False)
+        Path,
+        typer.Option("--checkpoint", "-c", help="Checkpoint to calibrate, trained on all folds.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Calibrated copy to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the calibrated copy.", show_default=False)],
     real_called_fake: Annotated[
-        float, typer.Option(min=0, max=1, help="Maximum share of real videos called fake.")
+        float, typer.Option(min=0, max=1, help="Maximum proportion of real videos called fake.")
     ] = 0.01,
     fake_called_real: Annotated[
-        float, typer.Option(min=0, max=1, help="Maximum share of fake videos called real.")
+        float, typer.Option(min=0, max=1, help="Maximum proportion of fake videos called real.")
     ] = 0.05,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
 ) -> None:
-    """Set a checkpoint's thresholds from footage that each run held out.
+    """Set a checkpoint's thresholds from held-out scores.
 
-    A detector that learned from all footage cannot be calibrated on its own scores. Runs of the same recipe that each
-    hold out one fold score every video once without having seen it; the thresholds come from those scores.
+    A detector's scores on its own training videos are too optimistic for calibration. Train the same recipe once per
+    fold, each time holding that fold out. Every video is then scored once by a run that has not seen it, and the
+    thresholds come from these scores.
 
     Examples:
 
     \b
-      dfscan train --config recipe.toml --data ./faces --held-out-fold 0 --out ./fold0
-      dfscan train --config recipe.toml --data ./faces --held-out-fold 1 --out ./fold1
+      dfscan train --config recipe.toml --data ./faces --held-out-folds 0 --out ./fold0
+      dfscan train --config recipe.toml --data ./faces --held-out-folds 1 --out ./fold1
       dfscan train --config recipe.toml --data ./faces --out ./final
       dfscan calibrate ./fold0 ./fold1 --checkpoint ./final/best.safetensors --out detector.safetensors
     """
@@ -58,6 +64,6 @@ def calibrate(
     auc = found["video"]["roc_auc"]
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
     say(
-        f"{out}: calibrated on {found['num_videos']} videos of {found['num_groups']} groups, ROC AUC {auc['value']:.3f}"
-        f"{interval}; `dfscan info --checkpoint {out}` shows the card"
+        f"{out}: calibrated on {found['num_videos']} videos in {found['num_groups']} groups, ROC AUC {auc['value']:.3f}"
+        f"{interval}; see `dfscan info --checkpoint {out}`"
     )

@@ -1,4 +1,4 @@
-"""``dfscan evaluate``."""
+"""The ``dfscan evaluate`` command."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 Word = TypeVar("Word", bound=str)
 
 SHOWN = {"roc_auc": "ROC AUC", "eer": "EER", "tpr_at_fpr_5": "TPR at 5 % FPR", "accuracy": "accuracy"}
-"""Metrics of the printed table; the files hold all."""
+"""Metrics in the printed table. The result files contain all metrics."""
 MAX_SAID = 10
-"""Skipped files that are named on stderr."""
+"""Maximum number of skipped files listed on stderr."""
 
 log = logging.getLogger("dfscan")
 
@@ -34,7 +34,11 @@ def evaluate(
     context: typer.Context,
     inputs: Annotated[
         list[str],
-        typer.Argument(help="CSV files, folders with real/ and fake/, or data sets.", show_default=False),
+        typer.Argument(
+            help="CSV files, folders with real/ and fake/, or published data sets.",
+            show_default=False,
+            metavar="INPUT",
+        ),
     ],
     folder: Annotated[
         Path, typer.Option("--out", "-o", rich_help_panel=OUTPUT, help="Folder for the results.", metavar="DIR")
@@ -44,30 +48,35 @@ def evaluate(
         typer.Option(
             "--robustness",
             rich_help_panel=OUTPUT,
-            help="Also judge worse copies: compressed, smaller, blurred. Takes eight times as long.",
+            help="Also score degraded copies: compressed, smaller, blurred. Takes eight times as long.",
         ),
     ] = False,
     resamples: Annotated[
-        int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Bootstrap draws behind each interval.")
+        int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Bootstrap resamples per interval.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=OUTPUT, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=OUTPUT, help="Seed of the bootstrap.")] = 0,
     label: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="real or fake: what inputs are that do not say it.")
+        str | None, typer.Option(rich_help_panel=INPUT, help="Label for inputs without one: real or fake.")
     ] = None,
-    path_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="Of a CSV file.")] = "path",
-    label_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="Of a CSV file.")] = "label",
+    path_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="CSV column with the path.")] = "path",
+    label_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="CSV column with the label.")] = "label",
     group_column: Annotated[
         str | None,
-        typer.Option(rich_help_panel=INPUT, help="Person or take; videos of one group err together.", metavar="NAME"),
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="CSV column with the person or take; intervals treat videos of one group as dependent.",
+            metavar="NAME",
+        ),
     ] = None,
     kind_column: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="Kind of manipulation.", metavar="NAME")
+        str | None,
+        typer.Option(rich_help_panel=INPUT, help="CSV column with the kind of manipulation.", metavar="NAME"),
     ] = None,
     source_column: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=INPUT,
-            help="Origin, such as a page or data set: also compare fakes with reals of their own origin only.",
+            help="CSV column with the origin, such as a page or data set. Adds a comparison within each origin.",
             metavar="NAME",
         ),
     ] = None,
@@ -75,22 +84,22 @@ def evaluate(
         str | None,
         typer.Option(
             rich_help_panel=INPUT,
-            help="Take: also compare fakes with reals of their own take only. Default: the group.",
+            help="CSV column with the take. Adds a comparison within each take. Default: the group.",
             metavar="NAME",
         ),
     ] = None,
     split_column: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="Which split a video belongs to.", metavar="NAME")
+        str | None, typer.Option(rich_help_panel=INPUT, help="CSV column with the split.", metavar="NAME")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="Take only this split: train, val or test.")
+        str | None, typer.Option(rich_help_panel=INPUT, help="Evaluate only this split: train, val or test.")
     ] = None,
     allow_overlap: Annotated[
         bool,
         typer.Option(
             "--allow-overlap",
             rich_help_panel=INPUT,
-            help="Also measure on videos that the checkpoint was trained or calibrated on.",
+            help="Accept videos that the checkpoint was trained or calibrated on; the results will be too optimistic.",
         ),
     ] = False,
     checkpoint: options.CheckpointFile = None,
@@ -104,13 +113,15 @@ def evaluate(
     quiet: options.Quiet = None,
     log_file: options.LogFile = None,
 ) -> None:
-    """Measure how well a checkpoint judges labelled videos, with its own settings and thresholds.
+    """Measure a checkpoint's accuracy on labelled videos.
 
-    Every metric comes with a 95 % interval from a bootstrap over groups. Measure on people, takes and sources that
-    neither training nor calibration has seen, or the numbers flatter. Files that the checkpoint has seen are refused.
+    Uses the checkpoint's own settings and thresholds. Every metric has a 95 % interval from a bootstrap over groups.
 
-    If fakes and reals come from several origins, give --source-column. Overall figures also compare fakes of one
-    origin with reals of another, and so reward a detector that only tells origins apart.
+    Use people, takes and origins that are new to the checkpoint; otherwise the results are too optimistic. Files
+    that the checkpoint was trained or calibrated on are refused.
+
+    If fakes and reals come from several origins, give --source-column. The overall metrics also compare fakes of one
+    origin with reals of another, which rewards a detector that only recognises origins.
 
     Examples:
 
@@ -161,13 +172,15 @@ def evaluate(
 
 
 def _say_skipped(skipped: Sequence[tuple[str, str]], folder: Path) -> None:
-    """Name the files that are not measured, the first of them if there are many."""
+    """Log the skipped files, at most `MAX_SAID` of them by name."""
     from dfscan.report.text import display_path
 
     for path, reason in skipped[:MAX_SAID]:
         log.warning("%s: skipped, %s", display_path(path), reason)
     if len(skipped) > MAX_SAID:
-        log.warning("%d more are skipped; all will be in %s", len(skipped) - MAX_SAID, folder / "evaluation.json")
+        log.warning(
+            "%d more files skipped; %s will list all of them", len(skipped) - MAX_SAID, folder / "evaluation.json"
+        )
 
 
 def _one_of(flag: str, value: str | None, known: Sequence[Word]) -> Word | None:
@@ -176,7 +189,7 @@ def _one_of(flag: str, value: str | None, known: Sequence[Word]) -> Word | None:
     for word in known:
         if word == value:
             return word
-    raise ConfigError(f"{flag} is one of {', '.join(known)}, got {value!r}")
+    raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _of_split(sources: Sequence[Source], split: str | None) -> list[Source]:
@@ -184,24 +197,25 @@ def _of_split(sources: Sequence[Source], split: str | None) -> list[Source]:
     if not kept:
         there = sorted({source.split for source in sources if source.split})
         raise ConfigError(
-            f"none of {len(sources)} videos is of --split {split}; "
-            + (f"there are {', '.join(there)}" if there else "the inputs name no split: see --split-column")
+            f"none of the {len(sources)} videos is in --split {split}; "
+            + (f"the inputs contain {', '.join(there)}" if there else "the inputs name no splits: see --split-column")
         )
     return kept
 
 
-# What is printed
+# Printed table
 
 
 def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterator[str]:
     from dfscan.evaluation.evaluation_files import counts
 
     of = counts(evaluation.judged)
-    videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) of {of['groups']} groups"
+    videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) in {of['groups']} groups"
     yield f"{evaluation.checkpoint.label} on {videos}"
-    yield f"{of['judged']} judged, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
+    yield f"{of['judged']} scored, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
     if evaluation.overlap:
-        yield f"too good: the checkpoint has seen {len(evaluation.overlap)} of these videos in training or calibration"
+        num_seen = len(evaluation.overlap)
+        yield f"too optimistic: the checkpoint was trained or calibrated on {num_seen} of these videos"
     yield ""
     yield from _verdicts(evaluation)
     yield ""
@@ -213,7 +227,7 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
         yield from (_row(part, condition.name) for part in condition.parts)
     yield from _comparisons(evaluation)
     yield ""
-    yield f"95 % intervals over groups; all metrics, tables and plots: {folder}"
+    yield f"95 % intervals from a bootstrap over groups; all metrics, tables and plots are in {folder}"
 
 
 def _verdicts(evaluation: Evaluation) -> Iterator[str]:

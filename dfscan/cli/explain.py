@@ -1,4 +1,4 @@
-"""``dfscan explain``."""
+"""The ``dfscan explain`` command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from dfscan.cli.options import EXPLAIN
 @guarded
 def explain(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(help="A video or a picture.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="A video or an image.", show_default=False, metavar="FILE")],
     folder: Annotated[
-        Path, typer.Option("--out", "-o", rich_help_panel=EXPLAIN, help="Folder for the dumps.", metavar="DIR")
+        Path,
+        typer.Option(
+            "--out", "-o", rich_help_panel=EXPLAIN, help="Folder for the images and their index.", metavar="DIR"
+        ),
     ],
-    top: Annotated[int, typer.Option(min=1, rich_help_panel=EXPLAIN, help="Highest-scoring faces to show.")] = 3,
-    picture_format: Annotated[str, typer.Option("--format", rich_help_panel=EXPLAIN, help="png or jpg.")] = "png",
+    top: Annotated[
+        int, typer.Option(min=1, rich_help_panel=EXPLAIN, help="Number of highest-scoring faces to show.")
+    ] = 3,
+    picture_format: Annotated[
+        str, typer.Option("--format", rich_help_panel=EXPLAIN, help="Image format: png or jpg.")
+    ] = "png",
     threshold: options.Threshold = None,
     min_faces: options.MinFaces = None,
     num_frames: options.NumFrames = None,
@@ -39,9 +46,10 @@ def explain(
     log_file: options.LogFile = None,
     config: options.Config = None,
 ) -> None:
-    """Show where the detector looked in one video or picture: faces, and heat maps over face and frame.
+    """Show which regions of a video raised the fake score.
 
-    A heat map is where the network looked, not proof. Red drives the fake score, blue does not matter.
+    Scores one video or image. Writes its highest-scoring faces with heat maps over the face and over the whole frame.
+    Red regions raise the fake score; blue regions do not affect it. A heat map is not proof.
 
     Examples:
 

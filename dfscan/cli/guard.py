@@ -1,4 +1,4 @@
-"""From exceptions to one clear line and an exit code; logging to stderr and to a file."""
+"""Error handling and logging: report exceptions as one line with an exit code; log to stderr and to a file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ log = logging.getLogger("dfscan")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a command: nothing that a user can cause ends in a traceback or in a misleading exit code."""
+    """Wrap a command so that errors end in one line on stderr and the right exit code, never in a traceback.
+
+    The wrapped command also refuses misspelt ``DFSCAN_*`` variables, even if it has no option that reads one.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         before = {number: signal.signal(number, _interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            _check_environment()
             return command(*args, **kwargs)
         except DfscanError as error:
             _fail(str(error), error.exit_code)
@@ -49,8 +53,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             log.debug("unexpected error", exc_info=True)
             _fail(
-                f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan: please report it; commands "
-                "with --log-file keep the details there"
+                f"unexpected {type(error).__name__}: {error}. This is a bug in dfscan, please report it; the file of "
+                "--log-file, if given, contains the details"
             )
         finally:
             _close_handlers()
@@ -60,12 +64,19 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _check_environment() -> None:
+    if any(name.startswith("DFSCAN_") for name in os.environ):
+        from dfscan.config import ScanSettings, check_environment
+
+        check_environment(os.environ, [ScanSettings])
+
+
 @contextmanager
 def resumable(hint: str) -> Iterator[None]:
-    """Say how to go on where an interrupt or a termination stops the block.
+    """Print a hint on how to continue if an interrupt or a termination stops the block.
 
     Args:
-        hint: what is kept, and which command goes on.
+        hint: which results are kept, and which command continues.
     """
     try:
         yield
@@ -89,7 +100,7 @@ def _fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
 
 
 def _interrupted(number: int, _: object) -> NoReturn:
-    """Unwind, so that children end and files stay whole; a second signal does not wait for that."""
+    """Raise, so that cleanup ends child processes and leaves no partial files; a second signal exits at once."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _leave_at_once)
     if number == signal.SIGINT:
@@ -98,22 +109,22 @@ def _interrupted(number: int, _: object) -> NoReturn:
 
 
 def _leave_at_once(number: int, _: object) -> NoReturn:
-    os._exit(128 + number)  # the kernel ends the decoding children with us
+    os._exit(128 + number)  # the kernel kills the decoding children together with this process
 
 
 def _silence(descriptor: int) -> None:
-    """Point stdout (1) or stderr (2) at nothing, or Python fails once more, and exits with 120, when it flushes it."""
+    """Redirect stdout (1) or stderr (2) to /dev/null; otherwise Python's final flush fails and it exits with 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def say(message: str) -> None:
-    """One line on stderr, whatever is in it."""
+    """Print one line to stderr, with unprintable characters escaped."""
     from dfscan.report.text import printable
 
     if sys.stderr is not None:  # closed by the caller
         try:
             print(f"dfscan: {printable(message)}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # where nobody can hear, the exit code still tells
+        except (OSError, ValueError):  # stderr is unusable; the exit code still reports the result
             _silence(2)
 
 
@@ -125,16 +136,16 @@ class _StderrHandler(logging.Handler):
 def start_logging(
     *, is_quiet: bool = False, log_path: Path | None = None, handler: logging.Handler | None = None
 ) -> None:
-    """Send warnings to stderr (errors only when quiet) and everything, with UTC times, to a file if one is named.
+    """Log warnings (only errors when quiet) to stderr and everything, with UTC times, to a file if one is given.
 
     Args:
         is_quiet: keep warnings off stderr.
-        log_path: appended to.
-        handler: takes the place of the plain stderr lines, as on a terminal with a progress bar.
+        log_path: file to append to.
+        handler: replaces the plain stderr handler, for example on a terminal with a progress bar.
 
     Raises:
         OutputError: the log file cannot be written.
-        ConfigError: the log file is something else, such as a video.
+        ConfigError: the log file exists and is not text, for example a video.
     """
     _close_handlers()
     log.setLevel(logging.DEBUG)
@@ -160,7 +171,7 @@ def _head(path: Path) -> bytes:
 def _file_handler(log_path: Path) -> logging.Handler:
     try:
         if log_path.is_file() and b"\0" in _head(log_path):
-            raise ConfigError(f"{log_path}: is there already and is no text; name another --log-file")
+            raise ConfigError(f"{log_path}: exists and is not a text file; choose another --log-file")
         handler = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{log_path}: cannot be written ({error.strerror}); check --log-file") from error

@@ -1,4 +1,4 @@
-"""Plain help with the options in sections. Typer's boxes take rich's whole import, twice the time of all else."""
+"""Plain help text with options in sections. Typer's boxed help imports rich, which triples the time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typer.core import TyperArgument, TyperCommand
 
 
 class SectionedCommand(TyperCommand):
-    """A command whose help lists options under the names of their panels."""
+    """A command whose help groups options by panel."""
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Write arguments first, then each panel in the order in which its first option was declared."""
+        """Write the arguments, then the panels in the order of their first options."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for param in self.get_params(ctx):
             title = "Arguments" if isinstance(param, TyperArgument) else getattr(param, "rich_help_panel", None)

@@ -1,4 +1,4 @@
-"""``dfscan info``."""
+"""The ``dfscan info`` command."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_PACKAGES = ("nvidia-", "cuda-", "triton")
-"""What the names of packages begin with that PyTorch for GPUs brings along."""
+"""Name prefixes of the packages that only PyTorch builds for GPUs install."""
 ESTIMATE_KEYS = {"value", "low", "high"}
-"""Of a measured value with its interval, as in the metrics of a card."""
+"""Keys of a measured value with its interval, as in a card's metrics."""
 
 
 @guarded
 def info(
     checkpoint: options.CheckpointFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the information as JSON.")] = False,
 ) -> None:
-    """Show versions, devices, what cages the decoders, and what the checkpoint says of itself.
+    """Show versions, devices, sandbox and checkpoint details.
 
     Examples:
 
@@ -50,12 +50,12 @@ def info(
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
-    shown = _model_card(card) if card else "none built in; name one with --checkpoint"
+    shown = _model_card(card) if card else "none built in; give one with --checkpoint"
     typer.echo("\n".join(_lines({**document, "checkpoint": shown})))
 
 
 def _versions() -> dict[str, str]:
-    import av  # noqa: F401  its presence makes versions() name FFmpeg's
+    import av  # noqa: F401  versions() reports FFmpeg's version only if av is imported
 
     from dfscan.report.meta import versions
 
@@ -63,13 +63,13 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> list[str]:
-    """Devices that can be used; refuses where torch and torchvision were built for different systems."""
+    """List the usable devices; raise `DfscanError` if torch and torchvision are incompatible builds."""
     try:
         import torch
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         raise DfscanError(
-            f"torch and torchvision do not fit together ({error}). Install both anew from one index: "
+            f"torch and torchvision are incompatible ({error}). Reinstall both from the same index: "
             f"pip install --force-reinstall torch torchvision (without a GPU: add --index-url {CPU_INDEX})"
         ) from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -77,7 +77,7 @@ def _devices() -> list[str]:
 
 
 def _pytorch_build() -> str:
-    """For which devices the installed PyTorch was built, and what another build would save."""
+    """Describe the installed PyTorch build, and the space that a CPU build would save if no GPU is usable."""
     import torch
 
     platform = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else ""
@@ -86,13 +86,13 @@ def _pytorch_build() -> str:
     if torch.cuda.is_available():
         return f"built for {platform}"
     return (
-        f"built for {platform}, but there is no GPU that it can use: a build for CPUs saves "
+        f"built for {platform}, but no usable GPU was found: a build for CPUs saves "
         f"{_gpu_library_bytes() / 1e9:.1f} GB; pip install --force-reinstall torch torchvision --index-url {CPU_INDEX}"
     )
 
 
 def _gpu_library_bytes() -> int:
-    """Size of the installed files that only a GPU needs, as the packages list them."""
+    """Sum the sizes of installed files that only a GPU needs, as listed by their packages."""
     total = 0
     for distribution in importlib.metadata.distributions():
         is_whole = distribution.name.lower().startswith(GPU_PACKAGES)
@@ -102,13 +102,13 @@ def _gpu_library_bytes() -> int:
 
 
 def _sandbox() -> str:
-    """What keeps decoders from doing harm on this system, or what it lacks."""
+    """Describe the decoder sandbox on this system, or the features that it lacks."""
     from dfscan.media import sandbox
 
     return "; ".join(sandbox.missing()) or f"Landlock ABI {sandbox.landlock_abi()}, seccomp filter, memory limit"
 
 
-# The card for people
+# The card as text
 
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -120,10 +120,10 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "name": card.name,
         "written by": f"dfscan {card.dfscan_version}",
-        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, {margin:g} times the face",
-        "sampling": f"{card.sampling.num_frames} frames",
-        "faces": f"at most {detection.max_faces} a frame, {detection.min_face_px} px or more, "
-        f"probability {detection.threshold:g} or more; at least {aggregation.min_faces} of one person",
+        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, crop {margin:g} times the face",
+        "sampling": f"{card.sampling.num_frames} frames per video",
+        "faces": f"at most {detection.max_faces} per frame, at least {detection.min_face_px} px, probability at least "
+        f"{detection.threshold:g}; at least {aggregation.min_faces} of one person",
         "calibration": _calibration(card),
         "training": card.training,
         "seen files": _seen(card),
@@ -136,7 +136,7 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
 
     of, document = card.calibration, card.model_dump()
     if not of.trained:
-        return {"trained": "no: its scores mean nothing, and it only ever says inconclusive"}
+        return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
     called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {
@@ -144,18 +144,18 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
         "temperature": of.temperature,
         "fake": "never"
         if of.fake_threshold is None
-        else f"from score {of.fake_threshold:.6f}{called_fake}{_but(withheld(document, 'fake'))}",
-        "real": "never, it is too weak for that"
+        else f"score at least {of.fake_threshold:.6f}{called_fake}{_but(withheld(document, 'fake'))}",
+        "real": "never, the detector is too weak for this verdict"
         if of.real_threshold is None
-        else f"up to score {of.real_threshold:.6f}{called_real}{_but(withheld(document, 'real'))}",
+        else f"score at most {of.real_threshold:.6f}{called_real}{_but(withheld(document, 'real'))}",
     }
 
 
 def _seen(card: CheckpointCard) -> str:
     if card.seen is None:
-        return "not recorded: training videos are not recognised"
+        return "not recorded: a scan cannot recognise training videos"
     counts = ", ".join(f"{count} in {use}" for use, count in card.seen.counts().items())
-    return counts if card.seen.is_complete else f"{counts}, and others that are not recorded"
+    return counts if card.seen.is_complete else f"{counts}; others are not recorded"
 
 
 def _but(why: str | None) -> str:
@@ -167,7 +167,7 @@ def _stated(rate: float | None, interval: tuple[float, float] | None, num_videos
         return ""
     of = "" if num_videos is None else f"{num_videos} "
     vouched = "" if interval is None else f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
-    return f", where {rate:.1%} of {of}{truth} validation videos fall{vouched}"
+    return f", met by {rate:.1%} of {of}{truth} validation videos{vouched}"
 
 
 def _lines(document: dict[str, Any], indent: str = "") -> list[str]:
@@ -186,7 +186,7 @@ def _lines(document: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """One value on one line: a measured one with its interval, a list with commas."""
+    """Format a value on one line: an estimate with its interval, a list with commas."""
     if isinstance(value, dict):
         low, high = _shown(value["low"]), _shown(value["high"])
         return _shown(value["value"]) + ("" if value["low"] is None else f" [{low}, {high}]")

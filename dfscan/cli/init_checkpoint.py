@@ -1,4 +1,4 @@
-"""``dfscan init-checkpoint``."""
+"""The ``dfscan init-checkpoint`` command."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from dfscan.errors import ConfigError
 
 @guarded
 def init_checkpoint(
-    out: Annotated[Path, typer.Argument(help="File to write, NAME.safetensors.", show_default=False)],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path, typer.Argument(help="File to write: NAME.safetensors.", show_default=False, metavar="FILE")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Make an untrained checkpoint, to try dfscan out. It only ever says inconclusive.
+    """Write an untrained checkpoint for trying out dfscan.
+
+    Its scores mean nothing, and its verdict is always inconclusive. The same seed gives the same weights.
 
     Examples:
 
@@ -30,6 +32,6 @@ def init_checkpoint(
 
     start_logging()
     if out.exists() and not force:
-        raise ConfigError(f"{out} is there already; give another name, or --force to replace it")
+        raise ConfigError(f"{out} exists; choose another name, or use --force to replace it")
     made = make(out, seed=seed)
     typer.echo(f"{made.path}: untrained, seed {seed}, sha256 {made.sha256}")

@@ -1,11 +1,10 @@
-"""Options that commands share: by flag, by ``DFSCAN_`` and the name in the environment, or in the file of ``--config``.
+"""Options shared by several commands, each read from a flag, a ``DFSCAN_*`` variable or the ``--config`` file.
 
-Defaults stand in `dfscan.config`; here an option that was not given is None.
+The defaults are in `dfscan.config`; an option that was not given is None here.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +16,11 @@ INPUT, SAMPLING, FACES, DETECTOR = "Input", "Sampling", "Faces", "Detector"
 VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behaviour"
 
 _SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
-"""Where a value may come from; the first wins."""
+"""Sources of an option's value, in order of precedence."""
 
 
 def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
-    """An option with its environment variable, in its panel of the help."""
+    """Create an option with an environment variable and a help panel."""
     name = flags[0].removeprefix("--").split("/")[0].replace("-", "_").upper()
     return typer.Option(
         *flags,
@@ -36,13 +35,12 @@ def option(*flags: str, panel: str, help: str, **more: Any) -> Any:
 
 @guarded
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    from dfscan.config import ScanSettings, check_environment, read_file
+    from dfscan.config import ScanSettings, read_file
 
-    check_environment(os.environ, [ScanSettings])
     if path is not None:
         values = read_file(path, ScanSettings)
         if isinstance(values.get("fail_on"), list):
-            values["fail_on"] = ",".join(values["fail_on"])  # as its flag has it
+            values["fail_on"] = ",".join(values["fail_on"])  # the form that the flag takes
         if isinstance(values.get("out"), str):
             values["out"] = [values["out"]]
         context.default_map = {**(context.default_map or {}), **values}
@@ -57,21 +55,36 @@ Config = Annotated[
         callback=_read_config,
         is_eager=True,
         rich_help_panel=BEHAVIOUR,
-        help="TOML file of settings; flags and environment win over it.",
+        help="TOML file with settings; flags and environment variables take precedence.",
+        metavar="FILE",
     ),
 ]
 
 Include = Annotated[
     list[str] | None,
-    option("--include", panel=INPUT, help="In folders take files that match this glob, whatever they are. Repeatable."),
+    option(
+        "--include",
+        panel=INPUT,
+        help="In folders, scan only files that match this glob, whatever their type. Repeatable.",
+        metavar="GLOB",
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    option("--exclude", panel=INPUT, help="In folders skip files and folders that match this glob. Repeatable."),
+    option(
+        "--exclude",
+        panel=INPUT,
+        help="In folders, skip files and folders that match this glob. Repeatable.",
+        metavar="GLOB",
+    ),
 ]
 FollowSymlinks = Annotated[
     bool | None,
-    option("--follow-symlinks/--no-follow-symlinks", panel=INPUT, help="Follow links inside folders. Default: no."),
+    option(
+        "--follow-symlinks/--no-follow-symlinks",
+        panel=INPUT,
+        help="Follow symbolic links found in folders. Default: no.",
+    ),
 ]
 
 Out = Annotated[
@@ -80,29 +93,54 @@ Out = Annotated[
         "--out",
         "-o",
         panel=OUTPUT,
-        help="Report: .csv, .jsonl, .xlsx or .parquet by its name; - is stdout. Repeatable. Default: stdout.",
+        help="Report file; its extension selects the format: .csv, .jsonl, .xlsx or .parquet. Use - for stdout. "
+        "Repeatable. Default: stdout.",
         metavar="FILE",
     ),
 ]
 Format = Annotated[
     str | None,
-    option("--format", panel=OUTPUT, help="csv, jsonl, xlsx or parquet. Default: by the name of --out, else csv."),
+    option(
+        "--format",
+        panel=OUTPUT,
+        help="Report format: csv, jsonl, xlsx or parquet. Default: the extension of --out, else csv.",
+        metavar="FORMAT",
+    ),
 ]
 FramesOut = Annotated[
     Path | None,
-    option("--frames-out", panel=OUTPUT, help="Also write one row per face here, in the format of its name."),
+    option(
+        "--frames-out",
+        panel=OUTPUT,
+        help="Also write a report with one row per face; its extension selects the format.",
+        metavar="FILE",
+    ),
 ]
 Html = Annotated[
     Path | None,
-    option("--html", panel=OUTPUT, help="Also write a page for people: scores in time, faces, heat maps."),
+    option(
+        "--html",
+        panel=OUTPUT,
+        help="Also write an HTML page with scores over time, faces and heat maps.",
+        metavar="FILE",
+    ),
 ]
 HtmlMaxMb = Annotated[
     float | None,
-    option("--html-max-mb", panel=OUTPUT, help="Most MB of pictures in the page. Default: 50.", metavar="MB"),
+    option(
+        "--html-max-mb",
+        panel=OUTPUT,
+        help="Maximum total size of the images in the page, in MB. Default: 50.",
+        metavar="MB",
+    ),
 ]
 Excel = Annotated[
     bool | None,
-    option("--excel/--no-excel", panel=OUTPUT, help="Mark CSV as UTF-8 so that Excel reads names right."),
+    option(
+        "--excel/--no-excel",
+        panel=OUTPUT,
+        help="Start CSV files with a byte order mark so that Excel reads them as UTF-8.",
+    ),
 ]
 
 Delimiter = Annotated[
@@ -110,7 +148,7 @@ Delimiter = Annotated[
     option(
         "--delimiter",
         panel=OUTPUT,
-        help="Of CSV: , or ; which comes with decimal commas, as Excel reads it in Germany or France. Default: ,",
+        help="CSV delimiter: , or ; (with decimal commas, as Excel expects in Germany or France). Default: ,",
         metavar="CHARACTER",
     ),
 ]
@@ -120,7 +158,7 @@ NumFrames = Annotated[
     option(
         "--num-frames",
         panel=SAMPLING,
-        help="Frames per video: evenly in short ones, in long ones in bursts of four. Default: 32.",
+        help="Frames to sample per video: evenly spaced in short videos, in bursts of four in long ones. Default: 32.",
     ),
 ]
 Every = Annotated[
@@ -128,52 +166,67 @@ Every = Annotated[
     option(
         "--every",
         panel=SAMPLING,
-        help="Instead of --num-frames: one frame every so many seconds.",
+        help="Sample one frame every SECONDS seconds, instead of --num-frames.",
         metavar="SECONDS",
     ),
 ]
 MaxFrames = Annotated[
     int | None,
-    option("--max-frames", panel=SAMPLING, help="With --every: stop after so many, and mark the row partial."),
+    option("--max-frames", panel=SAMPLING, help="With --every: stop after this many frames and mark the row partial."),
 ]
 Stream = Annotated[
     str | None,
     option(
         "--stream",
         panel=SAMPLING,
-        help="Video streams to look at: all, main, or the number that ffprobe gives one. Default: all.",
+        help="Video streams to scan: all, main, or a stream number as shown by ffprobe. Default: all.",
         metavar="STREAM",
     ),
 ]
 
 DetectionThreshold = Annotated[
     float | None,
-    option("--detection-threshold", panel=FACES, help="Least probability that it is a face. Default: 0.95."),
+    option("--detection-threshold", panel=FACES, help="Minimum probability of a face detection. Default: 0.95."),
 ]
 MinFacePx = Annotated[
-    int | None, option("--min-face-px", panel=FACES, help="Least side of a face in pixels, from 20. Default: 48.")
+    int | None,
+    option(
+        "--min-face-px",
+        panel=FACES,
+        help="Minimum face size (shorter side of the box) in pixels, at least 20. Default: 48.",
+    ),
 ]
 MaxFaces = Annotated[
-    int | None, option("--max-faces", panel=FACES, help="Maximum faces judged in one frame. Default: the checkpoint's.")
+    int | None,
+    option("--max-faces", panel=FACES, help="Maximum number of faces scored per frame. Default: the checkpoint's."),
 ]
 
 CheckpointFile = Annotated[
-    Path | None, option("--checkpoint", panel=DETECTOR, help="Trained detector. Default: the built-in one.")
+    Path | None,
+    option(
+        "--checkpoint", panel=DETECTOR, help="Checkpoint of the detector. Default: the built-in one.", metavar="FILE"
+    ),
 ]
 Device = Annotated[
-    str | None, option("--device", panel=DETECTOR, help="auto, cpu, cuda or cuda:N. Default: auto.", metavar="DEVICE")
+    str | None,
+    option("--device", panel=DETECTOR, help="Device: auto, cpu, cuda or cuda:N. Default: auto.", metavar="DEVICE"),
 ]
 BatchSize = Annotated[
     int | None,
-    option("--batch-size", panel=DETECTOR, help="Faces that a GPU judges at once; a CPU takes one. Default: 32."),
+    option(
+        "--batch-size",
+        panel=DETECTOR,
+        help="Faces scored at once on a GPU; a CPU scores one at a time. Default: 32.",
+    ),
 ]
 
 Threshold = Annotated[
     float | None,
-    option("--threshold", panel=VERDICT, help="Score from which a video is fake. Default: the checkpoint's."),
+    option("--threshold", panel=VERDICT, help="Minimum score for the verdict fake. Default: the checkpoint's."),
 ]
 MinFaces = Annotated[
-    int | None, option("--min-faces", panel=VERDICT, help="Least faces of one person for a verdict. Default: 3.")
+    int | None,
+    option("--min-faces", panel=VERDICT, help="Minimum number of faces of one person for a verdict. Default: 3."),
 ]
 
 Workers = Annotated[
@@ -181,27 +234,39 @@ Workers = Annotated[
     option(
         "--workers",
         panel=BEHAVIOUR,
-        help="Videos decoded at once. Default: half --threads, with a GPU all, and 2 at least.",
+        help="Videos to decode in parallel. Default: half the threads (with a GPU, one per thread), at least 2.",
     ),
 ]
 Threads = Annotated[
     int | None,
-    option("--threads", panel=BEHAVIOUR, help="Threads that find and judge faces. Default: one a core, up to 8."),
+    option(
+        "--threads", panel=BEHAVIOUR, help="Threads for face detection and scoring. Default: one per core, at most 8."
+    ),
 ]
 Timeout = Annotated[
     float | None,
-    option("--timeout", panel=BEHAVIOUR, help="Seconds of decoding that one video may cost. Default: 300."),
+    option(
+        "--timeout",
+        panel=BEHAVIOUR,
+        help="Maximum decoding time per video, in seconds. Default: 300.",
+        metavar="SECONDS",
+    ),
 ]
 MaxMemory = Annotated[
     int | None,
-    option("--max-memory", panel=BEHAVIOUR, help="MiB that one decoder may use. Default: 2048.", metavar="MIB"),
+    option(
+        "--max-memory",
+        panel=BEHAVIOUR,
+        help="Maximum memory per decoder process, in MiB. Default: 2048.",
+        metavar="MIB",
+    ),
 ]
 Sandbox = Annotated[
     bool | None,
     option(
         "--sandbox/--no-sandbox",
         panel=BEHAVIOUR,
-        help="Keep decoders from files, network and other programs. Default: yes, as far as the system can.",
+        help="Deny decoders access to files, network and other programs, as far as the system allows. Default: yes.",
     ),
 ]
 Quiet = Annotated[
@@ -210,21 +275,27 @@ Quiet = Annotated[
         "--quiet/--no-quiet",
         "-q",
         panel=BEHAVIOUR,
-        help="Say nothing on stderr unless something is found or fails, or there is nothing to scan.",
+        help="Print nothing to stderr unless there are findings, failures or no videos to scan.",
     ),
 ]
 LogFile = Annotated[
-    Path | None, option("--log-file", panel=BEHAVIOUR, help="Append everything, with UTC times, to this file.")
+    Path | None,
+    option(
+        "--log-file",
+        panel=BEHAVIOUR,
+        help="Append all messages, with UTC times, to this file.",
+        metavar="FILE",
+    ),
 ]
 
 
 def chosen(context: typer.Context) -> dict[str, Any]:
-    """The settings among a command's parameters that were given by flag, environment or file."""
+    """Return the scan settings that were given by flag, environment variable or configuration file."""
     from dfscan.config import ScanSettings
 
     given = {name: value for name, value in context.params.items() if name in ScanSettings.model_fields}
     values = {name: value for name, value in given.items() if value is not None and value != [] and value != ()}
-    if {"every", "num_frames"} <= set(values):  # they exclude each other: a flag wins over a file here as well
+    if {"every", "num_frames"} <= set(values):  # mutually exclusive; the source with precedence wins
         every, num_frames = (_rank(context, name) for name in ("every", "num_frames"))
         if every != num_frames:
             del values["every" if every > num_frames else "num_frames"]
@@ -232,7 +303,7 @@ def chosen(context: typer.Context) -> dict[str, Any]:
 
 
 def _rank(context: typer.Context, name: str) -> int:
-    """Place of where a parameter's value comes from in `_SOURCES`."""
+    """Return the position in `_SOURCES` of the source of a parameter's value."""
     source = context.get_parameter_source(name)
     assert source is not None
     return _SOURCES.index(source.name)

@@ -1,9 +1,8 @@
-"""``dfscan prepare``."""
+"""The ``dfscan prepare`` command."""
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ log = logging.getLogger("dfscan")
 
 
 def _own(*flags: str, panel: str, help: str, **more: Any) -> Any:
-    """An option that no other command reads, and so without an environment variable."""
+    """Create an option of this command only, without an environment variable."""
     return typer.Option(*flags, rich_help_panel=panel, help=help, show_default=False, **more)
 
 
@@ -28,62 +27,84 @@ def prepare(
     context: typer.Context,
     inputs: Annotated[
         list[str],
-        typer.Argument(help="CSV files, folders of a known layout, videos and pictures.", show_default=False),
+        typer.Argument(
+            help="CSV files, folders with a known layout, videos and images.", show_default=False, metavar="INPUT"
+        ),
     ],
-    out: Annotated[Path, _own("--out", "-o", panel=OUTPUT, help="Folder of the data set.", metavar="DATASET")],
+    out: Annotated[Path, _own("--out", "-o", panel=OUTPUT, help="Folder for the data set.", metavar="DATASET")],
     label: Annotated[
-        str | None, _own("--label", panel=INPUT, help="real or fake: label of the inputs that name none.")
+        str | None, _own("--label", panel=INPUT, help="Label for inputs without one: real or fake.")
     ] = None,
     path_column: Annotated[
-        str | None, _own("--path-column", panel=INPUT, help="Paths in a CSV file. Default: path, else file.")
+        str | None, _own("--path-column", panel=INPUT, help="CSV column with the path. Default: path, else file.")
     ] = None,
     label_column: Annotated[
-        str | None, _own("--label-column", panel=INPUT, help="Labels: real or 0, fake or 1. Default: label.")
+        str | None,
+        _own("--label-column", panel=INPUT, help="CSV column with the label: real or 0, fake or 1. Default: label."),
     ] = None,
     group_column: Annotated[
         str | None,
-        _own("--group-column", panel=INPUT, help="Who or what must not cross splits. Default: group, else each file."),
+        _own(
+            "--group-column",
+            panel=INPUT,
+            help="CSV column with the group, such as a person; all files of a group are put in the same split. "
+            "Default: group, if present, else each file is a group.",
+        ),
     ] = None,
     split_column: Annotated[
-        str | None, _own("--split-column", panel=INPUT, help="Splits settled already. Default: split, if there.")
+        str | None, _own("--split-column", panel=INPUT, help="CSV column with the split. Default: split, if present.")
     ] = None,
     kind_column: Annotated[
-        str | None, _own("--kind-column", panel=INPUT, help="Manipulation. Default: kind or method, if there.")
+        str | None,
+        _own(
+            "--kind-column",
+            panel=INPUT,
+            help="CSV column with the kind of manipulation. Default: kind or method, if present.",
+        ),
     ] = None,
     source_column: Annotated[
         str | None,
         _own(
             "--source-column",
             panel=INPUT,
-            help="Origin of the footage, such as a page or data set. Default: domain, if there.",
+            help="CSV column with the origin, such as a page or data set. Default: domain, if present.",
         ),
     ] = None,
     fold_column: Annotated[
-        str | None, _own("--fold-column", panel=INPUT, help="Cross-validation fold. Default: fold, if there.")
+        str | None,
+        _own(
+            "--fold-column", panel=INPUT, help="CSV column with the cross-validation fold. Default: fold, if present."
+        ),
     ] = None,
     num_frames: options.NumFrames = None,
     detection_threshold: options.DetectionThreshold = None,
     min_face_px: options.MinFacePx = None,
     max_faces: Annotated[
-        int | None, _own("--max-faces", panel=FACES, help="Most faces of one frame, the largest. Default: 1.")
+        int | None,
+        _own("--max-faces", panel=FACES, help="Maximum number of faces per frame; the largest are kept. Default: 1."),
     ] = None,
     margin: Annotated[
         float | None,
-        _own("--margin", panel=CROPS, help="Side of a crop over the longer side of its face. Default: 1.8."),
+        _own("--margin", panel=CROPS, help="Ratio of a crop's side to the longer side of the face box. Default: 1.8."),
     ] = None,
     max_crop_px: Annotated[
-        int | None, _own("--max-crop-px", panel=CROPS, help="Shrink larger crops to this side. Default: 640.")
+        int | None,
+        _own(
+            "--max-crop-px",
+            panel=CROPS,
+            help="Maximum side of a crop in pixels; larger crops are shrunk. Default: 640.",
+        ),
     ] = None,
     crop_format: Annotated[
-        str | None, _own("--crop-format", panel=CROPS, help="png, without loss, or jpg. Default: png.")
+        str | None, _own("--crop-format", panel=CROPS, help="Image format: png (lossless) or jpg. Default: png.")
     ] = None,
     val: Annotated[
-        float | None, _own("--val", panel=SPLITS, help="Fraction of the groups for validation. Default: 0.15.")
+        float | None, _own("--val", panel=SPLITS, help="Fraction of the groups in the validation split. Default: 0.15.")
     ] = None,
     test: Annotated[
-        float | None, _own("--test", panel=SPLITS, help="Fraction of the groups for the test. Default: 0.15.")
+        float | None, _own("--test", panel=SPLITS, help="Fraction of the groups in the test split. Default: 0.15.")
     ] = None,
-    seed: Annotated[int | None, _own("--seed", panel=SPLITS, help="Another one splits otherwise. Default: 0.")] = None,
+    seed: Annotated[int | None, _own("--seed", panel=SPLITS, help="Seed of the split. Default: 0.")] = None,
     workers: options.Workers = None,
     timeout: options.Timeout = None,
     max_memory: options.MaxMemory = None,
@@ -91,10 +112,11 @@ def prepare(
     quiet: options.Quiet = None,
     log_file: options.LogFile = None,
 ) -> None:
-    """Cut labelled videos or pictures into face crops to train on, with a manifest and splits that do not leak.
+    """Turn labelled videos and images into a data set.
 
-    Understands a CSV file, folders real/ and fake/, any folder with --label, and the layouts of FaceForensics++,
-    Celeb-DF and DFDC. After an interrupt the same command goes on where it was.
+    Writes face crops, a manifest and training, validation and test splits without leaks between them. Accepts CSV
+    files, folders that contain real/ and fake/, any folder with --label, and the layouts of FaceForensics++, Celeb-DF
+    and DFDC. After an interrupt, the same command continues where it stopped.
 
     Examples:
 
@@ -103,15 +125,14 @@ def prepare(
       dfscan prepare ./footage --label real --out ./dataset
       dfscan prepare /data/FaceForensics++ --out ./dataset --crop-format jpg
     """
-    from dfscan.config import ScanSettings, build, check_environment
+    from dfscan.config import build
     from dfscan.dataset.prepare import PrepareSettings
     from dfscan.dataset.prepare import prepare as run
     from dfscan.report.text import display_path
 
-    check_environment(os.environ, [ScanSettings])
     given = {name: value for name, value in context.params.items() if name in PrepareSettings.model_fields}
     settings = build(PrepareSettings, given)
-    with _progress(is_quiet=settings.quiet) as progress, resumable("to go on, use the same command"):
+    with _progress(is_quiet=settings.quiet) as progress, resumable("to continue, run the same command again"):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         summary = run(inputs, settings, listener=progress)
     if not settings.quiet:
@@ -119,7 +140,7 @@ def prepare(
 
 
 def _progress(*, is_quiet: bool) -> Any:
-    """The live line of a scan, fed by `train.prepare`; made here, as it brings rich."""
+    """Create a progress bar fed by `train.prepare`; the class is local because its base imports rich."""
     from dfscan.cli.progress import Progress
     from dfscan.report.text import display_path
 

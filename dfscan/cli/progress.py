@@ -1,4 +1,4 @@
-"""A live line on a terminal; nothing at all anywhere else."""
+"""Progress bar of a scan, shown on terminals only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("dfscan")
 
 
 class Progress:
-    """Files done, faces per second, verdicts so far and time left; a context manager and a scan's listener."""
+    """Show files done, faces per second, verdicts and remaining time; a context manager and a scan listener."""
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -45,18 +45,18 @@ class Progress:
         self.log_handler = _ConsoleHandler(self._console) if is_shown else None
 
     def set_total(self, num_videos: int) -> None:
-        """Say how many videos there are."""
+        """Set the number of videos."""
         self._bar.update(self._task, total=num_videos)
 
     def faces_scored(self, count: int) -> None:
-        """As `Listener.faces_scored`."""
+        """Count scored faces; see `Listener.faces_scored`."""
         if not self._num_faces:
             self._first_s = time.monotonic()
         self._num_faces += count
         self._note()
 
     def video_done(self, result: VideoResult) -> None:
-        """As `Listener.video_done`."""
+        """Count and log a result; see `Listener.video_done`."""
         self._labels[result.verdict.label] += 1
         if result.verdict.label == "error":
             log.warning("%s: %s", display_path(result.path), result.verdict.reason)
@@ -81,7 +81,7 @@ class Progress:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Log lines above the bar; a file name is never taken for markup."""
+    """Print log lines above the bar, without interpreting file names as markup."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()

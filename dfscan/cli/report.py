@@ -1,4 +1,4 @@
-"""``dfscan report``."""
+"""The ``dfscan report`` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from dfscan.cli.guard import guarded, say, start_logging
 def report(
     context: typer.Context,
     ledgers: Annotated[
-        list[Path], typer.Argument(help="Ledgers of scans: REPORT.ledger, or what --ledger named.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Ledgers of scans: REPORT.ledger, or the file given with --ledger.",
+            show_default=False,
+            metavar="LEDGER",
+        ),
     ],
     out: options.Out = None,
     format: options.Format = None,
@@ -27,10 +32,10 @@ def report(
     quiet: options.Quiet = None,
     config: options.Config = None,
 ) -> None:
-    """Write reports again from ledgers, in any format, without scanning.
+    """Rebuild reports from ledgers, without scanning.
 
-    They hold every file that the ledgers know, as it was last judged; of a file that several know, the last ledger's
-    result counts. With --html alone nothing goes to stdout.
+    The reports contain the latest result of every file in the ledgers. If several ledgers contain a file, the last
+    ledger on the command line counts. With --html alone, nothing is written to stdout.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""``dfscan scan``."""
+"""The ``dfscan scan`` command."""
 
 from __future__ import annotations
 
@@ -23,13 +23,21 @@ def scan(
     context: typer.Context,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(help="Video files and folders (searched with all their subfolders).", show_default=False),
+        typer.Argument(
+            help="Video files and folders; folders are searched recursively.", show_default=False, metavar="PATH"
+        ),
     ] = None,
     files_from: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="Also take paths from this file, one a line; - is stdin.")
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="Also read paths from this file, one per line; use - for stdin.",
+            metavar="FILE",
+        ),
     ] = None,
     null: Annotated[
-        bool, typer.Option("--null", "-0", rich_help_panel=INPUT, help="Paths in --files-from end in NUL, not newline.")
+        bool,
+        typer.Option("--null", "-0", rich_help_panel=INPUT, help="Paths in --files-from end with NUL, not newline."),
     ] = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -39,8 +47,8 @@ def scan(
         option(
             "--shard",
             panel=INPUT,
-            help="Only the I-th of N parts of the inputs, by their paths as given, for several machines; "
-            "dfscan report joins their ledgers.",
+            help="Scan only the I-th of N parts of the inputs, to share the work among machines. The path as given "
+            "determines a file's part. `dfscan report` merges the ledgers.",
             metavar="I/N",
         ),
     ] = None,
@@ -54,7 +62,7 @@ def scan(
         option(
             "--keep-pictures/--no-keep-pictures",
             panel=OUTPUT,
-            help="Keep small pictures of faces in the ledger, for a page made later. Default: only with --html.",
+            help="Store small face images in the ledger, for an HTML page made later. Default: only with --html.",
         ),
     ] = None,
     excel: options.Excel = None,
@@ -64,8 +72,9 @@ def scan(
         option(
             "--ledger",
             panel=OUTPUT,
-            help="SQLite record of all results; one that is shared over nights has only new and changed files scanned. "
+            help="SQLite file for all results. Scans that share this file scan only new and changed videos. "
             "Default: REPORT.ledger.",
+            metavar="FILE",
         ),
     ] = None,
     resume: Annotated[
@@ -73,8 +82,8 @@ def scan(
         option(
             "--resume/--no-resume",
             panel=OUTPUT,
-            help="Take from the ledger what it knows of unchanged files: goes on after an interrupt. Default: only "
-            "with --ledger.",
+            help="Reuse the ledger's results for unchanged files, for example after an interrupt. Default: only with "
+            "--ledger.",
         ),
     ] = None,
     verify: Annotated[
@@ -82,19 +91,20 @@ def scan(
         option(
             "--verify/--no-verify",
             panel=OUTPUT,
-            help="Hash every file before its result is taken from the ledger. Default: only if its inode or change "
-            "time differs.",
+            help="Hash every file before reusing its result from the ledger. Default: only if its inode or change time "
+            "differs.",
         ),
     ] = None,
     explain: Annotated[
         Path | None,
-        option("--explain", panel=EXPLAIN, help="Write faces and heat maps into this folder.", metavar="DIR"),
+        option("--explain", panel=EXPLAIN, help="Write faces and heat maps to this folder.", metavar="DIR"),
     ] = None,
     explain_top: Annotated[
-        int | None, option("--explain-top", panel=EXPLAIN, help="Highest-scoring faces of each video. Default: 3.")
+        int | None,
+        option("--explain-top", panel=EXPLAIN, help="Number of highest-scoring faces per video. Default: 3."),
     ] = None,
     explain_format: Annotated[
-        str | None, option("--explain-format", panel=EXPLAIN, help="png or jpg. Default: png.")
+        str | None, option("--explain-format", panel=EXPLAIN, help="Image format: png or jpg. Default: png.")
     ] = None,
     threshold: options.Threshold = None,
     min_faces: options.MinFaces = None,
@@ -103,8 +113,8 @@ def scan(
         option(
             "--fail-on",
             panel=VERDICT,
-            help="What makes the exit code 1: of fake, inconclusive, no_face, partial; or 2: of error, and empty, a "
-            "folder without videos. Default: fake,error.",
+            help="Comma-separated conditions that fail the scan: fake, inconclusive, no_face and partial exit with 1; "
+            "error and empty (a folder without videos) exit with 2. Default: fake,error.",
             metavar="LIST",
         ),
     ] = None,
@@ -113,11 +123,12 @@ def scan(
         option(
             "--new-only/--no-new-only",
             panel=VERDICT,
-            help="For the exit code count only what the ledger did not say of that file before.",
+            help="For the exit code, ignore findings that were already in the ledger.",
         ),
     ] = None,
     exit_zero: Annotated[
-        bool | None, option("--exit-zero/--no-exit-zero", panel=VERDICT, help="Exit 0 whatever was found.")
+        bool | None,
+        option("--exit-zero/--no-exit-zero", panel=VERDICT, help="Exit with 0 regardless of the findings."),
     ] = None,
     num_frames: options.NumFrames = None,
     every: options.Every = None,
@@ -138,9 +149,10 @@ def scan(
     log_file: options.LogFile = None,
     config: options.Config = None,
 ) -> None:
-    """Judge videos: one row each, in a report that spreadsheets open.
+    """Score videos and write a report with one row per video.
 
-    All settings can also be given as DFSCAN_OPTION_NAME in the environment or in a --config file; the flag wins.
+    Every setting can also be given as an environment variable DFSCAN_OPTION_NAME or in a --config file. Flags take
+    precedence over variables, and variables over the file.
 
     Examples:
 
@@ -152,11 +164,12 @@ def scan(
     Exit codes:
 
     \b
-      0   every input handled, none fake
-      1   at least one fake
-      2   usage error, report not written, or an input ended in error and none was fake
-      75  another run writes the same report or ledger
-      130 interrupted; 143 terminated
+      0    all inputs were scanned, none is fake
+      1    at least one video is fake
+      2    usage error, report not written, or an input failed and no video is fake
+      75   another run writes the same report or ledger
+      130  interrupted
+      143  terminated
     """
     from dfscan.cli.progress import Progress
     from dfscan.config import ScanSettings, build
@@ -178,14 +191,14 @@ def scan(
 
 
 def _how_to_go_on(settings: ScanSettings) -> str:
-    """What to do after an interrupt."""
+    """Return a hint on how to continue after an interrupt."""
     from dfscan.scan.outputs import ledger_path
 
     ledger = ledger_path(settings)
     if ledger is None:
-        return "nothing is kept; with --out or --ledger a scan can be resumed"
+        return "no results are kept; use --out or --ledger to make a scan resumable"
     resume = "" if settings.takes_known else " with --resume"
-    return f"finished videos are kept in {ledger}; to go on, use the same command{resume}"
+    return f"finished videos are kept in {ledger}; to continue, run the same command again{resume}"
 
 
 def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:
@@ -196,9 +209,9 @@ def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tupl
     if files_from not in (None, "-"):
         listed += _read_list(str(files_from), is_null=is_null)
     if is_null and files_from is None and "-" not in inputs:
-        raise ConfigError("--null is for the list of --files-from; add that, or leave --null out")
+        raise ConfigError("--null needs --files-from: add --files-from or remove --null")
     if not inputs and files_from is None:
-        raise ConfigError("nothing to scan: name files or folders, or give a list with --files-from")
+        raise ConfigError("nothing to scan: give files or folders, or a list with --files-from")
     return named, listed
 
 

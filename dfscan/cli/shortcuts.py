@@ -1,4 +1,4 @@
-"""``dfscan shortcuts``."""
+"""The ``dfscan shortcuts`` command."""
 
 from __future__ import annotations
 
@@ -22,38 +22,43 @@ EXIT_TOLD_APART = 1
 def shortcuts(
     data: Annotated[
         Path | None,
-        typer.Option(help="Data set: the folder that `dfscan prepare` wrote.", show_default=False),
+        typer.Option(help="Data set folder written by `dfscan prepare`.", show_default=False),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of training settings; flags win over it.", show_default=False),
+        typer.Option(help="TOML file with training settings; flags take precedence.", show_default=False),
     ] = None,
     forgeries: Annotated[
         str | None,
-        typer.Option(help="Kinds of made fakes to check, separated by commas.", show_default=False),
+        typer.Option(help="Comma-separated kinds of forgeries to generate and check.", show_default=False),
     ] = None,
     reconstructions: Annotated[
         Path | None,
-        typer.Option(help="Folder of the reconstructed faces, if that kind is checked.", show_default=False),
+        typer.Option(help="Folder of reconstructed faces, for the kind `reconstructed`.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Also write the results here: .csv or .jsonl.", show_default=False),
+        typer.Option("--out", "-o", help="Also write the results to this file: .csv or .jsonl.", show_default=False),
     ] = None,
-    num_faces: Annotated[int, typer.Option(min=10, help="Real faces to pair with a fake of each kind.")] = 500,
+    num_faces: Annotated[
+        int, typer.Option(min=10, help="Number of real faces to pair with a fake of each kind.")
+    ] = 500,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=0.5, help="How far the ROC AUC on made fakes may lie from 0.5.")
+        float, typer.Option(min=0, max=0.5, help="Maximum distance of the ROC AUC on generated fakes from 0.5.")
     ] = 0.05,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws behind each interval.")] = 1000,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples per interval.")] = 1000,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors and failed checks to stderr.")
+    ] = False,
 ) -> None:
-    """Check whether blur, compression, brightness or size alone tell fakes from real faces.
+    """Check training fakes for shortcuts such as blur or size.
 
-    A logistic regression on such features must fail on the fakes that training makes: its cross-validated ROC AUC must
-    lie within 0.45 to 0.55, for each kind of forgery and for all together. Otherwise a network learns the shortcut
-    instead of the forgery. True fakes of the data set are checked too, but need not pass.
+    If blur, compression, brightness or size alone separate fakes from real faces, a network learns this shortcut
+    instead of the forgery. Therefore a logistic regression on such features must fail on the fakes that training
+    generates ("made" in the table). Its cross-validated ROC AUC must be within --tolerance of 0.5, for each kind of
+    forgery and for all kinds together. Fakes of the data set itself ("true") are checked too, but need not pass.
 
-    Exit codes: 0 if made fakes pass, 1 if they are told apart, 2 after an error.
+    Exit codes: 0 if all generated fakes pass, 1 if any of them fail, 2 after an error.
 
     Examples:
 
@@ -75,13 +80,13 @@ def shortcuts(
     made = check_made_fakes(settings, num_faces=num_faces, num_resamples=resamples, tell=tell) if settings.kinds else []
     true = check_true_fakes(settings, num_resamples=resamples, tell=tell)
     if not made and not true:
-        raise ConfigError("nothing to check: name kinds with --forgeries, or give a data set with fakes")
+        raise ConfigError("nothing to check: give --forgeries, or a data set that contains fakes")
     failed = [each for each in made if not _is_near_chance(each.roc_auc, tolerance)]
     _print_table([*made, *true], failed)
     if out:
         _write(out, [*made, *true])
     for each in failed:
-        say(f"{each.subset} fakes are told apart without the forgery; largest coefficients: {_strongest(each)}")
+        say(f"{each.subset} fakes can be recognised by a shortcut; largest coefficients: {_strongest(each)}")
     if failed:
         raise typer.Exit(EXIT_TOLD_APART)
 
@@ -101,7 +106,7 @@ def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("result")
     for each in findings:
-        result = "" if each.fakes == "true" else "told apart" if each in failed else "passes"
+        result = "" if each.fakes == "true" else "FAIL" if each in failed else "pass"
         unit = "faces" if each.level == "frame" else "videos"
         sizes = f"{each.num_real} + {each.num_fake} {unit}"
         table.add_row(each.fakes, escape(each.subset), sizes, escape(_shown(each.roc_auc)), result)

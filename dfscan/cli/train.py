@@ -1,4 +1,4 @@
-"""``dfscan train``."""
+"""The ``dfscan train`` command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dfscan.errors import ConfigError
 from dfscan.train.settings import BEHAVIOUR, TrainSettings
 
 MAX_PLAIN_LOSSES = 20
-"""Off a terminal the loss is shown so many times in a whole run, besides a line an epoch."""
+"""Maximum number of loss lines per run if stderr is not a terminal, in addition to one line per epoch."""
 
 
 @guarded
@@ -24,21 +24,25 @@ def _train(
     *,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of settings; flags win over it.", rich_help_panel=BEHAVIOUR, show_default=False),
+        typer.Option(
+            help="TOML file with settings; flags take precedence.", rich_help_panel=BEHAVIOUR, show_default=False
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=BEHAVIOUR)
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=BEHAVIOUR)
     ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Only draw what the network would see into this PNG.", rich_help_panel=BEHAVIOUR, show_default=False
+            help="Only write a PNG with examples of the network's input, then exit.",
+            rich_help_panel=BEHAVIOUR,
+            show_default=False,
         ),
     ] = None,
     bench: Annotated[
         int | None,
         typer.Option(
-            help="Only time so many steps with and without loading.",
+            help="Only time this many steps with and without data loading, then exit.",
             min=1,
             rich_help_panel=BEHAVIOUR,
             show_default=False,
@@ -46,14 +50,16 @@ def _train(
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.", rich_help_panel=BEHAVIOUR)
+        bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.", rich_help_panel=BEHAVIOUR)
     ] = False,
     **flags: Any,
 ) -> None:
-    """Train a detector on the face crops of `dfscan prepare`, and calibrate it.
+    """Train and calibrate a detector on a prepared data set.
 
-    Without fakes of your own, train on real footage alone with --forgeries self-blended. On several GPUs:
-    torchrun --nproc-per-node=N -m dfscan train ...
+    The data set comes from `dfscan prepare`. If it has no fakes, --forgeries self-blended makes them from the real
+    faces.
+
+    To use several GPUs: torchrun --nproc-per-node=N -m dfscan train ...
 
     Examples:
 
@@ -69,22 +75,22 @@ def _train(
     given = {name: value for name, value in flags.items() if value is not None}
     if given.get("pretrained") and (other := [name for name in ("start_from", "grow_from") if name in given]):
         raise ConfigError(
-            f"--pretrained and --{other[0].replace('_', '-')} exclude each other: both name the weights to start from; "
-            "give one of them"
+            f"--pretrained and --{other[0].replace('_', '-')} exclude each other: both select the initial weights; "
+            "give only one of them"
         )
     settings = build({**(read_file(config, model()) if config else {}), **given})
     start_logging(is_quiet=quiet)
     tell = (lambda _: None) if quiet else say
     if sheet:
         run.write_sheet(settings, sheet, tell=tell)
-        say(f"{sheet}: reals in the odd rows, fakes below them")
+        say(f"{sheet}: each odd row shows real faces, the row below it their fakes")
     elif bench:
         _print_loading(run.measure_loading(settings, num_steps=bench, tell=tell))
     else:
         with _Progress(is_quiet=quiet) as progress:
             made = run.run_training(settings, progress, is_resumed=resume)
         if made and not quiet:
-            say(f"{made}: the best epoch's checkpoint, calibrated; `dfscan info --checkpoint {made}` shows its card")
+            say(f"{made}: calibrated checkpoint of the best epoch; see `dfscan info --checkpoint {made}`")
             say(_validation(made))
 
 
@@ -96,19 +102,19 @@ def _validation(checkpoint: Path) -> str:
     found = metrics["validation"]
     auc = found["frame"]["roc_auc"]
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
-    of = f"{found['num_faces']} validation faces of {found['num_groups']} groups"
+    of = f"{found['num_faces']} validation faces in {found['num_groups']} groups"
     return f"ROC AUC on {of}: {auc['value']:.3f}{interval}"
 
 
 def _print_loading(figures: dict[str, float]) -> None:
     typer.echo(
-        f"a step takes {figures['with_loader_s']:.3f} s with the loader and {figures['without_loader_s']:.3f} s "
-        f"without: {figures['ratio']:.2f} times as long"
+        f"a step takes {figures['with_loader_s']:.3f} s with data loading and {figures['without_loader_s']:.3f} s "
+        f"without, a ratio of {figures['ratio']:.2f}"
     )
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere; a training's listener."""
+    """Training listener: shows a bar on a terminal and occasional lines elsewhere."""
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
@@ -117,18 +123,18 @@ class _Progress:
         self._num_steps = self._steps_done = 0
 
     def noted(self, text: str) -> None:
-        """As `Listener.noted`."""
+        """Print a note; see `Listener.noted`."""
         self._say(text)
 
     def planned(self, num_steps: int, steps_done: int) -> None:
-        """As `Listener.planned`."""
+        """Create the bar; see `Listener.planned`."""
         from tqdm import tqdm
 
         self._num_steps, self._steps_done = num_steps, steps_done
         self._bar = tqdm(total=num_steps, initial=steps_done, unit="step", disable=not self._is_live)
 
     def stepped(self, loss: float) -> None:
-        """As `Listener.stepped`."""
+        """Advance the bar; see `Listener.stepped`."""
         self._steps_done += 1
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update()
@@ -136,7 +142,7 @@ class _Progress:
             self._say(f"step {self._steps_done} of {self._num_steps}: loss {loss:.4f}")
 
     def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
-        """As `Listener.epoch_done`."""
+        """Print the metrics of an epoch; see `Listener.epoch_done`."""
         self._say(
             f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, AUC "
             f"{row['val_auc']:.4f}, accuracy {row['val_accuracy']:.4f}{' (best)' if is_best else ''}"
@@ -159,7 +165,7 @@ class _Progress:
 
 
 def _with_flags(command: Any) -> Any:
-    """Give a command a flag for each training setting, from their one table."""
+    """Add a flag for each field of `TrainSettings` to a command's signature."""
     hints = get_type_hints(TrainSettings)
     own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "flags"]
     flags = [_flag(field, hints[field.name]) for field in dataclasses.fields(TrainSettings)]

@@ -1,1 +1,1 @@
-"""The network, its checkpoint, its runtimes and its heat maps."""
+"""The deepfake detector: network, checkpoint format, runtimes and heat maps."""

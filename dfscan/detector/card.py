@@ -1,4 +1,4 @@
-"""The card of a checkpoint: the JSON document with everything besides the weights that a score depends on."""
+"""The checkpoint card: a JSON document with everything that a score depends on besides the weights."""
 
 from __future__ import annotations
 
@@ -25,63 +25,65 @@ class _Section(BaseModel):
 
 
 class Sampling(_Section):
-    """Which frames of a video are looked at."""
+    """Default sampling of the frames of a video."""
 
     num_frames: Count = 32
 
 
 class Detection(_Section):
-    """Which faces of a frame are looked at."""
+    """Default selection of the faces in a frame."""
 
     threshold: Unit = 0.95
-    """Least probability of the face detector."""
+    """Minimum probability of the face detector."""
     min_face_px: Count = 48
-    """Least shorter side of a face's box, in pixels of the upright frame."""
+    """Minimum face size (shorter box side), in pixels of the upright frame."""
     max_faces: Count = 20
-    """Maximum number of faces judged in one frame."""
+    """Maximum number of faces scored per frame."""
 
 
 class Aggregation(_Section):
-    """How the faces of one person become one score.
+    """Parameters that combine the faces of one person into one score.
 
-    A track's logit is ``(sum of its n logits + prior_faces * neutral_logit) / (n + prior_faces)``: a short track
-    is drawn towards undecided.
+    A track's logit is ``(sum of its n logits + prior_faces * neutral_logit) / (n + prior_faces)``, which shrinks the
+    logit of a short track towards `neutral_logit`.
     """
 
     min_faces: Count = 3
-    """A track with fewer faces decides nothing."""
+    """Minimum number of faces of a track that can decide a verdict."""
     prior_faces: float = Field(default=2.0, ge=0)
     neutral_logit: float = 0.0
 
 
 class Calibration(_Section):
-    """How logits become probabilities, and scores become words.
+    """Parameters that turn logits into probabilities and scores into verdicts.
 
-    The thresholds are on a video's score. Without `fake_threshold` nothing is ever called fake, without
-    `real_threshold` nothing is ever called real.
+    The thresholds apply to a video's score. Without `fake_threshold` no video is called fake, and without
+    `real_threshold` no video is called real.
     """
 
     trained: bool = False
     temperature: Positive = 1.0
-    """A calibrated logit is the network's divided by this (Guo et al. 2017, section 4.2)."""
+    """Divisor of the network's logits (temperature scaling, Guo et al. 2017, section 4.2)."""
     fake_threshold: Unit | None = None
-    """From this score on a video is fake."""
+    """Minimum score of a fake video."""
     real_threshold: Unit | None = None
-    """Up to this score a video is real; at most `fake_threshold`."""
+    """Maximum score of a real video; at most `fake_threshold`."""
     real_called_fake_rate: Unit | None = None
-    """Stated rate of real validation videos at or above `fake_threshold`."""
+    """Proportion of real validation videos at or above `fake_threshold` (false positive rate)."""
     fake_called_real_rate: Unit | None = None
-    """Stated rate of fake validation videos at or below `real_threshold`."""
+    """Proportion of fake validation videos at or below `real_threshold`."""
     num_real_videos: int | None = Field(default=None, ge=0)
-    """Real videos of the validation split, from which the rates come."""
+    """Number of real validation videos, from which `real_called_fake_rate` was measured."""
     num_fake_videos: int | None = Field(default=None, ge=0)
+    """Number of fake validation videos, from which `fake_called_real_rate` was measured."""
     max_real_called_fake: Rate | None = None
-    """Rate of real videos at or above `fake_threshold` that the checkpoint promises at most; see `withheld`."""
+    """Upper limit on the rate of real videos at or above `fake_threshold`; see `withheld`."""
     max_fake_called_real: Rate | None = None
-    """Rate of fake videos at or below `real_threshold` that the checkpoint promises at most."""
+    """Upper limit on the rate of fake videos at or below `real_threshold`; see `withheld`."""
     real_called_fake_interval: tuple[Unit, Unit] | None = None
-    """95 % interval of `real_called_fake_rate` (Clopper and Pearson 1934): what so few videos can vouch for."""
+    """95 % confidence interval of `real_called_fake_rate` (Clopper and Pearson 1934)."""
     fake_called_real_interval: tuple[Unit, Unit] | None = None
+    """95 % confidence interval of `fake_called_real_rate`."""
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:
@@ -96,25 +98,25 @@ class Calibration(_Section):
 
 
 class SelfTest(_Section):
-    """An input that can be made again anywhere, and the logits that belong to it."""
+    """A reproducible input and the logits expected for it."""
 
     seed: int = Field(default=1, ge=0)
-    """Of numpy's PCG64, whose raw stream is the same in every version."""
+    """Seed of numpy's PCG64, whose raw stream is the same in every version."""
     num_inputs: int = Field(default=2, ge=1, le=16)
     expected_logits: tuple[float, ...] = ()
-    """Uncalibrated, one for each input; filled in when a checkpoint is saved."""
+    """Uncalibrated logits, one per input; computed when a checkpoint is saved."""
     versions: dict[str, str] = {}
-    """Of the libraries with which they were computed."""
+    """Versions of the libraries that computed the logits."""
 
 
 DIGEST_BYTES: Final = 5
-"""How much is kept of the SHA-256 digest of a file that was seen."""
+"""Number of bytes kept from the SHA-256 digest of a seen file."""
 Use = Literal["training", "validation"]
 
 
 def _checked_digests(text: str) -> str:
     if len(base64.b64decode(text, validate=True)) % DIGEST_BYTES:
-        raise ValueError(f"not a list of digests of {DIGEST_BYTES} bytes")
+        raise ValueError(f"must be a list of digests of {DIGEST_BYTES} bytes each")
     return text
 
 
@@ -122,27 +124,27 @@ Digests = Annotated[str, AfterValidator(_checked_digests)]
 
 
 class SeenFiles(_Section):
-    """The videos and pictures that training and calibration have seen, recognised by their content.
+    """Digests of the videos and images used in training and calibration, to recognise them by content.
 
-    Of each file the first 40 bits of its SHA-256 digest are kept: no name, no path, and 7 characters of the card. Any
-    other file is taken for one of n seen files with a probability of n / 2**40, which is 1 in 10 million for 100,000
-    files. A copy that was cut or encoded again is not recognised.
+    Only the first 40 bits of each SHA-256 digest are kept, which take 7 characters in the card; names and paths are
+    not. An unseen file matches one of n seen files with probability n / 2**40, or 1 in 10 million for 100,000 files.
+    Trimmed or re-encoded copies are not recognised.
     """
 
     training: Digests = ""
-    """Of the split train: the shortened digests, sorted, joined, in base64."""
+    """Files of the split train: shortened digests, sorted and concatenated, in base64."""
     validation: Digests = ""
-    """Likewise of the split val, which chose the best epoch and set the thresholds."""
+    """Files of the split val, which selected the best epoch and the thresholds; same format."""
     is_complete: bool = True
-    """Whether all are there: not if the digests of some were unknown."""
+    """False if the digests of some files were unknown."""
 
     @classmethod
     def of(cls, training: Iterable[str], validation: Iterable[str], *, is_complete: bool = True) -> Self:
-        """Make it from hex SHA-256 digests."""
+        """Create an instance from hex SHA-256 digests."""
         return cls(training=_shortened(training), validation=_shortened(validation), is_complete=is_complete)
 
     def united(self, other: SeenFiles) -> SeenFiles:
-        """What both have seen together."""
+        """Return the union of both sets of files."""
         return SeenFiles(
             training=_joined(_digests(self.training) | _digests(other.training)),
             validation=_joined(_digests(self.validation) | _digests(other.validation)),
@@ -150,14 +152,14 @@ class SeenFiles(_Section):
         )
 
     def use_of(self, sha256: str) -> Use | None:
-        """What a file was used for, by its hex SHA-256 digest; None for a file that was not seen."""
+        """Return the use of a file, given its hex SHA-256 digest, or None if the file was not seen."""
         digest = bytes.fromhex(sha256)[:DIGEST_BYTES]
         if digest in _digests(self.training):
             return "training"
         return "validation" if digest in _digests(self.validation) else None
 
     def counts(self) -> dict[Use, int]:
-        """Number of files by their use."""
+        """Count the files per use."""
         return {"training": len(_digests(self.training)), "validation": len(_digests(self.validation))}
 
 
@@ -176,26 +178,26 @@ def _digests(text: str) -> frozenset[bytes]:
 
 
 class CheckpointCard(_Section):
-    """All that a score depends on besides the weights, and where the weights come from."""
+    """Everything that a score depends on besides the weights, and the origin of the weights."""
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")
     dfscan_version: str = dfscan.__version__
-    """The version that wrote the file."""
+    """Version of dfscan that wrote the file."""
     architecture: str = "efficientnet_b4"
     preprocessing: Preprocessing = Preprocessing()
     class_order: tuple[Literal["real"], Literal["fake"]] = ("real", "fake")
-    """The logit is that of the second class."""
+    """The logit belongs to the second class."""
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
     aggregation: Aggregation = Aggregation()
     calibration: Calibration = Calibration()
     training: dict[str, Any] | None = None
-    """Summary of the data and settings of training."""
+    """Summary of the training data and settings."""
     seen: SeenFiles | None = None
-    """Files that training has seen; None where that was not recorded."""
+    """Files used in training; None if they were not recorded."""
     metrics: dict[str, Any] | None = None
-    """As measured, by data set."""
+    """Measured metrics, by data set."""
     self_test: SelfTest = SelfTest()
 
 
@@ -207,35 +209,38 @@ OWN_SETTINGS: Final = {
     "min_faces": ("aggregation", "min_faces"),
     "threshold": ("calibration", "fake_threshold"),
 }
-"""Settings of a scan, and where a card has its own."""
+"""Maps a scan setting to the section and key of its default in a card."""
 
 
 def changed_settings(settings: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
-    """Names of the settings with which the error rates of a checkpoint do not hold.
+    """List the settings that differ from the card, so that the checkpoint's error rates do not apply.
 
     Args:
-        settings: of a scan; those that are missing or None are the card's own.
-        card: the document.
+        settings: settings of a scan; a missing setting or None stands for the card's own value.
+        card: the card as a JSON document.
+
+    Returns:
+        The names of the settings, sorted.
     """
     own = {name: (card.get(section) or {}).get(key) for name, (section, key) in OWN_SETTINGS.items()}
     own["every"] = None
     if settings.get("every") is not None:
-        del own["num_frames"]  # which then counts for nothing
+        del own["num_frames"]  # `every` overrides it
     return sorted(name for name in own if settings.get(name) not in (None, own[name]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Promise:
-    """The error rate that a checkpoint promises for one verdict."""
+    """The limit on the error rate of one verdict that a checkpoint guarantees."""
 
     truth: str
-    """What the videos are that it errs on."""
+    """True class of the videos on which the verdict is wrong."""
     field: str
-    """Name of the rate: of its limit in a calibration and in the settings of training."""
+    """Name of the rate, in the calibration section (with the prefix ``max_``) and in the training settings."""
     default: float
-    """Limit of the rate in cards that do not state it."""
+    """Limit for cards that do not state one."""
     name: str
-    """The rate in words; takes the limit."""
+    """Description of the rate, a format string for the limit."""
 
 
 _PROMISES: Final[Mapping[str, _Promise]] = {
@@ -245,26 +250,27 @@ _PROMISES: Final[Mapping[str, _Promise]] = {
 
 
 def min_videos(max_rate: float) -> int:
-    """Fewest validation videos of a class that can support an error rate of at most `max_rate` on that class.
+    """Return the minimum number of validation videos of a class that supports an error rate of at most `max_rate`.
 
-    Of n + 1 exchangeable videos each is equally likely to score highest. A new video therefore exceeds all n
-    validation videos with a probability of 1 / (n + 1). Even the strictest threshold cannot promise a lower error
-    rate, so that ``floor((n + 1) * max_rate)`` must be at least 1 (split conformal prediction, Angelopoulos and
-    Bates 2021, section 1). For 1 % that makes 99 videos, for 5 % 19.
+    Each of n + 1 exchangeable videos is equally likely to have the highest score. A new video therefore exceeds all n
+    validation videos with probability 1 / (n + 1), and even the strictest threshold cannot guarantee a lower error
+    rate. So ``floor((n + 1) * max_rate)`` must be at least 1 (split conformal prediction, Angelopoulos and Bates 2021,
+    section 1): a rate of 1 % needs 99 videos, a rate of 5 % needs 19.
     """
-    return max(0, math.ceil(1 / max_rate - 1e-9) - 1)  # 1 / 0.07 * 0.07 need not be 1
+    return max(0, math.ceil(1 / max_rate - 1e-9) - 1)  # tolerance for rounding errors in 1 / max_rate
 
 
 def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str | None:
-    """Say why a checkpoint does not give a verdict although it has a threshold for it.
+    """Explain why a checkpoint does not give a verdict although it has a threshold for it.
 
     Args:
-        card: the document. An older one does not state its promised rate: then that of its training's settings
-            counts, else the default. A number of videos that it does not state is taken to suffice.
-        verdict: the one in question.
+        card: the card as a JSON document. If it does not state the limit of the error rate, as in older versions, the
+            limit in its training settings applies, else the default. If it does not state the number of validation
+            videos, that number is assumed to be sufficient.
+        verdict: the verdict to explain.
 
     Returns:
-        What is there and what is needed, or None where there are enough validation videos.
+        The existing and the required number of validation videos, or None if there are enough.
     """
     calibration = card.get("calibration") or {}
     promise = _PROMISES[verdict]
@@ -280,7 +286,7 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
 
 
 def _asked_of_training(card: Mapping[str, Any], setting: str) -> float | None:
-    """A rate in the training summary, which may hold anything."""
+    """Return a rate from the training summary, or None; the summary is unvalidated."""
     recipe = (card.get("training") or {}).get("settings")
     rate = recipe.get(setting) if isinstance(recipe, Mapping) else None
     return rate if isinstance(rate, float) and 0 < rate <= 1 else None

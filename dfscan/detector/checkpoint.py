@@ -1,7 +1,7 @@
-"""The checkpoint: one ``.safetensors`` file with the weights and everything else that a score depends on.
+"""Checkpoints: one ``.safetensors`` file with the weights and everything else that a score depends on.
 
-The file's metadata holds one entry, ``dfscan``, a JSON document: the `CheckpointCard`. Nothing is ever unpickled, and
-reading the card needs no PyTorch.
+The file's metadata has one entry, ``dfscan``, with the `CheckpointCard` as JSON. Nothing is ever unpickled, and reading
+the card does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_HEADER_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint file whose card has been read; its weights have not."""
+    """A checkpoint file whose card, but not its weights, has been read."""
 
     path: Path
     sha256: str
@@ -54,12 +54,12 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """Short text for a report: the name, or the file's stem, and the first 12 digits of the sha256."""
+        """Short text for reports: the name, else the file's stem, and the first 12 digits of the SHA-256 digest."""
         return f"{self.card.name or self.path.stem}@{self.sha256[:12]}"
 
 
 def default_checkpoint_path() -> Path | None:
-    """The checkpoint that is embedded in the package, or None where there is none."""
+    """Return the path of the checkpoint built into the package, or None if there is none."""
     weights_dir = Path(__file__).resolve().parents[1] / "weights"
     return next(iter(sorted(weights_dir.glob("*.safetensors"))), None)
 
@@ -68,15 +68,15 @@ def default_checkpoint_path() -> Path | None:
 
 
 def read_card(path: str | Path) -> Checkpoint:
-    """Read a checkpoint's card and hash its file, without PyTorch and without looking at a single weight.
+    """Read a checkpoint's card and hash its file, without PyTorch and without reading the weights.
 
     Raises:
-        CheckpointError: if there is no such file, or it is not a whole checkpoint of this format.
+        CheckpointError: if the file does not exist or is not a complete checkpoint of this format.
     """
     path = Path(path)
     try:
-        if not path.is_file():  # also keeps a FIFO or a device from being opened
-            _refuse(path, "there is no such file", "check the path, or make one with `dfscan init-checkpoint`")
+        if not path.is_file():  # also prevents opening a FIFO or a device
+            _refuse(path, "no such file", "check the path, or write a checkpoint with `dfscan init-checkpoint`")
         with path.open("rb") as file:
             header = _read_header(path, file)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,34 +90,34 @@ def _refuse(path: Path, cause: str, remedy: str, *, origin: Exception | None = N
 
 
 _COPY_AGAIN = "copy or download the file again"
-_NOT_OURS = "give a .safetensors file that `dfscan train` or `dfscan init-checkpoint` has written"
+_NOT_OURS = "use a .safetensors file written by `dfscan train` or `dfscan init-checkpoint`"
 
 
 def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
-    """Read the header as the safetensors format has it, and rewind: 8 bytes of length, JSON, tensors."""
+    """Read the header and rewind. A safetensors file has 8 bytes of header length, a JSON header and the tensors."""
     start = file.read(8)
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        _refuse(path, "it is a pickle or zip file, as torch.save writes; those are never opened", _NOT_OURS)
+        _refuse(path, "it is a pickle or zip file, as written by torch.save, which dfscan never opens", _NOT_OURS)
     num_bytes = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= num_bytes <= MAX_HEADER_BYTES:
         _refuse(path, "it does not begin like a safetensors file", _NOT_OURS)
     header = _parse_header(path, file.read(num_bytes), num_bytes)
     num_expected = 8 + num_bytes + _num_tensor_bytes(path, header)
     if (num_found := file.seek(0, 2)) != num_expected:
-        _refuse(path, f"it is damaged: {num_found} bytes instead of {num_expected}", _COPY_AGAIN)
+        _refuse(path, f"it is damaged: it has {num_found} bytes instead of {num_expected}", _COPY_AGAIN)
     file.seek(0)
     return header
 
 
 def _parse_header(path: Path, text: bytes, num_bytes: int) -> dict[str, Any]:
     if len(text) < num_bytes:
-        _refuse(path, "it is cut off within its header", _COPY_AGAIN)
+        _refuse(path, "its header is truncated", _COPY_AGAIN)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        _refuse(path, "its header is no JSON", _NOT_OURS, origin=error)
+        _refuse(path, "its header is not JSON", _NOT_OURS, origin=error)
     if not isinstance(header, dict):
-        _refuse(path, "its header is no JSON object", _NOT_OURS)
+        _refuse(path, "its header is not a JSON object", _NOT_OURS)
     return header
 
 
@@ -138,7 +138,7 @@ def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
     if version != FORMAT_VERSION:
         _refuse(
             path,
-            f"its format version is {version!r}, and dfscan {dfscan.__version__} reads {FORMAT_VERSION}",
+            f"its format version is {version!r}, but dfscan {dfscan.__version__} reads version {FORMAT_VERSION}",
             "use the dfscan that wrote it, or a later one",
         )
     try:
@@ -146,7 +146,7 @@ def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
     except ValidationError as error:
         _refuse(path, f"its metadata is not valid: {_explain(error)}", _COPY_AGAIN, origin=error)
     if len(card.self_test.expected_logits) != card.self_test.num_inputs:
-        _refuse(path, "its self-test has not one expected logit for each input", _COPY_AGAIN)
+        _refuse(path, "its self-test needs exactly one expected logit per input", _COPY_AGAIN)
     return card
 
 
@@ -164,11 +164,10 @@ def _first_few(problems: list[str], limit: int = 3) -> str:
 
 
 def load_network(checkpoint: Checkpoint) -> DeepfakeDetector:
-    """Build the network with the checkpoint's weights, fp32, in eval mode, on the CPU.
+    """Build the network with the checkpoint's weights, in fp32 and eval mode on the CPU.
 
     Raises:
-        CheckpointError: if the file has changed since its card was read, or its tensors are not those of its
-            architecture.
+        CheckpointError: if the file has changed since its card was read, or its tensors do not fit its architecture.
     """
     import safetensors
     import safetensors.torch
@@ -176,7 +175,7 @@ def load_network(checkpoint: Checkpoint) -> DeepfakeDetector:
     try:
         data = checkpoint.path.read_bytes()
     except OSError as error:
-        _refuse(checkpoint.path, f"cannot be read ({error.strerror})", "check that it is still there")
+        _refuse(checkpoint.path, f"cannot be read ({error.strerror})", "check that it still exists")
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         _refuse(checkpoint.path, "the file has changed since it was opened", "start again")
     try:
@@ -194,8 +193,8 @@ def _build(path: Path, card: CheckpointCard, state: Mapping[str, Tensor]) -> Dee
     except CheckpointError as error:
         _refuse(path, str(error), "use the dfscan that wrote it, or a later one", origin=error)
     if problems := _mismatches(network.state_dict(), state):
-        _refuse(path, f"its weights are not those of {card.architecture}: {_first_few(problems)}", _NOT_OURS)
-    network.load_state_dict(state)  # copies into fp32 parameters, whatever the file holds
+        _refuse(path, f"its weights do not fit {card.architecture}: {_first_few(problems)}", _NOT_OURS)
+    network.load_state_dict(state)  # converts fp16 tensors to the fp32 parameters
     return network.eval()
 
 
@@ -208,7 +207,7 @@ def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
         elif wanted[name].is_floating_point() != given[name].is_floating_point():
             problems.append(f"{name} is {given[name].dtype} instead of {wanted[name].dtype}")
         elif not given[name].isfinite().all():
-            problems.append(f"{name} holds values that are not finite")
+            problems.append(f"{name} contains values that are not finite")
     return sorted(problems)
 
 
@@ -218,14 +217,14 @@ def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
 def save_checkpoint(
     path: str | Path, network: DeepfakeDetector, card: CheckpointCard, *, half: bool = False
 ) -> Checkpoint:
-    """Write a checkpoint: under a temporary name, then renamed.
+    """Write a checkpoint atomically: under a temporary name that is then renamed.
 
     Args:
-        path: replaced if it exists.
-        network: on any device, in any mode; left as it is.
-        card: its self-test's expected logits are computed here, from the weights as they are stored.
-        half: store weight matrices and kernels in fp16. Biases and batch norm stay fp32: they are few, and
-            running variances can lie outside fp16's range.
+        path: file to write; replaced if it exists.
+        network: network on any device and in any mode; not modified.
+        card: card to store. The expected logits of its self-test are computed from the weights as stored.
+        half: store weight matrices and kernels in fp16. Biases and batch norm stay in fp32, because they are small and
+            running variances can exceed the range of fp16.
 
     Raises:
         CheckpointError: if the weights do not fit the card's architecture or are not finite.
@@ -265,9 +264,9 @@ def _with_expected_logits(card: CheckpointCard, network: DeepfakeDetector) -> Ch
 def init_checkpoint(
     path: str | Path, *, seed: int, architecture: str = "efficientnet_b4", input_size_px: int = 380
 ) -> Checkpoint:
-    """Write an untrained checkpoint for trials: its scores mean nothing and its verdict is always inconclusive.
+    """Write an untrained checkpoint for trials. Its scores mean nothing, and its verdict is always inconclusive.
 
-    The same seed gives the same weights, with the same libraries on the same kind of machine.
+    The same seed gives the same weights with the same libraries on the same kind of machine.
 
     Raises:
         CheckpointError: for an unknown architecture.
@@ -286,10 +285,10 @@ def init_checkpoint(
 
 
 def _settle_batch_norm(network: DeepfakeDetector, card: CheckpointCard, *, seed: int) -> None:
-    """Set the backbone's running statistics from mosaics, coarse to fine.
+    """Set the backbone's running statistics from mosaics, from coarse to fine.
 
-    With the statistics of a new network the signal dies on its way through 32 blocks: every face would get the
-    same score, and a trial would show nothing.
+    With the initial statistics of a new network, the signal vanishes within 32 blocks. Every face would get the same
+    score, and a trial would show nothing.
     """
     import torch
 
@@ -298,7 +297,7 @@ def _settle_batch_norm(network: DeepfakeDetector, card: CheckpointCard, *, seed:
     network.eval()
     for module in network.backbone.modules():
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
-            module.momentum = None  # the plain average of what it sees
+            module.momentum = None  # cumulative average
             module.train()
     with torch.no_grad():
         network(torch.from_numpy(to_input(images, card.preprocessing)))

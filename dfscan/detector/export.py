@@ -1,6 +1,6 @@
-"""The network as an ONNX graph, for ONNX Runtime: exported once for each checkpoint, then kept in the cache folder.
+"""Export of the network to an ONNX graph for ONNX Runtime, once per checkpoint; the cache folder keeps the graph.
 
-ONNX Runtime needs 0.16 CPU-seconds for a face where PyTorch needs 0.58.
+ONNX Runtime takes 0.16 CPU seconds per face, PyTorch 0.58.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dfscan.errors import CheckpointError
 from dfscan.graphs import cached_graph, export_failure, run_child
 
 EXPORT_FORMAT = 1
-"""Raise it when the graph of the same checkpoint changes: inputs, outputs or the way it is exported."""
+"""Increase this when the graph of the same checkpoint changes: its inputs, outputs or export method."""
 
 INPUT_NAME = "pixels"
 OUTPUT_NAMES = ("logit", "cam")
 
 
 def onnx_graph(checkpoint: Checkpoint) -> bytes:
-    """The network as a serialised ONNX graph, from the cache or newly exported (seconds).
+    """Return the network as a serialised ONNX graph, from the cache or newly exported, which takes seconds.
 
-    Its input ``pixels`` is float32 [B, 3, S, S], its outputs are ``logit`` [B, 1] and ``cam`` [B, h, w], as of
-    `DeepfakeDetector.forward_with_cam`. It has been compared with PyTorch on the checkpoint's self-test input.
+    The input ``pixels`` is float32 [B, 3, S, S]. The outputs ``logit`` [B, 1] and ``cam`` [B, h, w] are those of
+    `DeepfakeDetector.forward_with_cam`. The graph has been compared with PyTorch on the checkpoint's self-test input.
 
     Raises:
-        CheckpointError: if the checkpoint has no such graph.
+        CheckpointError: if the weights cannot be used, or the graph does not give PyTorch's logits.
         DfscanError: if the export fails for another reason.
     """
     facts = [checkpoint.sha256, EXPORT_FORMAT, package_version("torch"), package_version("onnx")]
@@ -55,13 +55,13 @@ def _export_in_child(checkpoint: Checkpoint, graph_path: Path) -> None:
         raise export_failure(_subject(checkpoint), child.returncode, message)
 
 
-# In the child
+# In the child process
 
 EXIT_CHECKPOINT = 3
 
 
 def main(arguments: list[str]) -> int:
-    """Run the child: CHECKPOINT SHA256 GRAPH. What goes wrong is one message on stderr."""
+    """Run the child process with the arguments CHECKPOINT SHA256 GRAPH; report an error as one line on stderr."""
     checkpoint_path, sha256, graph_path = arguments
     try:
         checkpoint = read_card(checkpoint_path)
@@ -78,10 +78,10 @@ def main(arguments: list[str]) -> int:
 
 
 def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
-    """Export the checkpoint's network and compare the graph with it.
+    """Export the checkpoint's network and compare the graph's logits with PyTorch's.
 
     Raises:
-        CheckpointError: if the weights do not fit, or ONNX Runtime does not give PyTorch's logits.
+        CheckpointError: if the weights do not fit the architecture, or the logits differ.
     """
     import torch
 
@@ -90,7 +90,7 @@ def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
     network = DetectorWithCam(load_network(checkpoint)).eval()
     pixels = torch.from_numpy(self_test_input(checkpoint.card))
     with warnings.catch_warnings():
-        # Deprecated, but it takes 7.5 s where dynamo=True takes 25 s and onnxscript; the logits are equal.
+        # The old exporter is deprecated but takes 7.5 s. dynamo=True takes 25 s, needs onnxscript, gives equal logits.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             network,
@@ -112,6 +112,6 @@ def _compare(checkpoint: Checkpoint, graph_path: Path, expected: NDArray[np.floa
     got, _ = OnnxRuntime(graph_path.read_bytes()).predict(self_test_input(checkpoint.card))
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
         raise CheckpointError(
-            f"checkpoint {checkpoint.path}: ONNX Runtime gives the logits {got.tolist()} where PyTorch gives "
+            f"checkpoint {checkpoint.path}: ONNX Runtime gives the logits {got.tolist()}, but PyTorch gives "
             f"{expected.tolist()}; install other versions of torch or onnxruntime, or use --device cuda"
         )

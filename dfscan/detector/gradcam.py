@@ -1,6 +1,6 @@
-"""Heat maps: where the network looked, which is not proof of anything.
+"""Heat maps of the regions that raise the fake score. They are not proof.
 
-Red drives the fake score, blue does not matter. The maps come from `DeepfakeDetector.forward_with_cam`.
+Red regions raise the score; blue regions do not affect it. The maps come from `DeepfakeDetector.forward_with_cam`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ OUTLINE_RGB = (255, 255, 255)
 
 
 def normalise(cam: Floats) -> Floats:
-    """Scale a map [h, w], at least 0, to [0, 1] by its maximum; a map of zeros stays one."""
+    """Scale a non-negative map [h, w] to [0, 1] by its maximum; a map of zeros stays zero."""
     peak = cam.max(initial=0)
     return (cam / peak if peak > 0 else np.zeros_like(cam)).astype(np.float32)
 
 
 def heat_map(cam: Floats, size_px: int) -> Floats:
-    """Normalise a map [h, w] and enlarge it bicubically: float32 (size_px, size_px) in [0, 1]."""
+    """Normalise a map [h, w] and enlarge it bicubically to float32 (size_px, size_px) in [0, 1]."""
     heat = cv2.resize(normalise(cam), (size_px, size_px), interpolation=cv2.INTER_CUBIC)
     return np.clip(heat, 0, 1).astype(np.float32)  # bicubic overshoots
 
 
 def overlay(pixels: Pixels, heat: Floats, *, strength: float = 0.5) -> Pixels:
-    """Blend colours from blue (0) to red (1) over a picture.
+    """Blend colours from blue (0) to red (1) over an image.
 
     Args:
-        pixels: uint8 (H, W, 3) RGB; left as it is.
+        pixels: uint8 (H, W, 3) RGB; not modified.
         heat: (H, W) in [0, 1].
-        strength: share of the colours in the result, in [0, 1].
+        strength: weight of the colours in the result, in [0, 1].
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -46,23 +46,23 @@ def overlay(pixels: Pixels, heat: Floats, *, strength: float = 0.5) -> Pixels:
 def overlay_on_frame(
     frame_pixels: Pixels, cam: Floats, square_xyxy: tuple[int, int, int, int], *, strength: float = 0.5
 ) -> Pixels:
-    """Paint a face's map over its place in the frame, and outline that place.
+    """Blend a face's map over its region of the frame and outline the region.
 
     Args:
-        frame_pixels: uint8 (H, W, 3) RGB; left as it is.
-        cam: the face's map [h, w], at least 0.
-        square_xyxy: the face's crop in pixels of the frame, x2 and y2 exclusive; may reach over the border.
+        frame_pixels: uint8 (H, W, 3) RGB; not modified.
+        cam: the face's map [h, w], non-negative.
+        square_xyxy: the face's crop in pixels of the frame, x2 and y2 exclusive; may extend beyond the frame.
         strength: as in `overlay`.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        ValueError: if the square is none.
+        ValueError: if `square_xyxy` is not a square.
     """
     x1, y1, x2, y2 = (int(value) for value in square_xyxy)
     if x2 - x1 != y2 - y1 or x2 <= x1:
-        raise ValueError(f"a face's crop is a square, got {square_xyxy}")
+        raise ValueError(f"the crop of a face must be a square, got {square_xyxy}")
     painted = frame_pixels.copy()
     height_px, width_px = frame_pixels.shape[:2]
     top, bottom, left, right = max(y1, 0), min(y2, height_px), max(x1, 0), min(x2, width_px)

@@ -1,4 +1,4 @@
-"""From face crops to the network's input: training and scanning share it, and its settings travel with the weights."""
+"""Preprocessing of face crops for the network, shared by training and scanning; checkpoints store its settings."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Preprocessing(BaseModel):
-    """What is done to a face before the network sees it."""
+    """Settings of the preprocessing of a face."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input_size_px: int = Field(default=380, ge=32, le=1024)
     """Width and height of the network's input."""
     mean: tuple[Unit, Unit, Unit] = (0.485, 0.456, 0.406)
-    """Of R, G and B on a scale of [0, 1]; the default is ImageNet's."""
+    """Mean of R, G and B on a scale of [0, 1]; the default is ImageNet's."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of R, G and B on the same scale."""
     interpolation: Literal["area_or_cubic"] = "area_or_cubic"
-    """Pixel area averaging when a crop shrinks, bicubic when it grows."""
+    """Area averaging to shrink a crop, bicubic interpolation to enlarge it."""
     crop_margin: float = Field(default=1.3, ge=1, le=4)
-    """Side of the square crop over the longer side of the detected box."""
+    """Ratio of the side of the square crop to the longer side of the detected box."""
 
 
 def to_input(crops: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Resize, scale to [0, 1] and normalise.
+    """Resize crops, scale them to [0, 1] and normalise them.
 
     Args:
-        crops: squares of any size, each uint8 (S, S, 3) RGB.
-        preprocessing: the checkpoint's own.
+        crops: square crops of any size, each uint8 (S, S, 3) RGB.
+        preprocessing: the checkpoint's settings.
 
     Returns:
         float32 [B, 3, size, size], contiguous, (x / 255 - mean) / std per channel.
 
     Raises:
-        ValueError: if a crop is not a square of uint8 RGB.
+        ValueError: if a crop is not square uint8 RGB.
     """
     size_px = preprocessing.input_size_px
     batch = np.empty((len(crops), size_px, size_px, 3), dtype=np.float32)
@@ -55,7 +56,7 @@ def to_input(crops: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -
 
 def _resize(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
-        raise ValueError(f"a face crop is uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
+        raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
     if crop.shape[0] == size_px:
         return crop
     interpolation = cv2.INTER_AREA if crop.shape[0] > size_px else cv2.INTER_CUBIC

@@ -1,4 +1,4 @@
-"""Where the network runs: ONNX Runtime on a CPU, PyTorch on a GPU, behind one interface."""
+"""Runtimes of the network with a common interface: ONNX Runtime on a CPU, PyTorch on a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 DEFAULT_CUDA_BATCH_SIZE = 32
 MAX_GPU_THREADS = 4
-"""One waits for the GPU, the others prepare batches; each batch that waits holds its frames where dumps are wanted."""
+"""One thread waits for the GPU, the others prepare batches. With dumps, each waiting batch holds its frames."""
 
 
 class Runtime(Protocol):
@@ -38,32 +38,33 @@ class Runtime(Protocol):
     device: str
     """``cpu``, ``cuda:0``, ..."""
     batch_size: int
-    """So many faces are run at once; more may be given."""
+    """Maximum number of faces in one forward pass; `predict` accepts more."""
     threads: int
-    """So many threads may call `predict` at once."""
+    """Maximum number of threads that may call `predict` at the same time."""
     mixed_precision: bool
-    """Whether convolutions run in float16; `verify` switches it off where logits shift too far by it."""
+    """True if convolutions run in float16; `verify` disables this if it changes the logits too much."""
     clock: BusyClock
-    """So long a GPU, or its driver, was at work."""
+    """Measures the seconds that the GPU, or its driver, was busy."""
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
-        """Score faces; the logit of one does not depend on its neighbours.
+        """Score faces; the logit of a face does not depend on the other faces of the batch.
 
         Args:
             batch: float32 [B, 3, S, S] from `preprocess.to_input`; B may be 0.
 
         Returns:
-            The network's own logits [B], not divided by the checkpoint's temperature, and its Grad-CAM maps
-            [B, h, w], at least 0 and not normalised; both float32.
+            The network's logits [B], not divided by the checkpoint's temperature, and its Grad-CAM maps [B, h, w],
+            non-negative and not normalised; both float32.
         """
         ...
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, one face at a time in each thread: reproducible to the bit.
+    """ONNX Runtime on the CPU, one face at a time in each thread, with bit-identical results.
 
-    At 380 px that is its fastest: on a core of a server 114 ms a face, 118 in twos, 126 in fours, 138 in eights. At
-    112 px, where weights are most of what is read, fours would take 12 ms a face instead of 14.3.
+    One face at a time is fastest at 380 px: a server core takes 114 ms per face, but 118 ms in batches of 2, 126 ms in
+    batches of 4 and 138 ms in batches of 8. At 112 px, where reading the weights dominates, batches of 4 would take
+    12 ms per face instead of 14.3 ms.
     """
 
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
@@ -75,7 +76,7 @@ class OnnxRuntime:
         self._session = open_session(graph)
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
-        """As `Runtime.predict`."""
+        """Score faces; see `Runtime.predict`."""
         _check(batch)
         names = list(OUTPUT_NAMES)
         faces = (batch[i : i + 1] for i in range(len(batch)))
@@ -83,13 +84,14 @@ class OnnxRuntime:
 
 
 class TorchRuntime:
-    """PyTorch, meant for a GPU: in fp32 (TF32 off), or with `mixed_precision` in float16 where autocast takes it.
+    """PyTorch, intended for a GPU: in fp32 (TF32 off), or with `mixed_precision` in float16 where autocast uses it.
 
-    Every batch is filled up to `batch_size`, because kernels are chosen by size: so the same kernels score a face
-    whatever comes with it. When memory runs out `batch_size` is halved; where it does not do for one face, the network
-    moves to the CPU for good: a slow answer is better than none, and its logits differ by less than 1e-3.
+    Every batch is padded to `batch_size`. Kernels are selected by batch size, so the padding makes the score of a face
+    independent of the number of faces in its batch. If memory runs out, `batch_size` is halved. If memory is not
+    sufficient for one face, the network moves to the CPU permanently, which is slow but changes logits by less than
+    1e-3.
 
-    One batch runs at a time; further threads prepare the next ones meanwhile.
+    One batch runs at a time; other threads prepare the next batches meanwhile.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class TorchRuntime:
         self._lock = threading.Lock()
         self._network = network.eval().float()
         try:
-            # Of network.to, which takes the format too, PyTorch's types know no such signature.
+            # torch's type stubs lack the overload of Module.to with both device and memory_format.
             self._network = network.to(device).to(memory_format=torch.channels_last)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -120,10 +122,10 @@ class TorchRuntime:
             self._move_to_cpu()
 
     def predict(self, batch: Floats) -> tuple[Floats, Floats]:
-        """As `Runtime.predict`.
+        """Score faces; see `Runtime.predict`.
 
         Raises:
-            DfscanError: when the device fails, or even the CPU's memory does not do.
+            DfscanError: if the device fails, or memory is not sufficient even on the CPU.
         """
         _check(batch)
         results: list[tuple[Floats, Floats]] = []
@@ -140,7 +142,7 @@ class TorchRuntime:
         return _join(results)
 
     def _full(self, faces: Floats) -> Tensor:
-        """As many as run at once, filled up with zeros, in memory from where a GPU fetches them itself."""
+        """Return the first `batch_size` faces, padded with zeros, in pinned memory for a GPU."""
         import torch
 
         shape = (self.batch_size, *faces.shape[1:])
@@ -152,7 +154,7 @@ class TorchRuntime:
         return x
 
     def _try(self, x: Tensor) -> tuple[Floats, Floats] | None:
-        """None when memory ran out: by then the exception, which holds on to the tensors, is gone."""
+        """Run a batch, or return None if memory ran out; on return, the exception no longer references the tensors."""
         try:
             return self._run(x)
         except RuntimeError as error:
@@ -164,7 +166,7 @@ class TorchRuntime:
         logits, cams = self._forward(x, mixed_precision=self.mixed_precision)
         if self.mixed_precision:
             is_broken = ~(np.isfinite(logits) & np.isfinite(cams).all(axis=(1, 2)))
-            if is_broken.any():  # beyond what float16 can hold
+            if is_broken.any():  # beyond the range of float16
                 exact_logits, exact_cams = self._forward(x, mixed_precision=False)
                 logits[is_broken], cams[is_broken] = exact_logits[is_broken], exact_cams[is_broken]
         return logits, cams
@@ -182,10 +184,10 @@ class TorchRuntime:
         import torch
 
         if self.batch_size < num_tried:
-            pass  # another thread has found out already
+            pass  # another thread has already reduced it
         elif self.batch_size > 1:
             self.batch_size //= 2
-            _log.warning("%s is out of memory: going on with --batch-size %d", self.device, self.batch_size)
+            _log.warning("%s is out of memory: continuing with --batch-size %d", self.device, self.batch_size)
         else:
             self._move_to_cpu()
         torch.cuda.empty_cache()
@@ -194,7 +196,7 @@ class TorchRuntime:
         import torch
 
         _log.warning(
-            "%s has no memory left for one face: going on with the CPU, slowly; end other programs that use the GPU",
+            "%s is out of memory even for one face: continuing on the CPU, slowly; end other programs that use the GPU",
             self.device,
         )
         self.device, self.batch_size, self.mixed_precision = "cpu", 1, False
@@ -207,7 +209,7 @@ class TorchRuntime:
 
 def _check(batch: Floats) -> None:
     if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1] != 3:
-        raise ValueError(f"a batch is float32 [B, 3, S, S], got {batch.dtype} {list(batch.shape)}")
+        raise ValueError(f"a batch must be float32 [B, 3, S, S], got {batch.dtype} {list(batch.shape)}")
 
 
 def _join(results: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
@@ -220,18 +222,18 @@ def _join(results: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
 def create_runtime(
     checkpoint: Checkpoint, *, device: str = "auto", batch_size: int | None = None, threads: int = 1
 ) -> Runtime:
-    """Load a checkpoint where it is to run; `checkpoint.verify` then tells whether its scores hold there.
+    """Load a checkpoint on a device. Call `checkpoint.verify` afterwards to check its scores there.
 
     Args:
-        checkpoint: from `checkpoint.read_card`.
-        device: as for `choose_device`.
-        batch_size: faces that a GPU scores at once, 32 if None; a CPU scores one at a time whatever is asked.
-        threads: that are to call `predict` at once.
+        checkpoint: checkpoint from `checkpoint.read_card`.
+        device: see `choose_device`.
+        batch_size: number of faces that a GPU scores at once, 32 if None; a CPU always scores one at a time.
+        threads: number of threads that will call `predict` at the same time.
 
     Raises:
         ConfigError: for a device that does not exist, or a number below 1.
         CheckpointError: if the checkpoint's weights cannot be used.
-        DfscanError: if the network cannot be exported, or does not fit into the device.
+        DfscanError: if the network cannot be exported, or the device fails.
     """
     batch_size = DEFAULT_CUDA_BATCH_SIZE if batch_size is None else batch_size
     for name, value in (("batch size", batch_size), ("number of threads", threads)):
@@ -252,8 +254,8 @@ def create_runtime(
 def choose_device(name: str) -> str:
     """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to ``cpu`` or ``cuda:N``.
 
-    PyTorch, whose import takes seconds, is asked only about a GPU that may be there: not for ``cpu``, nor for
-    ``auto`` on a system without a GPU's device file.
+    PyTorch takes seconds to import, so it is imported only if a GPU may exist: not for ``cpu``, and not for ``auto`` on
+    a system without the device file of a GPU.
 
     Raises:
         ConfigError: for another name, or a GPU that PyTorch cannot use.
@@ -268,7 +270,7 @@ def choose_device(name: str) -> str:
     index = int(name.partition(":")[2] or 0)
     if index >= num_devices:
         raise ConfigError(
-            f"device {name} is not there: PyTorch finds {num_devices} CUDA devices; use --device cpu or auto, or "
+            f"device {name} does not exist: PyTorch finds {num_devices} CUDA devices; use --device cpu or auto, or "
             "check the driver and that this PyTorch is built for CUDA"
         )
     return f"cuda:{index}"
@@ -277,7 +279,7 @@ def choose_device(name: str) -> str:
 def _may_have_cuda() -> bool:
     if sys.platform == "darwin":
         return False
-    device_files = ("nvidia*", "nvmap", "dxg", "kfd")  # NVIDIA, its Jetson boards, Windows' subsystem, AMD
+    device_files = ("nvidia*", "nvmap", "dxg", "kfd")  # NVIDIA, NVIDIA Jetson, WSL, AMD
     return sys.platform != "linux" or any(any(Path("/dev").glob(each)) for each in device_files)
 
 

@@ -1,4 +1,4 @@
-"""The self-test: a checkpoint whose promised logits do not come out here, with these libraries, is refused."""
+"""Self-test: refuse a checkpoint that does not give its expected logits on this device with these libraries."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from dfscan.detector.runtime import Runtime
 
 SELF_TEST_TOLERANCE = 1e-3
-"""Largest allowed difference in logits, in fp32, between what a checkpoint promises and what it gives."""
+"""Maximum difference between expected and computed logits in fp32."""
 MIXED_TOLERANCE = 2e-2
-"""The same in mixed precision, for logits up to 20; of larger ones, as mosaics get them, a thousandth."""
+"""Maximum difference in mixed precision for logits up to 20; for larger logits, a thousandth of the logit."""
 
 _log = logging.getLogger("dfscan")
 
 
 def self_test_input(card: CheckpointCard) -> NDArray[np.float32]:
-    """The self-test's images after preprocessing: float32 [n, 3, size, size], from PCG64's raw stream.
+    """Return the preprocessed images of the self-test, float32 [n, 3, size, size], from PCG64's raw stream.
 
-    They are mosaics of 24 x 24 tiles. Noise of single pixels is so unlike any photograph that rounding errors grow on
-    their way through a trained network.
+    The images are mosaics of 24 x 24 tiles. Pixel noise would be unsuitable: it is so unlike photographs that a trained
+    network amplifies rounding errors.
     """
     test, preprocessing = card.self_test, card.preprocessing
     images = mosaic(test.num_inputs, 24, preprocessing.input_size_px, seed=test.seed)
@@ -45,7 +45,7 @@ def self_test_input(card: CheckpointCard) -> NDArray[np.float32]:
 
 
 def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> NDArray[np.uint8]:
-    """Tiles of random colours, uint8 (n, S, S, 3): integers only, so the same everywhere."""
+    """Return mosaics of random colours, uint8 (n, S, S, 3); integer arithmetic makes them the same on every machine."""
     num_values = num_images * num_tiles * num_tiles * 3
     raw = np.random.PCG64(seed).random_raw(math.ceil(num_values / 8)).astype("<u8")
     tiles = raw.view(np.uint8)[:num_values].reshape(num_images, num_tiles, num_tiles, 3)
@@ -54,12 +54,12 @@ def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> NDArr
 
 
 def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
-    """Make sure that the checkpoint still gives the logits it promised, here, on this device, with these libraries.
+    """Check that the checkpoint gives its expected logits on this device with these libraries.
 
-    In mixed precision they may differ by `MIXED_TOLERANCE`; where they differ by more, the runtime is set to fp32.
+    Mixed precision may change logits by `MIXED_TOLERANCE`; if it changes them more, the runtime is set to fp32.
 
-    A pass is remembered in the cache folder for this checkpoint, these versions and this device; without a
-    writable cache the test runs every time.
+    The cache folder records a pass for this checkpoint, these versions and this device. Without a writable cache, the
+    test runs every time.
 
     Raises:
         CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE` in fp32.
@@ -78,9 +78,11 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
         shift = np.abs(runtime.predict(inputs)[0] - expected)
         if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
             runtime.mixed_precision = False
-            _log.warning("float16 shifts this checkpoint's logits by %.3f: going on in float32, slower", shift.max())
+            _log.warning(
+                "float16 changes this checkpoint's logits by %.3f: continuing in float32, which is slower", shift.max()
+            )
             return
-    if runtime.device == device:  # else its memory ran out, and the CPU goes on
+    if runtime.device == device:  # else memory ran out and the runtime moved to the CPU
         _leave_stamp(stamp, checkpoint)
 
 
@@ -88,9 +90,9 @@ def _refuse_scores(device: str, checkpoint: Checkpoint, got: NDArray[np.float32]
     test = checkpoint.card.self_test
     raise CheckpointError(
         f"checkpoint {checkpoint.path} fails its self-test on {device}: expected logits "
-        f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was made with "
-        f"{_listing(test.versions)}; here are {_listing(library_versions())}. Its scores would not be those "
-        "that were measured: install the versions it was made with, or use a checkpoint made with these"
+        f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was written with "
+        f"{_listing(test.versions)}; installed are {_listing(library_versions())}. Its measured error rates would not "
+        "apply: install the versions it was written with, or use a checkpoint written with the installed versions"
     )
 
 
@@ -103,7 +105,7 @@ def _listing(versions: Mapping[str, str]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of dfscan and of the libraries that a score depends on."""
+    """Return the versions of dfscan and of the libraries that a score depends on."""
     names = ("torch", "timm", "onnxruntime")
     return {"dfscan": dfscan.__version__} | {name: package_version(name) for name in names}
 
@@ -119,6 +121,6 @@ def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
 def _leave_stamp(stamp: Path | None, checkpoint: Checkpoint) -> None:
     if stamp is None:
         return
-    with contextlib.suppress(OSError):  # verified again next time
+    with contextlib.suppress(OSError):  # without the stamp, the test runs again
         stamp.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(stamp, checkpoint.label.encode(errors="backslashreplace"))
