@@ -241,9 +241,7 @@ def _check(judged: Sequence[Judged]) -> None:
         )
     num_without = sum(not each.source.domain for each in judged)
     if 0 < num_without < len(judged):
-        log.warning(
-            "%d of %d videos have no source: metrics within sources leave them out", num_without, len(judged)
-        )
+        log.warning("%d of %d videos have no source: metrics within sources leave them out", num_without, len(judged))
     if len(labels) == 1:
         log.warning(
             "only %s videos could be scored: metrics that need both classes, such as ROC AUC, are left out",
