@@ -1,4 +1,4 @@
-"""Temperature and thresholds on tables whose answers are known."""
+"""Temperature and thresholds on data with known results."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def score(logit: float, calibration: Calibration) -> float:
 
 
 def mirrored(num: int, seed: int = 1) -> np.ndarray:
-    """Logits of fakes that are their own log-odds when the reals are their negatives: N(m, 2m) with m = 1."""
+    """Draw N(m, 2m) logits with m = 1: with the negatives as reals, these are calibrated log-odds."""
     return np.random.default_rng(seed).normal(1, math.sqrt(2), num)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 7.0])
-def test_temperature_undoes_a_known_factor(factor: float) -> None:
+def test_temperature_recovers_a_known_factor(factor: float) -> None:
     logits = mirrored(20_000) * factor
     assert fit(-logits, logits).temperature == pytest.approx(factor, rel=0.03)
 
 
-def test_temperature_does_not_depend_on_the_mix() -> None:
+def test_temperature_does_not_depend_on_the_class_balance() -> None:
     logits = mirrored(20_000)
     assert fit(-logits[:1000], logits).temperature == pytest.approx(1.0, rel=0.1)
 
 
-def test_temperature_knows_the_undecided_faces() -> None:
-    """With as many undecided faces as seen ones half the logit is left, so the temperature must be half as high."""
+def test_temperature_accounts_for_prior_faces() -> None:
+    """With as many prior faces as real ones, logits are halved, so the temperature must be halved too."""
     logits = np.concatenate([-mirrored(5000), mirrored(5000, 2)])
     is_fake = np.arange(10_000) >= 5000
     plain = calibrate(logits, is_fake, aggregation=PLAIN, num_frames=8).temperature
@@ -56,8 +56,8 @@ def test_temperature_knows_the_undecided_faces() -> None:
     assert shrunk == pytest.approx(plain / 2, rel=1e-3)
 
 
-def test_thresholds_are_on_the_score_that_a_scan_gives() -> None:
-    """A real between the others decides the threshold; the scan's own function must put it just below."""
+def test_thresholds_apply_to_the_scores_of_a_scan() -> None:
+    """The highest real is just below the threshold according to the scan's own `track_score`."""
     aggregation = Aggregation(prior_faces=3.0, neutral_logit=0.7)
     reals, fakes = [-3.0, -2.0, -1.0, 1.0], [0.0, 1.001, 2.0, 3.0]
     is_fake = np.array([False] * 4 + [True] * 4)
@@ -71,8 +71,8 @@ def test_thresholds_are_on_the_score_that_a_scan_gives() -> None:
     assert below < found.fake_threshold < above
 
 
-def test_one_percent_with_200_reals_leaves_room_for_one() -> None:
-    """The second highest real, 2.98, stays below, the highest does not: a new video may be the second to reach it."""
+def test_one_percent_of_200_reals_allows_one_false_positive() -> None:
+    """Only the highest real, 2.99, reaches the threshold. The second of 1 % of 201 is reserved for a new video."""
     reals = np.arange(200) / 100 + 1.0
     found = fit(reals, np.linspace(0.5, 6, 100))
     assert found.fake_threshold is not None
@@ -82,7 +82,7 @@ def test_one_percent_with_200_reals_leaves_room_for_one() -> None:
     assert (found.num_real_videos, found.num_fake_videos) == (200, 100)
 
 
-def test_few_reals_all_stay_below() -> None:
+def test_with_few_reals_none_reaches_the_threshold() -> None:
     found = fit([-1.0, 0.5, 2.0], [1.0, 3.0, 4.0])
     assert found.fake_threshold is not None
     assert score(2.0, found) < found.fake_threshold < score(3.0, found)
@@ -90,21 +90,21 @@ def test_few_reals_all_stay_below() -> None:
     assert found.real_called_fake_rate == 0
 
 
-def test_equal_reals_stay_below_together() -> None:
-    """One of 100 reals may be called fake, but the two highest score the same: neither is."""
+def test_tied_reals_are_on_the_same_side_of_the_threshold() -> None:
+    """The two highest of 100 reals score the same, so allowing one false positive would give two: neither is one."""
     found = fit([*np.linspace(-2, 0, 98), 1.0, 1.0], [2.0, 3.0] * 20)
     assert found.fake_threshold is not None
     assert found.fake_threshold > score(1.0, found)
     assert found.real_called_fake_rate == 0
 
 
-def test_no_fake_above_the_reals() -> None:
+def test_threshold_is_above_the_reals_even_if_no_fake_is() -> None:
     found = fit([-1.0, 0.0, 5.0], [1.0, 2.0, 5.0])
     assert found.fake_threshold is not None
     assert score(5.0, found) < found.fake_threshold <= 1
 
 
-def test_wished_rates_are_kept() -> None:
+def test_requested_rates_are_kept() -> None:
     logits = mirrored(1000)
     found = fit(-logits, mirrored(1000, 2), real_called_fake=0.1, fake_called_real=0.2)
     assert found.real_called_fake_rate == pytest.approx(0.099)
@@ -115,7 +115,7 @@ def test_wished_rates_are_kept() -> None:
 
 
 def test_five_percent_of_fakes_may_be_called_real() -> None:
-    """Beside 100 fakes four may lie below: the four lowest do, 60 of the reals with them."""
+    """Four of 100 fakes may be below the real threshold; the four lowest are, with 60 of the reals."""
     fakes = [*np.linspace(-2, -1, 4), *np.linspace(0.1, 6, 96)]
     reals = [*np.linspace(-3, 0, 60), *np.linspace(0.2, 5.9, 40)]
     found = fit(reals, fakes)
@@ -125,16 +125,16 @@ def test_five_percent_of_fakes_may_be_called_real() -> None:
     assert found.fake_called_real_interval == pytest.approx((0.0110, 0.0993), abs=1e-4)
 
 
-def test_crossing_thresholds_become_one() -> None:
+def test_crossing_thresholds_become_equal() -> None:
     found = fit(np.linspace(-6, -1, 50), np.linspace(1, 6, 50))
     assert found.real_threshold == found.fake_threshold == 0.5
     assert found.real_called_fake_rate == found.fake_called_real_rate == 0
     assert found.fake_called_real_interval is not None
-    assert found.fake_called_real_interval[1] > 0.05  # fifty videos vouch for no more
+    assert found.fake_called_real_interval[1] > 0.05  # fifty videos cannot show less
 
 
-def test_scores_of_a_faultless_split_stay_modest() -> None:
-    """50 videos without a mistake vouch for odds of about 51 to 1, not for certainty."""
+def test_scores_of_an_error_free_split_are_not_extreme() -> None:
+    """50 videos without an error support odds of about 51 to 1, not certainty."""
     found = fit([-40.0] * 50, [40.0] * 50)
     assert score(40.0, found) == pytest.approx(51 / 52, abs=1e-3)
 
@@ -148,34 +148,34 @@ def test_a_useless_detector_calls_nothing_real(num: int) -> None:
     assert found.fake_threshold is not None
 
 
-def test_too_few_videos_to_call_anything_real() -> None:
-    """Five reals below all five fakes: at least 48 % of reals, but up to 52 % of fakes may lie there."""
+def test_too_few_videos_give_no_real_threshold() -> None:
+    """Five reals score below five fakes; still, only 48 % of reals but up to 52 % of fakes may be that low."""
     assert fit(np.linspace(-6, -1, 5), np.linspace(1, 6, 5)).real_threshold is None
 
 
 @pytest.mark.parametrize(
     ("reals", "fakes", "message"),
     [
-        ([], [], "no validation video"),
+        ([], [], "there are no validation videos"),
         ([1.0], [], "all 1 validation videos are real"),
         ([], [1.0, 2.0], "all 2 validation videos are fake"),
-        ([0.0, float("nan")], [1.0], "not finite"),
+        ([0.0, float("nan")], [1.0], "non-finite"),
         ([1e9], [1e9], "diverged"),
     ],
 )
-def test_says_what_is_wrong_with_a_split(reals: list[float], fakes: list[float], message: str) -> None:
+def test_unusable_splits_are_rejected(reals: list[float], fakes: list[float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fit(reals, fakes)
 
 
-def test_old_cards_still_read() -> None:
+def test_cards_without_newer_fields_can_be_read() -> None:
     old = '{"trained": true, "temperature": 2.0, "fake_threshold": 0.9, "real_called_fake_rate": 0.01}'
     assert Calibration.model_validate_json(old).num_real_videos is None
     new = fit([-1.0, 0.5], [1.0, 3.0])
     assert Calibration.model_validate_json(new.model_dump_json()) == new
 
 
-def test_info_shows_what_the_validation_videos_vouch_for(untrained: Path, tmp_path: Path) -> None:
+def test_info_shows_calibration_and_metrics(untrained: Path, tmp_path: Path) -> None:
     checkpoint = read_card(untrained)
     calibration = fit(np.arange(200) / 100 + 1.0, np.linspace(0.5, 6, 100))
     metrics = {"roc_auc": {"value": 0.91, "low": 0.85, "high": 0.95}, "eer": {"value": 0.2, "low": None, "high": None}}
@@ -201,13 +201,13 @@ def test_info_shows_what_the_validation_videos_vouch_for(untrained: Path, tmp_pa
     assert json.loads(shown[1])["checkpoint"]["calibration"] == calibration.model_dump(mode="json")
 
 
-def test_info_says_what_an_untrained_checkpoint_is_worth(untrained: Path) -> None:
+def test_info_warns_of_an_untrained_checkpoint(untrained: Path) -> None:
     shown = CliRunner().invoke(app, ["info", "--checkpoint", str(untrained)]).stdout
     assert "trained: no: its scores mean nothing, and its verdict is always inconclusive" in shown
 
 
-def test_the_promised_rate_holds_for_new_videos() -> None:
-    """On average over many validation sets a new real video reaches the threshold at most at the promised rate."""
+def test_the_false_positive_rate_holds_for_new_videos() -> None:
+    """Averaged over many validation sets, the rate of new real videos at the threshold is at most the requested one."""
     rng = np.random.default_rng(0)
     for num_reals in (50, 200, 1000):
         reached = []

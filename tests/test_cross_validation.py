@@ -1,4 +1,4 @@
-"""Calibration on the held-out folds of several runs, and the second output of training."""
+"""Calibration on held-out folds of several runs, and the second output used in training."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ FLAGS = (
 
 
 def write_folds(folder: Path) -> list[Sample]:
-    """Two folds with two reals and two fakes each, and portraits that belong to no fold."""
+    """Write two folds with two reals and two fakes each, and two portraits without a fold."""
     samples = []
     plan: list[tuple[Label, str]] = [("real", "0"), ("fake", "0"), ("real", "1"), ("fake", "1"), ("real", "")] * 2
     for number, (label, fold) in enumerate(plan):
@@ -39,25 +39,25 @@ def write_folds(folder: Path) -> list[Sample]:
     return samples
 
 
-def test_a_held_out_fold_is_validated_on_and_never_trained_on(tmp_path: Path) -> None:
+def test_a_held_out_fold_is_used_for_validation_only(tmp_path: Path) -> None:
     write_folds(tmp_path)
     samples = load_samples(TrainSettings(data=tmp_path, held_out_folds="1", pretrained=False))
     assert {sample.split for sample in samples if sample.fold == "1"} == {"val"}
     assert {sample.split for sample in samples if sample.fold != "1"} == {"train"}
     assert len(samples) == 10
-    with pytest.raises(ConfigError, match="no crop is of fold '7'; its folds are: 0, 1"):
+    with pytest.raises(ConfigError, match="there is no fold '7'; existing folds: 0, 1"):
         load_samples(TrainSettings(data=tmp_path, held_out_folds="7"))
 
 
-def test_a_group_of_the_held_out_fold_is_left_out_of_training(tmp_path: Path) -> None:
+def test_groups_of_the_held_out_fold_are_dropped_from_training(tmp_path: Path) -> None:
     samples = write_folds(tmp_path)
-    shared = write_sample(tmp_path, 50, split="train", group=samples[2].group)  # a portrait of somebody in fold 1
+    shared = write_sample(tmp_path, 50, split="train", group=samples[2].group)  # a portrait of a person in fold 1
     write_manifest(tmp_path / MANIFEST_NAME, [*samples, shared])
     kept = load_samples(TrainSettings(data=tmp_path, held_out_folds="1", pretrained=False))
     assert shared.crop not in {sample.crop for sample in kept}
 
 
-def test_the_manifest_keeps_domain_and_fold_and_reads_those_without(tmp_path: Path) -> None:
+def test_domain_and_fold_are_optional_columns_of_the_manifest(tmp_path: Path) -> None:
     written = write_folds(tmp_path)
     read = read_manifest(tmp_path)
     assert [(each.domain, each.fold) for each in read] == [(each.domain, each.fold) for each in written]
@@ -66,7 +66,7 @@ def test_the_manifest_keeps_domain_and_fold_and_reads_those_without(tmp_path: Pa
     assert {(each.domain, each.fold) for each in read_manifest(tmp_path / "old.csv")} == {("", "")}
 
 
-def test_a_checkpoint_is_calibrated_on_what_each_run_held_out(tmp_path: Path) -> None:
+def test_a_checkpoint_is_calibrated_on_the_held_out_faces_of_all_runs(tmp_path: Path) -> None:
     write_folds(tmp_path / "faces")
     runner = CliRunner()
     data = ["--data", str(tmp_path / "faces")]
@@ -103,20 +103,20 @@ def write_run(folder: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]
     return folder
 
 
-def test_made_forgeries_do_not_count_and_runs_must_not_overlap(tmp_path: Path) -> None:
+def test_forgeries_are_excluded_and_overlapping_runs_are_rejected(tmp_path: Path) -> None:
     row = {"crop": "a", "source": "a.mp4", "group": "a", "label": "real", "logit": -1.5}
     forged = {**row, "label": "fake", "made_by": "swapped", "source": "a.mp4#swapped"}
     one = write_run(tmp_path / "one", [row, forged])
     faces = read_held_out([one])
     assert faces.sources == ["a.mp4"]
     assert faces.logits.tolist() == [-1.5]
-    with pytest.raises(ConfigError, match=r"a\.mp4: held out by .*one and by .*two; name one run per fold"):
+    with pytest.raises(ConfigError, match=r"a\.mp4: held out by .*one and by .*two; give one run per fold"):
         read_held_out([one, write_run(tmp_path / "two", [row])])
     with pytest.raises(ConfigError, match="lacks the columns kind, domain"):
         read_held_out(
             [write_run(tmp_path / "old", [row], tuple(c for c in VALIDATION_COLUMNS if c not in ("kind", "domain")))]
         )
-    with pytest.raises(ConfigError, match=r"cannot be read .*name folders of finished runs"):
+    with pytest.raises(ConfigError, match=r"cannot be read .*give folders of finished runs"):
         read_held_out([tmp_path / "nothing"])
 
 
@@ -131,11 +131,11 @@ def test_made_forgeries_do_not_count_and_runs_must_not_overlap(tmp_path: Path) -
         (True, None, "", "generated"),
     ],
 )
-def test_each_face_has_a_class_of_manipulation(is_fake: bool, made_by: Any, manipulation: str, name: str) -> None:
+def test_class_of_manipulation(is_fake: bool, made_by: Any, manipulation: str, name: str) -> None:
     assert KIND_CLASSES[kind_class(is_fake, made_by, manipulation)] == name
 
 
-def test_the_second_output_leaves_the_logit_as_it_is() -> None:
+def test_the_second_output_does_not_change_the_logit() -> None:
     network = create_network("test_efficientnet", seed=0).eval()
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32))
     logits, kinds = KindTeacher(network)(x)
@@ -144,7 +144,7 @@ def test_the_second_output_leaves_the_logit_as_it_is() -> None:
     assert kind_loss(kinds, torch.tensor([0, 1, 2])).item() == pytest.approx(np.log(len(KIND_CLASSES)))
 
 
-def test_a_run_with_a_second_output_resumes_with_it(tmp_path: Path) -> None:
+def test_a_run_with_a_second_output_can_be_resumed(tmp_path: Path) -> None:
     write_folds(tmp_path / "faces")
     runner = CliRunner()
     flags = ["train", *FLAGS, "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""Evaluations of made-up scores, whose metrics are known, and one of true scans."""
+"""Evaluations of invented scores with known metrics, and one evaluation of real scans."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*arguments: object) -> Result:
 
 
 def table(folder: Path, rows: Rows = ROWS, **more: Sequence[object]) -> Path:
-    """A CSV file of labelled videos, which are there but empty."""
+    """Write a CSV file of labelled videos, and the videos as empty files."""
     folder.mkdir(exist_ok=True)
     for name, *_ in rows:
         (folder / name).touch()
@@ -63,7 +63,7 @@ def table(folder: Path, rows: Rows = ROWS, **more: Sequence[object]) -> Path:
 
 
 def result(path: str, scores: list[float], threshold: float | None = 0.9) -> VideoResult:
-    """What a scan gives for a video with these faces: the mean is its score, from 0.9 fake, up to 0.1 real."""
+    """Return the scan result of a video with these face scores: their mean is fake from 0.9 and real up to 0.1."""
     info = VideoInfo(size_bytes=0)
     if not scores:
         return VideoResult(path, "ok", Verdict("no_face", threshold=threshold), info)
@@ -76,7 +76,7 @@ def result(path: str, scores: list[float], threshold: float | None = 0.9) -> Vid
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans give the scores of `ROWS`, the last video first, and those of a copy are lower."""
+    """Make scans return the scores of `ROWS`, last video first, and 0.5 and 0.7 for copies."""
     scores = {name: found for name, *_, found in ROWS}
 
     def scan_videos(paths: Sequence[str], engine: object, **_: object) -> Iterator[tuple[VideoResult, None]]:
@@ -96,7 +96,7 @@ def test_known_scores_give_known_metrics(trained: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     document = json.loads((out / "evaluation.json").read_text())
     video, frame = (document["metrics"][level]["all"] for level in ("video", "frame"))
-    # reals 0.15, 0.4, 0.95; fakes 0.94, 0.5, 0.98: of nine pairs the fake is higher in 2 + 2 + 3
+    # reals 0.15, 0.4, 0.95; fakes 0.94, 0.5, 0.98: the fake is higher in 2 + 2 + 3 of nine pairs
     assert video["roc_auc"]["value"] == pytest.approx(7 / 9)
     assert (video["num_videos"], video["num_groups"]) == (6, 4)
     assert video["accuracy"]["value"] == pytest.approx(4 / 6)
@@ -167,10 +167,11 @@ def test_tables_and_plots(trained: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_within_sources_and_takes(trained: Path, tmp_path: Path) -> None:
-    """Page x has the reals 0.15 and 0.4 and the fakes 0.94 and 0.98; y has the real 0.95 and the fake 0.5; z one real.
+    """Compare with results computed by hand.
 
-    Both fakes of x beat both reals, the fake of y loses: 2 of 3 fakes, 4 of 5 pairs. d.mp4, alone in z, shows no
-    face. The takes pair e.mp4 with a.mp4 (won) and f.mp4 with c.mp4 (lost).
+    Page x has the reals 0.15 and 0.4 and the fakes 0.94 and 0.98, page y the real 0.95 and the fake 0.5, and page z
+    only d.mp4, a real without faces. Both fakes of x score above both reals, the fake of y scores below its real: 2 of
+    3 fakes, 4 of 5 pairs. The takes pair e.mp4 with a.mp4 (higher) and f.mp4 with c.mp4 (lower).
     """
     pages, takes = ["x", "x", "y", "z", "x", "y", "x"], ["1", "2", "3", "4", "1", "3", "5"]
     out = tmp_path / "out"
@@ -200,7 +201,7 @@ def test_within_sources_and_takes(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_nothing_within_sources_unless_they_are_known(trained: Path, tmp_path: Path) -> None:
+def test_without_sources_there_are_no_metrics_within_sources(trained: Path, tmp_path: Path) -> None:
     labels = table(tmp_path / "in", ROWS[1:4] + ROWS[5:])  # no group with both classes
     (tmp_path / "within.png").touch()
     done = run(labels, "--checkpoint", trained, "--out", tmp_path)
@@ -215,26 +216,26 @@ def test_nothing_within_sources_unless_they_are_known(trained: Path, tmp_path: P
 def test_videos_without_a_source_are_left_out_with_a_warning(trained: Path, tmp_path: Path) -> None:
     labels = table(tmp_path / "in", page=["x", "", "", "", "x", "", ""])
     done = run(labels, "--checkpoint", trained, "--out", tmp_path, "--source-column", "page")
-    assert "5 of 7 videos name no source" in done.stderr
+    assert "5 of 7 videos have no source" in done.stderr
     within = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["video"]["all"]["within_source_auc"]
     assert (within["value"], within["num_fakes"], within["num_reals"]) == (1.0, 1, 1)
 
 
 @pytest.mark.usefixtures("made_up")
-def test_one_class_is_said_and_measured_as_far_as_it_goes(trained: Path, tmp_path: Path) -> None:
+def test_one_class_gives_a_warning_and_partial_metrics(trained: Path, tmp_path: Path) -> None:
     done = run(table(tmp_path / "in", ROWS[:4]), "--checkpoint", trained, "--out", tmp_path)
     assert done.exit_code == 0
-    assert "only real videos could be judged" in done.stderr
+    assert "only real videos could be scored" in done.stderr
     video = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["video"]["all"]
     assert video["roc_auc"]["value"] is None
     assert video["accuracy"]["value"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.usefixtures("made_up")
-def test_nothing_judged_is_an_error_with_its_reasons(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_without_scores_is_an_error(trained: Path, tmp_path: Path) -> None:
     done = run(table(tmp_path / "in", ROWS[3:4]), "--checkpoint", trained, "--out", tmp_path)
     assert done.exit_code == 2
-    assert "none of 1 videos could be judged (1 no_face)" in done.stderr
+    assert "none of 1 videos could be scored (1 no_face)" in done.stderr
     assert pd.read_csv(tmp_path / "videos.csv").verdict.tolist() == ["no_face"]
 
 
@@ -263,7 +264,7 @@ def test_one_split_only(trained: Path, tmp_path: Path) -> None:
         (["--split", "dev"], "--split must be one of train, val, test"),
         (["--label", "true"], "--label must be one of real, fake"),
         (["--label-column", "truth"], "truth"),
-        (["--out", "in/labels.csv"], "cannot be made"),
+        (["--out", "in/labels.csv"], "cannot be created"),
     ],
 )
 def test_bad_options(
@@ -285,8 +286,8 @@ def test_results_never_replace_an_input(trained: Path, tmp_path: Path) -> None:
     assert labels.read_bytes() == before
 
 
-def test_true_scans(trained: Path, tmp_path: Path) -> None:
-    """Three pictures of one person, three of another, three of nobody, and two files that give none."""
+def test_real_scans(trained: Path, tmp_path: Path) -> None:
+    """Scan two videos with one person each, one without a person, and one file that is not a video."""
     for label in ("real", "fake"):
         (tmp_path / "in" / label).mkdir(parents=True)
     write_video(tmp_path / "in" / "real" / "one.mp4", [astronaut()] * 3)
@@ -314,7 +315,7 @@ def test_missing_files_are_counted(trained: Path, tmp_path: Path, made_up: None)
 
 
 @pytest.mark.usefixtures("made_up")
-def test_of_many_missing_files_the_first_are_named(trained: Path, tmp_path: Path) -> None:
+def test_only_the_first_of_many_missing_files_are_listed(trained: Path, tmp_path: Path) -> None:
     missing = [(f"gone{i:02}.mp4", "real", "", "x", []) for i in range(12)]
     labels = table(tmp_path / "in", [*ROWS, *missing])
     for name, *_ in missing:
@@ -324,7 +325,7 @@ def test_of_many_missing_files_the_first_are_named(trained: Path, tmp_path: Path
     assert "2 more files skipped" in done.stderr
 
 
-# Worse copies
+# Degraded copies
 
 
 def copies_of(paths: Sequence[Path], condition: Condition, folder: Path, **more: Any) -> Any:
@@ -337,7 +338,7 @@ def timeline(path: Path | str) -> Timeline:
         return survey(file).streams[0].timeline
 
 
-def test_copies_keep_every_picture_and_its_time(tmp_path: Path) -> None:
+def test_copies_keep_every_frame_and_its_time(tmp_path: Path) -> None:
     times_ms = [0, 40, 90, 200, 240, 700, 740]
     write_video(tmp_path / "a.mp4", numbered(7, width_px=66, height_px=50), pts=times_ms)
     found = copies_of([tmp_path / "a.mp4"], Condition("same"), tmp_path / "copies")
@@ -347,14 +348,14 @@ def test_copies_keep_every_picture_and_its_time(tmp_path: Path) -> None:
     assert timelines[1].duration_s == pytest.approx(timelines[0].duration_s, abs=1e-3)
 
 
-def test_copies_are_small_enough_and_whole(tmp_path: Path) -> None:
+def test_copies_have_even_dimensions(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(3, width_px=66, height_px=50))
     found = copies_of([tmp_path / "a.mp4"], CONDITIONS[3], tmp_path / "copies")
     with FileIO(found.paths[str(tmp_path / "a.mp4")]) as file, open_video(file) as (_, stream):
-        assert (stream.width, stream.height) == (32, 24)  # 33 x 25 without the odd lines
+        assert (stream.width, stream.height) == (32, 24)  # 33 x 25 without the odd row and column
 
 
-def test_a_copy_stops_at_the_limit_and_a_broken_file_has_none(tmp_path: Path) -> None:
+def test_copies_are_limited_in_length_and_broken_files_are_not_copied(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(9))
     (tmp_path / "b.mp4").write_text("not a video")
     found = copies_of([tmp_path / "a.mp4", tmp_path / "b.mp4"], CONDITIONS[0], tmp_path / "copies", max_frames=4)
@@ -364,7 +365,7 @@ def test_a_copy_stops_at_the_limit_and_a_broken_file_has_none(tmp_path: Path) ->
     assert len(found.paths) == 1
 
 
-def test_stronger_compression_leaves_less(tmp_path: Path) -> None:
+def test_higher_crf_gives_smaller_copies(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_video(tmp_path / "a.mp4", [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(5)])
     sizes = []
@@ -380,8 +381,8 @@ def test_shrink() -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_robustness_gives_a_curve(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies all score 0.6, a coin flip; `d.mp4` cannot be copied."""
+def test_robustness_writes_metrics_and_a_plot(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All copies score 0.6, so the ROC AUC is at chance level; `d.mp4` cannot be copied."""
     labels = table(tmp_path / "in")
     for name, *_ in ROWS:
         if name != "d.mp4":

@@ -1,4 +1,4 @@
-"""A grown network gives the small one's logits and goes on learning with all of its channels."""
+"""A grown network gives the same logits as the small one, and can train all of its channels."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PAIRS = [
 
 
 def trained(architecture: str) -> DeepfakeDetector:
-    """A network with weights and statistics as lively as training leaves them, and logits that differ."""
+    """Create a network with varied weights and statistics, as after training, and varied logits."""
     network = with_lively_norms(create_network(architecture, seed=1))
     for module in network.backbone.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -50,7 +50,7 @@ def test_logits_stay_the_same_in_both_modes(source: str, target: str) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
 
-def test_every_channel_keeps_the_statistics_of_the_one_it_copies() -> None:
+def test_every_channel_has_the_statistics_of_the_channel_it_copies() -> None:
     small = trained("efficientnet_b0")
     large = grow(small, source="efficientnet_b0", target="efficientnet_b4", seed=0)
     for old, new in ((small.backbone.bn1, large.backbone.bn1), (small.backbone.bn2, large.backbone.bn2)):
@@ -61,7 +61,7 @@ def test_every_channel_keeps_the_statistics_of_the_one_it_copies() -> None:
     torch.testing.assert_close(large.head.norm.running_mean, small.head.norm.running_mean)
 
 
-def test_the_seed_decides_everything() -> None:
+def test_the_seed_determines_all_weights() -> None:
     small = trained("efficientnet_b0")
     first, again, other = (
         grow(small, source="efficientnet_b0", target="efficientnet_b2", seed=seed).state_dict() for seed in (0, 0, 1)
@@ -72,10 +72,10 @@ def test_the_seed_decides_everything() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_copies_of_a_channel_part_in_the_first_step(optimizer: type[torch.optim.Optimizer]) -> None:
+def test_copies_of_a_channel_differ_after_the_first_step(optimizer: type[torch.optim.Optimizer]) -> None:
     small = trained("efficientnet_b0")
     large = grow(small, source="efficientnet_b0", target="efficientnet_b4", seed=0)
-    conv = large.backbone.conv_stem  # 32 channels have become 48
+    conv = large.backbone.conv_stem  # grown from 32 channels to 48
     originals = conv.weight[:32].detach()
     sources = [int((originals - copy).abs().sum(dim=(1, 2, 3)).argmin()) for copy in conv.weight[32:].detach()]
     assert torch.equal(conv.weight[32:], conv.weight[sources])
@@ -89,11 +89,11 @@ def test_copies_of_a_channel_part_in_the_first_step(optimizer: type[torch.optim.
 @pytest.mark.parametrize(
     ("source", "target", "words"),
     [
-        ("efficientnet_b4", "efficientnet_b0", "efficientnet_b4 cannot grow into efficientnet_b0.*--architecture"),
-        ("efficientnet_b0", "resnet10t", "efficientnet_b0 cannot grow into resnet10t.*efficientnet_b1"),
-        ("test_efficientnet", "efficientnet_b4", "a test_efficientnet cannot grow"),
+        ("efficientnet_b4", "efficientnet_b0", "efficientnet_b4 cannot be grown to efficientnet_b0.*--architecture"),
+        ("efficientnet_b0", "resnet10t", "efficientnet_b0 cannot be grown to resnet10t.*efficientnet_b1"),
+        ("test_efficientnet", "efficientnet_b4", "test_efficientnet cannot be grown"),
     ],
 )
-def test_pairs_that_do_not_fit_are_refused(source: str, target: str, words: str) -> None:
+def test_unsuitable_architectures_are_rejected(source: str, target: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         grow(create_network("test_efficientnet"), source=source, target=target, seed=0)

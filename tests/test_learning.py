@@ -15,7 +15,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "learning-proof.toml"
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_portraits_alone_teach_to_tell_forgeries_of_people_never_seen(shared_data: Path, tmp_path: Path) -> None:
+def test_training_on_portraits_detects_forgeries_of_unseen_people(shared_data: Path, tmp_path: Path) -> None:
     prepare = ["prepare", str(shared_data / "faces" / "manifest.csv"), "--out", str(tmp_path / "faces")]
     options = "--label real --path-column file --group-column person --val 0.3 --test 0 --max-crop-px 256"
     done = CliRunner().invoke(app, [*prepare, *options.split()])

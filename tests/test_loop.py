@@ -1,4 +1,4 @@
-"""The loop against independent computations: a step, many devices, and what an interruption leaves."""
+"""The training loop compared with independent computations, with several processes, and after interruptions."""
 
 import json
 import os
@@ -49,7 +49,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 class Ear:
-    """A listener that remembers, and can interrupt."""
+    """A listener that records events and can interrupt the run."""
 
     def __init__(self, interrupt: Interrupt | None = None, *, after: int = 10**9) -> None:
         self.losses: list[float] = []
@@ -58,7 +58,7 @@ class Ear:
         self._interrupt, self._after = interrupt, after
 
     def noted(self, text: str) -> None:
-        raise AssertionError(text)  # nothing goes before the first step here
+        raise AssertionError(text)  # these runs have no work before the first step
 
     def planned(self, num_steps: int, steps_done: int) -> None:
         self.planned_steps = (num_steps, steps_done)
@@ -106,12 +106,12 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(one[name], other[name]), name
 
 
-def test_a_run_trains_validates_and_leaves_its_files(tmp_path: Path) -> None:
+def test_a_run_trains_validates_and_writes_its_files(tmp_path: Path) -> None:
     made = trainer(tmp_path / "data")
     before = weights(made.network)
     folder = run_folder(tmp_path / "run")
     ear = run(made, folder)
-    assert ear.planned_steps == (4, 0)  # 5 pairs are 3 batches of 4 faces, 2 windows an epoch
+    assert ear.planned_steps == (4, 0)  # 5 pairs make 3 batches of 4 faces, so 2 windows per epoch
     assert len(ear.losses) == 4
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights(made.network).items())
     rows = folder.rows()
@@ -124,8 +124,8 @@ def test_a_run_trains_validates_and_leaves_its_files(tmp_path: Path) -> None:
     assert folder.state_path.exists()
 
 
-def test_one_step_is_what_plain_pytorch_computes(tmp_path: Path) -> None:
-    """The first window by hand: mean of its batches' losses, clipped, AdamW with two rates, in this order."""
+def test_one_step_equals_a_step_in_plain_pytorch(tmp_path: Path) -> None:
+    """Compute the first window by hand: mean of the batches' losses, gradient clipping, AdamW with two rates."""
     settings = TrainSettings(**{**SETTINGS.__dict__, "epochs": 1})
     made = trainer(tmp_path, settings)
     expected = create_network("test_efficientnet", seed=1).train().to(memory_format=torch.channels_last)
@@ -151,12 +151,10 @@ def test_one_step_is_what_plain_pytorch_computes(tmp_path: Path) -> None:
         assert torch.allclose(made.network.state_dict()[name], tensor, atol=1e-6), name
 
 
-def test_each_window_steps_by_the_mean_gradient_of_its_own_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three batches accumulated by two: the second step is the third batch alone, at full weight."""
+def test_each_step_uses_the_mean_gradient_of_its_own_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three batches accumulated in twos, the second step uses only the third batch, at full weight."""
     settings = TrainSettings(**{**SETTINGS.__dict__, "epochs": 1})
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # the weights stay: only statistics move
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # only batch norm statistics change
     made = trainer(tmp_path, settings)
     batches = made._plan(0)
     gradients: list[dict[str, torch.Tensor]] = []
@@ -200,7 +198,7 @@ def test_rates_follow_one_cycle_over_the_whole_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(after: int, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(after: int, tmp_path: Path) -> None:
     whole = trainer(tmp_path / "data")
     run(whole, run_folder(tmp_path / "whole"))
     folder = run_folder(tmp_path / "parts")
@@ -220,7 +218,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(after: int, tmp_path: Pat
     assert rows[0] == rows[1]
 
 
-def test_a_running_average_is_what_is_measured_saved_and_resumed(tmp_path: Path) -> None:
+def test_a_moving_average_is_saved_and_resumed(tmp_path: Path) -> None:
     settings = TrainSettings(**{**SETTINGS.__dict__, "ema_decay": 0.5})
     whole = trainer(tmp_path / "data", settings)
     ear = run(whole, run_folder(tmp_path / "whole"))
@@ -228,7 +226,7 @@ def test_a_running_average_is_what_is_measured_saved_and_resumed(tmp_path: Path)
     assert average is not None
     assert any(not torch.equal(a, b) for a, b in zip(average.parameters(), whole.network.parameters(), strict=True))
     plain = trainer(tmp_path / "data")
-    assert run(plain, run_folder(tmp_path / "plain")).losses == ear.losses  # training itself stays the same
+    assert run(plain, run_folder(tmp_path / "plain")).losses == ear.losses  # training itself is not affected
     whole._save_best(saved := run_folder(tmp_path / "saved"))
     assert_same(weights(load_network(read_card(saved.best_path))), weights(average))
     folder = run_folder(tmp_path / "parts")
@@ -241,7 +239,7 @@ def test_a_running_average_is_what_is_measured_saved_and_resumed(tmp_path: Path)
     assert_same(weights(average), weights(again._machinery.average))
 
 
-def test_lines_after_the_saved_state_are_made_again(tmp_path: Path) -> None:
+def test_rows_after_the_saved_state_are_dropped(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     for step in range(1, 6):
         folder.append({"event": "step", "step": step, "loss": 1.0})
@@ -251,7 +249,7 @@ def test_lines_after_the_saved_state_are_made_again(tmp_path: Path) -> None:
     assert [row["step"] for row in folder.rows()] == [1, 2, 3]
 
 
-def test_resuming_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_an_error_that_lists_them(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     run(trainer(tmp_path / "data"), folder)
     changed = TrainSettings(**{**SETTINGS.__dict__, "lr_head": 5e-4, "threads": 1})
@@ -261,14 +259,14 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_a_missing_or_damaged_state_is_named(content: bytes | None, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_state_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "state.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match=r"state\.safetensors"):
         trainer(tmp_path / "data").resume(RunFolder(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_before_the_step_and_lists_the_batch(tmp_path: Path) -> None:
     made = trainer(tmp_path / "data")
     folder = run_folder(tmp_path / "run")
     forward = made._loss
@@ -288,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(tmp
     assert kept.progress.steps_done == 2
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+def test_a_non_finite_gradient_changes_no_weights(tmp_path: Path) -> None:
     made = trainer(tmp_path / "data")
     before = weights(made.network)
     made.network.head.output.bias.register_hook(lambda gradient: gradient * float("inf"))
@@ -298,7 +296,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
     assert all(torch.equal(before[name], after[name]) for name, _ in made.network.named_parameters())
 
 
-def test_more_processes_than_batches_is_refused(tmp_path: Path) -> None:
+def test_more_processes_than_batches_are_rejected(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=2)
     sets = [
         FaceSet([s for s in samples if s.split == split], tmp_path, SETTINGS, is_training=split == "train")
@@ -315,7 +313,7 @@ def test_more_processes_than_batches_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_training_stops_when_it_no_longer_gets_better(tmp_path: Path) -> None:
+def test_training_stops_without_improvement(tmp_path: Path) -> None:
     made = trainer(
         tmp_path / "data", TrainSettings(**{**SETTINGS.__dict__, "epochs": 6, "patience": 2, "min_delta": 2.0})
     )
@@ -323,7 +321,7 @@ def test_training_stops_when_it_no_longer_gets_better(tmp_path: Path) -> None:
     assert [row["is_best"] for row in ear.rows] == [True, False, False]
 
 
-def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_folder(tmp_path / "run")
     made = trainer(tmp_path / "data")
     run(made, folder)
@@ -363,7 +361,7 @@ def test_validation_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("auto", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")])
-def test_a_cpu_computes_in_fp32_unless_told_otherwise(name: str, chosen: str) -> None:
+def test_a_cpu_computes_in_fp32_by_default(name: str, chosen: str) -> None:
     assert chosen_precision(name, torch.device("cpu")) == chosen
 
 
@@ -399,8 +397,8 @@ with joined_world("cpu") as world:
 """
 
 
-def test_two_processes_have_the_gradients_of_accumulation(tmp_path: Path) -> None:
-    """gloo on two processes, one batch each, against one process that accumulates the same two batches."""
+def test_two_processes_have_the_same_gradients_as_accumulation(tmp_path: Path) -> None:
+    """Compare two gloo processes, one batch each, with one process that accumulates the same two batches."""
     samples = write_dataset(tmp_path, num_train=5, num_val=3)
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
@@ -422,10 +420,10 @@ def test_two_processes_have_the_gradients_of_accumulation(tmp_path: Path) -> Non
     assert parts[0]["logits"] == parts[1]["logits"]
     assert parts[0]["fake"] == [False, True] * 3
     assert parts[0]["flags"] == parts[1]["flags"] == [True, False]
-    assert parts[0]["buffers"] == parts[1]["buffers"], "batch norm's statistics, with which both validate"
+    assert parts[0]["buffers"] == parts[1]["buffers"], "both validate with the same batch norm statistics"
 
 
-def test_torchrun_trains_to_the_checkpoint_of_one_run(tmp_path: Path) -> None:
+def test_torchrun_writes_one_calibrated_checkpoint(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=6, num_val=3)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
@@ -434,7 +432,7 @@ def test_torchrun_trains_to_the_checkpoint_of_one_run(tmp_path: Path) -> None:
     command += [*options.split(), "--epochs", "2", "--workers", "0", "--forgeries", "self-blended"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("epoch 2: train loss") == 1, "only the first process speaks"
+    assert done.stderr.count("epoch 2: train loss") == 1, "only the first process reports progress"
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert card.calibration.trained
     assert card.training is not None
@@ -442,7 +440,7 @@ def test_torchrun_trains_to_the_checkpoint_of_one_run(tmp_path: Path) -> None:
     assert (card.calibration.num_real_videos, card.calibration.num_fake_videos) == (3, 3)
 
 
-def test_a_seed_is_drawn_from_the_place_in_the_run(tmp_path: Path) -> None:
+def test_the_seed_depends_on_the_position_in_the_run(tmp_path: Path) -> None:
     made = trainer(tmp_path)
 
     def draw(epoch: int, number: int) -> float:

@@ -12,7 +12,7 @@ LABELS = [0.0, 1.0, 1.0, 0.0, 1.0]
 
 
 def by_hand(logit: float, label: float, *, alpha: float = 0.25, gamma: float = 2.0, balanced: bool = False) -> float:
-    """The specification's formulas, word for word, in Python's floats."""
+    """Compute the loss from its definition, with Python floats."""
     p = 1 / (1 + math.exp(-logit))
     p_t = p if label else 1 - p
     weight = (alpha if label else 1 - alpha) if balanced else alpha
@@ -22,7 +22,7 @@ def by_hand(logit: float, label: float, *, alpha: float = 0.25, gamma: float = 2
 @pytest.mark.parametrize(
     ("alpha", "gamma", "balanced"), [(0.25, 2.0, False), (0.25, 2.0, True), (0.6, 0.5, True), (1.0, 0.0, False)]
 )
-def test_the_loss_is_the_formula(alpha: float, gamma: float, balanced: bool) -> None:
+def test_the_loss_equals_its_definition(alpha: float, gamma: float, balanced: bool) -> None:
     settings = TrainSettings(focal_alpha=alpha, focal_gamma=gamma, focal_balanced=balanced)
     loss = detection_loss(torch.tensor(LOGITS)[:, None], torch.tensor(LABELS), settings)
     expected = [
@@ -31,7 +31,7 @@ def test_the_loss_is_the_formula(alpha: float, gamma: float, balanced: bool) -> 
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_weights_weigh() -> None:
+def test_the_loss_is_a_weighted_sum() -> None:
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
     only_bce = detection_loss(logits, labels, TrainSettings(bce_weight=1.0, focal_weight=0.0))
     only_focal = detection_loss(logits, labels, TrainSettings(bce_weight=0.0, focal_weight=1.0))
@@ -48,10 +48,10 @@ def test_huge_logits_give_finite_loss_and_gradient(logit: float) -> None:
     assert torch.isfinite(logits.grad).all()
     assert loss.item() == pytest.approx(
         (0.5 + 0.5 * 0.25) * abs(logit) / 2, rel=1e-4
-    )  # one of the two is sure and wrong
+    )  # one of the two is confident and wrong
 
 
-def test_focal_gradient_is_that_of_the_formula() -> None:
+def test_the_focal_gradient_equals_its_finite_difference() -> None:
     logits = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor(LABELS, dtype=torch.float64)
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and against tables worked out by hand."""
+"""Metrics compared with scikit-learn and with results computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def values(found: dict[str, Estimate]) -> dict[str, float | None]:
 
 
 def drawn(num_groups: int = 30, size: int = 10, *, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scores of groups, each of one class, whose members lie close together."""
+    """Draw scores of groups of one class each, whose members have similar scores."""
     rng = np.random.default_rng(5)
     group = np.repeat(np.arange(num_groups), size)
     is_fake = group % 2 == 1
@@ -53,7 +53,7 @@ def test_agrees_with_scikit_learn() -> None:
 
 
 def test_resampled_metrics_are_those_of_the_repeated_data() -> None:
-    """One draw of the bootstrap, made again by repeating the rows, and judged by scikit-learn."""
+    """Reproduce one bootstrap draw by repeating rows, and compare with scikit-learn."""
     scores, is_fake, groups = drawn(6)
     found = measure(scores, is_fake, groups, fake_threshold=0.6, num_resamples=1, seed=2)
     picked = np.random.default_rng(2).integers(6, size=6)
@@ -66,11 +66,11 @@ def test_resampled_metrics_are_those_of_the_repeated_data() -> None:
     assert found["f1"].low == pytest.approx(reference.f1_score(is_fake[rows], scores[rows] >= 0.6))
 
 
-def test_a_table_worked_out_by_hand() -> None:
-    """Four reals and five fakes, from the highest score down: F F R F F R F R R.
+def test_metrics_computed_by_hand() -> None:
+    """Four reals and five fakes, in descending order of score: F F R F F R F R R.
 
-    Of the 20 pairs the fake is higher in 4 + 4 + 3 + 3 + 2 = 16. At one false positive of four the misses fall from
-    three fakes of five to one: on the way there they are 1/4, as the false positives are.
+    The fake is higher in 4 + 4 + 3 + 3 + 2 = 16 of the 20 pairs. At a false positive rate of 1/4 the false negative
+    rate falls from 3/5 to 1/5, so the interpolated ROC has equal rates at 1/4.
     """
     scores = [0.95, 0.9, 0.8, 0.7, 0.65, 0.5, 0.4, 0.2, 0.1]
     is_fake = [True, True, False, True, True, False, True, False, False]
@@ -85,10 +85,10 @@ def test_a_table_worked_out_by_hand() -> None:
     assert found["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
 
 
-def test_calibration_error_by_hand() -> None:
-    """Bins are 1/15 wide: 0.01 and 0.02 share the first, 0.5 is alone in the eighth, 1.0 falls into the last.
+def test_calibration_error_computed_by_hand() -> None:
+    """Bins are 1/15 wide: 0.01 and 0.02 are in the first, 0.5 in the eighth and 1.0 in the last.
 
-    Two of four scores have mean 0.015 and no fake, one has 0.5 and is fake, one has 1.0 and is fake:
+    The first bin has mean score 0.015 and no fakes; the others have one fake each, with scores of 0.5 and 1.0:
     2/4 * 0.015 + 1/4 * 0.5 + 1/4 * 0 = 0.1325.
     """
     found = values(measure([0.01, 0.02, 0.5, 1.0], [0, 0, 1, 1], list("abcd"), fake_threshold=None, num_resamples=1))
@@ -97,8 +97,8 @@ def test_calibration_error_by_hand() -> None:
     assert found["log_loss"] == pytest.approx(-np.log([0.99, 0.98, 0.5, 1.0]).mean())
 
 
-def test_true_positive_rate_keeps_within_the_false_positives() -> None:
-    """Of 200 reals 1 % are two: the threshold may be reached by the two highest, not by the third."""
+def test_true_positive_rate_at_a_limited_false_positive_rate() -> None:
+    """1 % of 200 reals is two: the two highest may reach the threshold, but not the third."""
     reals = np.linspace(0, 0.5, 200)
     fakes = [reals[-1] + 0.1, (reals[-2] + reals[-1]) / 2, (reals[-3] + reals[-2]) / 2, (reals[-4] + reals[-3]) / 2]
     scores, is_fake = [*reals, *fakes], [False] * 200 + [True] * 4
@@ -107,14 +107,14 @@ def test_true_positive_rate_keeps_within_the_false_positives() -> None:
     assert found["tpr_at_fpr_5"] == 1
 
 
-def test_equal_scores_are_a_coin_flip() -> None:
+def test_equal_scores_are_at_chance_level() -> None:
     found = values(measure([0.3] * 4, [0, 1, 0, 1], list("abcd"), fake_threshold=0.3, num_resamples=5))
     assert found["roc_auc"] == 0.5
     assert found["eer"] == 0.5
     assert found["tpr_at_fpr_5"] == 0
 
 
-def test_one_class_gives_what_it_can() -> None:
+def test_one_class_gives_only_some_metrics() -> None:
     found = measure([0.2, 0.9, 0.4], [0, 0, 0], list("abc"), fake_threshold=0.5, num_resamples=50)
     assert found["accuracy"].value == pytest.approx(2 / 3)
     assert found["accuracy"].low is not None
@@ -122,14 +122,14 @@ def test_one_class_gives_what_it_can() -> None:
     assert all(found[name] == Estimate(None, None, None) for name in NEED_BOTH)
 
 
-def test_no_threshold_no_decisions() -> None:
+def test_without_a_threshold_its_metrics_are_none() -> None:
     scores, is_fake, groups = drawn(4)
     found = measure(scores, is_fake, groups, fake_threshold=None, num_resamples=20)
     assert all(found[name] == Estimate(None, None, None) for name in ("accuracy", "precision", "recall", "f1"))
     assert found["roc_auc"].low is not None
 
 
-def test_nothing_called_fake_has_no_precision() -> None:
+def test_precision_is_none_if_nothing_is_classified_as_fake() -> None:
     found = measure([0.2, 0.3, 0.1, 0.4], [0, 1, 0, 1], list("abcd"), fake_threshold=0.9, num_resamples=20)
     assert found["precision"] == Estimate(None, None, None)
     assert found["recall"].value == found["f1"].value == 0
@@ -149,7 +149,7 @@ def test_groups_widen_the_interval() -> None:
     assert widths[0] > 2 * widths[1]
 
 
-def test_the_seed_decides_the_interval() -> None:
+def test_the_seed_determines_the_interval() -> None:
     scores, is_fake, groups = drawn()
     first, again, other = (
         measure(scores, is_fake, groups, fake_threshold=0.5, num_resamples=30, seed=seed) for seed in (1, 1, 2)
@@ -163,19 +163,19 @@ def test_too_few_groups_give_no_interval() -> None:
     assert found["roc_auc"] == Estimate(1.0, None, None)
 
 
-def test_draws_without_a_class_are_drawn_again() -> None:
-    """Two groups of each class: one draw in eight lacks one of them, and AUC could not be computed."""
+def test_draws_that_lack_a_class_are_repeated() -> None:
+    """With two groups per class, one draw in eight lacks a class, for which the AUC is undefined."""
     found = measure([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], list("abcd"), fake_threshold=0.5, num_resamples=100)
     assert found["roc_auc"] == Estimate(1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("scores", [[], [0.5, float("nan")], [0.5, 1.5]])
-def test_refuses_what_is_no_score(scores: list[float]) -> None:
+def test_invalid_scores_are_rejected(scores: list[float]) -> None:
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         measure(scores, [True] * len(scores), ["a"] * len(scores), fake_threshold=None)
 
 
-def test_share_and_its_interval() -> None:
+def test_proportion_and_its_interval() -> None:
     flags = [True] * 5 + [False] * 15
     alone = share(flags, [str(i) for i in range(20)], num_resamples=300)
     assert alone.value == 0.25
@@ -187,7 +187,7 @@ def test_share_and_its_interval() -> None:
 
 
 def test_clopper_pearson() -> None:
-    """Without hits the upper end solves (1 - p)^n = 0.025; the rest is in Clopper and Pearson's tables."""
+    """Without hits the upper bound solves (1 - p)^n = 0.025; the other values are from Clopper and Pearson's tables."""
     assert clopper_pearson(0, 10) == (0.0, pytest.approx(1 - 0.025 ** (1 / 10)))
     assert clopper_pearson(10, 10) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
     assert clopper_pearson(3, 10) == pytest.approx((0.0667, 0.6525), abs=1e-4)
@@ -216,10 +216,10 @@ def test_quick() -> None:
 
 
 def test_fakes_are_compared_with_reals_of_their_own_source() -> None:
-    """Two sources by hand, and two with one class only.
+    """Two sources computed by hand, and two with only one class.
 
-    In a the fakes 0.9 and 0.4 meet the reals 0.4 and 0.1: they win 1 and 3/4. In b the fake 0.5 loses to 0.6, 0.7
-    and 0.8 and beats 0.2: it wins 1/4. Averaged over three fakes this is 2/3. Of the 8 pairs 2 + 1.5 + 1 are won.
+    In source a, the fakes 0.9 and 0.4 score above 1 and 3/4 of the reals 0.4 and 0.1. In source b, the fake 0.5 scores
+    above 1/4 of the reals 0.6, 0.7, 0.8 and 0.2. The mean over three fakes is 2/3. By pair, it is 2 + 1.5 + 1 of 8.
     """
     scores = [0.9, 0.4, 0.4, 0.1, 0.5, 0.6, 0.7, 0.8, 0.2, 0.99, 0.01]
     is_fake = [1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0]
@@ -232,7 +232,7 @@ def test_fakes_are_compared_with_reals_of_their_own_source() -> None:
     assert paired_accuracy(scores, is_fake, sources, alone, num_resamples=1).estimate.value == pytest.approx(4.5 / 8)
 
 
-def test_within_one_source_it_is_the_roc_auc_with_its_interval() -> None:
+def test_with_one_source_comparisons_equal_the_roc_auc() -> None:
     scores, is_fake, groups = drawn()
     one_source = ["a"] * len(scores)
     expected = measure(scores, is_fake, groups, fake_threshold=None, num_resamples=50)["roc_auc"]
@@ -256,8 +256,8 @@ def test_agrees_with_scikit_learn_within_sources() -> None:
     assert found.low < found.value < found.high
 
 
-def test_a_detector_of_origins_fails_within_sources() -> None:
-    """Scores that only know the source: overall they look good, within sources they are a coin flip."""
+def test_a_detector_of_sources_is_at_chance_level_within_sources() -> None:
+    """Scores that depend only on the source give a high overall ROC AUC, but 0.5 within sources."""
     sources = ["mostly fake"] * 10 + ["mostly real"] * 10
     is_fake = [True] * 9 + [False] + [True] + [False] * 9
     scores = [0.9] * 10 + [0.1] * 10

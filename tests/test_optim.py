@@ -8,7 +8,7 @@ from dfscan.train.optim import create_optimizer, create_schedule, update_average
 from dfscan.train.settings import TrainSettings
 
 
-def test_head_and_backbone_have_their_own_rates_and_share_every_weight() -> None:
+def test_head_and_backbone_have_separate_rates_and_cover_every_weight() -> None:
     network = create_network("test_efficientnet", seed=0)
     optimizer = create_optimizer(network, TrainSettings())
     head, backbone = optimizer.param_groups
@@ -32,8 +32,8 @@ def rates(num_steps: int, **changes: float) -> list[tuple[float, float]]:
     return seen
 
 
-def test_one_cycle_is_a_cosine_up_and_a_cosine_down() -> None:
-    """Against the formula of Smith and Topin's policy with PyTorch's factors: 1/25 at first, 1/250,000 at the end."""
+def test_rates_rise_and_fall_along_cosines() -> None:
+    """Compare with the one-cycle formula and PyTorch's factors: 1/25 at the start, 1/250,000 at the end."""
     num_steps, top = 200, 8e-5
     seen = [head for head, _ in rates(num_steps)]
     peak = 0.1 * num_steps - 1
@@ -46,11 +46,11 @@ def test_one_cycle_is_a_cosine_up_and_a_cosine_down() -> None:
     assert max(seen) == pytest.approx(top)
 
 
-def test_backbone_is_always_a_tenth_of_the_head() -> None:
+def test_the_rate_of_the_backbone_is_always_a_tenth_of_the_heads() -> None:
     assert all(backbone == pytest.approx(head / 10) for head, backbone in rates(50))
 
 
-def test_betas_stay() -> None:
+def test_betas_are_constant() -> None:
     optimizer = create_optimizer(create_network("test_efficientnet", seed=0), TrainSettings())
     schedule = create_schedule(optimizer, TrainSettings(), num_steps=20)
     for _ in range(10):
@@ -60,7 +60,7 @@ def test_betas_stay() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 9, 10, 11])
-def test_short_runs_have_a_schedule_too(num_steps: int) -> None:
+def test_short_runs_have_a_valid_schedule(num_steps: int) -> None:
     seen = rates(num_steps)
     assert all(0 < head <= 8e-5 * (1 + 1e-9) for head, _ in seen)
     assert torch.isfinite(torch.tensor(seen)).all()
@@ -69,8 +69,8 @@ def test_short_runs_have_a_schedule_too(num_steps: int) -> None:
 @pytest.mark.parametrize(
     ("decay", "steps_done", "stays"), [(0.9, 0, 0.1), (0.9, 89, 0.9), (0.9, 10**6, 0.9), (0.5, 4, 5 / 14)]
 )
-def test_an_average_is_drawn_towards_the_network(decay: float, steps_done: int, stays: float) -> None:
-    """Weights and batch norm's statistics by the formula, counters as they are."""
+def test_the_moving_average_follows_its_formula(decay: float, steps_done: int, stays: float) -> None:
+    """Weights and batch norm statistics are averaged, counters are copied."""
     average, network = (create_network("test_efficientnet", seed=seed) for seed in (0, 1))
     network.train()(torch.rand(4, 3, 64, 64))
     before = {name: value.clone() for name, value in average.state_dict().items()}

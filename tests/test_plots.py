@@ -1,4 +1,4 @@
-"""Every picture is made from what there is, and from nothing at all."""
+"""Plots of complete, partial and empty data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EPOCHS: list[dict[str, Any]] = [
 
 
 def ink(path: Path) -> int:
-    """Pixels of a picture that are neither white nor grey: what is drawn in colour."""
+    """Count the coloured pixels of a plot."""
     picture = cv2.imread(str(path))
     assert picture is not None
     assert min(picture.shape[:2]) >= 400
@@ -39,7 +39,7 @@ def test_history(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [{"event": "step", "step": 1, "loss": float("nan")}], [{"event": "epoch"}]])
-def test_history_of_nothing(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_history_without_data(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     assert all(not ink(path) for path in plot_history(rows, tmp_path))
 
 
@@ -66,11 +66,11 @@ def test_robustness(tmp_path: Path) -> None:
     assert not ink(plot_robustness({}, tmp_path)[0])
 
 
-def test_no_folder_no_picture(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Create its directory"):
         plot_robustness({}, tmp_path / "absent")
 
 
-def test_pyplot_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyplot_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails now
     assert plot_scores([0.1, 0.9], [False, True], tmp_path)

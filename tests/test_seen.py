@@ -87,7 +87,9 @@ def test_training_records_seen_files_without_the_test_split(tmp_path: Path) -> N
     done = train(tmp_path / "data", tmp_path / "run")
     assert done.exit_code == 0, done.stderr
     assert "will not recognise" not in done.stderr
-    assert "scans will not say fake: calibrated on 3 real videos; a false positive rate of at most 1 %" in done.stderr
+    assert (
+        "scans will not return fake: calibrated on 3 real videos; a false positive rate of at most 1 %" in done.stderr
+    )
     seen = read_card(tmp_path / "run" / "best.safetensors").card.seen
     assert seen is not None
     assert seen.is_complete

@@ -1,4 +1,4 @@
-"""The trivial detector fails on made fakes, and is not fooled itself: it catches forgeries that leak."""
+"""The trivial detector fails on sound forgeries, and detects forgeries with artefacts that leak the label."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def features(pixels: NDArray[np.uint8]) -> dict[str, float]:
     return dict(zip(FEATURES, trivial_features(pixels, face_px=100.0), strict=True))
 
 
-def test_features_see_what_they_are_named_after() -> None:
+def test_features_respond_to_the_change_they_are_named_after() -> None:
     clean = face_picture(1)
     plain = features(clean)
     blurred, blocky = features(blur(clean, sigma_px=2)), features(compress_jpeg(clean, quality=10))
@@ -56,16 +56,16 @@ def test_features_see_what_they_are_named_after() -> None:
     assert plain["face_px"] == pytest.approx(np.log(100))
 
 
-def test_features_of_a_flat_picture_are_finite() -> None:
+def test_features_of_a_uniform_image_are_finite() -> None:
     assert np.isfinite(trivial_features(np.zeros((32, 32, 3), np.uint8), face_px=16.0)).all()
 
 
-def test_made_fakes_are_not_told_apart(faces: Path) -> None:
+def test_forgeries_are_not_detected_by_trivial_features(faces: Path) -> None:
     found = check_made_fakes(settings(faces, "self-blended,swapped,warped"), num_faces=NUM_FACES, num_resamples=50)
     assert [each.subset for each in found] == ["self-blended", "swapped", "warped", "all"]
     for each in found:
         assert each.roc_auc.value is not None
-        assert 0.4 <= each.roc_auc.value <= 0.6, each  # of 60 faces; the command's band is for hundreds
+        assert 0.4 <= each.roc_auc.value <= 0.6, each  # wider than the command's band, which is for hundreds of faces
         assert each.num_real == each.num_fake == NUM_FACES * (3 if each.subset == "all" else 1)
         assert each.num_groups == NUM_FACES
         assert set(each.coefficients) == set(FEATURES)
@@ -74,7 +74,7 @@ def test_made_fakes_are_not_told_apart(faces: Path) -> None:
 @pytest.mark.parametrize(
     "leak", [lambda pixels: blur(pixels, sigma_px=1.0), lambda pixels: compress_jpeg(pixels, quality=20)]
 )
-def test_a_forgery_that_leaks_is_caught(
+def test_forgeries_with_leaking_artefacts_are_detected(
     leak: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = manipulate.warp
@@ -89,20 +89,20 @@ def test_a_forgery_that_leaks_is_caught(
     assert found.roc_auc.low > 0.55  # outside the band of the command
 
 
-def test_too_few_people_are_refused(tmp_path: Path) -> None:
+def test_too_few_people_are_rejected(tmp_path: Path) -> None:
     write_dataset(tmp_path, num_train=4)
-    with pytest.raises(ConfigError, match="4 groups, and the check needs 5"):
+    with pytest.raises(ConfigError, match="4 groups, but the check needs 5"):
         check_made_fakes(settings(tmp_path, "warped"), num_faces=10)
 
 
-def test_reconstructed_faces_must_be_there(faces: Path, tmp_path: Path) -> None:
+def test_reconstructed_faces_must_exist(faces: Path, tmp_path: Path) -> None:
     wanted = settings(faces, "reconstructed", reconstructions=tmp_path)
-    with pytest.raises(ConfigError, match="reconstructed faces are missing; paint them with `dfscan train --sheet"):
+    with pytest.raises(ConfigError, match="reconstructed faces are missing; create them with `dfscan train --sheet"):
         check_made_fakes(wanted, num_faces=10)
 
 
-def test_true_fakes_are_checked_in_all_and_by_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fakes here are reals of other numbers, so nothing tells them apart but chance."""
+def test_fakes_of_a_data_set_are_checked_overall_and_by_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fakes are generated like the reals, so only chance can separate them."""
     samples = [write_sample(tmp_path, i, split="train", label="fake" if i % 2 else "real") for i in range(40)]
 
     class WithFold:

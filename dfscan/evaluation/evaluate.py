@@ -1,11 +1,11 @@
-"""How well a checkpoint judges labelled videos, measured through the path of a real scan.
+"""Evaluate a checkpoint on labelled videos with the code path of a real scan.
 
-At *video* level a score is that of the verdict, at *frame* level that of every face found in a video, with the video's
-label: in a fake with two people the face that nobody touched counts as fake too. Scores are calibrated for even odds,
-so log-loss, Brier and calibration error are at their best on a set with as many fakes as reals.
+*Video*-level metrics use the score of each verdict. *Frame*-level metrics use the score of every face, labelled with
+the label of its video: in a fake with two people, an untouched face counts as fake too. Scores are calibrated for even
+odds, so log-loss, Brier score and calibration error are best on a set with as many fakes as reals.
 
-Where sources or takes are known, videos are also compared *within* them: fakes of one origin against reals of another
-differ in more than the forgery, so the overall figures reward a detector that only tells origins apart.
+If sources or takes are known, videos are also compared *within* them. Fakes and reals of different sources differ in
+more than the forgery, so the overall metrics reward a detector that only separates sources.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ log = logging.getLogger("dfscan")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """A labelled video with what was found in it."""
+    """A labelled video with its verdict and face scores."""
 
     source: Source
     verdict: Verdict
     face_scores: tuple[float, ...] = ()
 
     def scores(self, level: Level) -> tuple[float, ...]:
-        """The scores that it gives at a level; none where it could not be judged."""
+        """Return the scores at a level; empty if there are none."""
         if level == "frame":
             return self.face_scores
         return () if self.verdict.score is None else (self.verdict.score,)
@@ -60,7 +60,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What was measured on some of the videos."""
+    """Metrics of a subset of the videos."""
 
     level: Level
     subset: str
@@ -68,13 +68,13 @@ class Part:
     num_groups: int
     metrics: Mapping[str, Estimate]
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """By name, at video level: ``within_source_auc`` where origins are known, ``paired_accuracy`` where a take or a
-    group has both classes."""
+    """By name, at video level: ``within_source_auc`` if sources are known, ``paired_accuracy`` if a take or group has
+    both classes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """What was measured on worse copies of the videos."""
+    """Metrics of degraded copies of the videos."""
 
     name: str
     parts: list[Part]
@@ -84,7 +84,7 @@ class ConditionResult:
 
 @dataclass(slots=True)
 class Evaluation:
-    """All that an evaluation found."""
+    """All results of an evaluation."""
 
     checkpoint: Checkpoint
     settings: ScanSettings
@@ -93,16 +93,16 @@ class Evaluation:
     seed: int
     num_resamples: int
     overlap: dict[str, Use] | None
-    """Videos that the checkpoint has seen, and for what they were used; None where it does not record that."""
+    """How training used each video that the checkpoint has seen, by path; None if the checkpoint does not record it."""
     conditions: list[ConditionResult] = field(default_factory=list)
 
     @property
     def thresholds(self) -> tuple[float | None, float | None]:
-        """Score up to which a video is `real`, and from which it is `fake`."""
+        """Maximum score of the verdict `real` and minimum score of the verdict `fake`."""
         return self.checkpoint.card.calibration.real_threshold, self.settings.threshold
 
     def find(self, level: Level, subset: str = ALL) -> Part | None:
-        """The part of that level and subset."""
+        """Return the part with this level and subset, or None."""
         return next((part for part in self.parts if (part.level, part.subset) == (level, subset)), None)
 
 
@@ -118,22 +118,22 @@ def evaluate(
     on_planned: Callable[[int], None] | None = None,
     on_judged: Callable[[Sequence[Judged]], None] | None = None,
 ) -> Evaluation:
-    """Scan labelled videos with the checkpoint's own settings and measure how well it does.
+    """Scan labelled videos with the checkpoint's own settings and compute metrics.
 
     Args:
         sources: the videos, each path once.
-        settings: checkpoint, device and the like.
-        with_robustness: also scan worse copies, which takes the time of eight scans and more.
-        allow_overlap: go on although the checkpoint was trained or calibrated on some of the videos.
-        num_resamples: draws of the bootstrap behind each interval.
-        seed: of the bootstrap.
-        listener: told how it goes on.
-        on_planned: called with the number of videos that are going to be scanned, copies included, and again when some
-            of them turn out to be unreadable, of which no copies are made.
-        on_judged: called when all originals have been scanned, before anything can be found wrong with them.
+        settings: scan settings, such as checkpoint and device.
+        with_robustness: also scan degraded copies, which takes at least eight times as long.
+        allow_overlap: continue even if the checkpoint was trained or calibrated on some of the videos.
+        num_resamples: bootstrap draws for each interval.
+        seed: seed of the bootstrap.
+        listener: receives progress events.
+        on_planned: called with the number of scans, copies included. Called again when unreadable videos are known,
+            because these are not copied.
+        on_judged: called after all originals have been scanned, before the results are checked.
 
     Raises:
-        ConfigError: not one video could be judged, or the checkpoint has seen some of them.
+        ConfigError: no video got a score, or the checkpoint has seen some of the videos.
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
@@ -163,9 +163,12 @@ def evaluate(
 
 
 def find_overlap(sources: Sequence[Source], checkpoint: Checkpoint) -> dict[str, Use] | None:
-    """The videos that a checkpoint was trained or calibrated on, by path; None where it does not record that.
+    """Find the videos that a checkpoint was trained or calibrated on.
 
-    A file that cannot be read is left to the scan, which says why.
+    Unreadable files are skipped; the scan reports them.
+
+    Returns:
+        Use by path; None if the checkpoint does not record its videos.
     """
     seen = checkpoint.card.seen
     if seen is None:
@@ -189,7 +192,7 @@ def _check_overlap(
     seen = checkpoint.card.seen
     if checkpoint.card.calibration.trained and not (seen and seen.is_complete):
         log.warning(
-            "%s does not record all its training videos; if some of these are among them, the results are too good",
+            "%s does not record all its training videos; if they include some of these, the results are too optimistic",
             checkpoint.label,
         )
     if not overlap:
@@ -201,15 +204,18 @@ def _check_overlap(
     found = f"{checkpoint.label} has seen {len(overlap)} of {num_videos} videos ({counts}): {named}"
     if not is_allowed:
         raise ConfigError(
-            f"{found}. Leave them out, since results on them are too good, or measure all the same with --allow-overlap"
+            f"{found}. Results on these are too optimistic: remove them, or evaluate anyway with --allow-overlap"
         )
-    log.warning("%s; the results are too good", found)
+    log.warning("%s; the results are too optimistic", found)
 
 
 def judge(
     sources: Sequence[Source], engine: Engine, *, copies: Mapping[str, str] | None = None, listener: Listener | None
 ) -> list[Judged]:
-    """Scan videos, or their copies in their stead, in the order of `sources`; one without a copy is left out."""
+    """Scan videos, or their copies if given, and return the results in the order of `sources`.
+
+    Videos that are missing from `copies` are left out.
+    """
     taken = sources if copies is None else [each for each in sources if each.path in copies]
     places = {each.path if copies is None else copies[each.path]: each for each in taken}
     found: dict[str, Judged] = {}
@@ -231,21 +237,22 @@ def _check(judged: Sequence[Judged]) -> None:
     if not labels:
         listed = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         raise ConfigError(
-            f"none of {len(judged)} videos could be judged ({listed}); give videos that show faces, and see the reasons"
+            f"none of {len(judged)} videos could be scored ({listed}); see the reasons, and give videos that show faces"
         )
     num_without = sum(not each.source.domain for each in judged)
     if 0 < num_without < len(judged):
-        log.warning("%d of %d videos name no source: figures within sources leave them out", num_without, len(judged))
+        log.warning("%d of %d videos have no source: metrics within sources leave them out", num_without, len(judged))
     if len(labels) == 1:
         log.warning(
-            "only %s videos could be judged: what needs both classes, such as ROC AUC, is left out", labels.pop()
+            "only %s videos could be scored: metrics that need both classes, such as ROC AUC, are left out",
+            labels.pop(),
         )
 
 
 def _judge_copies(
     condition: Condition, sources: Sequence[Source], engine: Engine, listener: Listener | None
 ) -> tuple[list[Judged], int]:
-    """Judge a worse copy of each video; also tells how many copies are not of the whole video."""
+    """Scan a degraded copy of each video; also return how many copies were cut short."""
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
         copies = write_copies(
             [source.path for source in sources],
@@ -264,24 +271,24 @@ def _judge_copies(
 
 
 def count_verdicts(judged: Iterable[Judged]) -> dict[str, dict[str, int]]:
-    """Number of videos by true label and verdict, zeros included."""
+    """Count videos by true label and verdict, zeros included."""
     counts = Counter((each.source.label, each.verdict.label) for each in judged)
     return {label: {verdict: counts[label, verdict] for verdict in VERDICTS} for label in LABELS}
 
 
-# Measuring
+# Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class _Ruler:
-    """Measures any set of judged videos in the same way."""
+    """Computes the metrics of sets of scanned videos with fixed parameters."""
 
     fake_threshold: float | None
     num_resamples: int
     seed: int
 
     def parts(self, judged: Sequence[Judged]) -> list[Part]:
-        """All videos, each kind of fake against all reals, and the shares of verdicts."""
+        """Measure all videos, each kind of fake against all reals, and the proportions of verdicts."""
         reals = [each for each in judged if each.source.label == "real"]
         parts = self.overall(judged)
         for kind in sorted({each.source.kind for each in judged if each.source.label == "fake"} - {""}):
@@ -290,11 +297,11 @@ class _Ruler:
         return parts + [self._shares(label, judged) for label in LABELS]
 
     def overall(self, judged: Sequence[Judged]) -> list[Part]:
-        """All videos at both levels."""
+        """Measure all videos at both levels."""
         return [self._part(level, ALL, judged) for level in LEVELS]
 
     def _part(self, level: Level, subset: str, judged: Sequence[Judged]) -> Part:
-        """Without any score all metrics are absent; a part tells how many videos gave one."""
+        """Measure the videos that have scores at this level; without any score there are no metrics."""
         judged = [each for each in judged if each.scores(level)]
         groups = [each.source.group for each in judged]
         metrics = self._metrics(level, judged) if judged else {}
@@ -302,7 +309,7 @@ class _Ruler:
         return Part(level, subset, len(judged), len(set(groups)), metrics, comparisons)
 
     def _comparisons(self, judged: Sequence[Judged]) -> dict[str, Comparison]:
-        """Videos compared within their sources and takes; a group stands in for a take that is not named."""
+        """Compare videos within their sources and takes; a video without a take is compared within its group."""
         found = {}
         with_origin = [each for each in judged if each.source.domain]
         if with_origin:
@@ -337,7 +344,7 @@ class _Ruler:
         )
 
     def _shares(self, label: Label, judged: Sequence[Judged]) -> Part:
-        """How often each verdict falls on videos of one label, unjudged ones included."""
+        """Measure the proportion of each verdict among videos of one label, including those without a score."""
         verdicts = np.array([each.verdict.label for each in judged if each.source.label == label])
         groups = [each.source.group for each in judged if each.source.label == label]
         shares = {

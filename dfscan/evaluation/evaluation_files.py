@@ -1,4 +1,4 @@
-"""The files of an evaluation: everything as JSON, tables as CSV, and plots."""
+"""Output files of an evaluation: all results as JSON, tables as CSV, and plots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
 ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"
 PLOTS = ("roc.png", "calibration.png", "histogram.png", ROBUSTNESS_PLOT, COMPARISON_PLOT)
 COMPARISONS = {"within_source_auc": "within sources", "paired_accuracy": "pairs of a take"}
-"""What figures within sources and takes are called in plots and in print."""
+"""Display names of the comparisons, for plots and terminal output."""
 
 VIDEO_COLUMNS = (
     Column("path", "path"),
@@ -50,28 +50,28 @@ METRIC_COLUMNS = (
 
 
 def make_folder(folder: Path, *, inputs: Iterable[str]) -> None:
-    """Make the folder of the results, and see that they can be written and replace no input.
+    """Create the output folder, and check that it is writable and that no output would overwrite an input.
 
     Raises:
-        OutputError: it cannot be made or written to.
-        ConfigError: an input has the name of a result.
+        OutputError: the folder cannot be created or written to.
+        ConfigError: an input has the path of an output file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); name another folder with --out") from error
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}); give another folder with --out") from error
     places = {os.path.realpath(folder / name): name for name in (DOCUMENT, METRICS, VIDEOS, *PLOTS)}
     for path in inputs:
         if name := places.get(os.path.realpath(path)):
-            raise ConfigError(f"{name} would overwrite the input {path}; name another folder with --out")
+            raise ConfigError(f"{name} would overwrite the input {path}; give another folder with --out")
     AtomicFile(folder / DOCUMENT).discard()
 
 
 def write_videos(folder: Path, judged: Sequence[Judged]) -> None:
-    """Write a row for each video.
+    """Write one row per video to ``videos.csv``.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     with open_writer(folder / VIDEOS, VIDEO_COLUMNS, format="csv") as writer:
         for each in judged:
@@ -83,7 +83,7 @@ def write_videos(folder: Path, judged: Sequence[Judged]) -> None:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ()) -> None:
-    """Write the metrics, the document with everything in it, and the plots; `videos.csv` is there already.
+    """Write all files but ``videos.csv``: the metrics table, the JSON document and the plots.
 
     Raises:
         OutputError: a file cannot be written.
@@ -99,8 +99,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[
 
 
 def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Everything, as values that JSON knows; numbers are not rounded."""
-    import av  # noqa: F401  its presence makes versions() name FFmpeg's
+    """Return all results as JSON-compatible values; numbers are not rounded."""
+    import av  # noqa: F401  once imported, versions() includes FFmpeg's
 
     checkpoint = evaluation.checkpoint
     return {
@@ -123,7 +123,7 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
 
 
 def counts(judged: Sequence[Judged]) -> dict[str, int]:
-    """How many videos there are of what."""
+    """Count videos, labels, groups, videos with a score, and faces."""
     return {
         "videos": len(judged),
         **{label: sum(each.source.label == label for each in judged) for label in LABELS},
@@ -138,7 +138,7 @@ def _draws(evaluation: Evaluation) -> dict[str, int]:
 
 
 def _nested(parts: Iterable[Part]) -> dict[str, Any]:
-    """Metrics by level and subset."""
+    """Return the metrics by level and subset."""
     nested: dict[str, Any] = {level: {} for level in LEVELS}
     for part in parts:
         estimates = {name: asdict(estimate) for name, estimate in part.metrics.items()}
@@ -148,14 +148,14 @@ def _nested(parts: Iterable[Part]) -> dict[str, Any]:
 
 
 def _flat(comparison: Comparison) -> dict[str, Any]:
-    """The estimate and the counts beside one another."""
+    """Return the estimate and the counts in one dictionary."""
     counts = asdict(comparison)
     estimate: dict[str, Any] = counts.pop("estimate")
     return estimate | counts
 
 
 def _groups(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Groups of more than one video: a group of one is a row of `videos.csv`."""
+    """Summarise groups of at least two videos; a single video already has its row in `videos.csv`."""
     members: dict[str, list[Judged]] = {}
     for each in judged:
         members.setdefault(each.source.group, []).append(each)
@@ -201,7 +201,7 @@ def _plot(folder: Path, evaluation: Evaluation) -> None:
         by_name = {"original": evaluation.parts} | {each.name: each.parts for each in evaluation.conditions}
         plot_robustness({name: _aucs(parts) for name, parts in by_name.items()}, folder)
     else:
-        (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # of an earlier evaluation, it would not belong to this one
+        (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # it would be from an earlier evaluation
     curve = {part.subset: _compared(part) for part in evaluation.parts if part.comparisons}
     if curve:
         plot_comparisons(curve, folder)
@@ -210,7 +210,7 @@ def _plot(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _compared(part: Part) -> dict[str, Estimate]:
-    """The overall ROC AUC, and beside it the figures within sources and takes."""
+    """Return the overall ROC AUC and the comparisons within sources and takes, by display name."""
     within = {COMPARISONS[name]: comparison.estimate for name, comparison in part.comparisons.items()}
     return {"all pairs": part.metrics["roc_auc"], **within}
 

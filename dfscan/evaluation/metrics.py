@@ -1,7 +1,7 @@
-"""How well scores tell fake from real, with intervals that know which faces belong together.
+"""Metrics of binary classification with confidence intervals from a cluster bootstrap.
 
-Faces of one video, and videos of one person or take, err together. The bootstrap therefore draws whole groups (Field
-and Welsh 2007, "Bootstrapping clustered data", section 2: the cluster bootstrap), not single faces.
+Errors on faces of one video, and on videos of one person or take, are correlated. The bootstrap therefore resamples
+whole groups instead of single faces (Field and Welsh 2007, "Bootstrapping clustered data", section 2).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NUM_BINS = 15
-"""Of the calibration error and of the reliability diagram, as in Guo et al. 2017."""
+"""Bins of the calibration error and of the reliability diagram, as in Guo et al. 2017."""
 CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A measured value and its 95 % interval; None for what the data cannot give."""
+    """A measured value and its 95 % interval; fields are None if undefined for the data."""
 
     value: float | None
     low: float | None
@@ -31,24 +31,24 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Fakes compared with reals of the same source or take, and how much there was to compare."""
+    """A comparison of fakes with reals of the same source or take, with the sample sizes."""
 
     estimate: Estimate
     num_compared: int
     """Sources or takes with both classes."""
     num_left_out: int
-    """Sources or takes with one class only."""
+    """Sources or takes with only one class."""
     num_fakes: int
-    """Fakes in what was compared."""
+    """Fakes in the compared sources or takes."""
     num_reals: int
-    """Reals in what was compared."""
+    """Reals in the compared sources or takes."""
     num_groups: int
-    """Groups in what was compared."""
+    """Groups in the compared sources or takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoScores:
-    """One entry for each source video, sorted by its name; all arrays (V,)."""
+    """One entry per source video, sorted by name; all arrays are (V,)."""
 
     sources: NDArray[np.str_]
     logits: Floats
@@ -62,10 +62,10 @@ def by_source(logits: ArrayLike, is_fake: ArrayLike, sources: Sequence[str], gro
     """Average the logits of each source video.
 
     Args:
-        logits: (F,) of the faces.
-        is_fake: (F,) their labels; those of a source's first face count for all of it, likewise its group.
-        sources: (F,) names of the videos that they come from.
-        groups: (F,) groups of those videos.
+        logits: (F,) logit of each face.
+        is_fake: (F,) label of each face. A video gets the label and the group of its first face.
+        sources: (F,) name of each face's video.
+        groups: (F,) group of each face's video.
     """
     names, first, index, counts = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=np.asarray(logits, np.float64), minlength=len(names)) / counts
@@ -79,15 +79,15 @@ def by_source(logits: ArrayLike, is_fake: ArrayLike, sources: Sequence[str], gro
 
 
 def quick(logits: ArrayLike, is_fake: ArrayLike) -> dict[str, float | None]:
-    """Accuracy and F1 at P(fake) = 0.5, and ROC AUC, for a look after each epoch.
+    """Compute accuracy and F1 at P(fake) = 0.5, and ROC AUC, for validation after each epoch.
 
     Args:
-        logits: (F,) raw; the temperature changes none of the three.
+        logits: (F,) raw logits; none of the three metrics depends on the temperature.
         is_fake: (F,).
 
     Returns:
-        `accuracy`, `roc_auc` (None with one class, or where a logit is not finite) and `f1` (None where nothing is
-        fake and nothing is called so); all None without faces.
+        `accuracy`, `roc_auc` (None if there is only one class or a logit is not finite) and `f1` (None if nothing is
+        fake and nothing is classified as fake). All are None without faces.
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
     if not len(values):
@@ -112,46 +112,48 @@ def measure(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """All metrics of a set of scores, each with a 95 % percentile interval of a bootstrap over groups.
+    """Compute all metrics of a set of scores, each with a 95 % percentile interval of a bootstrap over groups.
 
-    Whole groups are drawn with replacement, as many as there are; a draw without one of the classes of the data is
-    drawn again. A class that comes from fewer than two groups cannot tell how groups differ: no intervals then.
-    Over a handful of groups such an interval is too narrow, and that of a faultless result has no width at all.
+    The bootstrap draws as many groups as there are, with replacement. Draws that lack a class of the data are repeated.
+    If a class has fewer than two groups, there are no intervals, since the variation between groups is unknown. With
+    only a few groups the intervals are too narrow, and the interval of a perfect result has zero width.
 
     Args:
         scores: (N,) P(fake) in [0, 1].
         is_fake: (N,).
-        groups: (N,) what errs together: a person, or a take with the fakes made from it.
-        fake_threshold: `score >= fake_threshold` is called fake; None leaves out what needs it.
-        num_resamples: draws of the bootstrap.
-        seed: the same seed gives the same intervals.
+        groups: (N,) cluster of correlated entries: a person, or a take with the fakes made from it.
+        fake_threshold: scores at or above it are classified as fake; if None, metrics that need it are None.
+        num_resamples: bootstrap draws.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
 
     Returns:
-        By name, and always all of them:
+        Estimates by name; every name is always present:
 
-        * `roc_auc`, `average_precision` (the step-wise sum of scikit-learn, without interpolation);
-        * `eer`: where the straight lines between the points of the ROC meet false positive = false negative rate;
-        * `tpr_at_fpr_1`, `tpr_at_fpr_5`: the highest true positive rate of a threshold that at most 1 % or 5 % of
-          the reals reach, without interpolation;
-        * `log_loss` in nats, `brier`, the mean of (score - label)^2;
-        * `ece`: sum over 15 equally wide bins of (share of the scores in the bin) * |mean label - mean score|
-          (Guo et al. 2017, equation 3, with P(fake) in the place of confidence); a bin holds its lower edge;
-        * `accuracy`, `precision`, `recall` and `f1` at the threshold. Precision is None where nothing is called fake.
+        * `roc_auc` and `average_precision` (scikit-learn's step-wise sum, without interpolation);
+        * `eer`: false positive rate at which the linearly interpolated ROC has equal false positive and false negative
+          rates;
+        * `tpr_at_fpr_1`, `tpr_at_fpr_5`: maximum true positive rate of any threshold with a false positive rate of at
+          most 1 % or 5 %, without interpolation;
+        * `log_loss` in nats, and `brier`, the mean of (score - label)^2;
+        * `ece`: sum over 15 bins of equal width of (proportion of scores in the bin) * |mean label - mean score|
+          (Guo et al. 2017, equation 3, with P(fake) in place of confidence); a bin includes its lower edge;
+        * `accuracy`, `precision`, `recall` and `f1` at the threshold. Precision is None if nothing is classified as
+          fake.
 
-        With one class only `log_loss`, `brier`, `ece` and `accuracy` are given, the others are None.
+        With only one class, all but `log_loss`, `brier`, `ece` and `accuracy` are None.
 
     Raises:
         ValueError: there are no scores, or some are not in [0, 1].
     """
     values, labels = np.asarray(scores, np.float64), np.asarray(is_fake, np.bool_)
     if not len(values) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("scores must be at least one, and all in [0, 1]")
+        raise ValueError("there must be at least one score, and all must be in [0, 1]")
     table = _Table(values, labels, fake_threshold)
     return _bootstrap(table.metrics, labels, groups, num_resamples=num_resamples, seed=seed)
 
 
 def share(flags: ArrayLike, groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The share of true flags, such as "is inconclusive", with its interval as in `measure`; None of nothing."""
+    """Compute the proportion of true flags, with an interval as in `measure`; all None without flags."""
     values = np.asarray(flags, np.float64)
     if not len(values):
         return Estimate(None, None, None)
@@ -171,31 +173,31 @@ def within_source_auc(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """The probability that a fake scores above a real of the same source, ties counted half.
+    """Compute the probability that a fake scores above a real of the same source; ties count half.
 
-    The overall ROC AUC also compares fakes of one origin with reals of another, so it rewards a detector that only
-    tells origins apart. Here every fake is compared with the reals of its own source. This is the covariate-adjusted
-    AUC of Janes and Pepe 2009, "Adjusting for covariate effects on classification accuracy using the
-    covariate-adjusted ROC curve", with the source as the covariate.
+    The overall ROC AUC also compares fakes and reals of different sources, so it rewards a detector that only separates
+    sources. Here every fake is compared with the reals of its own source. This is the covariate-adjusted AUC of Janes
+    and Pepe 2009, "Adjusting for covariate effects on classification accuracy using the covariate-adjusted ROC curve",
+    with the source as the covariate.
 
-    Each fake counts once, so a source weighs as many fakes as it has. Weighting by pairs would let one source with
-    many fakes and many reals decide the result.
+    Each fake counts once, so the weight of a source is its number of fakes. Weighting by pairs would let one source
+    with many fakes and many reals dominate the result.
 
     The interval comes from a bootstrap over groups, as in `measure`. Groups are drawn from all sources together, since
-    a person may appear in several. In each draw, sources left without a class are left out. The interval covers the
-    choice of people or takes. It does not cover the choice of sources: there are usually too few to resample. To
-    resample sources all the same, pass them as `groups`.
+    a person may appear in several. Sources that lack a class in a draw are left out of that draw. The interval covers
+    the choice of people or takes, but not the choice of sources: there are usually too few to resample. To resample
+    sources instead, pass them as `groups`.
 
     Args:
-        scores: (N,) in any unit that ranks, such as logits or P(fake).
+        scores: (N,) scores of any monotonic scale, such as logits or P(fake).
         is_fake: (N,).
-        sources: (N,) where each entry comes from, such as a web page, a data set or a repository.
-        groups: (N,) entries that err together, as in `measure`.
+        sources: (N,) origin of each entry, such as a web page, a data set or a repository.
+        groups: (N,) cluster of correlated entries, as in `measure`.
         num_resamples: bootstrap draws.
-        seed: of the bootstrap; the same seed gives the same interval.
+        seed: seed of the bootstrap; the same seed gives the same interval.
 
     Returns:
-        The AUC and what was compared. The value is None if no source has both classes, or if a score is NaN.
+        The AUC and the sample sizes. The AUC is None if no source has both classes or a score is NaN.
     """
     return _compare(scores, is_fake, sources, groups, by_pair=False, num_resamples=num_resamples, seed=seed)
 
@@ -209,19 +211,19 @@ def paired_accuracy(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """The share of (fake, real) pairs of the same take in which the fake scores higher, ties counted half.
+    """Compute the proportion of (fake, real) pairs of a take in which the fake scores higher; ties count half.
 
-    Every pair counts once. Arguments, interval and result are as in `within_source_auc`, with takes in the place of
+    Every pair counts once. Arguments, interval and result are as in `within_source_auc`, with takes in place of
     sources. A take is one recording with the fakes made from it, or one person.
     """
     return _compare(scores, is_fake, takes, groups, by_pair=True, num_resamples=num_resamples, seed=seed)
 
 
 def clopper_pearson(num_hits: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact two-sided interval of a share (Clopper and Pearson 1934), from quantiles of the beta distribution.
+    """Compute the exact two-sided interval of a proportion (Clopper and Pearson 1934) from beta quantiles.
 
     Returns:
-        (low, high) in [0, 1]; (0, 1) of no trials.
+        (low, high) in [0, 1]; (0, 1) if there are no trials.
     """
     from scipy.stats import beta
 
@@ -242,7 +244,10 @@ def _bootstrap(
     num_resamples: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Values of the whole data and percentiles over draws; `statistic` takes how often each entry was drawn."""
+    """Compute statistics of all data and their percentiles over draws.
+
+    `statistic` takes the number of times that each entry was drawn.
+    """
     import sklearn
 
     whole = np.ones(len(is_fake))
@@ -322,7 +327,10 @@ def _compare(
 
 
 class _Pairs:
-    """All pairs of a fake and a real of one stratum, held as ranks: memory and time grow with entries, not pairs."""
+    """All pairs of a fake and a real of the same stratum.
+
+    Pairs are stored as ranks, so memory and time depend on the number of entries, not of pairs.
+    """
 
     def __init__(self, scores: Floats, is_fake: Bools, strata: NDArray[np.int64], *, by_pair: bool) -> None:
         self._by_pair = by_pair
@@ -331,7 +339,7 @@ class _Pairs:
         real_strata, fake_strata = strata[self._reals], strata[self._fakes]
         self._start = np.searchsorted(real_strata, fake_strata, side="left")
         self._stop = np.searchsorted(real_strata, fake_strata, side="right")
-        # Per fake: the reals [start, below) score lower, [below, above) equal, [above, stop) higher.
+        # For each fake, reals [start, below) score lower, [below, above) equal, [above, stop) higher.
         self._below, self._above = self._start.copy(), self._start.copy()
         for stratum in np.unique(fake_strata):
             members = np.flatnonzero(fake_strata == stratum)
@@ -341,7 +349,7 @@ class _Pairs:
             self._above[members] += np.searchsorted(sorted_scores, wanted, side="right")
 
     def share_won(self, weights: Floats) -> float:
-        """The weighted share of pairs in which the fake scores higher; NaN if the draw holds no pair."""
+        """Return the weighted proportion of pairs in which the fake scores higher; NaN if the draw has no pairs."""
         cumulative = np.concatenate([[0.0], np.cumsum(weights[self._reals])])
         won = (cumulative[self._below] + cumulative[self._above]) / 2 - cumulative[self._start]
         total = cumulative[self._stop] - cumulative[self._start]
@@ -353,11 +361,11 @@ class _Pairs:
         return _ratio(float(fake_weights[has_reals] @ shares), float(fake_weights[has_reals].sum()))
 
 
-# The metrics of weighted scores; NaN is what cannot be given
+# Metrics of weighted scores; undefined values are NaN
 
 
 class _Table:
-    """Scores with all that does not depend on how often each of them was drawn."""
+    """Scores with all intermediate values that do not depend on the weights."""
 
     def __init__(self, scores: Floats, is_fake: Bools, fake_threshold: float | None) -> None:
         self._scores = scores
@@ -369,7 +377,7 @@ class _Table:
         self._bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
     def metrics(self, weights: Floats) -> dict[str, float]:
-        """All metrics by name, each entry counted as often as its weight says."""
+        """Compute all metrics by name; weights are the number of times that each entry counts."""
         return {
             **self._curves(weights),
             "log_loss": _mean(self._log_losses, weights),

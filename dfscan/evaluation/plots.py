@@ -1,7 +1,7 @@
-"""Pictures of a training run and of an evaluation, as PNG files.
+"""Plots of training runs and evaluations, as PNG files.
 
-Figures are drawn by matplotlib's objects, never through pyplot, whose global state a library must not touch. Colours
-are those of Okabe and Ito 2008 ("Color Universal Design"), which colour-blind people can tell apart.
+Figures use matplotlib's objects instead of pyplot, because a library must not change pyplot's global state. Colours
+are those of Okabe and Ito 2008 ("Color Universal Design"), which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ DPI = 120
 NUM_HISTOGRAM_BINS = 40
 
 Curve = Mapping[str, Mapping[str, Estimate]]
-"""ROC AUC by condition and level, such as ``curve["CRF 23"]["video"]``, in the order in which they are drawn."""
+"""ROC AUC by condition and level, such as ``curve["CRF 23"]["video"]``, in drawing order."""
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draw how a training went on: ``losses.png``, ``auc.png`` and ``learning_rate.png``.
+    """Plot the history of a training run: ``losses.png``, ``auc.png`` and ``learning_rate.png``.
 
     Args:
-        rows: of ``metrics.jsonl``: ``{"event": "step", "step", "loss", "lr_head", "lr_backbone"}`` and
+        rows: rows of ``metrics.jsonl``: ``{"event": "step", "step", "loss", "lr_head", "lr_backbone"}`` and
             ``{"event": "epoch", "epoch", "step", "train_loss", "val_loss", "val_accuracy", "val_auc", "val_f1"}``;
-            values may be missing or None. Other events are passed over.
-        folder: is there already.
+            values may be missing or None. Other events are ignored.
+        folder: existing output folder.
 
     Raises:
-        OutputError: a picture cannot be written.
+        OutputError: a plot cannot be written.
     """
     steps = [row for row in rows if row.get("event") == "step"]
     epochs = [row for row in rows if row.get("event") == "epoch"]
@@ -59,17 +59,17 @@ def plot_scores(
     thresholds: tuple[float | None, float | None] = (None, None),
     title: str = "",
 ) -> list[Path]:
-    """Draw how scores tell fake from real: ``roc.png``, ``calibration.png`` and ``histogram.png``.
+    """Plot a set of scores: ``roc.png``, ``calibration.png`` and ``histogram.png``.
 
     Args:
         scores: (N,) P(fake) in [0, 1].
         is_fake: (N,).
-        folder: is there already.
-        thresholds: of `real` and `fake`, marked where there are any.
-        title: what the scores are of.
+        folder: existing output folder.
+        thresholds: thresholds of `real` and `fake`, marked unless None.
+        title: description of the scores, shown below the title.
 
     Raises:
-        OutputError: a picture cannot be written.
+        OutputError: a plot cannot be written.
     """
     values, labels = np.asarray(scores, np.float64), np.asarray(is_fake, np.bool_)
     return [
@@ -80,25 +80,25 @@ def plot_scores(
 
 
 def plot_robustness(curve: Curve, folder: Path) -> list[Path]:
-    """Draw the ROC AUC under each condition with its interval: ``robustness.png``.
+    """Plot the ROC AUC under each condition with its interval: ``robustness.png``.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the plot cannot be written.
     """
     return [_save(_curve(curve, "Robustness", "condition", "ROC AUC"), folder / "robustness.png")]
 
 
 def plot_comparisons(curve: Curve, folder: Path) -> list[Path]:
-    """Draw overall figures beside those within sources and takes, with their intervals: ``within.png``.
+    """Plot overall estimates beside those within sources and takes, with their intervals: ``within.png``.
 
     Args:
-        curve: estimates by subset of the videos, and by what was compared.
-        folder: is there already.
+        curve: estimates by subset of the videos and display name of the comparison.
+        folder: existing output folder.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the plot cannot be written.
     """
-    figure = _curve(curve, "Fakes that score above reals", "videos", "share of pairs")
+    figure = _curve(curve, "Fakes that score above reals", "videos", "proportion of pairs")
     return [_save(figure, folder / "within.png")]
 
 
@@ -114,7 +114,7 @@ def _curve(curve: Curve, title: str, x_label: str, y_label: str) -> Figure:
     return figure
 
 
-# The frame of every picture
+# Shared layout
 
 
 def _canvas(title: str, x_label: str, y_label: str, *, width: float = 7.0, height: float = 4.8) -> tuple[Figure, Axes]:
@@ -141,18 +141,18 @@ def _legend(axes: Axes, **more: Any) -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")  # a figure without pyplot draws PNG by Agg, screen or none
+    figure.savefig(picture, format="png")  # without pyplot, PNG uses the Agg backend and needs no display
     file = AtomicFile(path)
     file.write(picture.getvalue())
     file.commit()
     return path
 
 
-# A training run
+# Training history
 
 
 def _column(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both columns of the rows in which neither is missing nor infinite."""
+    """Return both columns, without rows in which either value is missing or not finite."""
     pairs = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
     table = np.array(pairs, np.float64).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
@@ -167,8 +167,8 @@ def _line(axes: Axes, rows: Iterable[Mapping[str, Any]], x: str, y: str, **style
 
 def _losses(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = _canvas("Loss", "optimiser step", "loss")
-    _line(axes, steps, "step", "loss", color="#A6CBE3", linewidth=0.8, label="training, each step")
-    _line(axes, epochs, "step", "train_loss", color=REAL, marker="o", label="training, mean of the epoch")
+    _line(axes, steps, "step", "loss", color="#A6CBE3", linewidth=0.8, label="training, per step")
+    _line(axes, epochs, "step", "train_loss", color=REAL, marker="o", label="training, epoch mean")
     _line(axes, epochs, "step", "val_loss", color=FAKE, marker="s", label="validation")
     axes.set_ylim(bottom=0)
     _legend(axes)
@@ -222,15 +222,15 @@ def _roc(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], fake_threshold
 
 
 def _calibration(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], title: str) -> Figure:
-    figure, axes = _canvas(_joined("Calibration", title), "mean score", "share of fakes", width=5.6, height=5.6)
+    figure, axes = _canvas(_joined("Calibration", title), "mean score", "proportion of fakes", width=5.6, height=5.6)
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     filled = counts > 0
     mean_score = np.bincount(bins, weights=scores, minlength=NUM_BINS)[filled] / counts[filled]
     share_fake = np.bincount(bins, weights=is_fake, minlength=NUM_BINS)[filled] / counts[filled]
-    axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", label="as often as the score says")
+    axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", label="perfect calibration")
     if filled.any():
-        axes.plot(mean_score, share_fake, "o", color=REAL, markersize=8, label=f"{len(scores)} scores; counts in grey")
+        axes.plot(mean_score, share_fake, "o", color=REAL, markersize=8, label=f"{len(scores)} scores (counts in grey)")
     for x, y, count in zip(mean_score, share_fake, counts[filled], strict=True):
         axes.annotate(str(count), (x, y), (7, -4), textcoords="offset points", color=NEUTRAL, fontsize=10, va="top")
     axes.set_xlim(-0.02, 1.05)

@@ -1,4 +1,4 @@
-"""Worse copies of videos: what is left of them after a messenger, a platform or a bad camera."""
+"""Degraded copies of videos, to simulate messengers, platforms and bad cameras."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from dfscan.media.plan import Sampling
 from dfscan.types import Reason
 
 MAX_FRAMES = 1500
-"""Of one video; the rest of a longer one (a minute at 25 a second) is left out of its copy."""
+"""Maximum frames per copy (a minute at 25 frames per second); longer videos are cut."""
 ALL_FRAMES_EVERY_S = 1e-3
 TICKS_A_SECOND = 90_000
 MIN_SIDE_PX = 16
-"""The encoder takes nothing smaller."""
+"""Minimum frame side that the encoder accepts."""
 BEST_CRF = 10
-"""Compression that adds next to nothing to the other changes."""
+"""Rate factor at which compression adds almost nothing to the other changes."""
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A change of the pictures, if any, and the H.264 rate factor of the copy."""
+    """The H.264 rate factor of a copy and an optional change of its frames."""
 
     name: str
     crf: int = BEST_CRF
@@ -47,7 +47,7 @@ class Condition:
 
 
 def shrink(pixels: Pixels, *, factor: float) -> Pixels:
-    """Make a picture smaller for good, by area averaging."""
+    """Shrink a frame by area averaging, without enlarging it again."""
     height, width = (max(MIN_SIDE_PX, round(side * factor)) for side in pixels.shape[:2])
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
@@ -65,14 +65,14 @@ CONDITIONS = (
 
 @dataclass(slots=True)
 class Copies:
-    """What became of the copies of a set of videos."""
+    """The copies of a set of videos."""
 
     paths: dict[str, str] = field(default_factory=dict)
-    """Path of the copy, by that of the original."""
+    """Path of each copy, by path of the original."""
     failures: dict[str, Reason] = field(default_factory=dict)
-    """Why there is no copy, by path of the original."""
+    """Reasons for missing copies, by path of the original."""
     num_cut_short: int = 0
-    """Videos with more than `MAX_FRAMES`."""
+    """Number of videos with more than `max_frames` frames."""
 
 
 def write_copies(
@@ -84,17 +84,17 @@ def write_copies(
     limits: Limits,
     max_frames: int = MAX_FRAMES,
 ) -> Copies:
-    """Write a worse copy of each video, H.264 in MP4, every picture at its own time.
+    """Write a degraded copy of each video as H.264 in MP4, keeping the time of every frame.
 
-    Where compression is the condition, the encoder works at its default speed, as on platforms.
+    If compression is the condition, the encoder uses its default preset, as platforms do.
 
     Args:
-        paths: the originals; decoded as for a scan, so upright and with square pixels.
-        condition: what is done to them.
-        folder: is there already, and empty.
-        num_workers: videos decoded at once.
-        limits: of each decoding child.
-        max_frames: pictures of one video that are copied.
+        paths: the originals; decoded as in a scan, so upright and with square pixels.
+        condition: degradation to apply.
+        folder: existing, empty output folder.
+        num_workers: number of videos decoded in parallel.
+        limits: limits of each decoding process.
+        max_frames: maximum number of frames copied per video.
 
     Raises:
         OutputError: a copy cannot be written.
@@ -105,7 +105,7 @@ def write_copies(
     with closing(decode_videos(paths, sampling=sampling, num_workers=num_workers, limits=limits)) as events:
         numbers = itertools.count()
         for event in events:
-            if isinstance(event, Opened) and event.path in writers:  # a second try, which begins anew
+            if isinstance(event, Opened) and event.path in writers:  # a retry starts from the beginning
                 writers.pop(event.path).close()
             elif isinstance(event, Decoded):
                 if event.path not in writers:
@@ -123,7 +123,7 @@ def write_copies(
 
 
 class _Writer:
-    """One copy, its size that of its first picture."""
+    """Writes one copy with the size of its first frame."""
 
     def __init__(self, path: Path, condition: Condition) -> None:
         self.path = path
@@ -172,13 +172,13 @@ class _Writer:
     def _failure(self, error: Exception) -> OutputError:
         cause = getattr(error, "strerror", None) or error
         return OutputError(
-            f"{self.path}: a copy for --robustness cannot be written ({cause}); free some space there, or name another "
-            "folder for temporary files in TMPDIR"
+            f"{self.path}: a copy for --robustness cannot be written ({cause}); free some space there, or set TMPDIR "
+            "to another folder for temporary files"
         )
 
 
 def _fitted(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Cut off the odd line that the encoder cannot take; resize a picture whose size has changed on the way."""
+    """Crop an odd row or column, which the encoder rejects; resize a frame whose size differs from the first one's."""
     extra = pixels.shape[0] - height, pixels.shape[1] - width
     if not (extra[0] in (0, 1) and extra[1] in (0, 1)):
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

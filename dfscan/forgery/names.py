@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 ForgeryKind = Literal["self-blended", "swapped", "warped", "reconstructed"]
 FORGERY_KINDS: tuple[ForgeryKind, ...] = get_args(ForgeryKind)
-"""Kinds of fakes that are made from real faces."""
+"""Kinds of forgeries made from real faces."""
 Design = Literal["transposed", "nearest", "bilinear", "shuffle"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
-"""Of the autoencoders that reconstruct faces: how each doubles the size of its features."""
+"""Upsampling methods of the autoencoders that reconstruct faces."""

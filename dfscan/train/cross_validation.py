@@ -1,8 +1,8 @@
-"""Calibrate a checkpoint on footage that it was trained on, through runs that each left a part of it out.
+"""Calibrate a checkpoint by cross-validation, with runs that each held out one fold of its training data.
 
-The final detector learns from every fold, so none of its own scores is fit to set a threshold. Runs of the same recipe
-that each hold out one fold score all footage once without having seen it. Their pooled scores stand in for those of
-the final detector on new footage, as in cross-validation (Stone 1974) and in cross-conformal prediction (Vovk 2015).
+The final detector is trained on every fold, so its own scores on this data cannot set thresholds. Runs of the same
+recipe, each with one fold held out, score all data without having seen it. Their pooled scores stand in for those of
+the final detector on new data, as in cross-validation (Stone 1974) and cross-conformal prediction (Vovk 2015).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dfscan.evaluation.metrics import VideoScores, by_source, measure, paired_ac
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
 
 HELD_OUT = "held-out folds"
-"""Name of the pooled figures in a card's metrics."""
+"""Name of the pooled metrics in a card."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOutFaces:
-    """Faces that a run validated on; one entry for each, made forgeries excluded."""
+    """Validation faces of all runs, one entry per face; forgeries made from real faces are excluded."""
 
     logits: NDArray[np.float64]
     """(F,) raw."""
@@ -43,10 +43,10 @@ class HeldOutFaces:
 
 
 def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
-    """Pool what runs wrote of their validation faces.
+    """Pool the validation faces of several runs.
 
     Raises:
-        ConfigError: a run has no such file, or two runs validated on the same source.
+        ConfigError: a run has no table of validation faces or lacks columns, or two runs held out the same source.
     """
     rows: list[dict[str, str]] = []
     run_of: dict[str, Path] = {}
@@ -56,13 +56,13 @@ def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
             with path.open(newline="", encoding="utf-8") as file:
                 found = [row for row in csv.DictReader(file) if not row.get("made_by")]
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); name folders of finished runs") from error
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give folders of finished runs") from error
         if found and (missing := [name for name in VALIDATION_COLUMNS if name not in found[0]]):
-            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; train again with this dfscan")
+            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; train again with this version")
         for row in found:
             if run_of.setdefault(row["source"], run_dir) != run_dir:
                 raise ConfigError(
-                    f"{row['source']}: held out by {run_of[row['source']]} and by {run_dir}; name one run per fold"
+                    f"{row['source']}: held out by {run_of[row['source']]} and by {run_dir}; give one run per fold"
                 )
         rows += found
     return HeldOutFaces(
@@ -84,14 +84,14 @@ def calibrate_on_runs(
     fake_called_real: float,
     half: bool,
 ) -> CheckpointCard:
-    """Write a copy of a checkpoint with thresholds and figures from held-out folds.
+    """Write a copy of a checkpoint with thresholds and metrics from held-out folds.
 
     Args:
-        checkpoint: trained on all folds by the recipe of the runs.
-        run_dirs: a run for each fold.
-        out: where the copy goes.
-        real_called_fake: maximum false positive rate, on real videos of all folds.
-        fake_called_real: maximum false negative rate of the verdict ``real``.
+        checkpoint: trained on all folds with the recipe of the runs.
+        run_dirs: one run per fold.
+        out: path of the copy.
+        real_called_fake: maximum rate of real videos at or above the fake threshold.
+        fake_called_real: maximum rate of fake videos at or below the real threshold.
         half: store the weights in fp16.
 
     Raises:
@@ -131,7 +131,7 @@ def calibrate_on_runs(
 
 
 def _by_kind(videos: VideoScores, scores: NDArray[np.float64], faces: HeldOutFaces) -> dict[str, Any]:
-    """Each kind of fake against all reals, against reals of its own domain, and against reals of its own group."""
+    """Compare each kind of fake with all reals, with reals of its domain, and with reals of its group."""
     first = {source: place for place, source in reversed(list(enumerate(faces.sources)))}
     places = [first[source] for source in videos.sources.tolist()]
     kinds, domains = np.array(faces.kinds)[places], np.array(faces.domains)[places]

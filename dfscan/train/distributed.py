@@ -1,4 +1,7 @@
-"""One process or many: the same code runs alone and under torchrun. Import this module only inside functions."""
+"""Distributed training: the same code runs in one process and under torchrun.
+
+This module imports PyTorch: import it only inside functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run, each with a device of its own."""
+    """The processes of a run, seen from one of them; each process has its own device."""
 
     rank: int
     size: int
@@ -27,11 +30,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """True in the process that writes files and reports progress."""
         return self.rank == 0
 
     def gather(self, part: list[T]) -> list[T]:
-        """The parts of all processes in one list, in every process; parts may differ in length."""
+        """Concatenate the lists of all processes, in every process; lengths may differ."""
         if self.size == 1:
             return part
         parts: list[Any] = [None] * self.size
@@ -39,18 +42,18 @@ class World:
         return [each for one in parts for each in one]
 
     def wait(self) -> None:
-        """Until all processes are here: what the first has written can be read."""
+        """Wait for all processes, so that files written by the first one can be read."""
         if self.size > 1:
             distributed.barrier()
 
     def share_buffers(self, network: torch.nn.Module) -> None:
-        """Give every process the first one's batch norm statistics, with which the checkpoint is written."""
+        """Copy the first process's batch norm statistics, which the checkpoint contains, to all processes."""
         if self.size > 1:
             for buffer in network.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is up in any process; all must ask at the same point."""
+        """Return for each flag whether it is set in any process; all processes must call this at the same point."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
@@ -60,13 +63,13 @@ class World:
 
 @contextmanager
 def joined_world(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started, or stand alone; leave them at the end.
+    """Join the process group that torchrun started, if any, and leave it at the end.
 
     Args:
-        device: as `choose_device` takes it; ``auto`` and ``cuda`` give each local process a GPU of its own.
+        device: as for `choose_device`; ``auto`` and ``cuda`` give each local process its own GPU.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not available.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -1,10 +1,10 @@
-"""Growth of an EfficientNet detector: a larger network that gives the same logits as the smaller one.
+"""Grow an EfficientNet detector: build a larger network that gives the same logits as the smaller one.
 
 The method is Net2Net (Chen, Goodfellow and Shlens 2016, "Net2Net: Accelerating Learning via Knowledge Transfer",
-sections 2.2 and 2.3). Wider: every new channel copies an old one, and the layers that read it divide their weights
-among the copies. Deeper: every added block starts as the identity.
+sections 2.2 and 2.3). To widen a layer, every new channel copies an old one, and the layers that read it divide their
+weights among the copies. To deepen a stage, every added block starts as the identity.
 
-This module is PyTorch's own: import it only inside functions that need it.
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
     """Build a larger detector that gives the same logits, in eval mode and, without dropout, in training mode.
 
     Args:
-        small: the trained detector; left as it is.
-        source: its architecture, one of `EFFICIENTNETS`.
-        target: the architecture to build, from the same family and not smaller.
-        seed: decides which channels are copied, how weights are divided, and the inner weights of added blocks.
+        small: the trained detector; not modified.
+        source: architecture of `small`, one of `EFFICIENTNETS`.
+        target: architecture to build, of the same family and not smaller.
+        seed: seed of the choice of copied channels, the division of weights, and the inner weights of added blocks.
 
     Returns:
         The grown detector, in training mode, on the CPU.
 
     Raises:
-        CheckpointError: an architecture is not of the family, or the target is smaller than the source.
+        CheckpointError: an architecture is not an EfficientNet, or the target is smaller than the source.
     """
     _check_pair(source, target)
     large = create_network(target, seed=seed)
@@ -46,7 +46,7 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
             outputs = widening.choose(_width(old_blocks), _width(new_blocks))
             for old_block, new_block in zip(old_blocks, new_blocks, strict=False):
                 widening.grow_block(old_block, new_block, inputs, outputs)
-                inputs = outputs  # the blocks of a stage add to one another, so they share the choice
+                inputs = outputs  # residual connections add the blocks' outputs, so all blocks share one choice
             for added in new_blocks[len(old_blocks) :]:
                 make_identity(added)
         features = widening.choose(old.conv_head.out_channels, new.conv_head.out_channels)
@@ -61,14 +61,14 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
 def _check_pair(source: str, target: str) -> None:
     family = ", ".join(EFFICIENTNETS)
     if source not in EFFICIENTNETS:
-        raise CheckpointError(f"a {source} cannot grow; give a checkpoint of one of {family}")
+        raise CheckpointError(f"{source} cannot be grown; give a checkpoint of one of {family}")
     larger = EFFICIENTNETS[EFFICIENTNETS.index(source) :]
     if target not in larger:
-        raise CheckpointError(f"{source} cannot grow into {target}; give --architecture {' or '.join(larger)}")
+        raise CheckpointError(f"{source} cannot be grown to {target}; give --architecture {' or '.join(larger)}")
 
 
 def _width(blocks: nn.Sequential) -> int:
-    """Channels of the last block's output."""
+    """Return the output channels of the last block."""
     last: Any = blocks[-1]
     return int(last.conv_pwl.out_channels if hasattr(last, "conv_pwl") else last.conv_pw.out_channels)
 
@@ -80,9 +80,9 @@ class _Widening:
         self._generator = torch.Generator().manual_seed(seed)
 
     def choose(self, num_old: int, num_new: int) -> Tensor:
-        """Choose the old channel that each new one copies: int64 [num_new].
+        """Choose the old channel that each new channel copies: int64 [num_new].
 
-        The first `num_old` copy themselves; the others are spread evenly over the old channels.
+        The first `num_old` channels copy the old ones in order; the rest are spread evenly over the old channels.
         """
         rounds = [torch.arange(num_old)]
         while len(rounds) * num_old < num_new:
@@ -90,16 +90,16 @@ class _Widening:
         return torch.cat(rounds)[:num_new]
 
     def divide(self, old: Any, new: Any, *, rows: Tensor, columns: Tensor) -> None:
-        """Fill a linear layer or convolution whose inputs are copies; each copy gets a random share of the weight.
+        """Fill a linear layer or convolution whose inputs are copies; each copy gets a random fraction of the weight.
 
-        The shares of the copies of one input sum to 1. Every output draws shares of its own. Were they the same for all
-        outputs, the gradients of two copies would differ in length only, and Adam takes no account of length.
+        The fractions of all copies of an input sum to 1. They are drawn separately for every output. With the same
+        fractions for all outputs, the gradients of two copies would differ only by a factor, which Adam ignores.
 
         Args:
-            old: the layer to copy from, its weight [O, I, ...].
+            old: the layer to copy from, with weight [O, I, ...].
             new: the layer to fill.
-            rows: the old output that each new one copies, [O'].
-            columns: the old input that each new one copies, [I'].
+            rows: old output that each new output copies, [O'].
+            columns: old input that each new input copies, [I'].
         """
         shares = torch.rand(len(rows), len(columns), generator=self._generator) + 0.5
         totals = torch.zeros(len(rows), old.weight.shape[1]).index_add_(1, columns, shares)
@@ -134,7 +134,7 @@ class _Widening:
 
 
 def _copy(old: Any, new: Any, channels: Tensor) -> None:
-    """Copy the filters of a convolution whose inputs are not widened, or of a depthwise one."""
+    """Copy the filters of a depthwise convolution, or of one whose inputs are not widened."""
     new.weight.copy_(old.weight[channels])
 
 

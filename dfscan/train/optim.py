@@ -1,4 +1,7 @@
-"""The optimiser and its schedule. This module is PyTorch's own: import it only inside functions that need it."""
+"""Optimiser, learning rate schedule and weight averaging.
+
+This module imports PyTorch: import it only inside functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ MIN_WARMUP_STEPS = 2
 
 
 def create_optimizer(network: DeepfakeDetector, settings: TrainSettings, kind_output: nn.Module | None = None) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with two groups: ``head``, the second output included, then ``backbone``."""
+    """Create AdamW (Loshchilov and Hutter 2019) with two groups: ``head`` (with the second output) and ``backbone``."""
     head = [*network.head.parameters(), *(kind_output.parameters() if kind_output else ())]
     groups = [
         {"name": "head", "params": head, "lr": settings.lr_head},
@@ -25,11 +28,11 @@ def create_optimizer(network: DeepfakeDetector, settings: TrainSettings, kind_ou
 
 
 def create_schedule(optimizer: AdamW, settings: TrainSettings, *, num_steps: int) -> OneCycleLR:
-    """One cycle over all optimiser steps (Smith and Topin 2018): a cosine up, a cosine down; betas stay.
+    """Create a one-cycle schedule (Smith and Topin 2018) with cosine warm-up and decay; betas are constant.
 
     Args:
         optimizer: from `create_optimizer`.
-        settings: the highest rates and the share of steps in which they are reached.
+        settings: maximum learning rates and the proportion of warm-up steps.
         num_steps: optimiser steps of the whole run, at least 1.
     """
     num_steps = max(num_steps, MIN_WARMUP_STEPS + 1)
@@ -44,22 +47,22 @@ def create_schedule(optimizer: AdamW, settings: TrainSettings, *, num_steps: int
 
 
 def update_average(average: nn.Module, network: nn.Module, *, decay: float, steps_done: int) -> None:
-    """Draw a running average of weights a step closer to a network's, batch norm's statistics too.
+    """Update an exponential moving average of a network's weights and batch norm statistics.
 
-    Exponential, as in Tarvainen and Valpola 2017, "Mean teachers are better role models", equation 1, but over fewer
-    steps at the beginning, so that it does not keep the random weights of the start.
+    The average follows Tarvainen and Valpola 2017, "Mean teachers are better role models", equation 1. The decay is
+    lower in the first steps, so that the initial random weights do not persist.
 
     Args:
-        average: what is drawn; of the same architecture.
-        network: just after an optimiser step.
-        decay: share of the average that stays, in (0, 1), once enough steps are done.
+        average: network of the same architecture; updated in place.
+        network: the trained network, just after an optimiser step.
+        decay: decay of the average in (0, 1), reached after the first steps.
         steps_done: optimiser steps before this one.
     """
     share = 1 - min(decay, (1 + steps_done) / (10 + steps_done))
     with torch.no_grad():
         pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
         floats: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if pair[0].is_floating_point()]
-        # One launch for all tensors: on a GPU, hundreds of small launches would cost more than the step.
+        # One launch for all tensors: on a GPU, hundreds of small launches would take longer than the training step.
         torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], share)
         for mine, theirs in pairs:
             if not mine.is_floating_point():

@@ -1,4 +1,4 @@
-"""A whole training run: from a data set to a calibrated checkpoint, a contact sheet, or the cost of loading."""
+"""Complete training runs: from a data set to a calibrated checkpoint, a contact sheet or a measure of loading time."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ log = logging.getLogger("dfscan")
 SHEET_COLUMNS = 8
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "val")
 HELD_OUT_SPLITS: dict[str, Split] = {"validation": "val", "test": "test"}
-"""By their names in a card's metrics."""
+"""Split of each held-out set, by its name in a card's metrics."""
 
 
 def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: bool = False) -> Path | None:
-    """Train, calibrate, and write the run folder.
+    """Train, calibrate and write the run folder.
 
     Args:
-        settings: as given by the user; `data` and `out` are needed.
-        listener: told how it goes on; in a process that torchrun started only the first one's is.
-        is_resumed: go on with the run in `out`.
+        settings: the user's settings; `data` and `out` are required.
+        listener: receives progress events; under torchrun, only in the first process.
+        is_resumed: resume the run in `out`.
 
     Returns:
-        The calibrated checkpoint; None in all processes but the first.
+        Path of the calibrated checkpoint; None in all processes but the first.
 
     Raises:
-        ConfigError: data, settings or run folder cannot be used; nothing has been done.
+        ConfigError: the data, settings or run folder cannot be used.
         CheckpointError: the weights to start from cannot be used.
-        TrainingError: the numbers are no longer finite.
+        TrainingError: a loss, gradient or score is not finite.
         OutputError: a file cannot be written.
-        KeyboardInterrupt, SystemExit: interrupted; --resume goes on from the state that was saved.
+        KeyboardInterrupt, SystemExit: the run was interrupted; --resume continues from the saved state.
     """
     from dfscan.train.distributed import joined_world
     from dfscan.train.interrupt import Interrupt
 
     samples = load_samples(settings)
     if settings.out is None:
-        raise ConfigError("no run folder: name one with --out")
+        raise ConfigError("no run folder: give one with --out")
     folder = RunFolder(settings.out)
     with joined_world(settings.device) as world:
         if world.is_main and not is_resumed:
             folder.create()
         if settings.match_faces and world.size > 1:
-            raise ConfigError("match_faces needs one process: train the first stage without torchrun")
+            raise ConfigError("match_faces works with one process only: train this stage without torchrun")
         trainer = _trainer(samples, settings, world)
         if is_resumed:
             trainer.resume(folder)
@@ -86,8 +86,8 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
         listener = listener if world.is_main else _Silence()
         if not _seen(samples, settings).is_complete:
             listener.noted(
-                "the checkpoint will not recognise all its training videos: their SHA-256 is missing from the data set "
-                "or from the checkpoint that training starts from; `dfscan prepare` records it"
+                "the checkpoint will not recognise all its training videos: some SHA-256 are missing from the data set "
+                "or from the initial checkpoint; `dfscan prepare` records them"
             )
         _reconstruct(samples, settings, world, listener.noted)
         interrupt = Interrupt()
@@ -97,7 +97,7 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
 
 
 def measure_loading(settings: TrainSettings, *, num_steps: int, tell: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of a training step with and without the loader; writes nothing but reconstructed faces."""
+    """Measure the seconds per training step with and without the loader; only reconstructed faces are written."""
     from dfscan.train.distributed import joined_world
 
     samples = load_samples(settings)
@@ -108,13 +108,13 @@ def measure_loading(settings: TrainSettings, *, num_steps: int, tell: Callable[[
 
 
 def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], None], num_faces: int = 32) -> None:
-    """Draw what the network will see in its first epoch: reals in one row, their fakes below.
+    """Write a contact sheet of augmented faces of the first epoch: reals in one row, their fakes below.
 
-    Reconstructed faces that are wanted and not there yet are made first.
+    Missing reconstructed faces are created first, if needed.
 
     Raises:
         ConfigError: the data set cannot be used.
-        OutputError: the picture cannot be written.
+        OutputError: the sheet cannot be written.
     """
     from dfscan.train.batches import Key
     from dfscan.train.distributed import joined_world
@@ -139,13 +139,14 @@ def _real_above_fake(faces: Sequence[Sequence[View]]) -> list[list[Any]]:
 
 
 def load_samples(settings: TrainSettings) -> list[Sample]:
-    """The samples of a data set that can be trained on.
+    """Read the samples of a data set and check that it can be used for training.
 
     Raises:
-        ConfigError: there is none, a split leaks into another or is empty, lacks a class, or people to swap.
+        ConfigError: no data set is given, a split leaks into another, is empty, lacks a class, or has too few people
+            to swap.
     """
     if settings.data is None:
-        raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
+        raise ConfigError("no data set: give the folder written by `dfscan prepare` with --data")
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
     samples = read_manifest(path)
     if settings.held_out_folds is not None:
@@ -157,24 +158,24 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
         missing = _missing_labels(samples, split, settings)
         if len(missing) == 2:
             raise ConfigError(
-                f"{path}: nothing is in the split {split!r}; prepare it anew with more groups, or with another --val"
+                f"{path}: the split {split!r} is empty; prepare the data set again with more groups or another --val"
             )
         if missing:
-            remedy = ", or make them from the real ones with --forgeries self-blended" if "fake" in missing else ""
+            remedy = ", or make them from real faces with --forgeries self-blended" if "fake" in missing else ""
             raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
     return samples
 
 
 def _split_by_fold(samples: Sequence[Sample], named: str, path: Path) -> list[Sample]:
-    """Validate on the named folds and train on everything else.
+    """Assign the named folds to validation and everything else to training.
 
-    Groups that reach from these folds into the rest are left out of training.
+    Samples of other folds are dropped if their group is also in a named fold.
     """
     known = {sample.fold for sample in samples} - {""}
     folds = {fold.strip() for fold in named.split(",")}
     if unknown := sorted(folds - known):
         raise ConfigError(
-            f"{path}: no crop is of fold {unknown[0]!r}; its folds are: {', '.join(sorted(known)) or 'none'}"
+            f"{path}: there is no fold {unknown[0]!r}; existing folds: {', '.join(sorted(known)) or 'none'}"
         )
     held_out = {sample.group for sample in samples if sample.fold in folds}
     kept = [sample for sample in samples if sample.fold in folds or sample.group not in held_out]
@@ -182,7 +183,7 @@ def _split_by_fold(samples: Sequence[Sample], named: str, path: Path) -> list[Sa
 
 
 def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettings) -> set[str]:
-    """Classes without which a split can neither train nor measure."""
+    """Return the classes that a split lacks for training or validation."""
     labels: set[str] = {sample.label for sample in samples if sample.split == split}
     if settings.kinds and "real" in labels:
         labels.add("fake")
@@ -244,10 +245,10 @@ def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Pa
 
 
 def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, tell: Callable[[str], None]) -> None:
-    """Make the reconstructed faces that are wanted and not there yet.
+    """Create missing reconstructed faces, if the settings need them.
 
     Raises:
-        ConfigError: many processes are to train; those would wait for one for longer than they can.
+        ConfigError: faces are missing and there are several processes; the others would time out waiting for one.
     """
     from dfscan.forgery.autoencoder import is_complete, reconstruct
 
@@ -256,8 +257,8 @@ def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: Worl
         return
     if world.size > 1:
         raise ConfigError(
-            f"{folder}: the reconstructed faces are not all there yet; make them with one process first, as by "
-            f"`dfscan train` with the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
+            f"{folder}: reconstructed faces are missing; create them first with one process: run `dfscan train` with "
+            f"the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
         )
     reconstruct(
         samples,
@@ -288,8 +289,8 @@ def _network(settings: TrainSettings) -> DeepfakeDetector:
     checkpoint = read_card(settings.start_from)
     if checkpoint.card.architecture != settings.architecture:
         raise CheckpointError(
-            f"{settings.start_from}: holds a {checkpoint.card.architecture} and not a {settings.architecture}; give "
-            f"--architecture {checkpoint.card.architecture}, or another checkpoint"
+            f"{settings.start_from}: the architecture is {checkpoint.card.architecture}, not {settings.architecture}; "
+            f"give --architecture {checkpoint.card.architecture}, or another checkpoint"
         )
     return load_network(checkpoint)
 
@@ -307,9 +308,9 @@ def _grown(path: Path, settings: TrainSettings) -> DeepfakeDetector:
 
 
 def _origin(settings: TrainSettings) -> dict[str, Any]:
-    """What the weights started from: names of files and packages, no paths.
+    """Describe the origin of the initial weights by file and package names, without paths.
 
-    ``imagenet_features`` is passed on from one checkpoint to the next.
+    ``imagenet_features`` is inherited from the initial checkpoint.
     """
     start, growth = settings.start_from, settings.grow_from
     origin: dict[str, Any] = {
@@ -333,19 +334,19 @@ def _origin(settings: TrainSettings) -> dict[str, Any]:
 
 
 class _Silence:
-    """The listener of a process that does not speak."""
+    """A listener that ignores all events, for all processes but the first."""
 
     def noted(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def planned(self, num_steps: int, steps_done: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stepped(self, loss: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 # After the last epoch
@@ -354,7 +355,7 @@ class _Silence:
 def _finish(
     trainer: Trainer, folder: RunFolder, settings: TrainSettings, samples: Sequence[Sample], world: World
 ) -> Path | None:
-    """Score held-out faces with the best checkpoint as it is stored, and write what follows from that."""
+    """Score held-out faces with the stored best checkpoint, calibrate it, and write metrics and plots."""
     held_out = {
         name: trainer.score_best(folder, _face_set(samples, split, settings))
         for name, split in HELD_OUT_SPLITS.items()
@@ -393,9 +394,9 @@ def _finish(
 def _warn_of_withheld(card: CheckpointCard) -> None:
     document = card.model_dump()
     if why := withheld(document, "fake"):
-        log.warning("scans will not say fake: %s; add real validation videos, or raise --real-called-fake", why)
+        log.warning("scans will not return fake: %s; add real validation videos, or raise --real-called-fake", why)
     if why := withheld(document, "real"):
-        log.warning("scans will not say real: %s; add fake validation videos, or raise --fake-called-real", why)
+        log.warning("scans will not return real: %s; add fake validation videos, or raise --fake-called-real", why)
 
 
 def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
@@ -413,7 +414,7 @@ def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibr
 
 
 def _by_kind(scores: ValidationScores, settings: TrainSettings) -> dict[str, Any]:
-    """For each kind of made fakes against all real faces: the ROC AUC at frame level, and whether it was left out."""
+    """Measure each kind of forgery against all real faces: the frame-level ROC AUC, and whether it was left out."""
     found: dict[str, Any] = {}
     for kind in settings.kinds + settings.left_out_kinds:
         part = scores.against_real(kind)
@@ -457,7 +458,7 @@ _NOT_IN_CARD = (
 
 
 def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Trainer) -> dict[str, Any]:
-    """What the card says of how the weights were made; no path of the machine, no name of a file."""
+    """Summarise the training for the card, without paths or file names."""
     progress = trainer.progress
     recipe = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_IN_CARD}
     return {
@@ -475,7 +476,7 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
 
 
 def _seen(samples: Sequence[Sample], settings: TrainSettings) -> SeenFiles:
-    """The files that this training sees, and those that the checkpoint it starts from has seen."""
+    """Collect the hashes of the files that this training and the initial checkpoint have seen."""
     by_split = {
         split: {sample.source_sha256 for sample in samples if sample.split == split} for split in TRAINING_SPLITS
     }
@@ -490,20 +491,20 @@ def _seen(samples: Sequence[Sample], settings: TrainSettings) -> SeenFiles:
 
 _MADE_BY: dict[ForgeryKind, str] = {
     "self-blended": "blended with themselves",
-    "swapped": "with another person's laid over them",
-    "warped": "pushed out of shape",
-    "reconstructed": "painted by autoencoders",
+    "swapped": "swapped with other people's faces",
+    "warped": "warped",
+    "reconstructed": "reconstructed by autoencoders",
 }
 
 
 def _limits(samples: Sequence[Sample], settings: TrainSettings) -> list[str]:
-    """What the error rates of the card do not cover."""
-    limits = ["Blind to kinds of manipulation that were not among its fakes, and to wholly synthetic faces."]
+    """List the limitations of the card's error rates."""
+    limits = ["Does not reliably detect manipulations that it was not trained on, or fully synthetic faces."]
     if not any(sample.label == "fake" for sample in samples):
         ways = " or ".join(_MADE_BY[kind] for kind in settings.kinds)
         limits.append(
-            f"All its fakes, in validation too, were real faces {ways}: its error rates hold for such fakes, and "
-            "nothing true was ever among them."
+            f"All its fakes, in validation too, were real faces {ways}. Its error rates hold only for such fakes; it "
+            "was never tested on deepfakes from elsewhere."
         )
     num_faces = Counter(sample.source for sample in samples if sample.split == "val")
     if num_faces and sorted(num_faces.values())[len(num_faces) // 2] == 1:

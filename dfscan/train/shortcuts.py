@@ -1,9 +1,9 @@
-"""Can a trivial detector tell fakes from real faces?
+"""Shortcut check: measure how well a trivial detector separates fakes from real faces.
 
-A network takes the easiest way to a low loss. If fakes are blurrier than reals, or were compressed once more, it learns
-that and not the forgery, as Geirhos et al. 2020 describe in "Shortcut Learning in Deep Neural Networks". So a logistic
-regression on a few features that say nothing about forgeries must fail on fakes made from real faces. On true fakes it
-need not fail: there its ROC AUC says how much of a detector's success sources alone may explain.
+If fakes are blurrier than reals, or compressed once more, a network learns this shortcut instead of the forgery
+(Geirhos et al. 2020, "Shortcut Learning in Deep Neural Networks"). The trivial detector is a logistic regression on a
+few features that are unrelated to forgeries. It must fail on forgeries made from real faces. On the fakes of a data set
+it may succeed. There, its ROC AUC shows how much of a detector's success may be due to differences between sources.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ FEATURES = (
 BLOCK_PX = 8
 """Side of the blocks of JPEG and H.264."""
 HIGH_FREQUENCY = 0.25
-"""In cycles per pixel: half of the highest that a picture can hold."""
+"""In cycles per pixel; half of the Nyquist frequency."""
 JPEG_QUALITY = 90
 NUM_PARTS = 5
-"""Of the cross-validation."""
+"""Folds of the cross-validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How well the trivial detector does on one set of faces or videos."""
+    """Result of the trivial detector on one set of faces or videos."""
 
     fakes: Literal["made", "true"]
     subset: str
     """``all``, a kind of forgery, or ``fold`` and its name."""
     level: Literal["frame", "video"]
     roc_auc: Estimate
-    """On faces or videos that the regression was not fitted on."""
+    """Measured on faces or videos that were not used to fit the regression."""
     num_real: int
     num_fake: int
     num_groups: int
     coefficients: dict[str, float]
-    """By feature, of a regression on all faces of the subset: change of the log-odds of fake for a change of one
-    standard deviation. Features that vary together share their weight. Empty for a fold, which is never fitted."""
+    """By feature: change of the log-odds of fake per standard deviation, from a regression on all faces of the subset.
+    Correlated features share their weight. Empty for a fold, for which no such regression is fitted."""
 
 
 def check_made_fakes(
@@ -73,20 +73,21 @@ def check_made_fakes(
     num_resamples: int = 1000,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Finding]:
-    """Try the trivial detector on fakes made from real faces, seen as training shows them.
+    """Measure the trivial detector on forgeries made from real faces, augmented as in training.
 
     Args:
-        settings: of the training, `data` and `forgeries` among them.
-        num_faces: real faces of the training split to draw by chance; each is paired with a fake of each kind.
-        num_resamples: bootstrap draws behind each interval.
-        tell: called with a line of text before each kind.
+        settings: training settings; `data` and `forgeries` are required.
+        num_faces: number of real faces to draw at random from the training split; each is paired with a forgery of
+            each kind.
+        num_resamples: bootstrap draws for each interval.
+        tell: called with a progress message before each kind.
 
     Returns:
-        One finding for each kind, and one for all of them together; at frame level.
+        Findings at frame level: one per kind and, if there are several kinds, one for all of them together.
 
     Raises:
-        ConfigError: the data set cannot be used, its real faces are of fewer than five groups, or reconstructed faces
-            are wanted and have not been painted yet.
+        ConfigError: the data set cannot be used, its real faces come from fewer than five groups, or reconstructed
+            faces are needed but have not been created.
     """
     from dfscan.train.batches import Key
     from dfscan.train.dataset import FaceSet
@@ -99,7 +100,7 @@ def check_made_fakes(
     _check_groups([samples[index].group for index in chosen])
     tables = []
     for epoch, kind in enumerate(settings.kinds):
-        tell(f"looking at {len(chosen)} real faces and their {kind} fakes")
+        tell(f"checking {len(chosen)} real faces and their {kind} forgeries")
         faces = FaceSet(
             samples, folder, dataclasses.replace(settings, forgeries=kind), is_training=True, reconstructions=painted
         )
@@ -116,11 +117,11 @@ def check_made_fakes(
 def check_true_fakes(
     settings: TrainSettings, *, num_resamples: int = 1000, tell: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Try the trivial detector on the fakes of a data set, seen as in a scan.
+    """Measure the trivial detector on the fakes of a data set, preprocessed as in a scan.
 
     Returns:
-        At video level: one finding for all videos, cross-validated over groups; and one for each fold, by a regression
-        on everything else. Nothing if the data set has no fakes, or too few groups of a class to leave some out.
+        Findings at video level: one for all videos, cross-validated over groups, and one per fold from a regression on
+        all other data. Empty if the data set has no fakes, or too few groups of a class for cross-validation.
 
     Raises:
         ConfigError: the data set cannot be used.
@@ -134,7 +135,7 @@ def check_true_fakes(
     groups_of = [{sample.group for sample in samples if sample.label == label} for label in ("real", "fake")]
     if min(map(len, groups_of)) < NUM_PARTS:
         return []
-    tell(f"looking at {len(samples)} faces as in a scan")
+    tell(f"checking {len(samples)} faces as in a scan")
     plain = dataclasses.replace(settings, forgeries="none", left_out="none")
     faces = FaceSet(samples, folder, plain, is_training=False)
     table = _table((sample, faces.views_of(Key(0, index, 0))) for index, sample in enumerate(samples))
@@ -152,23 +153,23 @@ def check_true_fakes(
 
 
 def trivial_features(pixels: NDArray[np.uint8], *, face_px: float) -> Floats:
-    """What a picture has besides its content, as numbers.
+    """Compute features of an image that do not depend on its content.
 
     Args:
-        pixels: (H, W, 3) RGB, 16 px a side or more.
-        face_px: longer side of the face's box in the crop that the picture shows.
+        pixels: (H, W, 3) RGB, each side at least 16 px.
+        face_px: longer side of the face box in the original crop.
 
     Returns:
         (8,) in the order of `FEATURES`:
 
-        * blockiness: log of the mean step across the borders of 8 x 8 blocks over the mean step elsewhere, as in Wang,
-          Sheikh and Bovik 2002, "No-reference perceptual quality assessment of JPEG compressed images";
-        * high_frequencies: log of the share of the spectrum's energy above 0.25 cycles per pixel, without the mean;
+        * blockiness: log of the ratio of the mean step across the borders of 8 x 8 blocks to the mean step elsewhere,
+          as in Wang, Sheikh and Bovik 2002, "No-reference perceptual quality assessment of JPEG compressed images";
+        * high_frequencies: log of the fraction of spectral energy above 0.25 cycles per pixel, without the mean;
         * sharpness: log of the variance of the Laplacian (Pech-Pacheco et al. 2000);
-        * brightness and contrast: mean and standard deviation of grey, of full scale;
-        * saturation: mean of HSV's;
-        * jpeg_bytes: log of the bytes per pixel as a JPEG of quality 90;
-        * face_px: its log.
+        * brightness and contrast: mean and standard deviation of the grey values, in [0, 1];
+        * saturation: mean HSV saturation, in [0, 1];
+        * jpeg_bytes: log of the bytes per pixel of a JPEG with quality 90;
+        * face_px: log of the face size.
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     values = grey.astype(np.float32)
@@ -206,12 +207,12 @@ def _high_frequencies(grey: NDArray[np.float32]) -> float:
     return float(np.log((energy[frequency > HIGH_FREQUENCY].sum() + 1) / (energy.sum() + 1)))
 
 
-# Tables of features, and the regression on them
+# Feature tables and regression
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """One row a face."""
+    """Features and metadata, one row per face."""
 
     features: Floats
     is_fake: Bools
@@ -276,12 +277,12 @@ def _finding(
     *,
     num_resamples: int,
 ) -> Finding:
-    """Measure scores: those of made fakes one by one, those of true fakes by the mean of each video."""
+    """Measure scores: per face for forgeries, and per video (mean of its faces) for fakes of the data set."""
     is_fake, groups = table.is_fake, table.groups
     if fakes == "true":
         videos = by_source(scores, is_fake, table.sources.tolist(), groups.tolist())
         scores, is_fake, groups = videos.logits, videos.is_fake, videos.groups
-    together = [""] * len(scores)  # one source: the plain ROC AUC
+    together = [""] * len(scores)  # a single source gives the plain ROC AUC
     auc = within_source_auc(scores, is_fake, together, groups.tolist(), num_resamples=num_resamples)
     return Finding(
         fakes,
@@ -297,7 +298,7 @@ def _finding(
 
 def _read(settings: TrainSettings) -> tuple[list[Sample], Path]:
     if settings.data is None:
-        raise ConfigError("no data set: name the folder that `dfscan prepare` wrote with --data")
+        raise ConfigError("no data set: give the folder written by `dfscan prepare` with --data")
     samples = read_manifest(settings.data)
     path = settings.data / MANIFEST_NAME if settings.data.is_dir() else settings.data
     if "swapped" in settings.kinds:
@@ -311,7 +312,7 @@ def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
         raise ConfigError(
-            f"{folder}: reconstructed faces are missing; paint them with `dfscan train --sheet sheet.png`, the same "
+            f"{folder}: reconstructed faces are missing; create them with `dfscan train --sheet sheet.png`, the same "
             f"settings and --reconstructions {folder.parent}"
         )
     return folder
@@ -320,6 +321,6 @@ def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
 def _check_groups(groups: Sequence[str]) -> None:
     if len(set(groups)) < NUM_PARTS:
         raise ConfigError(
-            f"the real training faces are of {len(set(groups))} groups, and the check needs {NUM_PARTS}: prepare "
+            f"the real training faces come from {len(set(groups))} groups, but the check needs {NUM_PARTS}: prepare "
             "faces of more people"
         )

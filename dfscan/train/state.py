@@ -1,7 +1,8 @@
-"""The state of a run between two steps: all that an interrupted training needs to go on as if nothing had happened.
+"""Training state between two steps, from which an interrupted run resumes with identical results.
 
-One safetensors file, weights and moments as tensors and the rest as JSON: nothing is unpickled. This module is
-PyTorch's own: import it only inside functions.
+The state is one safetensors file: weights and moments are tensors, the rest is JSON, so loading never unpickles.
+
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -29,43 +30,44 @@ METADATA_KEY = "dfscan_run"
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 0
-    """The one under way, from 0."""
+    """Current epoch, from 0."""
     next_step: int = 0
-    """The next optimiser step of this epoch, from 0."""
+    """Next optimiser step of this epoch, from 0."""
     steps_done: int = 0
-    """Optimiser steps of the whole run."""
+    """Optimiser steps of the run so far."""
     loss_sum: float = 0.0
-    """Of the steps of this epoch."""
+    """Sum of the losses of this epoch's steps."""
     best_auc: float | None = None
     best_epoch: int | None = None
+    """Epoch with the best AUC, from 1."""
     stale_epochs: int = 0
-    """Epochs since the best."""
+    """Epochs since the best one."""
     seconds: float = 0.0
-    """Spent training, over all its parts."""
+    """Training time, including that before interruptions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machinery:
-    """What a step changes."""
+    """Objects that an optimiser step changes."""
 
     network: DeepfakeDetector
     optimizer: AdamW
     schedule: OneCycleLR
     scaler: GradScaler
     average: DeepfakeDetector | None = None
-    """Running average of the network's weights, where one is kept."""
+    """Moving average of the network's weights, if enabled."""
     kind_output: nn.Module | None = None
-    """The output that tells kinds of fakes apart, where there is one."""
+    """Output layer that classifies the kind of fake, if enabled."""
 
 
 def save_state(path: Path, machinery: Machinery, progress: Progress, settings: Mapping[str, Any]) -> None:
-    """Write the state, replaced whole by rename.
+    """Write the state atomically.
 
     Raises:
-        OutputError: it cannot be written; the state of before is still there.
+        OutputError: the state cannot be written; the previous one is kept.
     """
     optimizer = machinery.optimizer.state_dict()
     document = {
@@ -87,26 +89,26 @@ def save_state(path: Path, machinery: Machinery, progress: Progress, settings: M
         write_atomically(path, safetensors.torch.save(stored, metadata={METADATA_KEY: json.dumps(document)}))
     except OSError as error:
         raise OutputError(
-            f"state {path} cannot be written ({error.strerror}): free some space; then --resume goes on from the "
-            "state before this one"
+            f"state {path} cannot be written ({error.strerror}): free some space; --resume then continues from the "
+            "previous state"
         ) from error
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule's numbers; its methods are its own."""
+    """Return the serialisable entries of a schedule's state; functions are left out."""
     return {name: value for name, value in state.items() if isinstance(value, (int, float, list, bool, str))}
 
 
 def load_state(path: Path, machinery: Machinery, settings: Mapping[str, Any]) -> Progress:
-    """Bring a run back to where its state was saved.
+    """Restore a run from its saved state.
 
     Raises:
-        ConfigError: there is no state, it is damaged, or it belongs to other settings, which are named.
+        ConfigError: there is no state, it is damaged, or it belongs to other settings; the message lists them.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             document = json.loads(file.metadata()[METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: no state to resume from ({error}); train without --resume") from error
     _refuse_other_settings(path, document["settings"], settings)
@@ -129,8 +131,8 @@ def _refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[s
     ]
     if changed:
         raise ConfigError(
-            f"{path}: belongs to a run with other settings ({'; '.join(changed)}); set them as before, or train "
-            "anew into another folder"
+            f"{path}: belongs to a run with other settings ({'; '.join(changed)}); restore them, or start a new run "
+            "in another folder"
         )
 
 

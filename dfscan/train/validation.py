@@ -1,4 +1,7 @@
-"""Scores of held-out faces, by any number of processes. PyTorch's own: import this module only inside functions."""
+"""Score held-out faces with any number of processes.
+
+This module imports PyTorch: import it only inside functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,23 @@ from dfscan.train.distributed import World
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValidationScores:
-    """One entry for each face, in the order of the samples; fakes made from a real face follow it."""
+    """One entry per face, in the order of the samples; forgeries made from a real face follow it."""
 
     logits: NDArray[np.float64]
-    """(F,) raw."""
+    """(F,) raw logits."""
     is_fake: NDArray[np.bool_]
     """(F,)."""
     samples: tuple[Sample, ...]
-    """(F,) what each face was cut from."""
+    """(F,) sample of each face."""
     made: tuple[ForgeryKind | None, ...]
-    """(F,) what it was then made by."""
+    """(F,) kind of each forgery made from a real face; None for all other faces."""
 
     def without(self, kinds: Collection[ForgeryKind]) -> ValidationScores:
-        """Only those that were not made by these kinds."""
+        """Return all faces except forgeries of these kinds."""
         return self._kept([made not in kinds for made in self.made])
 
     def against_real(self, kind: ForgeryKind) -> ValidationScores:
-        """The real faces, and the fakes that were made by this kind."""
+        """Return the real faces and the forgeries of this kind."""
         return self._kept([made == kind or not fake for made, fake in zip(self.made, self.is_fake, strict=True)])
 
     def _kept(self, kept: Sequence[bool]) -> ValidationScores:
@@ -52,17 +55,17 @@ class ValidationScores:
 
     @property
     def sources(self) -> list[str]:
-        """Videos; a fake made from a real one counts as a video of its own."""
+        """(F,) source video of each face; forgeries count as separate videos."""
         return [s.source + (f"#{made}" if made else "") for s, made in zip(self.samples, self.made, strict=True)]
 
     @property
     def groups(self) -> list[str]:
-        """Groups of the samples."""
+        """(F,) group of each face."""
         return [sample.group for sample in self.samples]
 
 
 def normalised(faces: Faces, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """What `to_input` gives, made on the device from bytes: float32 [B, 3, S, S], channels last."""
+    """Normalise uint8 faces on the device, as `to_input` does: float32 [B, 3, S, S], channels last."""
     pixels = faces.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
     mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
@@ -79,16 +82,16 @@ def score_faces(
     num_workers: int,
     precision: torch.dtype = torch.float32,
 ) -> ValidationScores:
-    """Score every face of a set once; each process takes its part, and all get everything.
+    """Score every face of a set once, split over the processes; every process returns all scores.
 
     Args:
-        network: on the world's device; in eval mode while this runs.
-        faces: seen as in a scan.
-        preprocessing: the network's own.
-        world: the processes; each face is scored by one of them, without padding.
-        batch_size: most faces at once.
-        num_workers: loading processes.
-        precision: of the forward pass; float32 means no autocast.
+        network: on the world's device; set to eval mode during the call.
+        faces: faces without augmentation, as in a scan.
+        preprocessing: preprocessing of the network.
+        world: the processes; each face is scored by exactly one of them, without padding.
+        batch_size: maximum faces per batch.
+        num_workers: data loading processes.
+        precision: precision of the forward pass; float32 disables autocast.
     """
     batches = _chunks(faces.num_faces, batch_size)[world.rank :: world.size]
     is_training = network.training
