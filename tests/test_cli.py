@@ -741,7 +741,7 @@ def test_an_interrupt_says_how_to_go_on(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dfscan.scan.run.find_checkpoint", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr("dfscan.scan.run.resolve", lambda _: signal.raise_signal(number))
     result = scan(untrained, clips, *outputs)
     assert (result.exit_code, result.stderr) == (128 + number, f"dfscan: {said}\n")
 

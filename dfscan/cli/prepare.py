@@ -12,6 +12,7 @@ import typer
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import FACES, INPUT, OUTPUT
+from dfscan.extras import require
 
 CROPS, SPLITS = "Crops", "Splits"
 
@@ -103,6 +104,7 @@ def prepare(
       dfscan prepare ./footage --label real --out ./dataset
       dfscan prepare /data/FaceForensics++ --out ./dataset --crop-format jpg
     """
+    require("train", "dfscan prepare")
     from dfscan.config import ScanSettings, build, check_environment
     from dfscan.report.text import display_path
     from dfscan.train.prepare import PrepareSettings

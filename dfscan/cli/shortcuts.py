@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.extras import require
 
 if TYPE_CHECKING:
     from dfscan.train.metrics import Estimate
@@ -62,6 +63,7 @@ def shortcuts(
       dfscan shortcuts --data ./faces --config configs/train.toml --out shortcuts.csv
       dfscan shortcuts --data ./faces --forgeries warped --num-faces 2000
     """
+    require("train", "dfscan shortcuts")
     from dfscan.config import read_file
     from dfscan.errors import ConfigError
     from dfscan.train.settings import build, model

@@ -73,7 +73,7 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 """``--frames-out``: one row a scored face."""
 
 
-def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[str, object]:
+def report_row(result: VideoResult, *, checkpoint: str | None, version: str | None) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for what is missing, never NaN.
 
     Args:

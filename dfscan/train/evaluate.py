@@ -28,7 +28,7 @@ from dfscan.detector.checkpoint import Checkpoint
 from dfscan.errors import ConfigError, VideoError
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
-from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
+from dfscan.scan.setup import load_engine, resolve
 from dfscan.train.manifest import LABELS, Label
 from dfscan.train.metrics import Comparison, Estimate, measure, paired_accuracy, share, within_source_auc
 from dfscan.train.robustness import CONDITIONS, Condition, write_copies
@@ -137,8 +137,7 @@ def evaluate(
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
-    checkpoint = find_checkpoint(settings)
-    settings = with_checkpoint(settings, checkpoint)
+    settings, checkpoint = resolve(settings)
     overlap = find_overlap(sources, checkpoint)
     _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:
