@@ -136,7 +136,7 @@ def test_results_and_frames_are_not_kept(scanner: dfscan.Scanner, clips: Path, t
         shutil.copy(clips / "one.mp4", tmp_path / f"{i}.mp4")
     alive = []
     for _ in scanner.scan(tmp_path):
-        alive.append(tuple(sum(isinstance(each, kind) for each in gc.get_objects()) for kind in (VideoResult, Frame)))
+        alive.append(tuple(sum(type(each) is kind for each in gc.get_objects()) for kind in (VideoResult, Frame)))
     assert len(alive) == 12
     assert max(results for results, _ in alive) <= 3
     assert max(frames for _, frames in alive) <= 40
