@@ -4,6 +4,7 @@ DfscanError
 +-- ConfigError        an option, configuration file, input list or input data set is unusable (exit 2)
 +-- CheckpointError    a checkpoint is missing, damaged, of another format, or fails its self-test (exit 2)
 +-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
++-- MissingExtraError  an optional package is not installed (exit 2, before any work)
 +-- LockedError        another run writes the same files (exit 75)
 +-- TrainingError      training cannot continue; saved states are kept (exit 2)
 +-- VideoError         one video cannot be scored; it becomes an ``error`` row and the batch continues
@@ -28,6 +29,10 @@ class CheckpointError(DfscanError):
 
 class OutputError(DfscanError):
     """A report, ledger, log file or dump cannot be written."""
+
+
+class MissingExtraError(DfscanError):
+    """An optional package is not installed; see `dfscan.extras`."""
 
 
 class LockedError(DfscanError):

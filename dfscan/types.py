@@ -8,7 +8,10 @@ Numpy only: importing this module is cheap. Pixels are uint8 RGB, upright (rotat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import base64
+import math
+import os
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -200,6 +203,63 @@ class VideoResult:
     """Index rows of the Grad-CAM dumps written for this video, see `report.dumps`."""
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
     """Faces of each track in order of time and heat maps by descending score; empty unless requested."""
+    checkpoint: str | None = field(default=None, compare=False)
+    """Short text that names the checkpoint; set by `dfscan.Scanner`. Ledgers keep it in their recipes."""
+    dfscan_version: str | None = field(default=None, compare=False)
+    """Set like `checkpoint`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values that JSON can hold, without pictures and dumps.
+
+        Every dictionary always has the same keys in the same order, except that ``path_bytes``, the base64 of the
+        path's bytes, is there only where they are not UTF-8. Scores are in [0, 1], times in seconds; boxes are
+        ``[x1, y1, x2, y2]`` and landmarks five ``[x, y]`` in pixels of the upright frame. What is missing, infinite or
+        NaN is None.
+        """
+        raw_path = os.fsencode(self.path)
+        path = raw_path.decode(errors="backslashreplace")
+        document = {
+            "path": path,
+            **({} if path == self.path else {"path_bytes": base64.b64encode(raw_path).decode()}),
+            "status": self.status,
+            "verdict": asdict(self.verdict),
+            "info": asdict(self.info),
+            "num_frames": self.num_frames,
+            "tracks": [_track_to_dict(track) for track in self.tracks],
+            "checkpoint": self.checkpoint,
+            "dfscan_version": self.dfscan_version,
+        }
+        finite: dict[str, Any] = _finite(document)
+        return finite
+
+
+def _track_to_dict(track: Track) -> dict[str, Any]:
+    faces = [_face_to_dict(each) for each in track.faces]
+    return {"track_id": track.track_id, "start_s": track.start_s, "end_s": track.end_s, "faces": faces}
+
+
+def _face_to_dict(scored: FaceScore) -> dict[str, Any]:
+    face = scored.face
+    return {
+        "time_s": face.time_s,
+        "frame_index": face.frame_index,
+        "frame_number": face.frame_number,
+        "stream": face.stream,
+        "box_xyxy": face.box_xyxy.tolist(),
+        "landmarks": face.landmarks.tolist(),
+        "detection_score": face.detection_score,
+        "logit": scored.logit,
+        "score": scored.score,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of every NaN and infinity in it."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sigmoid(logit: float) -> float:

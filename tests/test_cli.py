@@ -774,7 +774,7 @@ def test_an_interrupt_prints_how_to_continue(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dfscan.scan.run.find_checkpoint", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr("dfscan.scan.run.resolve", lambda _: signal.raise_signal(number))
     result = scan(untrained, clips, *outputs)
     assert (result.exit_code, result.stderr) == (128 + number, f"dfscan: {message}\n")
 

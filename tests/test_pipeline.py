@@ -24,7 +24,7 @@ from dfscan.scan import pipeline, search, stages
 from dfscan.scan.ledger import Recipe, from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
-from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
+from dfscan.scan.setup import load_engine, recipe, resolve
 from dfscan.types import Reason, Verdict, VideoInfo, VideoResult
 from tests.pictures import FACE_XYXY, astronaut, moved, nobody
 from tests.videos import write_streams, write_video
@@ -38,8 +38,7 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def engine_for(checkpoint: Path, **settings: Any) -> Engine:
     sampling = {} if "every" in settings else {"num_frames": 4}
     chosen = ScanSettings(checkpoint=checkpoint, device="cpu", **{**sampling, **settings})
-    found = find_checkpoint(chosen)
-    return load_engine(with_checkpoint(chosen, found), found)
+    return load_engine(*resolve(chosen))
 
 
 def scan(paths: list[Path], engine: Engine, **more: Any) -> list[VideoResult]:

@@ -353,7 +353,7 @@ def refused(result: Result, *words: str) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(rank, 2, torch.device("cpu"))
-    monkeypatch.setattr("dfscan.train.world.joined_world", lambda _: contextlib.nullcontext(world))
+    monkeypatch.setattr("dfscan.train.distributed.joined_world", lambda _: contextlib.nullcontext(world))
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     done = train(tmp_path / "data", tmp_path / "run", "--match-faces", 8)
     refused(done, "match_faces", "without torchrun")

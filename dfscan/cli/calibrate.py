@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.extras import require
 
 
 @guarded
@@ -47,6 +48,7 @@ def calibrate(
       dfscan train --config recipe.toml --data ./faces --out ./final
       dfscan calibrate ./fold0 ./fold1 --checkpoint ./final/best.safetensors --out detector.safetensors
     """
+    require("train", "dfscan calibrate")
     from dfscan.detector.checkpoint import read_card
     from dfscan.train.cross_validation import HELD_OUT, calibrate_on_runs
 

@@ -13,6 +13,7 @@ from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
 from dfscan.cli.options import INPUT, OUTPUT
 from dfscan.errors import ConfigError
+from dfscan.extras import require
 
 if TYPE_CHECKING:
     from dfscan.dataset.sources import Source
@@ -130,6 +131,7 @@ def evaluate(
       dfscan evaluate labels.csv --group-column person --source-column page --out ./evaluation
       dfscan evaluate ./labelled --out ./evaluation --robustness
     """
+    require("train", "dfscan evaluate")
     from dfscan.cli.progress import Progress
     from dfscan.config import ScanSettings, build
     from dfscan.dataset.manifest import Label, Split

@@ -11,6 +11,7 @@ import typer
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import FACES, INPUT, OUTPUT
+from dfscan.extras import require
 
 CROPS, SPLITS = "Crops", "Splits"
 
@@ -125,6 +126,7 @@ def prepare(
       dfscan prepare ./footage --label real --out ./dataset
       dfscan prepare /data/FaceForensics++ --out ./dataset --crop-format jpg
     """
+    require("train", "dfscan prepare")
     from dfscan.config import build
     from dfscan.dataset.prepare import PrepareSettings
     from dfscan.dataset.prepare import prepare as run

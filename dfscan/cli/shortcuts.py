@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.extras import require
 
 if TYPE_CHECKING:
     from dfscan.evaluation.metrics import Estimate
@@ -67,6 +68,7 @@ def shortcuts(
       dfscan shortcuts --data ./faces --config configs/train.toml --out shortcuts.csv
       dfscan shortcuts --data ./faces --forgeries warped --num-faces 2000
     """
+    require("train", "dfscan shortcuts")
     from dfscan.config import read_file
     from dfscan.errors import ConfigError
     from dfscan.train.settings import build, model

@@ -13,6 +13,7 @@ import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
 from dfscan.errors import ConfigError
+from dfscan.extras import require
 from dfscan.train.settings import BEHAVIOUR, TrainSettings
 
 MAX_PLAIN_LOSSES = 20
@@ -68,6 +69,7 @@ def _train(
       dfscan train --data ./faces --forgeries self-blended --out ./run
       dfscan train --data ./faces --out ./run --resume
     """
+    require("train", "dfscan train")
     from dfscan.config import read_file
     from dfscan.train import run
     from dfscan.train.settings import build, model

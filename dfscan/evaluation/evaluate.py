@@ -32,7 +32,7 @@ from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accu
 from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
-from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
+from dfscan.scan.setup import load_engine, resolve
 from dfscan.types import LABELS as VERDICTS
 from dfscan.types import Verdict, VideoResult
 
@@ -137,8 +137,7 @@ def evaluate(
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
-    checkpoint = find_checkpoint(settings)
-    settings = with_checkpoint(settings, checkpoint)
+    settings, checkpoint = resolve(settings)
     overlap = find_overlap(sources, checkpoint)
     _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:

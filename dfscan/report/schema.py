@@ -73,7 +73,7 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 """Columns of ``--frames-out``, with one row per scored face."""
 
 
-def report_row(result: VideoResult, *, checkpoint: str, version: str) -> dict[str, object]:
+def report_row(result: VideoResult, *, checkpoint: str | None, version: str | None) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
     Args:

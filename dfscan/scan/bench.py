@@ -21,7 +21,7 @@ from dfscan.media.discover import discover
 from dfscan.media.isolate import Ended, decode_videos
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.run import run_scan
-from dfscan.scan.setup import find_checkpoint, load_engine, with_checkpoint
+from dfscan.scan.setup import load_engine, resolve
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
@@ -50,8 +50,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         run_scan(inputs, settings.model_copy(update=outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
-    checkpoint = find_checkpoint(settings)
-    engine = load_engine(with_checkpoint(settings, checkpoint), checkpoint)
+    engine = load_engine(*resolve(settings))
     num_videos, num_frames = timings.stages["open"].count, timings.stages["decode"].count
     num_faces = timings.stages["classify"].count
     floor = _floor(inputs, settings, engine, num_faces)

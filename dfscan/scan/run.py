@@ -29,7 +29,7 @@ from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
-from dfscan.scan.setup import find_checkpoint, load_engine, recipe, with_checkpoint
+from dfscan.scan.setup import load_engine, recipe, resolve
 from dfscan.scan.timing import Timings
 from dfscan.types import LABELS, Reason, VideoResult
 
@@ -143,8 +143,7 @@ def run_scan(
     refuse_overwriting(settings, found.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
-    checkpoint = find_checkpoint(settings)
-    settings = with_checkpoint(settings, checkpoint)
+    settings, checkpoint = resolve(settings)
     made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
     tally = Tally(checkpoint.card.seen, skipped=found.skipped, empty=empty)
     for path, reason in found.skipped:
@@ -271,8 +270,7 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
         ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
     found = discover([path])
-    checkpoint = find_checkpoint(settings)
-    settings = with_checkpoint(settings, checkpoint)
+    settings, checkpoint = resolve(settings)
     for unopened, reason in found.problems.items():
         return failed(unopened, reason)
     if os.path.isdir(path):

@@ -34,6 +34,16 @@ METHOD = 2
 log = logging.getLogger("dfscan")
 
 
+def resolve(settings: ScanSettings) -> tuple[ScanSettings, Checkpoint]:
+    """Find the checkpoint and complete the settings with its own, as `load_engine` takes both.
+
+    Raises:
+        CheckpointError, ConfigError: as `find_checkpoint` and `with_checkpoint`.
+    """
+    checkpoint = find_checkpoint(settings)
+    return with_checkpoint(settings, checkpoint), checkpoint
+
+
 def find_checkpoint(settings: ScanSettings) -> Checkpoint:
     """Return the checkpoint in the settings, or the embedded one.
 
@@ -73,7 +83,7 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSetti
 
 
 def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
-    """Load the models; `settings` must come from `with_checkpoint`.
+    """Load the models; take the arguments from `resolve`.
 
     Raises:
         ConfigError: the device is not available.
