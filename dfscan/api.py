@@ -64,7 +64,7 @@ class ScannerOptions(TypedDict, total=False):
 class Scanner:
     """Loads a checkpoint once and judges any number of videos with it.
 
-    Also a context manager, which ends scans that are still under way::
+    Also a context manager, which ends scans that are still in progress::
 
         with dfscan.Scanner(num_frames=16) as scanner:
             for result in scanner.scan("videos"):
@@ -136,7 +136,7 @@ class Scanner:
         return result
 
     def close(self) -> None:
-        """End scans that are under way, and release the models."""
+        """End scans that are in progress, and release the models."""
         for results in list(self._scans):
             results.close()
         self._engine = None

@@ -211,7 +211,7 @@ def test_skipped_files_are_listed_in_the_metadata_and_the_log(
     }
     assert {each["path"]: each["reason"] for each in meta["skipped"]} == expected
     assert sorted(re.findall(r"INFO (.*): skipped, (\w+)", Path("log").read_text())) == sorted(expected.items())
-    assert re.search(r"Skipped, without a row:\s+1 <code>not_video</code>", Path("r.html").read_text())
+    assert re.search(r"Skipped \(no row in the table\):\s+1 <code>not_video</code>", Path("r.html").read_text())
 
 
 def test_windows_lists_and_animated_images_are_accepted(clips: Path, untrained: Path, tmp_path: Path) -> None:

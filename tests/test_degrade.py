@@ -106,17 +106,22 @@ def test_every_codec_is_available_here() -> None:
     assert degrade.available_codecs() == degrade.CODECS
 
 
+def shift_px(still: Pixels, moved: Pixels, axis: int) -> float:
+    """Return by how many pixels an image is shifted: the minimum of a parabola through the errors at -1, 0 and 1."""
+    inner = np.s_[2:-2, 2:-2]
+    before, zero, after = (
+        np.square(np.roll(still.astype(np.float64), shift, axis) - moved)[inner].mean() for shift in (-1, 0, 1)
+    )
+    return float((before - after) / (2 * (before - 2 * zero + after)))
+
+
 @pytest.mark.parametrize("codec", degrade.CODECS)
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
 def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, position: int) -> None:
     """The clip moves by more than a pixel per frame, but the frame that is kept is aligned with the image."""
     pixels = crop(150, 151)
     changed = coded(pixels, crf=26, codec=codec, num_frames=4, position=position)
-    grey, changed_grey = (cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float64) for each in (pixels, changed))
-    window = cv2.createHanningWindow((151, 150), cv2.CV_64F)
-    (right, down), _ = cv2.phaseCorrelate(grey, changed_grey, window)
-    assert abs(right) < 0.1
-    assert abs(down) < 0.1
+    assert max(abs(shift_px(pixels, changed, axis)) for axis in (0, 1)) < 0.1
     halves = [np.s_[:75, :75], np.s_[:75, 75:], np.s_[75:, :75], np.s_[75:, 75:]]  # neither rotated nor scaled
     assert all(psnr_db(changed[part], pixels[part]) > 25 for part in halves)
 

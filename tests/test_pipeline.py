@@ -20,7 +20,7 @@ from dfscan.faces import batched
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.media.isolate import Decoded, Event, decode_videos
 from dfscan.report.dumps import DumpFolder
-from dfscan.scan import pipeline, search, stages
+from dfscan.scan import classify, detect, pipeline
 from dfscan.scan.ledger import Recipe, from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import Tally
@@ -263,13 +263,13 @@ def test_number_of_waiting_batches_is_bounded(clips: Path, untrained: Path, monk
     monkeypatch.setattr(batched, "MAX_FRAMES", 1)
     engine = as_with_a_gpu(engine_for(untrained), untrained, threads=1)
     monkeypatch.setattr(engine.batched_detector, "detect", lambda frames: [engine.detector.detect(f) for f in frames])
-    most, submit = [0], search.BatchedSearch.submit
+    most, submit = [0], detect.BatchedSearch.submit
 
-    def watched(stage: search.BatchedSearch, video: Any, frame: Any) -> None:
+    def watched(stage: detect.BatchedSearch, video: Any, frame: Any) -> None:
         submit(stage, video, frame)
         most.append(len(stage._running))
 
-    monkeypatch.setattr(search.BatchedSearch, "submit", watched)
+    monkeypatch.setattr(detect.BatchedSearch, "submit", watched)
     results = scan(inputs(clips), engine)
     assert [result.num_frames for result in results] == [4, 4, 0, 4]
     assert max(most) == 2
@@ -278,24 +278,24 @@ def test_number_of_waiting_batches_is_bounded(clips: Path, untrained: Path, monk
 def test_number_of_waiting_frames_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_for(untrained, threads=1)
     most_frames = most_batches = 0
-    submit, flush = search.FollowingSearch.submit, stages.ScoreStage.flush
+    submit, flush = detect.FollowingSearch.submit, classify.ScoreStage.flush
 
-    def watched_submit(stage: search.FollowingSearch, video: Any, frame: Any) -> None:
+    def watched_submit(stage: detect.FollowingSearch, video: Any, frame: Any) -> None:
         nonlocal most_frames
         submit(stage, video, frame)
         most_frames = max(most_frames, stage._num_waiting)
 
-    def watched_flush(stage: stages.ScoreStage) -> None:
+    def watched_flush(stage: classify.ScoreStage) -> None:
         nonlocal most_batches
         flush(stage)
         most_batches = max(most_batches, len(stage._running))
 
-    monkeypatch.setattr(search.FollowingSearch, "submit", watched_submit)
-    monkeypatch.setattr(stages.ScoreStage, "flush", watched_flush)
+    monkeypatch.setattr(detect.FollowingSearch, "submit", watched_submit)
+    monkeypatch.setattr(classify.ScoreStage, "flush", watched_flush)
     results = scan(inputs(clips), engine)
     assert [result.num_frames for result in results] == [4, 4, 0, 4]
-    assert 1 <= most_frames <= search.MAX_WAITING_FRAMES + 1
-    assert 1 <= most_batches <= 1 + stages.MAX_WAITING_BATCHES + 1
+    assert 1 <= most_frames <= detect.MAX_WAITING_FRAMES + 1
+    assert 1 <= most_batches <= 1 + classify.MAX_WAITING_BATCHES + 1
 
 
 def test_damaged_video_is_judged_and_marked(clips: Path, untrained: Path, tmp_path: Path) -> None:

@@ -563,7 +563,7 @@ def test_parquet_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_meta(tmp_path: Path) -> None:
     document = {"argv": ["dfscan", os.fsdecode(b"\xff.mp4"), "😀"], "num": 1.5, "out": Path("x"), "none": None}
     path = write_meta(tmp_path / "r.csv", document)
-    assert path == f"{tmp_path}/r.csv.meta.json"
+    assert path == tmp_path / "r.csv.meta.json"
     assert json.loads(Path(path).read_text(encoding="utf-8")) == {
         "report_version": REPORT_VERSION,
         "argv": ["dfscan", "\\xff.mp4", "😀"],

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from dfscan.cli import app
 from dfscan.errors import ConfigError
+from dfscan.forgery import forgeries
 from dfscan.forgery.degrade import blur, compress_jpeg
-from dfscan.train import manipulate, shortcuts
+from dfscan.train import shortcuts
 from dfscan.train.settings import TrainSettings
 from dfscan.train.shortcuts import FEATURES, check_made_fakes, check_true_fakes, trivial_features
 from tests.datasets import face_picture, write_dataset, write_sample
@@ -77,13 +78,13 @@ def test_forgeries_are_not_detected_by_trivial_features(faces: Path) -> None:
 def test_forgeries_with_leaking_artefacts_are_detected(
     leak: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = manipulate.warp
+    honest = forgeries.warp
 
-    def leaky(*args: object, **options: object) -> manipulate.Blend:
+    def leaky(*args: object, **options: object) -> forgeries.Blend:
         made = honest(*args, **options)  # type: ignore[arg-type]
         return replace(made, fake=leak(made.fake))
 
-    monkeypatch.setattr(manipulate, "warp", leaky)
+    monkeypatch.setattr(forgeries, "warp", leaky)
     (found,) = check_made_fakes(settings(faces, "warped", **MILD), num_faces=NUM_FACES, num_resamples=50)
     assert found.roc_auc.low is not None
     assert found.roc_auc.low > 0.55  # outside the band of the command

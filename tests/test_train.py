@@ -335,7 +335,7 @@ def test_measuring_the_loader_needs_no_run_folder(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3)
     done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--bench", "2")
     assert done.exit_code == 0, done.stderr
-    assert "with the loader" in done.stdout
+    assert "with data loading" in done.stdout
 
 
 # Bad input

@@ -1,4 +1,4 @@
-"""Degraded copies of videos, to simulate messengers, platforms and bad cameras."""
+"""Degraded copies of videos, to simulate messaging apps, platforms and bad cameras."""
 
 from __future__ import annotations
 

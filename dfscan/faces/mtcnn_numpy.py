@@ -129,7 +129,7 @@ def find_again(frame: Pixels, networks: Networks, near_xyxy: Floats, *, known_xy
 
 
 def _is_covered(boxes_xyxy: Floats, known_xyxy: Floats) -> NDArray[np.bool_]:
-    """Return [K] whether a box overlaps a known one so much that the library would keep only one of the two."""
+    """Return [K] whether a box overlaps a known one enough that the library would keep only one of the two."""
     near = np.maximum(boxes_xyxy[:, None, :2], known_xyxy[None, :, :2])
     far = np.minimum(boxes_xyxy[:, None, 2:], known_xyxy[None, :, 2:])
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (boxes_xyxy, known_xyxy)]

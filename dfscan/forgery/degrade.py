@@ -1,4 +1,4 @@
-"""Simulate how cameras, video codecs, messengers and platforms degrade images.
+"""Simulate how cameras, video codecs, messaging apps and platforms degrade images.
 
 Training degrades its pairs with these functions, and the robustness curves are measured with them. All functions are
 deterministic and return a new uint8 (H, W, 3) RGB image of the same size.
@@ -36,7 +36,7 @@ INTRA_SHARE = 0.15
 NUM_FRAMES = (3, 5)
 """Minimum and maximum number of frames in a clip, for images that are not coded on their own."""
 RESENT_SCALES, RESENT_CRFS = (0.5, 1.0), (24, 36)
-"""Ranges of the scale and the rate factor with which a messenger re-encodes a clip."""
+"""Ranges of the scale and the rate factor with which a messaging app re-encodes a clip."""
 _SPEEDS = (0.0005, 0.02)
 """Minimum and maximum motion per frame, relative to the longer side of the image."""
 _ACCELERATION = 0.2
@@ -113,7 +113,7 @@ def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, i
     Args:
         rng: random generator.
         crf_ranges: lowest and highest rate factor of each generation.
-        resent: whether the last generation comes from a messenger, which also shrinks the clip.
+        resent: whether the last generation comes from a messaging app, which also shrinks the clip.
     """
     codecs = available_codecs()
     shares = np.array([CODEC_SHARES[codec] for codec in codecs])

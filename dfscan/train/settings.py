@@ -83,7 +83,7 @@ class TrainSettings:
     codec_crf_max: int = setting(38, FORGERIES, "Maximum CRF on H.264's scale: worst quality.", ge=0, le=51)
     beauty_p: float = share(0.0, FORGERIES, "Probability that a pair's skin is first smoothed by a beauty filter.")
     resend_p: float = share(
-        0.0, FORGERIES, "Probability of simulating a messenger's downscaling and recompression afterwards."
+        0.0, FORGERIES, "Probability of simulating a messaging app's downscaling and recompression afterwards."
     )
 
     architecture: Literal[
