@@ -392,23 +392,23 @@ from tests import test_loop as t
 
 folder = Path(sys.argv[1])
 settings = t.TrainSettings(**{**t.SETTINGS.__dict__, "grad_accumulation": 1, "epochs": 1})
-with joined_processes("cpu") as world:
+with joined_processes("cpu") as dist:
     samples = read_manifest(folder)
     sets = [t.FaceSet([s for s in samples if s.split == split], folder, settings, is_training=split == "train")
             for split in ("train", "val")]
     made = t.Trainer(t.create_network("test_efficientnet", seed=1), settings, training=sets[0], validation=sets[1],
-                     card=t.CARD, world=world)
-    batches = made._plan(0)[world.rank::world.size]
+                     card=t.CARD, dist=dist)
+    batches = made._plan(0)[dist.rank::dist.size]
     window = [(0, next(iter(t.load(sets[0], batches[:1], num_workers=0, pin_memory=False))))]
     made._seed(0)
     (made._loss(window[0][1])).backward()
     gradients = {name: p.grad.tolist() for name, p in made.network.named_parameters()}
     assert made.network.training
-    world.broadcast_buffers(made.network)
+    dist.broadcast_buffers(made.network)
     buffers = {name: buffer.tolist() for name, buffer in made.network.named_buffers()}
-    scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, world=world, batch_size=2, num_workers=0)
-    flags = world.any(world.rank == 1, False)
-    (folder / f"{world.rank}.json").write_text(json.dumps({
+    scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, dist=dist, batch_size=2, num_workers=0)
+    flags = dist.any_rank(dist.rank == 1, False)
+    (folder / f"{dist.rank}.json").write_text(json.dumps({
         "gradients": gradients, "logits": scores.logits.tolist(), "fake": scores.is_fake.tolist(), "flags": flags,
         "buffers": buffers}))
 """

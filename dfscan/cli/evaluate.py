@@ -214,7 +214,7 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
     of = counts(evaluation.results)
     videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) in {of['groups']} groups"
     yield f"{evaluation.checkpoint.label} on {videos}"
-    yield f"{of['results']} scored, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
+    yield f"{of['judged']} scored, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
     if evaluation.overlap:
         num_seen = len(evaluation.overlap)
         yield f"too optimistic: the checkpoint was trained or calibrated on {num_seen} of these videos"
