@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-_log = logging.getLogger("dfscan")
+log = logging.getLogger("dfscan")
 
 
 def cache_dir() -> Path | None:
@@ -56,7 +56,7 @@ def recall(key: str) -> bytes | None:
             continue
         if path.name == _name(key, data):
             return data
-        _log.warning("the cached graph %s is damaged and will be exported again", path)
+        log.warning("the cached graph %s is damaged and will be exported again", path)
     return None
 
 
@@ -73,7 +73,7 @@ def remember(key: str, data: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / _name(key, data), data)
     except OSError as error:
-        _log.warning(
+        log.warning(
             "the ONNX graph cannot be cached (%s) and will be exported again each time: "
             "set XDG_CACHE_HOME to a writable folder",
             error,

@@ -52,13 +52,13 @@ def test_too_few_faces_give_no_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_batches", "accumulate", "world_size", "steps"),
+    ("num_batches", "grad_accumulation", "world_size", "steps"),
     [(10, 2, 1, 5), (11, 2, 1, 6), (11, 4, 1, 3), (12, 2, 3, 2), (1, 2, 1, 1), (0, 2, 1, 0)],
 )
 def test_a_partial_accumulation_window_counts_as_a_step(
-    num_batches: int, accumulate: int, world_size: int, steps: int
+    num_batches: int, grad_accumulation: int, world_size: int, steps: int
 ) -> None:
-    assert num_steps(num_batches, accumulate=accumulate, world_size=world_size) == steps
+    assert num_steps(num_batches, grad_accumulation=grad_accumulation, world_size=world_size) == steps
 
 
 def pool() -> Pool:

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from dfscan.cli import app
-from dfscan.dataset.manifest import MANIFEST_NAME, Label, Sample, Split, read_manifest, write_manifest
+from dfscan.dataset.manifest import MANIFEST_NAME, Sample, Split, TrueLabel, read_manifest, write_manifest
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import create_network
 from dfscan.errors import ConfigError
@@ -30,7 +30,7 @@ FLAGS = (
 def write_folds(folder: Path) -> list[Sample]:
     """Write two folds with two reals and two fakes each, and two portraits without a fold."""
     samples = []
-    plan: list[tuple[Label, str]] = [("real", "0"), ("fake", "0"), ("real", "1"), ("fake", "1"), ("real", "")] * 2
+    plan: list[tuple[TrueLabel, str]] = [("real", "0"), ("fake", "0"), ("real", "1"), ("fake", "1"), ("real", "")] * 2
     for number, (label, fold) in enumerate(plan):
         split: Split = "val" if number == 9 else "train"
         domain = f"page {fold}" if fold else "portraits"

@@ -91,7 +91,7 @@ def test_normalisation_on_the_device_equals_that_of_a_scan() -> None:
 
 
 def test_kinds_are_drawn_at_random_in_training_and_rotate_in_evaluation(tmp_path: Path) -> None:
-    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "left_out": "warped"})
+    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "held_out": "warped"})
     training = face_set(tmp_path, settings)
     assert training.num_faces == [2] * 9
     drawn = [training.views_of(Key(epoch, 0, 0))[1].kind for epoch in range(40)]
@@ -124,7 +124,7 @@ def test_all_frames_of_a_video_get_one_kind_of_fake_and_fakes_do_not_advance_the
 
 def test_a_held_out_kind_changes_no_other_face(tmp_path: Path) -> None:
     without = face_set(tmp_path, SETTINGS, is_training=False)
-    more = TrainSettings(**{**SETTINGS.__dict__, "left_out": "swapped"})
+    more = TrainSettings(**{**SETTINGS.__dict__, "held_out": "swapped"})
     beside = face_set(tmp_path, more, is_training=False)
     for index in range(3):
         pairs = zip(without.views_of(Key(0, index, 0)), beside.views_of(Key(0, index, 0)), strict=False)

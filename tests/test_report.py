@@ -23,7 +23,7 @@ from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile, Format, format_for, open_writer
+from dfscan.report.writers import AtomicFile, ReportFormat, format_for, open_writer
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
@@ -314,7 +314,7 @@ def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
         ("r.ndjson", "jsonl", "jsonl"),
     ],
 )
-def test_format_for(name: str, asked: Format | None, expected: str) -> None:
+def test_format_for(name: str, asked: ReportFormat | None, expected: str) -> None:
     assert format_for(name, asked) == format_for(Path(name), asked) == expected
 
 
@@ -325,7 +325,7 @@ def test_an_unknown_suffix_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "asked"), [("r.xlsx", "csv"), ("r.CSV", "jsonl"), ("r.jsonl", "parquet")])
-def test_a_suffix_that_contradicts_the_format_is_refused(name: str, asked: Format) -> None:
+def test_a_suffix_that_contradicts_the_format_is_refused(name: str, asked: ReportFormat) -> None:
     with pytest.raises(ConfigError, match="change one of them"):
         format_for(name, asked)
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dfscan.dataset.duplicates import MAX_DISTANCE_BITS, fingerprint, near_duplicates, unpack
-from dfscan.dataset.manifest import Label, Sample, Split
+from dfscan.dataset.manifest import Sample, Split, TrueLabel
 from dfscan.dataset.sources import Source
 from dfscan.dataset.splits import assign_splits, check_splits, find_leaks
 from dfscan.errors import ConfigError
@@ -20,7 +20,7 @@ from tests.pictures import astronaut, moved, other_person
 Picture = NDArray[np.uint8]
 
 
-def sources(num_groups: int, label: Label = "real", *, prefix: str = "", per_group: int = 2) -> list[Source]:
+def sources(num_groups: int, label: TrueLabel = "real", *, prefix: str = "", per_group: int = 2) -> list[Source]:
     return [
         Source(f"{prefix}{g}_{i}.mp4", label, group=f"{prefix}{g}") for g in range(num_groups) for i in range(per_group)
     ]

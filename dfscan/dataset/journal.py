@@ -37,7 +37,7 @@ class CropRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """A source that could be decoded, with or without faces."""
 
     path: str
@@ -103,7 +103,7 @@ class Journal:
         except BlockingIOError:
             raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is running there; wait for it") from None
 
-    def _read(self, recipe: dict[str, Any]) -> dict[str, Entry]:
+    def _read(self, recipe: dict[str, Any]) -> dict[str, JournalEntry]:
         """Return the latest entry of each source; truncate an incomplete last line left by a killed run."""
         data = self._path.read_bytes()
         length = data.rfind(b"\n") + 1
@@ -129,7 +129,7 @@ class Journal:
                 f"delete {self._path} to start over"
             )
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         """Record a source as finished.
 
         Raises:
@@ -151,8 +151,8 @@ class Journal:
         os.close(self._fd)
 
 
-def _entry(value: dict[str, Any]) -> Entry:
-    return Entry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})
+def _entry(value: dict[str, Any]) -> JournalEntry:
+    return JournalEntry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})
 
 
 @contextmanager

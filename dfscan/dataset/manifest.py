@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import BoolArray, Float32Array
 from dfscan.errors import ConfigError
 
-Label = Literal["real", "fake"]
+TrueLabel = Literal["real", "fake"]
 Split = Literal["train", "val", "test"]
 
-LABELS: tuple[Label, ...] = get_args(Label)
+TRUE_LABELS: tuple[TrueLabel, ...] = get_args(TrueLabel)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST_NAME = "manifest.csv"
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
@@ -43,7 +43,7 @@ class Sample:
     """Path of the crop relative to the manifest's folder, with ``/`` separators."""
     source: str
     """Path of the video or image that the crop was cut from, as the user gave it."""
-    label: Label
+    label: TrueLabel
     kind: str
     """Kind of manipulation, such as ``face swap``; empty for real footage or if unknown."""
     split: Split
@@ -55,9 +55,9 @@ class Sample:
     """Lower-case hex digest of the crop file."""
     time_s: float
     detection_score: float
-    box_xyxy: NDArray[np.float32]
+    box_xyxy: Float32Array
     """(4,) the detector's box, in pixels of the crop."""
-    landmarks: NDArray[np.float32]
+    landmarks: Float32Array
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
     fingerprint: str = ""
     """Hex digits of `duplicates.fingerprint`; if empty, it is computed from the crop when needed."""
@@ -100,9 +100,9 @@ def read_manifest(path: Path) -> list[Sample]:
     return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
 
 
-def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
+def _check_rows(path: Path, table: Any, numbers: Float32Array) -> None:
     problems = {
-        f"label is neither {' nor '.join(LABELS)}": ~table["label"].isin(LABELS),
+        f"label is neither {' nor '.join(TRUE_LABELS)}": ~table["label"].isin(TRUE_LABELS),
         f"split is none of {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
         "group is empty": table["group"] == "",
         "crop is empty or leaves the folder": table["crop"].map(_is_outside),
@@ -122,7 +122,7 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
         raise ConfigError(f"{path}: {'; '.join(complaints)}")
 
 
-def _is_tiny(boxes_xyxy: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _is_tiny(boxes_xyxy: Float32Array) -> BoolArray:
     sides_px = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return np.asarray((sides_px.min(axis=1) <= 0) | (sides_px.max(axis=1) < MIN_BOX_PX), np.bool_)
 
@@ -132,7 +132,7 @@ def _is_outside(crop: str) -> bool:
     return not crop or path.is_absolute() or ".." in path.parts
 
 
-def _sample(row: Mapping[Any, Any], values: NDArray[np.float32]) -> Sample:
+def _sample(row: Mapping[Any, Any], values: Float32Array) -> Sample:
     time_s, detection_score, *_ = values.tolist()
     return Sample(
         **{name: row[name] for name in TEXT_COLUMNS},

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array
 from dfscan.detector.checkpoint import Checkpoint, load_network
 from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
 from dfscan.errors import ConfigError, DfscanError
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from dfscan.detector.network import DeepfakeDetector
 
-_log = logging.getLogger("dfscan")
+log = logging.getLogger("dfscan")
 
-Floats = NDArray[np.float32]
 
 DEFAULT_CUDA_BATCH_SIZE = 32
 MAX_GPU_THREADS = 4
@@ -46,7 +45,7 @@ class Runtime(Protocol):
     clock: BusyClock
     """Measures the seconds that the GPU, or its driver, was busy."""
 
-    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+    def predict(self, batch: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Score faces; the logit of a face does not depend on the other faces of the batch.
 
         Args:
@@ -75,7 +74,7 @@ class OnnxRuntime:
         self.clock = BusyClock()
         self._session = open_session(graph)
 
-    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+    def predict(self, batch: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Score faces; see `Runtime.predict`."""
         _check(batch)
         names = list(OUTPUT_NAMES)
@@ -121,14 +120,14 @@ class TorchRuntime:
                 raise self._failure(error) from error
             self._move_to_cpu()
 
-    def predict(self, batch: Floats) -> tuple[Floats, Floats]:
+    def predict(self, batch: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Score faces; see `Runtime.predict`.
 
         Raises:
             DfscanError: if the device fails, or memory is not sufficient even on the CPU.
         """
         _check(batch)
-        results: list[tuple[Floats, Floats]] = []
+        results: list[tuple[Float32Array, Float32Array]] = []
         while len(batch):
             x = self._full(batch)
             with self._lock, self.clock.at_work():
@@ -141,7 +140,7 @@ class TorchRuntime:
             batch = batch[num_faces:]
         return _join(results)
 
-    def _full(self, faces: Floats) -> Tensor:
+    def _full(self, faces: Float32Array) -> Tensor:
         """Return the first `batch_size` faces, padded with zeros, in pinned memory for a GPU."""
         import torch
 
@@ -153,7 +152,7 @@ class TorchRuntime:
         x[: len(faces)] = torch.from_numpy(faces[: len(x)])
         return x
 
-    def _try(self, x: Tensor) -> tuple[Floats, Floats] | None:
+    def _try(self, x: Tensor) -> tuple[Float32Array, Float32Array] | None:
         """Run a batch, or return None if memory ran out; on return, the exception no longer references the tensors."""
         try:
             return self._run(x)
@@ -162,7 +161,7 @@ class TorchRuntime:
                 raise self._failure(error) from error
             return None
 
-    def _run(self, x: Tensor) -> tuple[Floats, Floats]:
+    def _run(self, x: Tensor) -> tuple[Float32Array, Float32Array]:
         logits, cams = self._forward(x, mixed_precision=self.mixed_precision)
         if self.mixed_precision:
             is_broken = ~(np.isfinite(logits) & np.isfinite(cams).all(axis=(1, 2)))
@@ -171,7 +170,7 @@ class TorchRuntime:
                 logits[is_broken], cams[is_broken] = exact_logits[is_broken], exact_cams[is_broken]
         return logits, cams
 
-    def _forward(self, x: Tensor, *, mixed_precision: bool) -> tuple[Floats, Floats]:
+    def _forward(self, x: Tensor, *, mixed_precision: bool) -> tuple[Float32Array, Float32Array]:
         import torch
 
         x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
@@ -187,7 +186,7 @@ class TorchRuntime:
             pass  # another thread has already reduced it
         elif self.batch_size > 1:
             self.batch_size //= 2
-            _log.warning("%s is out of memory: continuing with --batch-size %d", self.device, self.batch_size)
+            log.warning("%s is out of memory: continuing with --batch-size %d", self.device, self.batch_size)
         else:
             self._move_to_cpu()
         torch.cuda.empty_cache()
@@ -195,7 +194,7 @@ class TorchRuntime:
     def _move_to_cpu(self) -> None:
         import torch
 
-        _log.warning(
+        log.warning(
             "%s is out of memory even for one face: continuing on the CPU, slowly; end other programs that use the GPU",
             self.device,
         )
@@ -207,12 +206,12 @@ class TorchRuntime:
         return DfscanError(f"the network cannot run on {self.device}: {cause}; try --device cpu")
 
 
-def _check(batch: Floats) -> None:
+def _check(batch: Float32Array) -> None:
     if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1] != 3:
         raise ValueError(f"a batch must be float32 [B, 3, S, S], got {batch.dtype} {list(batch.shape)}")
 
 
-def _join(results: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+def _join(results: list[tuple[Float32Array, Float32Array]]) -> tuple[Float32Array, Float32Array]:
     if not results:
         return np.empty(0, np.float32), np.empty((0, 0, 0), np.float32)
     logits, cams = zip(*results, strict=True)

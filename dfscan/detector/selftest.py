@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 import dfscan
+from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.cache import cache_dir, package_version, write_atomically
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.preprocess import to_input
@@ -30,10 +30,10 @@ SELF_TEST_TOLERANCE = 1e-3
 MIXED_TOLERANCE = 2e-2
 """Maximum difference in mixed precision for logits up to 20; for larger logits, a thousandth of the logit."""
 
-_log = logging.getLogger("dfscan")
+log = logging.getLogger("dfscan")
 
 
-def self_test_input(card: CheckpointCard) -> NDArray[np.float32]:
+def self_test_input(card: CheckpointCard) -> Float32Array:
     """Return the preprocessed images of the self-test, float32 [n, 3, size, size], from PCG64's raw stream.
 
     The images are mosaics of 24 x 24 tiles. Pixel noise would be unsuitable: it is so unlike photographs that a trained
@@ -44,7 +44,7 @@ def self_test_input(card: CheckpointCard) -> NDArray[np.float32]:
     return to_input(list(images), preprocessing)
 
 
-def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> NDArray[np.uint8]:
+def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> UInt8Image:
     """Return mosaics of random colours, uint8 (n, S, S, 3); integer arithmetic makes them the same on every machine."""
     num_values = num_images * num_tiles * num_tiles * 3
     raw = np.random.PCG64(seed).random_raw(math.ceil(num_values / 8)).astype("<u8")
@@ -78,7 +78,7 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
         shift = np.abs(runtime.predict(inputs)[0] - expected)
         if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
             runtime.mixed_precision = False
-            _log.warning(
+            log.warning(
                 "float16 changes this checkpoint's logits by %.3f: continuing in float32, which is slower", shift.max()
             )
             return
@@ -86,7 +86,7 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
         _leave_stamp(stamp, checkpoint)
 
 
-def _refuse_scores(device: str, checkpoint: Checkpoint, got: NDArray[np.float32]) -> NoReturn:
+def _refuse_scores(device: str, checkpoint: Checkpoint, got: Float32Array) -> NoReturn:
     test = checkpoint.card.self_test
     raise CheckpointError(
         f"checkpoint {checkpoint.path} fails its self-test on {device}: expected logits "

@@ -8,16 +8,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import DfscanError
-from dfscan.faces.detect import Copy, Detection, FaceDetector, Pixels, num_halvings
-from dfscan.faces.mtcnn_numpy import Found
+from dfscan.faces.detect import Copy, Detection, FaceDetector, num_halvings
+from dfscan.faces.mtcnn_numpy import Detections
 from dfscan.faces.networks import library_networks
 from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_FRAMES, MAX_SEARCHED_PX, MAX_FRAME_PX = 32, 16_000_000, 32_000_000
+MAX_BATCH_FRAMES, MAX_SEARCHED_PX, MAX_WHOLE_FRAME_PX = 32, 16_000_000, 32_000_000
 """Maximum number of frames in a batch, of their pixels after halving, and of their pixels before halving. This gives 32
 frames of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
 
@@ -59,10 +60,10 @@ class BatchedFaceDetector:
     def batch_size(self, shape: tuple[int, ...]) -> int:
         """Return the best batch size for frames of one shape (H, W, 3)."""
         frame_px = max(1, shape[0] * shape[1])
-        searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.least_side_px))
-        return max(1, min(MAX_FRAMES, self._max_searched_px // searched_px, MAX_FRAME_PX // frame_px))
+        searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.min_copy_side_px))
+        return max(1, min(MAX_BATCH_FRAMES, self._max_searched_px // searched_px, MAX_WHOLE_FRAME_PX // frame_px))
 
-    def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, frames: Sequence[UInt8Image]) -> list[list[Detection]]:
         """Detect the faces of each frame; see `FaceDetector.detect`.
 
         Args:
@@ -71,36 +72,36 @@ class BatchedFaceDetector:
         Raises:
             DfscanError: the device fails.
         """
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, pixels in enumerate(frames):
-            alike[pixels.shape].append(i)
+            by_shape[pixels.shape].append(i)
         faces: list[list[Detection]] = [[] for _ in frames]
-        for places in alike.values():
-            copies = [Copy.of_all(frames[i], self._detector.least_side_px) for i in places]
-            least_px = self._detector.least_px(copies[0])
-            if least_px is None:
+        for places in by_shape.values():
+            copies = [Copy.of_all(frames[i], self._detector.min_copy_side_px) for i in places]
+            min_px = self._detector.min_px(copies[0])
+            if min_px is None:
                 continue
-            found = self._search([copy.pixels for copy in copies], frames[places[0]].shape, least_px)
-            for i, copy, each in zip(places, copies, found, strict=True):
-                faces[i] = self._detector.select(copy.outward(each), frames[i])
+            detections = self._search([copy.pixels for copy in copies], frames[places[0]].shape, min_px)
+            for i, copy, detected in zip(places, copies, detections, strict=True):
+                faces[i] = self._detector.select(copy.outward(detected), frames[i])
         return faces
 
-    def _search(self, copies: Sequence[Pixels], shape: tuple[int, ...], least_px: float) -> list[Found]:
-        found: list[Found] = []
-        while len(found) < len(copies):
-            waiting = copies[len(found) :]
+    def _search(self, copies: Sequence[UInt8Image], shape: tuple[int, ...], min_px: float) -> list[Detections]:
+        detections: list[Detections] = []
+        while len(detections) < len(copies):
+            waiting = copies[len(detections) :]
             if not self._is_working:
-                return found + [self._detector.search(copy, least_px) for copy in waiting]
+                return detections + [self._detector.search(copy, min_px) for copy in waiting]
             batch = self._full(waiting, self.batch_size(shape))
             with self._lock, self._clock.at_work():
-                faces = self._try(batch, least_px)
+                faces = self._try(batch, min_px)
                 if faces is None:
                     self._make_room(shape, len(batch))
                     continue
-            found += faces[: len(waiting)]
-        return found
+            detections += faces[: len(waiting)]
+        return detections
 
-    def _full(self, copies: Sequence[Pixels], num_frames: int) -> Tensor:
+    def _full(self, copies: Sequence[UInt8Image], num_frames: int) -> Tensor:
         """Copy the first `num_frames` into one tensor, padded with empty frames, in pinned memory."""
         import torch
 
@@ -112,13 +113,13 @@ class BatchedFaceDetector:
             frame[...] = copy
         return batch
 
-    def _try(self, batch: Tensor, least_px: float) -> list[Found] | None:
+    def _try(self, batch: Tensor, min_px: float) -> list[Detections] | None:
         """Search a batch. Return None when out of memory, because an exception would keep the tensors alive."""
         from dfscan.faces import mtcnn_torch
 
         try:
             on_device = batch.to(self._device, non_blocking=True)
-            return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=least_px)
+            return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=min_px)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise self._failure(error) from error

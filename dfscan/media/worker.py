@@ -45,7 +45,7 @@ PR_SET_PDEATHSIG = 1
 ALIVE_EVERY_S = 0.5
 
 
-class _BusyClock:
+class _WorkingTime:
     """Counts working time in seconds, without the time spent waiting for the parent to receive a frame."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def _enter_sandbox(limits: dict[str, Any]) -> str | None:
         if limits["sandbox"]:
             sandbox.enter()
     except OSError as error:
-        return f"the decoder cannot be caged here ({error.strerror}); if you trust the files, use --no-sandbox"
+        return f"the decoder cannot be sandboxed here ({error.strerror}); if you trust the files, use --no-sandbox"
     return None
 
 
@@ -146,7 +146,7 @@ def _serve(
     status: FileIO | None,
     problem: str | None,
 ) -> None:
-    clock = _BusyClock()
+    clock = _WorkingTime()
     cpu_s = time.process_time()
     decoding.check_time = _limit(clock, limits["timeout_s"])
     end: dict[str, Any]
@@ -205,7 +205,7 @@ def _peak_rss_bytes(status: FileIO | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
+def _limit(clock: _WorkingTime, limit_s: float) -> Callable[[], None]:
     def check() -> None:
         if clock.seconds() > limit_s:
             raise VideoError("timeout", f"decoding took longer than {limit_s:g} s; raise --timeout to allow more")
@@ -213,7 +213,7 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
     return check
 
 
-def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock) -> None:
+def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _WorkingTime) -> None:
     for frame in decoding.samples():
         head = {
             "kind": "frame",
@@ -237,13 +237,13 @@ def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding,
 def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
     """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang."""
     digest = hashlib.sha256()
-    told_s = time.monotonic()
+    sent_s = time.monotonic()
     file.seek(0)
     while block := file.read(HASH_BLOCK_BYTES):
         digest.update(block)
-        if time.monotonic() - told_s > ALIVE_EVERY_S:
+        if time.monotonic() - sent_s > ALIVE_EVERY_S:
             tell()
-            told_s = time.monotonic()
+            sent_s = time.monotonic()
     return digest.hexdigest()
 
 

@@ -24,8 +24,8 @@ from dfscan.errors import ConfigError, OutputError
 from dfscan.report.schema import DIGITS, Column, finite
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 
-Format = Literal["csv", "jsonl", "xlsx", "parquet"]
-SUFFIXES: dict[str, Format] = {
+ReportFormat = Literal["csv", "jsonl", "xlsx", "parquet"]
+SUFFIXES: dict[str, ReportFormat] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -44,7 +44,7 @@ _REMEDIES = {
 }
 
 
-def format_for(path: str | os.PathLike[str], asked: Format | None = None) -> Format:
+def format_for(path: str | os.PathLike[str], asked: ReportFormat | None = None) -> ReportFormat:
     """Return the format of a report.
 
     Args:
@@ -67,7 +67,7 @@ def open_writer(
     target: str | os.PathLike[str] | BinaryIO,
     columns: Sequence[Column],
     *,
-    format: Format,
+    format: ReportFormat,
     excel: bool = False,
     delimiter: str = ",",
     about: Mapping[str, str] | None = None,

@@ -163,7 +163,7 @@ NOT_IN_RECIPE = frozenset(
 """Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
-def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
+def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
     """Return everything besides the file that a result depends on; `device` must come from `choose_device`."""
     return Recipe(
         checkpoint=checkpoint.label,

@@ -163,6 +163,6 @@ class _Drawer:
         return crops[rng.integers(len(crops))]
 
 
-def num_steps(num_batches: int, *, accumulate: int, world_size: int = 1) -> int:
+def num_steps(num_batches: int, *, grad_accumulation: int, world_size: int = 1) -> int:
     """Return the number of optimiser steps per epoch; a last partial accumulation window counts as a step."""
-    return math.ceil(num_batches / world_size / accumulate)
+    return math.ceil(num_batches / world_size / grad_accumulation)

@@ -11,17 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor  # noqa: TID253
 from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
+from dfscan.arrays import UInt8Image
 from dfscan.dataset.crops import LooseCrop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import ConfigError
-from dfscan.forgery.donors import Companions
+from dfscan.forgery.donors import Donors
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
-from dfscan.train.augment import TrainingViews, evaluation_fake, evaluation_view
+from dfscan.train.augment import PairAugmenter, evaluation_fake, evaluation_view
 from dfscan.train.batches import Batch, Key
 from dfscan.train.kinds import kind_class
 from dfscan.train.settings import TrainSettings
@@ -54,7 +54,7 @@ class Faces:
 class View:
     """One face as the network sees it."""
 
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Image
     """(S, S, 3) RGB."""
     is_fake: bool
     kind: ForgeryKind | None = None
@@ -88,16 +88,16 @@ class FaceSet(Dataset[_Item | ConfigError]):
         """
         self.samples = samples
         self._settings = settings
-        self._views = TrainingViews(settings) if is_training else None
+        self._views = PairAugmenter(settings) if is_training else None
         self.reconstructions = reconstructions
-        self._companions = Companions(samples, folder, reconstructions)
+        self._donors = Donors(samples, folder, reconstructions)
         self._turns = _turns(samples)
 
     @property
     def num_faces(self) -> list[int]:
         """Number of faces that come from each sample."""
         settings = self._settings
-        num_fakes = bool(settings.kinds) + (bool(settings.left_out_kinds) and not self._views)
+        num_fakes = bool(settings.kinds) + (bool(settings.held_out_kinds) and not self._views)
         return [1 + (num_fakes if sample.label == "real" else 0) for sample in self.samples]
 
     def __len__(self) -> int:
@@ -121,27 +121,27 @@ class FaceSet(Dataset[_Item | ConfigError]):
             ConfigError: a crop or a reconstruction cannot be read.
         """
         rng = np.random.default_rng([self._settings.seed, *key])
-        sample, face = self.samples[key.sample], self._companions.read(key.sample)
+        sample, face = self.samples[key.sample], self._donors.read(key.sample)
         is_fake, kinds = sample.label == "fake", self._settings.kinds
         if not self._views:
-            made = [] if is_fake else self._held_out_kinds(key.sample)
+            made = [] if is_fake else self._evaluation_kinds(key.sample)
             fakes = [self._evaluation_fake(key.sample, face, kind, rng) for kind in made]
             return [View(evaluation_view(face, self._settings), is_fake), *fakes]
         if is_fake or not kinds or not key.is_forged:
             return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
         kind = kinds[rng.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
-        companion = self._companions.of(key.sample, face, kind, rng)
-        real_pixels, fake_pixels = self._views.pair(face, rng, kind, companion)
+        donor = self._donors.of(key.sample, face, kind, rng)
+        real_pixels, fake_pixels = self._views.pair(face, rng, kind, donor)
         return [View(real_pixels, False), View(fake_pixels, True, kind)]
 
-    def _held_out_kinds(self, index: int) -> list[ForgeryKind]:
+    def _evaluation_kinds(self, index: int) -> list[ForgeryKind]:
         """Return the kinds of fakes made from a real face in evaluation, chosen in rotation by source."""
         turn, settings = self._turns[index], self._settings
-        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.left_out_kinds) if kinds]
+        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.held_out_kinds) if kinds]
 
     def _evaluation_fake(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> View:
-        companion = self._companions.of(index, face, kind, rng)
-        return View(evaluation_fake(face, self._settings, rng, kind, companion), True, kind)
+        donor = self._donors.of(index, face, kind, rng)
+        return View(evaluation_fake(face, self._settings, rng, kind, donor), True, kind)
 
 
 def _turns(samples: Sequence[Sample]) -> list[int]:

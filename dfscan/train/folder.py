@@ -96,11 +96,11 @@ class RunFolder:
                 if isinstance(value, float):
                     self._tensorboard.add_scalar(f"{row['event']}/{name}", value, row["step"])
 
-    def save_best(self, network: DeepfakeDetector, card: CheckpointCard, *, half: bool) -> None:
+    def save_best(self, network: DeepfakeDetector, card: CheckpointCard, *, fp16: bool) -> None:
         """Write `best.safetensors`."""
         from dfscan.detector.checkpoint import save_checkpoint
 
-        save_checkpoint(self.best_path, network, card, half=half)
+        save_checkpoint(self.best_path, network, card, fp16=fp16)
 
     def write_table(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Write a CSV file atomically."""

@@ -63,10 +63,10 @@ def load_lite(name: str) -> nn.Module:
     lite: nn.Module = timm.create_model(f"tf_efficientnet_{name}")
     wanted = lite.state_dict()
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's restricted unpickler raises various exceptions on damaged files
         _refuse(path, name, f"cannot be read as plain tensors ({type(error).__name__})", origin=error)
-    tensors = list(found.values()) if isinstance(found, dict) else []
+    tensors = list(loaded.values()) if isinstance(loaded, dict) else []
     if [getattr(tensor, "shape", None) for tensor in tensors] != [tensor.shape for tensor in wanted.values()]:
         _refuse(path, name, f"does not contain the {len(wanted)} tensors of EfficientNet-{name.capitalize()}")
     lite.load_state_dict(dict(zip(wanted, tensors, strict=True)))  # same order, different names
@@ -150,11 +150,11 @@ def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
 
 def _copy_matching(lite: Any, backbone: Any) -> None:
     """Copy convolutions and norms; where the last convolution is wider than Lite's, its first channels are repeated."""
-    found: dict[str, Tensor] = lite.state_dict()
+    lite_state: dict[str, Tensor] = lite.state_dict()
     for name, tensor in backbone.state_dict().items():
-        if name not in found:
+        if name not in lite_state:
             continue
-        source = found[name]
+        source = lite_state[name]
         if tensor.ndim:
             source = source[torch.arange(len(tensor)) % len(source)]
         if name.endswith("running_var"):
