@@ -130,7 +130,8 @@ def test_a_fake_video_is_paired_with_a_real_video_if_its_domain_has_no_reals() -
     batches = draw_epoch(
         facts, epoch=0, seed=0, batch_size=8, num_faces=800, fake_share=1.0, domain_exponent=1.0, world_size=1
     )
-    pairs = [(fake.sample, real.sample) for batch in batches for fake, real in zip(batch[::2], batch[1::2], strict=True)]
+    keys = [key.sample for batch in batches for key in batch]
+    pairs = list(zip(keys[::2], keys[1::2], strict=True))
     partners_of_clip = {sources[real] for fake, real in pairs if sources[fake] == "fake clip"}
     partners_of_picture = {sources[real] for fake, real in pairs if sources[fake] == "fake picture"}
     assert partners_of_clip == {"real clip"}
