@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 from weakref import WeakSet
 
-from dfscan import __version__
 from dfscan.config import ScanSettings, build_settings
 from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
@@ -27,6 +26,7 @@ from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
 from dfscan.types import VideoResult
+from dfscan.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd

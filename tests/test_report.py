@@ -19,11 +19,12 @@ import pytest
 
 from dfscan.errors import ConfigError, OutputError
 from dfscan.report import tables, writers
+from dfscan.report.formats import ReportFormat, format_for, open_writer
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile, ReportFormat, format_for, open_writer
+from dfscan.report.writers import AtomicFile
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")

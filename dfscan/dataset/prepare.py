@@ -22,9 +22,9 @@ from dfscan.dataset.manifest import MANIFEST_NAME, SPLITS, TRUE_LABELS, Sample, 
 from dfscan.dataset.sources import read_sources
 from dfscan.dataset.splits import assign_splits, check_splits
 from dfscan.errors import ConfigError
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
 from dfscan.report.text import report_order
-from dfscan.report.writers import open_writer
 
 __all__ = ["PrepareListener", "PrepareSettings", "PrepareSummary", "run_prepare"]
 

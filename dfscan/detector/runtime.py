@@ -221,7 +221,7 @@ def _join(results: list[tuple[Float32Array, Float32Array]]) -> tuple[Float32Arra
 def create_runtime(
     checkpoint: Checkpoint, *, device: str = "auto", batch_size: int | None = None, threads: int = 1
 ) -> Runtime:
-    """Load a checkpoint on a device. Call `checkpoint.verify` afterwards to check its scores there.
+    """Load a checkpoint on a device. Call `verify.verify` afterwards to check its scores there.
 
     Args:
         checkpoint: checkpoint from `checkpoint.read_card`.

@@ -15,9 +15,10 @@ from dfscan.errors import ConfigError, OutputError
 from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, LabelledResult, SubsetMetrics, count_verdicts
 from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
 from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
+from dfscan.report.formats import open_writer
 from dfscan.report.meta import versions
 from dfscan.report.schema import Column
-from dfscan.report.writers import AtomicFile, open_writer
+from dfscan.report.writers import AtomicFile
 
 DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
 ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"

@@ -17,8 +17,8 @@ import cv2
 
 from dfscan.arrays import UInt8Image
 from dfscan.errors import OutputError
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.writers import open_writer
 
 INDEX_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),

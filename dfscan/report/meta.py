@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dfscan import __version__
 from dfscan.report.schema import REPORT_VERSION
 from dfscan.report.text import printable
 from dfscan.report.writers import AtomicFile
+from dfscan.version import __version__
 
 _DISTRIBUTIONS = {
     "av": "av",

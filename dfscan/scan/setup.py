@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 
-from dfscan import __version__
 from dfscan.config import ScanSettings
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
-from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
+from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
+from dfscan.detector.verify import verify
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
@@ -20,6 +20,7 @@ from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
+from dfscan.version import __version__
 
 MIN_WORKERS = 2
 """Minimum default number of videos decoded at once, so that the first frames of the next video are always ready."""
