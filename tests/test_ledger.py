@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import DataError, OutputError
 from dfscan.scan.ledger import FileIdentity, Ledger, LedgerReader, Recipe, from_json, to_json
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
@@ -348,7 +348,7 @@ def test_a_damaged_card_is_reported(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE checkpoints SET card = 'no JSON'")
     database.close()
-    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.cards()
 
 
@@ -378,7 +378,7 @@ def test_a_ledger_without_a_pictures_table_can_be_read_and_written(tmp_path: Pat
 )
 def test_old_ledger_refuses_other_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "x.ledger")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         LedgerReader(tmp_path / "x.ledger")
 
 
@@ -389,5 +389,5 @@ def test_a_damaged_record_is_reported(tmp_path: Path, result: str) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE videos SET result = ?", (result,))
     database.close()
-    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.result(old.entries()[0])

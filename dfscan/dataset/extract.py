@@ -21,7 +21,7 @@ from dfscan.dataset.journal import CropRecord, Journal, JournalEntry, writing
 from dfscan.dataset.layouts import Source
 from dfscan.dataset.manifest import TrueLabel
 from dfscan.dataset.sources import SourceOptions
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
@@ -138,7 +138,7 @@ class Extraction:
         """Process all sources that the journal lacks.
 
         Raises:
-            ConfigError: one file has two labels.
+            DataError: one file has two labels.
             OutputError: a crop or the journal cannot be written.
         """
         current = [path for path in self._sources if self._is_done(path)]
@@ -163,7 +163,7 @@ class Extraction:
         source = self._sources[path]
         first = self._first_with.setdefault(sha256, source)
         if first.label != source.label:
-            raise ConfigError(
+            raise DataError(
                 f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
                 "the wrong one"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dfscan.errors import ConfigError, OutputError, VideoError
+from dfscan.errors import ConfigError, DataError, OutputError, VideoError
 from dfscan.media.source import hash_file
 from dfscan.scan.ledger import FileIdentity
 
@@ -79,6 +79,7 @@ class Journal:
             recipe: everything besides the sources that crops depend on.
 
         Raises:
+            DataError: the journal is damaged.
             ConfigError: the folder holds other files, was started with another recipe, or is in use.
             OutputError: the journal cannot be written.
         """
@@ -116,7 +117,7 @@ class Journal:
             begun_with = json.loads(head)
             entries = [_entry(json.loads(line)) for line in lines]
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{self._path}: is damaged ({error}); delete it to start over") from error
+            raise DataError(f"{self._path}: is damaged ({error}); delete it to start over") from error
         self._compare(begun_with, recipe)
         return {entry.path: entry for entry in entries}
 

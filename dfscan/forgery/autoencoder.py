@@ -70,7 +70,7 @@ def reconstruct(
         tell: called now and then with a line of progress.
 
     Raises:
-        ConfigError: a crop cannot be read.
+        DataError: a crop cannot be read.
         OutputError: a reconstruction cannot be written.
         TrainingError: an autoencoder's loss is not finite.
     """

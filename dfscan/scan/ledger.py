@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import DataError, OutputError
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
@@ -272,11 +272,11 @@ class LedgerReader:
         """Open the ledger.
 
         Raises:
-            ConfigError: the file does not exist or is not a dfscan ledger of this version.
+            DataError: the file does not exist or is not a dfscan ledger of this version.
         """
         self._path = path
         if not path.is_file():
-            raise ConfigError(f"{path}: no such ledger; name the .ledger file beside a report")
+            raise DataError(f"{path}: no such ledger; name the .ledger file beside a report")
         try:
             # Not mode=ro, which cannot read a write-ahead log that no other process has open.
             self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
@@ -284,17 +284,17 @@ class LedgerReader:
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise ConfigError(f"{path}: cannot be read as a ledger ({error})") from error
+            raise DataError(f"{path}: cannot be read as a ledger ({error})") from error
         if version != SCHEMA_VERSION or not {"videos", "recipes"} <= tables:
             self._database.close()
-            raise ConfigError(f"{path}: not a ledger of this version of dfscan")
+            raise DataError(f"{path}: not a ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
 
     def entries(self) -> list[LedgerEntry]:
         """List the latest result of every file, sorted by absolute path.
 
         Raises:
-            ConfigError: a record is damaged.
+            DataError: a record is damaged.
         """
         query = (
             "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path') FROM videos "
@@ -312,7 +312,7 @@ class LedgerReader:
         """Return the whole result, without its pictures.
 
         Raises:
-            ConfigError: the record is damaged.
+            DataError: the record is damaged.
         """
         with self._corrupt_record_errors():
             (document,) = self._database.execute("SELECT result FROM videos WHERE rowid = ?", (entry.row,)).fetchone()
@@ -328,7 +328,7 @@ class LedgerReader:
         try:
             yield
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
+            raise DataError(f"{self._path}: a record is damaged ({error}); scan again") from error
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Return the cards of checkpoints by the sha256 of their file; raises the same errors as `result`."""

@@ -39,7 +39,8 @@ def rebuild_reports(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[
         The number of videos with each verdict.
 
     Raises:
-        ConfigError: a ledger cannot be read, or would be overwritten.
+        DataError: a ledger cannot be read.
+        ConfigError: a ledger would be overwritten.
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
