@@ -21,10 +21,10 @@ from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.schema import REPORT_COLUMNS, Kind, report_row
-from dfscan.report.text import report_order
 from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
+from dfscan.text import report_order
 from dfscan.types import VideoResult
 from dfscan.version import __version__
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from dfscan.errors import DataError, OutputError
-from dfscan.scan.ledger import FileIdentity, Ledger, LedgerReader, Recipe, from_json, to_json
+from dfscan.media.source import FileIdentity
+from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 

@@ -346,8 +346,8 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dfscan.cache.os.replace", full)
-    with pytest.raises(OutputError, match=r"No space left.*free some space"):
+    monkeypatch.setattr("dfscan.files.os.replace", full)
+    with pytest.raises(OutputError, match=r"No space left.*Free some space"):
         made._save(folder)
     assert folder.state_path.read_bytes() == before
     assert sorted(path.name for path in folder.path.iterdir()) == [

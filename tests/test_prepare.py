@@ -305,7 +305,7 @@ def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> N
 def test_folders_unfit_for_a_data_set_are_refused(footage: Path, tmp_path: Path) -> None:
     still = str(footage / "real/still.png")
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/d/progress.jsonl: cannot be written \(Not a directory\)"):
+    with pytest.raises(OutputError, match=r"file/d/progress.jsonl': Not a directory\. .*another --out"):
         run_prepare([still], settings(tmp_path / "file" / "d", label="real"))
     with pytest.raises(ConfigError, match="is not empty and not a data set"):
         run_prepare([still], settings(tmp_path, label="real"))
@@ -320,7 +320,7 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OutputError, match=r"No space left on device\); free some space there"):
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space there"):
         run_prepare([str(footage / "real/still.png")], settings(tmp_path / "d", label="real"))
 
 

@@ -17,14 +17,15 @@ import duckdb
 import numpy as np
 import pytest
 
+from dfscan import files
 from dfscan.errors import ConfigError, OutputError
-from dfscan.report import tables, writers
+from dfscan.files import AtomicFile
+from dfscan.report import tables
 from dfscan.report.formats import ReportFormat, format_for, open_writer
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
-from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile
+from dfscan.text import display_path, guard_formula, is_escaped, printable
 from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
@@ -386,7 +387,7 @@ def test_old_report_survives_a_failing_disk(
     path = tmp_path / f"r.{suffix}"
     path.write_text("old")
     writer = open_writer(path, REPORT_COLUMNS, format=format_for(path))
-    monkeypatch.setattr(writers.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(OutputError, match=rf"r\.{suffix}': No space left on device. Free some space"):
         writer.close()
     assert path.read_text() == "old"
@@ -435,7 +436,7 @@ def test_data_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.M
     steps: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(writers.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
+        monkeypatch.setattr(files.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
     write(tmp_path / "r.csv", [])
     assert steps == ["fsync", "replace", "fsync"]
 

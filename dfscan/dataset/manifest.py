@@ -14,6 +14,7 @@ import numpy as np
 
 from dfscan.arrays import BoolArray, Float32Array
 from dfscan.errors import DataError
+from dfscan.files import write_bytes
 
 TrueLabel = Literal["real", "fake"]
 Split = Literal["train", "val", "test"]
@@ -152,10 +153,6 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
     """
     import pandas as pd
 
-    from dfscan.report.writers import AtomicFile
-
     # dtype=object: pandas' default text type, backed by Arrow, rejects names that are not valid UTF-8.
     table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS), dtype=object)
-    sink = AtomicFile(path)
-    sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))
-    sink.commit()
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))

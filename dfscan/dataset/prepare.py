@@ -24,7 +24,7 @@ from dfscan.dataset.splits import assign_splits, check_splits
 from dfscan.errors import DataError
 from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.text import report_order
+from dfscan.text import report_order
 
 __all__ = ["PrepareListener", "PrepareSettings", "PrepareSummary", "run_prepare"]
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from pydantic import ValidationError
 
-from dfscan.cache import write_atomically
 from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.selftest import library_versions, mosaic, self_test_input
-from dfscan.errors import CheckpointError, OutputError
+from dfscan.errors import CheckpointError
+from dfscan.files import write_bytes
 from dfscan.version import __version__
 
 if TYPE_CHECKING:
@@ -224,12 +224,7 @@ def save_checkpoint(
     state = {name: _as_stored(tensor, fp16=fp16) for name, tensor in network.state_dict().items()}
     card = _with_expected_logits(card, _build(path, card, state))
     data = safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()})
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise OutputError(
-            f"checkpoint {path} cannot be written ({error.strerror}): choose another folder or free some space"
-        ) from error
+    write_bytes(path, data)
     return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
 
 

@@ -13,11 +13,12 @@ from typing import NoReturn
 import numpy as np
 
 from dfscan.arrays import Float32Array
-from dfscan.cache import cache_dir, write_atomically
+from dfscan.cache import cache_dir
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import Runtime
 from dfscan.detector.selftest import SELF_TEST_TOLERANCE, library_versions, self_test_input
-from dfscan.errors import CheckpointError
+from dfscan.errors import CheckpointError, OutputError
+from dfscan.files import make_folder, write_bytes
 from dfscan.gpu import device_name
 
 MIXED_TOLERANCE = 2e-2
@@ -88,6 +89,6 @@ def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
 def _leave_stamp(stamp: Path | None, checkpoint: Checkpoint) -> None:
     if stamp is None:
         return
-    with contextlib.suppress(OSError):  # without the stamp, the test runs again
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stamp, checkpoint.label.encode(errors="backslashreplace"))
+    with contextlib.suppress(OutputError):  # without the stamp, the test runs again
+        make_folder(stamp.parent)
+        write_bytes(stamp, checkpoint.label.encode(errors="backslashreplace"))

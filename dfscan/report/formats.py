@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Literal
 
 from dfscan.errors import ConfigError
+from dfscan.files import AtomicFile
 from dfscan.report.schema import Column
 from dfscan.report.tables import ParquetWriter, XlsxWriter
-from dfscan.report.text import printable
-from dfscan.report.writers import AtomicFile, CsvWriter, JsonLinesWriter, ReportWriter, Sink, StreamSink
+from dfscan.report.writers import CsvWriter, JsonLinesWriter, ReportWriter, Sink, StreamSink
+from dfscan.text import printable
 
 ReportFormat = Literal["csv", "jsonl", "xlsx", "parquet"]
 SUFFIXES: dict[str, ReportFormat] = {

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
-from dfscan.report.text import display_path, printable, report_order
-from dfscan.report.writers import AtomicFile
+from dfscan.text import display_path, printable, report_order
 from dfscan.types import Picture, Track, VerdictLabel, VideoResult
 
 if TYPE_CHECKING:
@@ -102,14 +102,9 @@ def write_page(
     """
     ordered = sorted(videos, key=lambda video: report_order(video.result.path))
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
-    file = AtomicFile(path)
-    try:
+    with AtomicFile(path) as file:
         for part in _template().generate(**_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"):
             file.write(part.encode())
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
     return PageSummary(blocks.num_granted, len(blocks.left_out))
 
 

@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from dfscan.errors import DataError, OutputError
+from dfscan.media.source import FileIdentity
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
@@ -70,26 +71,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     card TEXT NOT NULL
 );
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """File attributes that reveal a change without reading the file."""
-
-    size_bytes: int
-    mtime_ns: int
-    inode: int
-    ctime_ns: int = field(default=0, compare=False)
-    """Changes with the content, but also with permissions, names and links, so it is not compared."""
-
-    @classmethod
-    def of(cls, path: str) -> FileIdentity | None:
-        """Return the identity of the file now at this path, or None if there is none."""
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
-            return None
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
+from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
 from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoState
@@ -35,7 +36,6 @@ from dfscan.scan.detect import (
     SequentialDetectStage,
     detection_failure,
 )
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined

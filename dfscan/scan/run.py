@@ -22,15 +22,15 @@ from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
+from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
-from dfscan.report.text import display_path, report_order
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
+from dfscan.text import display_path, report_order
 from dfscan.types import VERDICT_LABELS, Reason, VideoResult
 
 log = logging.getLogger("dfscan")

@@ -21,9 +21,9 @@ from torch.amp.grad_scaler import GradScaler  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
-from dfscan.cache import write_atomically
 from dfscan.detector.network import DeepfakeDetector
-from dfscan.errors import ConfigError, DataError, OutputError
+from dfscan.errors import ConfigError, DataError
+from dfscan.files import write_bytes
 from dfscan.train.settings import FORMER_NAMES
 
 STATE_KEY = "dfscan_run"
@@ -86,13 +86,8 @@ def save_state(path: Path, state: TrainState, progress: TrainProgress, settings:
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        write_atomically(path, safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)}))
-    except OSError as error:
-        raise OutputError(
-            f"state {path} cannot be written ({error.strerror}): free some space; --resume then continues from the "
-            "previous state"
-        ) from error
+    data = safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)})
+    write_bytes(path, data, remedy="Free some space; --resume then continues from the previous state.")
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
