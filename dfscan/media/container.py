@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
 from dfscan.media import matroska, mp4
+from dfscan.media.facts import ENCODER_TEXT_BYTES, encoder_text
 from dfscan.media.plan import DECODE_ALL_FRAMES, Streams, Timeline
 
 MAX_FRAME_PX = 8192 * 4352
@@ -104,6 +105,10 @@ class Survey:
     has_clock: bool
     """False if presentation times are missing or jump back; then frames are identified by their number only."""
     damage: str | None
+    num_bytes: int = 0
+    """Size of all its packets."""
+    encoder: str | None = None
+    """Name of its encoder, if that is written into the stream."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,13 +249,25 @@ def _described(stream: VideoStream) -> str:
     return f"stream {stream.index} ({stream.codec_context.name}, {stream.width} x {stream.height})"
 
 
-def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None] = lambda: None) -> Surveys:
+def survey(
+    file: FileIO,
+    wanted: Streams = "all",
+    check_time: Callable[[], None] = lambda: None,
+    on_open: Callable[[InputContainer], None] = lambda _: None,
+) -> Surveys:
     """Read the packets of the wanted streams without decoding them; for a long stream, read its complete index instead.
+
+    Args:
+        file: open for reading.
+        wanted: the streams to survey.
+        check_time: called for every packet; raises an exception to stop.
+        on_open: called with the open container, before a stream is chosen.
 
     Raises:
         VideoError: no stream can be scanned: encrypted, or without packets; see also `open_video`.
     """
     with open_container(file) as container:
+        on_open(container)
         streams, skipped = _choose(container, wanted)
         descriptions = {stream.index: _described(stream) for stream in streams}
         index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
@@ -389,12 +406,20 @@ def _survey_index(
         times += delays + constant
     num_lost, num_shown = int(shown.sum() - inside.sum()), int(shown.sum())
     damage = f"cut off: {num_lost} of {num_shown} frames lie beyond the file's end" if num_lost else None
-    return Survey(stream.index, _timeline(times[inside], keys[inside], stream), has_clock, damage)
+    num_bytes = sum(entry.size for entry, is_inside in zip(entries, inside, strict=True) if is_inside)
+    encoder = encoder_text(_start_of(stream, probe[0]))
+    return Survey(stream.index, _timeline(times[inside], keys[inside], stream), has_clock, damage, num_bytes, encoder)
 
 
 def is_encrypted(packet: AnyPacket) -> bool:
     """Return whether the payload is encrypted. Decoders turn it into noise, with or without an error."""
     return packet.has_sidedata("encryption_info")
+
+
+def _start_of(stream: VideoStream, packet: AnyPacket) -> bytes:
+    """Return the stream's header and the first bytes of its first packet."""
+    header = stream.codec_context.extradata if stream.codec_context else None
+    return (header or b"")[:ENCODER_TEXT_BYTES] + bytes(memoryview(packet)[:ENCODER_TEXT_BYTES])
 
 
 class _Int64List:
@@ -424,8 +449,10 @@ class _PacketLog:
     keys: bytearray = field(default_factory=bytearray)
     num_corrupt: int = 0
     num_encrypted: int = 0
+    num_bytes: int = 0
 
     def add(self, packet: AnyPacket) -> None:
+        self.num_bytes += packet.size
         self.num_encrypted += is_encrypted(packet)
         self.num_corrupt += packet.is_corrupt
         self.pts.append(packet.pts)
@@ -437,6 +464,8 @@ def _survey_packets(
     container: InputContainer, streams: list[VideoStream], encrypted: set[int], check_time: Callable[[], None]
 ) -> dict[int, Survey | VideoError]:
     logs = {stream.index: _PacketLog() for stream in streams}
+    by_index = {stream.index: stream for stream in streams}
+    encoders: dict[int, str | None] = {}
     num_packets = 0
     broken_off = None
     try:
@@ -446,6 +475,8 @@ def _survey_packets(
                 broken_off = f"only its first {MAX_PACKETS} frames are looked at"
                 break
             if packet.size and not packet.is_discard:
+                if not logs[packet.stream_index].num_bytes:
+                    encoders[packet.stream_index] = encoder_text(_start_of(by_index[packet.stream_index], packet))
                 logs[packet.stream_index].add(packet)
                 num_packets += 1
     except av.error.MemoryError:
@@ -455,7 +486,10 @@ def _survey_packets(
     found: dict[int, Survey | VideoError] = {}
     for stream in streams:
         try:
-            found[stream.index] = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
+            each = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
+            found[stream.index] = replace(
+                each, num_bytes=logs[stream.index].num_bytes, encoder=encoders.get(stream.index)
+            )
         except VideoError as error:
             found[stream.index] = error
     return found

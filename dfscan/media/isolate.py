@@ -30,7 +30,7 @@ from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
-from dfscan.types import Frame, Reason, VideoInfo
+from dfscan.types import FileFacts, Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
 """Time for a child to notice a timeout itself; after that it counts as hung and is killed."""
@@ -80,6 +80,8 @@ class Ended:
     """Number of requested samples for which the video has no frame."""
     skipped: tuple[str, ...] = ()
     """The video streams that were not scanned, each with the reason."""
+    facts: FileFacts | None = None
+    """None if the container could not be opened."""
 
 
 Event = Opened | Decoded | Ended
@@ -246,6 +248,7 @@ class _Worker:
             message["peak_rss_bytes"],
             message.get("num_missing", 0),
             tuple(message.get("skipped", ())),
+            FileFacts.from_dict(message.get("facts")),
         )
         self.path = None
         return ended

@@ -43,6 +43,7 @@ HASH_BLOCK_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 ALIVE_EVERY_S = 0.5
+CHANGED = "the file changed while it was read; scan it again"
 
 
 class _BusyClock:
@@ -59,6 +60,46 @@ class _BusyClock:
         before_s = time.monotonic()
         act()
         self._waited_s += time.monotonic() - before_s
+
+
+class _Content:
+    """The content of a file, and whether it is still the same.
+
+    The file is hashed when its first frame has been decoded. It is hashed again only if its size or one of its times
+    is different at the end: these also change when a file is renamed, linked or touched.
+    """
+
+    def __init__(self, file: FileIO, tell: Callable[[], None]) -> None:
+        self._file = file
+        self._tell = tell
+        self._before = _stamp(file)
+        self.sha256: str | None = None
+        """Lower-case hex digest; None if the file has not been hashed or has changed."""
+
+    def hash(self) -> None:
+        """Hash the file unless that is done.
+
+        Raises:
+            VideoError: the file has changed since it was opened.
+        """
+        if self.sha256 is None:
+            if _stamp(self._file) != self._before:
+                raise VideoError("changed", CHANGED)
+            self.sha256 = _sha256(self._file, self._tell)
+
+    def has_changed(self) -> bool:
+        """Return whether the file has changed since it was opened; True also if that is not certain."""
+        if _stamp(self._file) == self._before:
+            return False
+        if self.sha256 is not None and self.sha256 == _sha256(self._file, self._tell):
+            return False
+        self.sha256 = None
+        return True
+
+
+def _stamp(file: FileIO) -> tuple[int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def main() -> None:
@@ -148,12 +189,13 @@ def _serve(
 ) -> None:
     clock = _BusyClock()
     cpu_s = time.process_time()
+    content = _Content(decoding.file, lambda: _say_alive(parent))
     decoding.check_time = _limit(clock, limits["timeout_s"])
     end: dict[str, Any]
     try:
         if problem:
             raise VideoError("sandbox", problem)
-        _send_samples(parent, stream, decoding, clock)
+        _send_samples(parent, stream, decoding, clock, content)
         end = {
             "kind": "done",
             "damage": decoding.damage,
@@ -172,13 +214,15 @@ def _serve(
     except Exception as error:
         end = _failed("internal", f"unexpected {type(error).__name__}: {error}")
         end["traceback"] = traceback.format_exc()
-    info = decoding.info
-    if end["kind"] == "done" or (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
-        try:
-            info = replace(info, sha256=_sha256(decoding.file, lambda: _say_alive(parent)))
-        except OSError as error:
-            end = _failed("unreadable", f"cannot be read ({error.strerror})")
-    end["info"] = asdict(info)
+    try:
+        if content.has_changed():
+            end = _failed("changed", CHANGED)
+        elif end["kind"] == "done" or (decoding.info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
+            content.hash()
+    except OSError as error:
+        end = _failed("unreadable", f"cannot be read ({error.strerror})")
+    end["info"] = asdict(replace(decoding.info, sha256=content.sha256))
+    end["facts"] = asdict(decoding.facts) if decoding.facts else None
     end["cpu_s"] = time.process_time() - cpu_s
     end["open_cpu_s"] = max(0.0, decoding.surveyed_cpu_s - cpu_s)
     end["peak_rss_bytes"] = _peak_rss_bytes(status)
@@ -213,8 +257,11 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
     return check
 
 
-def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock) -> None:
+def _send_samples(
+    parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock, content: _Content
+) -> None:
     for frame in decoding.samples():
+        clock.waiting(content.hash)
         head = {
             "kind": "frame",
             "shape": frame.pixels.shape[:2],
@@ -235,11 +282,15 @@ def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding,
 
 
 def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
-    """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang."""
+    """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang.
+
+    The position of the file stays, because FFmpeg may be reading from the same descriptor.
+    """
     digest = hashlib.sha256()
     told_s = time.monotonic()
-    file.seek(0)
-    while block := file.read(HASH_BLOCK_BYTES):
+    position = 0
+    while block := os.pread(file.fileno(), HASH_BLOCK_BYTES, position):
+        position += len(block)
         digest.update(block)
         if time.monotonic() - told_s > ALIVE_EVERY_S:
             tell()

@@ -32,7 +32,7 @@ from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
-from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class Listener(Protocol):
@@ -244,7 +244,7 @@ class _Scan:
         if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
-            return failed(video.path, failure, ended.info, num_frames=video.num_frames)
+            return failed(video.path, failure, ended.info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
         seen, sampling = self._engine.seen, self._engine.sampling
@@ -267,6 +267,7 @@ class _Scan:
             tracks=tracks,
             dumps=self._dump(video),
             pictures=self._pictures(video, tracks),
+            facts=ended.facts,
         )
 
     def _left_out(self, video: VideoUnderWay) -> Reason | None:
@@ -316,11 +317,18 @@ class _Scan:
             return tuple(self._dumps.write(video.path, exhibits))
 
 
-def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_frames: int = 0) -> VideoResult:
+def failed(
+    path: str,
+    reason: Reason,
+    info: VideoInfo | None = None,
+    *,
+    num_frames: int = 0,
+    facts: FileFacts | None = None,
+) -> VideoResult:
     """Return the result of a video that could not be judged."""
     identity = FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
-    return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames)
+    return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames, facts=facts)
 
 
 def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
