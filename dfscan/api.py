@@ -54,6 +54,8 @@ class ScannerOptions(TypedDict, total=False):
     batch_size: int | None
     threshold: float | None
     min_faces: int | None
+    provenance: bool | None
+    trust_list: AnyPath | None
     workers: int | None
     threads: int | None
     timeout: float

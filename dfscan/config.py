@@ -78,6 +78,9 @@ class ScanSettings(BaseModel):
     # verdict
     threshold: Probability | None = None
     min_faces: Count | None = None
+    # facts of the file
+    provenance: bool | None = None
+    trust_list: Path | None = None
     # output
     out: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("-",)
     format: Literal["csv", "jsonl", "xlsx", "parquet"] | None = None

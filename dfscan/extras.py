@@ -7,10 +7,11 @@ from typing import Literal
 
 from dfscan.errors import MissingExtraError
 
-Extra = Literal["pandas", "train"]
+Extra = Literal["pandas", "provenance", "train"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "pandas": {"pandas": "pandas"},
+    "provenance": {"c2pa": "c2pa-python"},
     "train": {
         "albumentations": "albumentations",
         "matplotlib": "matplotlib",
@@ -23,6 +24,11 @@ PACKAGES: dict[Extra, dict[str, str]] = {
 """For each extra of pyproject.toml, the name that each of its packages is imported by, and the name of the package."""
 
 
+def is_installed(extra: Extra) -> bool:
+    """Return whether the packages of an extra are installed, without importing them."""
+    return not _missing(extra)
+
+
 def require(extra: Extra, subject: str) -> None:
     """Check that the packages of an extra are installed, without importing them.
 
@@ -33,9 +39,12 @@ def require(extra: Extra, subject: str) -> None:
     Raises:
         MissingExtraError: some are not installed; the message names them and the command that installs them.
     """
-    missing = [package for module, package in PACKAGES[extra].items() if find_spec(module) is None]
-    if missing:
+    if missing := _missing(extra):
         verb = "is" if len(missing) == 1 else "are"
         raise MissingExtraError(
             f"{subject} needs {', '.join(missing)}, which {verb} not installed: pip install 'dfscan[{extra}]'"
         )
+
+
+def _missing(extra: Extra) -> list[str]:
+    return [package for module, package in PACKAGES[extra].items() if find_spec(module) is None]

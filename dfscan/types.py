@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
 PictureKind = Literal["face", "heat_map", "frame"]
+ProvenanceState = Literal["unknown", "present", "unreadable", "invalid", "valid", "trusted"]
+DeclaredAi = Literal["generated", "partly generated"]
 
 LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -62,6 +64,26 @@ class VideoInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the C2PA manifest of a file says, and whether it is valid. It never changes a score or a verdict."""
+
+    state: ProvenanceState
+    """``unknown``: no manifest was found, which says nothing. ``present``: one is stored elsewhere. ``unreadable``:
+    reading failed. ``invalid``: it is damaged, or it does not belong to this content. ``valid``: it belongs to this
+    content and its signature holds, but the signer is not on the trust list. ``trusted``: the signer is."""
+    signer: str | None = None
+    """Name and organisation in the certificate of the signer."""
+    generator: str | None = None
+    """Program that made the manifest."""
+    actions: tuple[str, ...] = ()
+    """Actions in the manifest, such as ``c2pa.created``."""
+    declared_ai: DeclaredAi | None = None
+    """Whether the manifest says that a trained model made the content, or a part of it. None if it says neither."""
+    problem: str | None = None
+    """Why the manifest is not valid or was not read."""
+
+
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What a file states about how it was made. None means that the file states nothing, or that nothing was read.
 
@@ -91,6 +113,8 @@ class FileFacts:
     num_audio_streams: int | None = None
     origin_signs: tuple[str, ...] = ()
     """Tags that name a screen recorder, an online service or a generator."""
+    provenance: Provenance | None = None
+    """None if it was not read."""
 
     @classmethod
     def from_dict(cls, document: object) -> FileFacts | None:

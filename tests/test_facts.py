@@ -63,10 +63,10 @@ def with_sound(path: Path, *, pictures: bool = True) -> Path:
     return path
 
 
-def ends(*paths: Path, sampling: Sampling | None = None, limits: Limits | None = None) -> dict[str, Ended]:
+def ends(*paths: Path, limits: Limits | None = None, trust_list: str | None = None) -> dict[str, Ended]:
     """Return the end of each file by name, as sent by a sandboxed child."""
     limits = limits or Limits(60)
-    events = decode_videos(map(str, paths), sampling=sampling or Sampling(2), num_workers=1, limits=limits)
+    events = decode_videos(map(str, paths), sampling=Sampling(2), num_workers=1, limits=limits, trust_list=trust_list)
     return {Path(event.path).name: event for event in events if isinstance(event, Ended)}
 
 

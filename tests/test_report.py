@@ -25,13 +25,14 @@ from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, 
 from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 from dfscan.report.writers import AtomicFile, Format, format_for, open_writer
-from dfscan.types import Face, FaceScore, FileFacts, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Face, FaceScore, FileFacts, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
 
 FACT_COLUMNS = (
     "container container_brand muxer encoder device creation_time num_edits hidden_s bit_rate_bps gop_frames"
-    " rotation_deg num_audio_streams sound origin_signs"
+    " rotation_deg num_audio_streams sound origin_signs provenance provenance_signer provenance_generator"
+    " provenance_actions provenance_problem declared_ai"
 ).split()
 
 SHA256 = "0e91b9c5d2a7f3864cb05f1e7d8a2b3c4d5e6f708192a3b4c5d6e7f80912a3b4"
@@ -173,26 +174,14 @@ def test_report_row() -> None:
 
 
 def test_facts_of_the_file_are_quoted_at_the_end_of_the_row(tmp_path: Path) -> None:
-    facts = FileFacts("mp4", "isom", "=Lavf", "x264", "Apple", "2024-01-02", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"))
+    provenance = Provenance("invalid", "Signer", "Camera", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
+    facts = FileFacts(
+        "mp4", "isom", "=Lavf", "x264", "Apple", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), provenance
+    )
     told = row(replace(judged("a.mp4"), facts=facts))
-    assert [told[name] for name in FACT_COLUMNS] == [
-        *(
-            "mp4",
-            "isom",
-            "=Lavf",
-            "x264",
-            "Apple",
-            "2024-01-02",
-            2,
-            1.5,
-            800_000,
-            250,
-            0,
-            1,
-            "not examined",
-            "a: b; c: d",
-        )
-    ]
+    stated = ["mp4", "isom", "=Lavf", "x264", "Apple", "2024", 2, 1.5, 800_000, 250, 0, 1, "not examined", "a: b; c: d"]
+    signed = ["invalid", "Signer", "Camera", "c2pa.created; c2pa.edited", "mismatch", "generated"]
+    assert [told[name] for name in FACT_COLUMNS] == stated + signed
     assert row(replace(judged("a.mp4"), facts=FileFacts(num_audio_streams=0)))["sound"] == "none"
     before, after = (write(tmp_path / "r.csv", [each]).read_text() for each in (row(judged("a.mp4")), told))
     old_cells = before[: before.index(",,")]
@@ -624,7 +613,7 @@ def test_versions_import_nothing() -> None:
     assert found["numpy"] == np.__version__
     assert (
         list(found)
-        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch").split()
+        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch c2pa").split()
     )
 
 

@@ -140,6 +140,8 @@ def scan(
     checkpoint: options.CheckpointFile = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    provenance: options.Provenance = None,
+    trust_list: options.TrustList = None,
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
@@ -177,7 +179,9 @@ def scan(
     from dfscan.scan.run import run_scan
 
     settings = build(ScanSettings, options.chosen(context))
-    spare_inputs(named_files(settings), [path for path in (config, files_from, settings.checkpoint) if path])
+    spare_inputs(
+        named_files(settings), [path for path in (config, files_from, settings.checkpoint, settings.trust_list) if path]
+    )
     named, listed = _inputs(inputs or [], files_from, is_null=null)
     with Progress(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO, FileIO
 from multiprocessing.connection import Connection
 from typing import Any
@@ -34,6 +35,8 @@ from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
+from dfscan.media.provenance import ManifestReader, unreadable
+from dfscan.types import Provenance
 
 MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
 """Maximum size at which a file that cannot be decoded is still hashed; hashing a larger one could take minutes."""
@@ -105,14 +108,16 @@ def _stamp(file: FileIO) -> tuple[int, int, int]:
 def main() -> None:
     """Process decoding jobs until the parent closes the socket or dies.
 
-    The last two arguments are the limits, as JSON, and the descriptor of the socket. A job is a JSON message followed
-    by one byte that carries the descriptor of the open file.
+    The last two arguments are the limits, as JSON, and the descriptor of the socket. If manifests are to be read,
+    standard input holds the trust list. A job is a JSON message followed by one byte that carries the descriptor of the
+    open file.
     """
     _die_with_parent()
     limits, descriptor = json.loads(sys.argv[-2]), int(sys.argv[-1])
     status = _open_status()
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
+    manifests = ManifestReader(sys.stdin.read()) if limits["reads_manifests"] else None
     problem = _enter_sandbox(limits)
     gc.freeze()  # existing objects stay for good, so later collections can skip them
     with (
@@ -123,7 +128,9 @@ def main() -> None:
         while True:
             job = json.loads(parent.recv_bytes())
             with FileIO(_receive_descriptor(stream)) as file:
-                _serve(parent, stream, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
+                decoding = Decoding(file, Sampling(**job["sampling"]))
+                read_manifest = partial(_read_manifest, manifests, file, parent, limits, is_retry=job["is_retry"])
+                _serve(parent, stream, decoding, limits, status, problem, read_manifest)
             gc.collect()  # PyAV's objects form reference cycles, which keep the frames of the last video alive
 
 
@@ -186,6 +193,7 @@ def _serve(
     limits: dict[str, Any],
     status: FileIO | None,
     problem: str | None,
+    read_manifest: Callable[[], Provenance | None],
 ) -> None:
     clock = _BusyClock()
     cpu_s = time.process_time()
@@ -216,17 +224,39 @@ def _serve(
         end["traceback"] = traceback.format_exc()
     try:
         if content.has_changed():
-            end = _failed("changed", CHANGED)
+            end = _failed("changed", CHANGED) if end["kind"] == "done" else end
         elif end["kind"] == "done" or (decoding.info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
             content.hash()
     except OSError as error:
         end = _failed("unreadable", f"cannot be read ({error.strerror})")
     end["info"] = asdict(replace(decoding.info, sha256=content.sha256))
-    end["facts"] = asdict(decoding.facts) if decoding.facts else None
+    end["facts"] = asdict(replace(decoding.facts, provenance=read_manifest())) if decoding.facts else None
     end["cpu_s"] = time.process_time() - cpu_s
     end["open_cpu_s"] = max(0.0, decoding.surveyed_cpu_s - cpu_s)
     end["peak_rss_bytes"] = _peak_rss_bytes(status)
     parent.send_bytes(json.dumps(end).encode())
+
+
+def _read_manifest(
+    manifests: ManifestReader | None, file: FileIO, parent: Connection, limits: dict[str, Any], *, is_retry: bool
+) -> Provenance | None:
+    """Read the manifest, unless a decoder has already failed on this file: the library must not cost it its verdict."""
+    if manifests is None:
+        return None
+    if is_retry:
+        return unreadable("not read, because the first attempt to read this file failed")
+    start_s = told_s = time.monotonic()
+
+    def check() -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - start_s > limits["timeout_s"]:
+            raise VideoError("timeout", f"reading the manifest took longer than {limits['timeout_s']:g} s")
+        if now_s - told_s > ALIVE_EVERY_S:
+            _say_alive(parent)
+            told_s = now_s
+
+    return manifests.read(file, check)
 
 
 def _failed(code: str, message: str) -> dict[str, Any]:

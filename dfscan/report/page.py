@@ -20,7 +20,7 @@ from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
 from dfscan.report.schema import finite
 from dfscan.report.text import display_path, printable, report_order
 from dfscan.report.writers import AtomicFile
-from dfscan.types import FileFacts, Label, Picture, Track, VideoResult
+from dfscan.types import FileFacts, Label, Picture, Provenance, Track, VideoResult
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -307,7 +307,25 @@ def _stated(facts: FileFacts) -> dict[str, Any]:
         "gop": facts.gop_frames,
         "sounds": facts.num_audio_streams,
     }
-    return _known({name: printable(text) if text else None for name, text in texts.items()} | numbers)
+    return _known(_printable(texts) | numbers | {"provenance": _provenance(facts.provenance)})
+
+
+def _provenance(provenance: Provenance | None) -> dict[str, Any] | None:
+    if provenance is None:
+        return None
+    texts = {
+        "state": provenance.state,
+        "signer": provenance.signer,
+        "generator": provenance.generator,
+        "actions": ", ".join(provenance.actions) or None,
+        "problem": provenance.problem,
+        "ai": provenance.declared_ai,
+    }
+    return _known(_printable(texts))
+
+
+def _printable(texts: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name: printable(text) if text else None for name, text in texts.items()}
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:

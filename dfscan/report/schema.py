@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dfscan.types import FaceScore, FileFacts, Track, VideoResult
+from dfscan.types import FaceScore, FileFacts, Provenance, Track, VideoResult
 
 Kind = Literal["path", "text", "int", "score", "time", "pixel"]
 
@@ -65,6 +65,12 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("num_audio_streams", "int"),
     Column("sound", "text"),
     Column("origin_signs", "text"),
+    Column("provenance", "text"),
+    Column("provenance_signer", "text"),
+    Column("provenance_generator", "text"),
+    Column("provenance_actions", "text"),
+    Column("provenance_problem", "text"),
+    Column("declared_ai", "text"),
 )
 """Columns of a report, with one row per video."""
 
@@ -163,6 +169,18 @@ def _fact_cells(result: VideoResult) -> dict[str, object]:
         "num_audio_streams": facts.num_audio_streams,
         "sound": sound(facts),
         "origin_signs": "; ".join(facts.origin_signs) or None,
+        **_provenance_cells(facts.provenance),
+    }
+
+
+def _provenance_cells(provenance: Provenance | None) -> dict[str, object]:
+    return {
+        "provenance": provenance.state if provenance else None,
+        "provenance_signer": provenance.signer if provenance else None,
+        "provenance_generator": provenance.generator if provenance else None,
+        "provenance_actions": "; ".join(provenance.actions) or None if provenance else None,
+        "provenance_problem": provenance.problem if provenance else None,
+        "declared_ai": provenance.declared_ai if provenance else None,
     }
 
 

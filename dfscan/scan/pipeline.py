@@ -64,6 +64,8 @@ class Engine:
     limits: Limits
     seen: SeenFiles | None = None
     """Files that the checkpoint was trained and calibrated on, if it records them."""
+    trust_list: str | None = None
+    """Certificates of the authorities whose signers are trusted, in PEM; None if C2PA manifests are not read."""
 
 
 def scan_videos(
@@ -141,7 +143,13 @@ class _Scan:
 
     def _go_through(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
-        events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
+        events = decode_videos(
+            paths,
+            sampling=engine.sampling,
+            num_workers=engine.num_workers,
+            limits=engine.limits,
+            trust_list=engine.trust_list,
+        )
         with closing(events):
             for event in events:
                 self._take(event)

@@ -321,21 +321,50 @@
     return make("div", { class: "gallery" }, ...figures);
   }
 
+  /** One sentence on the C2PA manifest. */
+  function provenance({ state, signer, problem }) {
+    const by = signer === undefined ? "" : `, signed by ${signer}`;
+    const why = problem === undefined ? "" : ` (${problem})`;
+    const sentences = {
+      unknown: "unknown: the file has no C2PA manifest, which says nothing about its content",
+      present: `not checked${why}`,
+      unreadable: `not read${why}`,
+      invalid: `invalid C2PA manifest${by}${why}`,
+      valid: `valid C2PA manifest${by}, who is not on the trust list`,
+      trusted: `valid C2PA manifest${by}, who is on the trust list`,
+    };
+    return make("bdi", {}, sentences[state]);
+  }
+
+  function manifestSays({ ai, generator, actions }) {
+    const parts = [
+      ai === undefined ? null : `${ai} by a trained model`,
+      generator === undefined ? null : `made with ${generator}`,
+      actions === undefined ? null : `actions: ${actions}`,
+    ].filter((part) => part !== null);
+    return parts.length ? make("bdi", {}, parts.join("; ")) : null;
+  }
+
+  const sound = (streams) => (streams ? `not examined (${counted(streams, "stream", "streams")})` : "none");
+
   /** Quotes what the file states about itself. */
   function statements({ stated }) {
     if (stated === undefined) return null;
     const quoted = (text) => (text === undefined ? null : make("bdi", {}, text));
+    const manifest = stated.provenance;
     const pairs = {
-      Signs: quoted(stated.signs),
+      Provenance: manifest === undefined ? "not read" : provenance(manifest),
+      "Manifest says": manifest === undefined ? null : manifestSays(manifest),
+      Origin: quoted(stated.signs),
       "Encoded by": quoted(stated.encoder),
       "Written by": quoted(stated.muxer),
       "Recorded with": quoted(stated.device),
       Created: quoted(stated.created),
       "Edit list": stated.hidden === undefined ? null : `hides ${time(stated.hidden)} of video`,
-      Sound: stated.sounds ? `not examined (${counted(stated.sounds, "stream", "streams")})` : "none",
+      Sound: stated.sounds === undefined ? null : sound(stated.sounds),
     };
-    const head = make("h4", {}, "What the file states ", dim("(quoted, not verified)"));
-    return make("section", { class: "person" }, head, factList(pairs, ["Signs", "Encoded by"]));
+    const head = make("h4", {}, "What the file states ", dim("(quoted; only a manifest is checked)"));
+    return make("section", { class: "person" }, head, factList(pairs, ["Provenance", "Manifest says", "Origin", "Encoded by"]));
   }
 
   function factList(pairs, wide) {
