@@ -43,6 +43,7 @@ class ScannerOptions(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     follow_symlinks: bool
+    images: bool
     num_frames: int | None
     every: float | None
     max_frames: int | None
@@ -120,6 +121,7 @@ class Scanner:
             include=settings.include,
             exclude=settings.exclude,
             follow_symlinks=settings.follow_symlinks,
+            images=settings.images,
         )
         results = self._judge(found, self._engine)
         self._scans.add(results)

@@ -61,6 +61,7 @@ class ScanSettings(BaseModel):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     follow_symlinks: bool = False
+    images: bool = False
     shard: Annotated[str, AfterValidator(_part)] | None = None
     # sampling
     num_frames: Count | None = None

@@ -115,6 +115,8 @@ class FileFacts:
     """Tags that name a screen recorder, an online service or a generator."""
     provenance: Provenance | None = None
     """None if it was not read."""
+    is_picture: bool = False
+    """True for a still picture in one of the formats of `media.content.picture_kind`."""
 
     @classmethod
     def from_dict(cls, document: object) -> FileFacts | None:

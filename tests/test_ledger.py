@@ -36,7 +36,7 @@ FULL = VideoResult(
     num_frames=32,
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
     dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
-    facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE),
+    facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE, True),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())

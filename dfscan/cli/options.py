@@ -88,6 +88,16 @@ FollowSymlinks = Annotated[
     ),
 ]
 
+Images = Annotated[
+    bool | None,
+    option(
+        "--images/--no-images",
+        panel=INPUT,
+        help="Also scan pictures: JPEG, PNG, WebP, HEIC and AVIF. Their verdict is inconclusive, because the "
+        "thresholds are those for videos. Default: no.",
+    ),
+]
+
 Out = Annotated[
     list[Path] | None,
     option(

@@ -42,6 +42,7 @@ def scan(
     include: options.Include = None,
     exclude: options.Exclude = None,
     follow_symlinks: options.FollowSymlinks = None,
+    images: options.Images = None,
     shard: Annotated[
         str | None,
         option(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dfscan.errors import VideoError
 from dfscan.media import matroska, mp4
+from dfscan.media.content import picture_kind
 from dfscan.media.facts import ENCODER_TEXT_BYTES, encoder_text
 from dfscan.media.plan import DECODE_ALL_FRAMES, Streams, Timeline
 
@@ -268,6 +269,7 @@ def survey(
     """
     with open_container(file) as container:
         on_open(container)
+        _refuse_tiles(file, container)
         streams, skipped = _choose(container, wanted)
         descriptions = {stream.index: _described(stream) for stream in streams}
         index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
@@ -291,6 +293,13 @@ def survey(
     skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
     cut_off = _cut_off(file)
     return Surveys([replace(each, damage=each.damage or cut_off) for each in surveys], skipped)
+
+
+def _refuse_tiles(file: FileIO, container: InputContainer) -> None:
+    """Refuse a picture that FFmpeg gives as one stream per tile: a face across tiles would not be found."""
+    tiles = [each for each in container.streams.video if each.disposition & av.stream.Disposition.dependent]
+    if tiles and picture_kind(os.pread(file.fileno(), HEAD_BYTES, 0)):
+        raise VideoError("no_decoder", f"its picture is stored in {len(tiles)} tiles; convert it to JPEG and scan that")
 
 
 def _cut_off(file: FileIO) -> str | None:

@@ -5,6 +5,7 @@ Everything here is quoted from the file and can be forged. It stands beside the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 
 from dfscan.media import matroska, mp4
+from dfscan.media.content import HEAD_BYTES, PICTURES, picture_kind
 from dfscan.media.plan import Timeline
 from dfscan.types import FileFacts
 
@@ -83,6 +85,7 @@ def with_stream_facts(facts: FileFacts, main: Survey) -> FileFacts:
     duration_s = main.timeline.duration_s
     return replace(
         facts,
+        is_picture=facts.container in PICTURES and len(main.timeline.pts) == 1,
         encoder=_joined([facts.encoder, main.encoder]),
         bit_rate_bps=round(8 * main.num_bytes / duration_s) if duration_s and main.num_bytes else None,
         gop_frames=_gop_frames(main.timeline),
@@ -103,10 +106,11 @@ def encoder_text(data: bytes) -> str | None:
 
 def _container(file: FileIO, container: InputContainer, tags: dict[str, str]) -> str:
     name = container.format.name
+    if kind := picture_kind(os.pread(file.fileno(), HEAD_BYTES, 0)):
+        return kind
     if name.startswith("mov,"):
         brand = tags.get("major_brand", "qt").strip().lower()
-        kinds = {"qt": "mov", "avif": "avif", "avis": "avif", "mif1": "heif", "heic": "heif", "heix": "heif"}
-        return "3gp" if brand.startswith("3g") else kinds.get(brand, "mp4")
+        return "3gp" if brand.startswith("3g") else "mov" if brand == "qt" else "mp4"
     if name.startswith("matroska"):
         return matroska.document_type(file) or "matroska"
     return _clean(name.removesuffix("_pipe")) or "unknown"
@@ -133,8 +137,8 @@ def _origin_signs(tagged: Iterable[dict[str, str]]) -> Iterator[str]:
 
 
 def _gop_frames(timeline: Timeline) -> int | None:
-    keys = np.flatnonzero(timeline.is_key)
-    return int(np.diff(keys, append=len(timeline.pts)).max()) if len(keys) else None
+    keys, num_frames = np.flatnonzero(timeline.is_key), len(timeline.pts)
+    return int(np.diff(keys, append=num_frames).max()) if len(keys) and num_frames > 1 else None
 
 
 def _tags(metadata: dict[str, str]) -> dict[str, str]:

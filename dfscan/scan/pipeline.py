@@ -64,6 +64,8 @@ class Engine:
     limits: Limits
     seen: SeenFiles | None = None
     """Files that the checkpoint was trained and calibrated on, if it records them."""
+    images: bool = False
+    """Whether pictures are inputs in their own right, not videos with too few frames."""
     trust_list: str | None = None
     """Certificates of the authorities whose signers are trusted, in PEM; None if C2PA manifests are not read."""
 
@@ -257,14 +259,16 @@ class _Scan:
         tracks = _tracks(video.faces)
         seen, sampling = self._engine.seen, self._engine.sampling
         damage, crowd = _damage(ended, sampling), self._left_out(video)
+        is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
         verdict = decide(
             tracks,
             self._engine.rules,
             damage=damage,
             crowd=crowd,
             is_hdr=ended.info.is_hdr,
+            is_picture=is_picture,
             used_for=seen.use_of(ended.info.sha256) if seen else None,
-            notes=[*self._face_notes(video), *_frame_notes(ended, video.num_frames, sampling)],
+            notes=[*self._face_notes(video), *([] if is_picture else _frame_notes(ended, video.num_frames, sampling))],
         )
         return VideoResult(
             path=video.path,

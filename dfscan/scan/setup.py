@@ -116,6 +116,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         seen=checkpoint.card.seen,
+        images=settings.images,
         trust_list=read_trust_list(settings.trust_list) if settings.provenance else None,
     )
 
