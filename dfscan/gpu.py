@@ -15,6 +15,8 @@ from dfscan.errors import DfscanError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dfscan.arrays import Float32Array
+
 Result = TypeVar("Result")
 
 log = logging.getLogger("dfscan")
@@ -76,7 +78,7 @@ class GpuModel(ABC):
         """Use the CPU from now on, or raise `failure` if it is already in use."""
 
     def _run_batches(
-        self, items: Sequence[Any], compute: Callable[[Tensor], Result], batch_size: Callable[[], int]
+        self, items: Sequence[Any] | Float32Array, compute: Callable[[Tensor], Result], batch_size: Callable[[], int]
     ) -> Iterator[tuple[int, Result]]:
         """Yield the number of items in each batch, and the result of the padded batch; stop early if not working.
 
@@ -99,7 +101,7 @@ class GpuModel(ABC):
             yield num_items, result
             items = items[num_items:]
 
-    def _padded(self, items: Sequence[Any], num_rows: int) -> Tensor:
+    def _padded(self, items: Sequence[Any] | Float32Array, num_rows: int) -> Tensor:
         """Copy the first items into one tensor, padded with zeros."""
         import torch
 

@@ -1,4 +1,4 @@
-"""The report formats: which one a file name asks for, and its writer."""
+"""The report formats: which one per file name asks for, and its writer."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
-from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
@@ -357,6 +357,7 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "num_frames": result.num_frames,
         "tracks": [_track_to_json(track) for track in result.tracks],
         "dumps": list(result.dumps),
+        "facts": asdict(result.facts) if result.facts else None,
     }
     return document
 
@@ -393,6 +394,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         num_frames=document["num_frames"],
         tracks=tuple(_track_from_json(track) for track in document["tracks"]),
         dumps=tuple(document["dumps"]),
+        facts=FileFacts.from_dict(document.get("facts")),  # absent from ledgers of 0.1
     )
 
 
