@@ -59,8 +59,8 @@ def explain(
       dfscan explain portrait.jpg --out ./portrait --format jpg
     """
     from dfscan.config import ScanSettings, build_settings
-    from dfscan.report.text import display_path
     from dfscan.scan.run import explain_file
+    from dfscan.text import display_path
 
     start_logging(log_path=log_file)
     shown = {"explain_top": top, "explain_format": picture_format}

@@ -130,7 +130,7 @@ def prepare(
     require("train", "dfscan prepare")
     from dfscan.config import build_settings
     from dfscan.dataset.prepare import PrepareSettings, run_prepare
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     given = {name: value for name, value in context.params.items() if name in PrepareSettings.model_fields}
     settings = build_settings(PrepareSettings, given)
@@ -144,7 +144,7 @@ def prepare(
 def _progress(*, is_quiet: bool) -> Any:
     """Create a progress bar fed by `train.prepare`; the class is local because its base imports rich."""
     from dfscan.cli.progress import ScanProgressBar
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     class PrepareProgress(ScanProgressBar):
         def source_done(self, path: str, num_crops: int, reason: str) -> None:

@@ -19,9 +19,10 @@ import torch  # noqa: TID253
 from timm.models._efficientnet_blocks import InvertedResidual  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from dfscan.detector.network import DeepfakeDetector, create_network, make_identity
+from dfscan.detector.network import EFFICIENTNETS, DeepfakeDetector, create_network, make_identity
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError
+from dfscan.train.grow import grow
 from dfscan.train.settings import LITE_NETWORKS
 
 LITE_MEAN = LITE_STD = 0.5
@@ -102,7 +103,8 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     """Build a detector whose backbone starts from EfficientNet-Lite's ImageNet features.
 
     Convolutions and norms are copied. Squeeze-and-excitation starts neutral. Blocks that EfficientNet-Lite lacks start
-    as the identity. The first layer is adapted to the different input normalisation.
+    as the identity. The first layer is adapted to the different input normalisation. A larger architecture is grown
+    from the one that belongs to `name`, which does not change its features.
 
     Two differences remain. First, SiLU approximates ReLU, not ReLU6: it has no cap at 6. Second, timm's EfficientNet
     pads strided convolutions symmetrically, but TensorFlow pads an even side only at the right and bottom. At 224 px,
@@ -110,7 +112,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
 
     Args:
         name: one of `LITE_NETWORKS`.
-        architecture: the architecture that belongs to `name`.
+        architecture: the architecture that belongs to `name`, or a larger EfficientNet.
         seed: seed of all weights that are not copied.
 
     Returns:
@@ -119,13 +121,14 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     Raises:
         CheckpointError: the architecture does not fit, or the weights cannot be loaded.
     """
-    if architecture != LITE_NETWORKS[name]:
+    native = LITE_NETWORKS[name]
+    if architecture not in EFFICIENTNETS[EFFICIENTNETS.index(native) :]:
         raise CheckpointError(
-            f"--start-from {name} needs {LITE_NETWORKS[name]}, not {architecture}: give --architecture "
-            f"{LITE_NETWORKS[name]}"
+            f"--start-from {name} needs {native} or a larger EfficientNet, not {architecture}: give --architecture "
+            f"{native}"
         )
     lite: Any = load_lite(name)
-    network = create_network(architecture, seed=seed)
+    network = create_network(native, seed=seed)
     backbone: Any = network.backbone
     with torch.no_grad():
         _adapt_input(lite, Preprocessing())
@@ -134,7 +137,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
             for added in blocks[len(lite_blocks) :]:
                 make_identity(added)
         _adapt_activations(backbone)
-    return network
+    return network if architecture == native else grow(network, source=native, target=architecture, seed=seed)
 
 
 def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:

