@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from dfscan.arrays import Float32Array, Float64Array
-from dfscan.dataset.crops import LooseCrop, read_crop, resized
+from dfscan.dataset.crops import LooseCrop, read_crop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import DataError
 from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
+from dfscan.images import resize
 
 NUM_CANDIDATES = 8
 """Donors drawn at random; the one whose landmarks are most similar to the face's is used."""
@@ -76,7 +77,7 @@ class Donors:
                 f"reconstructed face {path} is missing or damaged: delete it if it exists and run again to recreate it"
             ) from error
         height_px, width_px = face.pixels.shape[:2]
-        return LooseCrop(resized(reconstructed, width_px, height_px), face.box_xyxy, face.landmarks)
+        return LooseCrop(resize(reconstructed, width_px, height_px), face.box_xyxy, face.landmarks)
 
 
 def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import cv2
 import numpy as np
 
 from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.detector import gradcam
+from dfscan.images import encode, resize
 from dfscan.types import FaceCrop, Picture, Track
 
 FACE_PX = 96
@@ -58,9 +58,4 @@ def heat_map_jpeg(pixels: UInt8Image, cam: Float32Array) -> bytes:
 
 
 def _jpeg(pixels: UInt8Image, side_px: int) -> bytes:
-    method = cv2.INTER_AREA if pixels.shape[0] > side_px else cv2.INTER_CUBIC
-    small = cv2.resize(pixels, (side_px, side_px), interpolation=method)
-    options = [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_JPEG_QUALITY]
-    is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
-    assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
-    return data.tobytes()
+    return encode(resize(pixels, side_px, side_px), ".jpg", quality=THUMBNAIL_JPEG_QUALITY)
