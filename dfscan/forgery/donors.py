@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dfscan.arrays import Float32Array, Float64Array
 from dfscan.dataset.crops import LooseCrop, read_crop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import DataError
+from dfscan.faces.landmarks import landmark_shape
 from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
 from dfscan.images import resize
 
@@ -29,7 +29,7 @@ class Donors:
         self._folder = folder
         self._reconstructions = reconstructions
         self._real = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
-        self._shapes = [_shape(sample.landmarks) for sample in samples]
+        self._shapes = [landmark_shape(sample.landmarks) for sample in samples]
 
     def read(self, index: int) -> LooseCrop:
         """Read the face of a sample.
@@ -101,11 +101,3 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
 def path_of(folder: Path, design: Design, sample: Sample) -> Path:
     """Return the path of a crop's reconstruction; it is named after the hash of the crop, hence unique."""
     return folder / design / sample.crop_sha256[:2] / f"{sample.crop_sha256[:32]}.png"
-
-
-def _shape(landmarks: Float32Array) -> Float64Array:
-    """Normalise (5, 2) landmarks for position, scale and rotation, so that the eyes are level."""
-    points = landmarks.astype(np.float64) @ np.array([1, 1j])
-    across = points[1] - points[0]
-    upright = (points - points.mean()) / (across if abs(across) > 1e-6 else 1)
-    return np.column_stack([upright.real, upright.imag])
