@@ -112,10 +112,10 @@ def _sandbox() -> str:
 
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
-    from dfscan.detector.describe import describe
+    from dfscan.detector.describe import describe_card
 
     card = checkpoint.card
-    facts = {name.lower(): text for name, text in describe(card.model_dump()).items()}
+    facts = {name.lower(): text for name, text in describe_card(card.model_dump()).items()}
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,

@@ -10,7 +10,7 @@ from dfscan.text import printable
 MISSING = "not given"
 
 
-def describe(card: Mapping[str, Any]) -> dict[str, str]:
+def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
     """Describe the network and the default settings of a checkpoint in words, without unknown values.
 
     Args:

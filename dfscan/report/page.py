@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
-from dfscan.detector.describe import MISSING, as_text, describe, section
+from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
 from dfscan.text import display_path, printable, report_order
@@ -54,6 +54,8 @@ class PageVideo:
     """Label of the checkpoint that judged it, such as ``best@d187e11d6436``."""
     version: str
     """Version of dfscan that judged it."""
+    number: int
+    """Number of its row in the reports, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def write_page(
     path: str | os.PathLike[str],
     videos: Sequence[PageVideo],
     *,
-    pictures: Callable[[VideoResult], Sequence[Picture]],
+    pictures: Callable[[PageVideo], Sequence[Picture]],
     method: MethodInfo,
     max_mb: float = 50.0,
 ) -> PageSummary:
@@ -114,7 +116,7 @@ class _PictureBlocks:
     def __init__(
         self,
         videos: Sequence[PageVideo],
-        pictures: Callable[[VideoResult], Sequence[Picture]],
+        pictures: Callable[[PageVideo], Sequence[Picture]],
         *,
         max_bytes: float,
     ) -> None:
@@ -125,7 +127,7 @@ class _PictureBlocks:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         for row in sorted(range(len(self._videos)), key=self._rank):
-            records = [_picture_record(picture) for picture in self._pictures(self._videos[row].result)]
+            records = [_picture_record(picture) for picture in self._pictures(self._videos[row])]
             num_bytes = sum(len(record[-1]) for record in records)
             if not records:
                 continue
@@ -311,7 +313,7 @@ def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str
         "label": printable(label),
         "is_missing": card is None,
         "is_untrained": card is not None and not calibration.get("trained"),
-        "facts": list(describe(card).items()) if card else [],
+        "facts": list(describe_card(card).items()) if card else [],
         "thresholds": _threshold_rows(card),
         "changed": _changed(settings, card) if calibration.get("trained") else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],

@@ -190,7 +190,7 @@ def trivial_features(pixels: UInt8Image, *, face_px: float) -> Float64Array:
             values.mean() / 255,
             values.std() / 255,
             cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[..., 1].mean() / 255,
-            np.log(jpeg.size / grey.size),
+            np.log(len(jpeg) / grey.size),
             np.log(face_px),
         ],
         np.float64,
