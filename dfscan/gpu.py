@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from numpy.typing import NDArray
+
 from dfscan.errors import DfscanError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfscan.arrays import Float32Array
 
 Result = TypeVar("Result")
+Arrays = Sequence[NDArray[Any]] | NDArray[Any]
+"""Arrays of equal shape and type."""
 
 log = logging.getLogger("dfscan")
 
@@ -78,12 +81,12 @@ class GpuModel(ABC):
         """Use the CPU from now on, or raise `failure` if it is already in use."""
 
     def _run_batches(
-        self, items: Sequence[Any] | Float32Array, compute: Callable[[Tensor], Result], batch_size: Callable[[], int]
+        self, items: Arrays, compute: Callable[[Tensor], Result], batch_size: Callable[[], int]
     ) -> Iterator[tuple[int, Result]]:
         """Yield the number of items in each batch, and the result of the padded batch; stop early if not working.
 
         Args:
-            items: arrays of equal shape and type.
+            items: one array per item.
             compute: computes a batch, a tensor on the CPU (pinned if there is a GPU) with one item per row.
             batch_size: returns the current batch size.
 
@@ -101,7 +104,7 @@ class GpuModel(ABC):
             yield num_items, result
             items = items[num_items:]
 
-    def _padded(self, items: Sequence[Any] | Float32Array, num_rows: int) -> Tensor:
+    def _padded(self, items: Arrays, num_rows: int) -> Tensor:
         """Copy the first items into one tensor, padded with zeros."""
         import torch
 

@@ -27,6 +27,8 @@ Status = Literal["ok", "partial", "error"]
 PictureKind = Literal["face", "heat_map", "frame"]
 ProvenanceState = Literal["unknown", "present", "unreadable", "invalid", "valid", "trusted"]
 DeclaredAi = Literal["generated", "partly generated"]
+FaceKey = tuple[int, int]
+"""Frame index and index within the frame, which identify a face of a video."""
 
 VERDICT_LABELS: tuple[VerdictLabel, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -193,6 +195,13 @@ class Face:
     """Number of its stream in the file."""
     shot: int = 0
     """`Frame.shot` of its frame; used only to link faces of one person."""
+    index_in_frame: int = 0
+    """Position among the faces of its frame, from 0; only a scan needs it, and ledgers do not keep it."""
+
+    @property
+    def key(self) -> FaceKey:
+        """Identifies this face among those of its video, during a scan."""
+        return self.frame_index, self.index_in_frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -192,7 +192,7 @@ def test_info_shows_calibration_and_metrics(untrained: Path, tmp_path: Path) -> 
     shown = [CliRunner().invoke(app, ["info", "--checkpoint", str(tmp_path / "c.safetensors"), *more]).stdout
              for more in ([], ["--json"])]  # fmt: skip
     lines = [line.strip() for line in shown[0].splitlines()]
-    assert f"temperature: {calibration.temperature:.4g}" in lines
+    assert f"temperature: {calibration.temperature:.6g}" in lines
     assert (
         f"fake: score at least {calibration.fake_threshold:.6f}, met by 0.5% of 200 real validation videos "
         "(95 % interval 0.0% to 2.8%)" in lines

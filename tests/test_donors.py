@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfscan.dataset.crops import encode
+from dfscan.dataset.crops import encode_crop
 from dfscan.dataset.manifest import Sample, Split
 from dfscan.errors import DataError
 from dfscan.forgery.donors import Donors, check_swaps, path_of
@@ -86,7 +86,7 @@ def test_a_reconstruction_is_found_by_its_crop_and_resized_to_it(tmp_path: Path)
     for level, design in enumerate(DESIGNS):
         path = path_of(tmp_path / "made", design, sample)
         path.parent.mkdir(parents=True)
-        path.write_bytes(encode(np.full((64, 64, 3), 10 * level, np.uint8), "png"))
+        path.write_bytes(encode_crop(np.full((64, 64, 3), 10 * level, np.uint8), "png"))
     donors = Donors([sample], tmp_path, tmp_path / "made")
     face = donors.read(0)
     levels = set()

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from typer.testing import Result
 
+from dfscan import images
 from dfscan.media.source import FileIdentity
 from dfscan.report import dumps as dumping
 from dfscan.report.dumps import DumpFolder, FaceExplanation
@@ -108,7 +108,7 @@ class Database:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     hook = Faults()
-    encode, connect = cv2.imencode, sqlite3.connect
+    connect = sqlite3.connect
 
     def fdopen(descriptor: int, mode: str) -> io.BufferedWriter:
         raw = Raw(descriptor, mode)
@@ -119,19 +119,19 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
         with fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(data)
 
-    def imencode(*arguments: Any) -> Any:
+    def encode(*arguments: Any, **options: Any) -> bytes:
         try:
             hook.pass_through("imwrite")
-        except OSError:
-            return False, None  # the real signature of OpenCV
-        return encode(*arguments)
+        except OSError as error:
+            raise ValueError("cannot be encoded") from error
+        return images.encode(*arguments, **options)
 
     monkeypatch.setattr(os, "open", hook.around("open", os.open))
     monkeypatch.setattr(os, "fsync", hook.around("fsync", os.fsync))
     monkeypatch.setattr(os, "replace", hook.around("rename", os.replace))
     monkeypatch.setattr(os, "fdopen", fdopen)
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    monkeypatch.setattr(dumping, "cv2", SimpleNamespace(**{**vars(cv2), "imencode": imencode}))
+    monkeypatch.setattr(dumping, "encode", encode)
     monkeypatch.setattr(keeping.sqlite3, "connect", lambda *a, **k: Database(connect(*a, **k), hook))
     return hook
 

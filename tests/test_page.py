@@ -86,7 +86,7 @@ def two_pictures(result: VideoResult) -> list[Picture]:
     ]
 
 
-def no_pictures(result: VideoResult) -> list[Picture]:
+def no_pictures(_: object) -> list[Picture]:
     return []
 
 
@@ -118,8 +118,10 @@ def make(
     how: MethodInfo | None = None,
     max_mb: float = 50,
 ) -> PageSummary:
-    videos = [PageVideo(result, CHECKPOINT, __version__) for result in results]
-    return write_page(path, videos, pictures=pictures, method=how or method(), max_mb=max_mb)
+    videos = [PageVideo(result, CHECKPOINT, __version__, i) for i, result in enumerate(results)]
+    return write_page(
+        path, videos, pictures=lambda shown: pictures(shown.result), method=how or method(), max_mb=max_mb
+    )
 
 
 def block(page: str, name: str) -> Any:
@@ -171,7 +173,7 @@ def test_other_foreign_text_is_escaped(tmp_path: Path) -> None:
     result = video("a", "real", 0.1, track(0, [0.1]), reason=Reason(nasty, nasty), info=VideoInfo(1, codec=nasty))
     card = dict(trained_card(), name=nasty, training={nasty: nasty, "limits": [nasty]}, metrics={nasty: {nasty: 1}})
     how = MethodInfo({nasty: card}, {nasty: nasty}, {nasty: nasty}, {nasty: 1})
-    write_page(tmp_path / "p", [PageVideo(result, nasty, nasty)], pictures=no_pictures, method=how)
+    write_page(tmp_path / "p", [PageVideo(result, nasty, nasty, 0)], pictures=no_pictures, method=how)
     page = (tmp_path / "p").read_text(encoding="utf-8")
     assert "<img" not in page
     assert page.count("<script") == 4

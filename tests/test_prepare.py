@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
 from dfscan.config import build_settings
-from dfscan.dataset.crops import cut, encode, read_crop
+from dfscan.dataset.crops import cut, encode_crop, read_crop
 from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.manifest import read_manifest
 from dfscan.dataset.prepare import PrepareSettings, PrepareSummary, run_prepare
@@ -179,7 +179,7 @@ def test_crops_are_never_enlarged_and_png_keeps_every_pixel(tmp_path: Path) -> N
     assert np.array_equal(crop.pixels, frame[68:266, 226:424])
     for crop_format, most in (("png", 0), ("jpg", 40)):
         path = tmp_path / f"crop.{crop_format}"
-        path.write_bytes(encode(crop.pixels, crop_format))  # type: ignore[arg-type]
+        path.write_bytes(encode_crop(crop.pixels, crop_format))  # type: ignore[arg-type]
         assert np.abs(read_crop(path).astype(int) - crop.pixels).max() <= most
 
 

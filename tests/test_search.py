@@ -16,11 +16,10 @@ import pytest
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
 from dfscan.gpu import BusyClock
-from dfscan.media.isolate import Ended
-from dfscan.scan.classify import VideoState
 from dfscan.scan.crowd import Crowd
 from dfscan.scan.detect import MAX_BATCHES_PASSED, BatchedDetectStage, DetectStage, SequentialDetectStage
 from dfscan.scan.timing import Timings
+from dfscan.scan.video import VideoState
 from dfscan.types import Frame
 from tests.pictures import astronaut
 
@@ -56,22 +55,20 @@ def stage(detector: FakeDetector) -> Iterator[BatchedDetectStage]:
 
 
 def video(name: str) -> VideoState:
-    return VideoState(name, None, 0, Crowd(10))
+    return VideoState(name, None, 0, 3, Crowd(10))
 
 
 def frame(index: int, *, width_px: int = 40) -> Frame:
     return Frame(np.zeros((30, width_px, 3), np.uint8), index, index / 10, 0)
 
 
-def end(stage: DetectStage, ended: VideoState) -> None:
-    ended.ended = Ended(ended.path, None, None, None)
-    stage.submit(ended, None)
-
-
 def drain(stage: DetectStage) -> list[tuple[str, int]]:
+    """Return the videos and indices of all frames in order; -1 for the end of a video."""
     out = []
     while stage.is_busy:
-        out += [(each.video.path, look.frame.index) for each in stage.wait() for look in each.looks]
+        for each in stage.wait():
+            out += [(each.video.path, found.frame.index) for found in each.frames]
+            out += [(each.video.path, -1)] if each.is_last else []
     return out
 
 
@@ -82,46 +79,42 @@ def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedDetectStage, 
         stage.submit(wide, frame(i, width_px=60))
         stage.submit(second, frame(i))
     for each in (first, second, wide):
-        end(stage, each)
-    assert sorted(drain(stage)) == [(each, i) for each in ("first", "second", "wide") for i in range(3)]
+        stage.end(each)
+    found = drain(stage)
+    for name in ("first", "second", "wide"):
+        assert [i for each, i in found if each == name] == [0, 1, 2, -1]
     assert sorted(detector.batches) == [[(30, 40)] * 2, [(30, 40)] * 4, [(30, 60)] * 3]
-    assert first.is_detection_done
-    assert second.is_detection_done
-    assert wide.is_detection_done
 
 
 def test_frames_of_a_video_stay_in_order_when_its_shape_changes(stage: BatchedDetectStage) -> None:
     changing = video("changing")
     for i in range(11):
         stage.submit(changing, frame(i, width_px=60 if i in (2, 3, 9) else 40))
-    end(stage, changing)
-    assert drain(stage) == [("changing", i) for i in range(11)]
-    assert changing.is_detection_done
+    stage.end(changing)
+    assert drain(stage) == [("changing", i) for i in [*range(11), -1]]
 
 
 def test_detection_of_a_video_ends_with_its_last_frame(stage: BatchedDetectStage) -> None:
     one, empty = video("one"), video("empty")
-    end(stage, empty)
-    assert empty.is_detection_done
-    assert not stage.is_busy
+    stage.end(empty)
+    assert drain(stage) == [("empty", -1)]
     stage.submit(one, frame(0))
-    end(stage, one)
-    assert not one.is_detection_done
-    assert drain(stage) == [("one", 0)]
-    assert one.is_detection_done
+    stage.end(one)
+    assert stage.next() == []
+    assert drain(stage) == [("one", 0), ("one", -1)]
 
 
 def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedDetectStage) -> None:
     rare, common = video("rare"), video("common")
     stage.submit(rare, frame(0, width_px=60))
-    end(stage, rare)
+    stage.end(rare)
     for i in range(4 * (MAX_BATCHES_PASSED + 1)):
         stage.submit(common, frame(i))
     assert len(stage._running) == MAX_BATCHES_PASSED + 2
+    ended = []
     while stage._running:
-        stage.wait()
-    assert rare.is_detection_done
-    assert not common.is_detection_done
+        ended += [each.video for each in stage.wait() if each.is_last]
+    assert ended == [rare]
 
 
 def test_an_abandoned_video_is_freed() -> None:
@@ -135,6 +128,17 @@ def test_an_abandoned_video_is_freed() -> None:
         del given_up
         gc.collect()
         assert len(stage._queues) == 0
+
+
+def test_one_thread_reports_the_end_of_a_video_once() -> None:
+    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
+    short, empty = video("short"), video("empty")
+    with ThreadPoolExecutor(1) as pool:
+        stage = SequentialDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)
+        stage.submit(short, frame(0))
+        stage.end(empty)
+        stage.end(short)
+        assert sorted(drain(stage)) == [("empty", -1), ("short", -1), ("short", 0)]
 
 
 def test_overlapping_gpu_work_is_counted_once() -> None:

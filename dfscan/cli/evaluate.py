@@ -137,7 +137,7 @@ def evaluate(
     from dfscan.dataset.manifest import Split, TrueLabel
     from dfscan.dataset.sources import SourceOptions, read_sources
     from dfscan.evaluation.evaluate import run_evaluation
-    from dfscan.evaluation.evaluation_files import make_folder, write_evaluation, write_videos
+    from dfscan.evaluation.evaluation_files import prepare_folder, write_evaluation, write_videos
 
     settings = build_settings(ScanSettings, options.chosen(context))
     inputs_read = read_sources(
@@ -154,7 +154,7 @@ def evaluate(
         ),
     )
     sources = _of_split(inputs_read.items, _one_of("--split", split, get_args(Split)))
-    make_folder(folder, inputs=[*inputs, *(source.path for source in sources)])
+    prepare_folder(folder, inputs=[*inputs, *(source.path for source in sources)])
     with ScanProgressBar(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         _say_skipped(inputs_read.skipped, folder)

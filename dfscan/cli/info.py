@@ -112,18 +112,14 @@ def _sandbox() -> str:
 
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    from dfscan.detector.describe import describe_card
+
     card = checkpoint.card
-    size_px, margin = card.preprocessing.input_size_px, card.preprocessing.crop_margin
-    detection, aggregation = card.detection, card.aggregation
+    facts = {name.lower(): text for name, text in describe_card(card.model_dump()).items()}
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
-        "name": card.name,
-        "written by": f"dfscan {card.dfscan_version}",
-        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, crop {margin:g} times the face",
-        "sampling": f"{card.sampling.num_frames} frames per video",
-        "faces": f"at most {detection.max_faces} per frame, at least {detection.min_face_px} px, probability at least "
-        f"{detection.threshold:g}; at least {aggregation.min_faces} of one person",
+        **facts,
         "calibration": _calibration(card),
         "training": card.training,
         "seen files": _seen(card),
@@ -141,7 +137,6 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {
         "trained": "yes",
-        "temperature": of.temperature,
         "fake": "never"
         if of.fake_threshold is None
         else f"score at least {of.fake_threshold:.6f}{called_fake}{_but(withheld(document, 'fake'))}",

@@ -13,6 +13,7 @@ from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.errors import DataError
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.faces.detect import Detection
+from dfscan.images import encode
 
 CropFormat = Literal["png", "jpg"]
 
@@ -61,17 +62,9 @@ def cut(frame_pixels: UInt8Image, detection: Detection, *, margin: float, max_cr
     )
 
 
-def resized(pixels: UInt8Image, width_px: int, height_px: int) -> UInt8Image:
-    """Resize an image, with area averaging when it shrinks and bicubic interpolation otherwise."""
-    method = cv2.INTER_AREA if pixels.shape[0] > height_px else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), np.uint8)
-
-
-def encode(pixels: UInt8Image, crop_format: CropFormat) -> bytes:
+def encode_crop(pixels: UInt8Image, crop_format: CropFormat) -> bytes:
     """Encode (H, W, 3) RGB pixels as lossless PNG or as JPEG at quality 95, and return the bytes."""
-    is_encoded, data = cv2.imencode(f".{crop_format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _OPTIONS[crop_format])
-    assert is_encoded  # both formats accept any uint8 RGB array
-    return data.tobytes()
+    return encode(pixels, f".{crop_format}", options=_OPTIONS[crop_format])
 
 
 def read_crop(path: Path) -> UInt8Image:

@@ -15,7 +15,7 @@ import cv2
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dfscan.config import Count, Memory, Probability, TimeoutS
-from dfscan.dataset.crops import CropFormat, LooseCrop, cut, encode
+from dfscan.dataset.crops import CropFormat, LooseCrop, cut, encode_crop
 from dfscan.dataset.duplicates import fingerprint
 from dfscan.dataset.journal import RESUME, CropRecord, Journal, JournalEntry
 from dfscan.dataset.layouts import Source
@@ -212,7 +212,7 @@ class Extraction:
             work.crops.append((name, self._keep(work, name, crop, frame.time_s, detection.score)))
 
     def _keep(self, work: _PendingSource, name: str, crop: LooseCrop, time_s: float, score: float) -> CropRecord:
-        data = encode(crop.pixels, self._settings.crop_format)
+        data = encode_crop(crop.pixels, self._settings.crop_format)
         path = self._unfinished_dir / f"{work.number}_{name}"
         with writing(path, remedy=RESUME):
             path.write_bytes(data)

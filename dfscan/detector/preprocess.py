@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.images import resize
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -58,7 +58,4 @@ def to_input(crops: Sequence[UInt8Image], preprocessing: Preprocessing) -> Float
 def _resize(crop: UInt8Image, size_px: int) -> UInt8Image:
     if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
         raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
-    if crop.shape[0] == size_px:
-        return crop
-    interpolation = cv2.INTER_AREA if crop.shape[0] > size_px else cv2.INTER_CUBIC
-    return cv2.resize(crop, (size_px, size_px), interpolation=interpolation).astype(np.uint8, copy=False)
+    return crop if crop.shape[0] == size_px else resize(crop, size_px, size_px)

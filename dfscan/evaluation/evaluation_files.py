@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dfscan import files
 from dfscan.dataset.manifest import TRUE_LABELS
 from dfscan.errors import ConfigError
 from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, LabelledResult, SubsetMetrics, count_verdicts
 from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
 from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
+from dfscan.files import AtomicFile, make_folder, write_bytes
 from dfscan.report.formats import open_writer
 from dfscan.report.meta import versions
 from dfscan.report.schema import Column
@@ -50,19 +50,19 @@ METRIC_COLUMNS = (
 )
 
 
-def make_folder(folder: Path, *, inputs: Iterable[str]) -> None:
+def prepare_folder(folder: Path, *, inputs: Iterable[str]) -> None:
     """Create the output folder, and check that it is writable and that no output would overwrite an input.
 
     Raises:
         OutputError: the folder cannot be created or written to.
         ConfigError: an input has the path of an output file.
     """
-    files.make_folder(folder, remedy="Give another folder with --out.")
+    make_folder(folder, remedy="Give another folder with --out.")
     places = {os.path.realpath(folder / name): name for name in (DOCUMENT, METRICS, VIDEOS, *PLOTS)}
     for path in inputs:
         if name := places.get(os.path.realpath(path)):
             raise ConfigError(f"{name} would overwrite the input {path}; give another folder with --out")
-    files.AtomicFile(folder / DOCUMENT).discard()
+    AtomicFile(folder / DOCUMENT).discard()
 
 
 def write_videos(folder: Path, results: Sequence[LabelledResult]) -> None:
@@ -90,7 +90,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[
         for row in _metric_rows(evaluation):
             writer.append(row)
     text = json.dumps(document(evaluation, skipped=skipped), allow_nan=False, indent=2)
-    files.write_bytes(folder / DOCUMENT, f"{text}\n".encode())
+    write_bytes(folder / DOCUMENT, f"{text}\n".encode())
     _plot(folder, evaluation)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dfscan.arrays import Float32Array, Float64Array, UInt8Image
+from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.faces.landmarks import similarity_transform
 from dfscan.types import SceneDescriptor
 
 CELLS = 8
@@ -38,7 +39,7 @@ def face_descriptor(frame_pixels: UInt8Image, landmarks: Float32Array) -> Float3
     Returns:
         (192,): L* in [0, 100], a* and b* of 8 x 8 cells. The frame is extended by its border pixels.
     """
-    to_frame = _similarity_transform(PATCH_LANDMARKS * PATCH_PX, np.asarray(landmarks, np.float64))
+    to_frame = similarity_transform(PATCH_LANDMARKS * PATCH_PX, np.asarray(landmarks, np.float64))
     patch = cv2.warpAffine(
         frame_pixels,
         to_frame,
@@ -115,17 +116,3 @@ def _distance_to_nearest(first: SceneDescriptor, second: SceneDescriptor, around
     neighbours = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[around]
     squares = np.square(neighbours - first.cells[around][..., None, None]).sum(axis=2)
     return np.asarray(np.sqrt(squares.min(axis=(2, 3))), np.float32)
-
-
-def _similarity_transform(source: Float64Array, target: Float64Array) -> Float64Array:
-    """Return the (2, 3) similarity transform (rotation, uniform scale, shift) that maps source to target.
-
-    Least squares fit after Umeyama 1991, in two dimensions, where rotation and scale are one complex number.
-    """
-    source_centre, target_centre = source.mean(axis=0), target.mean(axis=0)
-    a, b = source - source_centre, target - target_centre
-    spread = np.sum(a * a)
-    cosine = np.sum(a * b) / spread
-    sine = np.sum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / spread
-    turn = np.array([[cosine, -sine], [sine, cosine]])
-    return np.column_stack([turn, target_centre - turn @ source_centre])

@@ -21,12 +21,13 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
 from dfscan.arrays import UInt8Image
-from dfscan.dataset.crops import encode, read_crop, resized
+from dfscan.dataset.crops import read_crop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import TrainingError
 from dfscan.files import make_folder, write_bytes
 from dfscan.forgery.donors import path_of
 from dfscan.forgery.names import DESIGNS, Design
+from dfscan.images import encode, resize
 
 ENCODER_WIDTHS = (32, 64, 128)
 """Channels after each halving."""
@@ -187,7 +188,7 @@ def _to_tensor(pictures: UInt8Image, device: torch.device) -> Tensor:
 
 
 def _picture(folder: Path, sample: Sample, size_px: int) -> UInt8Image:
-    return resized(read_crop(folder / sample.crop), size_px, size_px)
+    return resize(read_crop(folder / sample.crop), size_px, size_px)
 
 
 def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.device) -> UInt8Image:
@@ -199,4 +200,4 @@ def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.dev
 
 def _write(path: Path, picture: UInt8Image) -> None:
     make_folder(path.parent, remedy="Choose another --reconstructions.")
-    write_bytes(path, encode(picture, "png"))
+    write_bytes(path, encode(picture, ".png"))

@@ -21,6 +21,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from dfscan.arrays import UInt8Image
+from dfscan.images import encode
 
 Codec = Literal["h264", "h265", "vp9"]
 SIMULATED_CODECS: tuple[Codec, ...] = get_args(Codec)
@@ -272,10 +273,8 @@ def compress_jpeg(pixels: UInt8Image, *, quality: int) -> UInt8Image:
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be between 1 and 100, got {quality}")
-    bgr = np.ascontiguousarray(pixels[..., ::-1])
-    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
-    return np.ascontiguousarray(decoded[..., ::-1])
+    data = np.frombuffer(encode(pixels, ".jpg", quality=quality), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 def blur(pixels: UInt8Image, *, sigma_px: float) -> UInt8Image:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dfscan.arrays import Float32Array, Float64Array
-from dfscan.dataset.crops import LooseCrop, read_crop, resized
+from dfscan.dataset.crops import LooseCrop, read_crop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import DataError
+from dfscan.faces.landmarks import landmark_shape
 from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
+from dfscan.images import resize
 
 NUM_CANDIDATES = 8
 """Donors drawn at random; the one whose landmarks are most similar to the face's is used."""
@@ -28,7 +29,7 @@ class Donors:
         self._folder = folder
         self._reconstructions = reconstructions
         self._real = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
-        self._shapes = [_shape(sample.landmarks) for sample in samples]
+        self._shapes = [landmark_shape(sample.landmarks) for sample in samples]
 
     def read(self, index: int) -> LooseCrop:
         """Read the face of a sample.
@@ -76,7 +77,7 @@ class Donors:
                 f"reconstructed face {path} is missing or damaged: delete it if it exists and run again to recreate it"
             ) from error
         height_px, width_px = face.pixels.shape[:2]
-        return LooseCrop(resized(reconstructed, width_px, height_px), face.box_xyxy, face.landmarks)
+        return LooseCrop(resize(reconstructed, width_px, height_px), face.box_xyxy, face.landmarks)
 
 
 def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
@@ -100,11 +101,3 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
 def path_of(folder: Path, design: Design, sample: Sample) -> Path:
     """Return the path of a crop's reconstruction; it is named after the hash of the crop, hence unique."""
     return folder / design / sample.crop_sha256[:2] / f"{sample.crop_sha256[:32]}.png"
-
-
-def _shape(landmarks: Float32Array) -> Float64Array:
-    """Normalise (5, 2) landmarks for position, scale and rotation, so that the eyes are level."""
-    points = landmarks.astype(np.float64) @ np.array([1, 1j])
-    across = points[1] - points[0]
-    upright = (points - points.mean()) / (across if abs(across) > 1e-6 else 1)
-    return np.column_stack([upright.real, upright.imag])

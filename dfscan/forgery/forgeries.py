@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.arrays import Float32Array, Float64Array, UInt8Image
+from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.dataset.crops import LooseCrop
+from dfscan.faces.landmarks import affine_transform
 from dfscan.forgery.degrade import compress_jpeg, rescale
 from dfscan.forgery.names import ForgeryKind
 from dfscan.forgery.self_blend import (
@@ -94,7 +95,7 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     height_px, width_px = face.pixels.shape[:2]
     region = SWAP_REGIONS[rng.integers(len(SWAP_REGIONS))]
     cut = cut_out(face.landmarks, width_px, height_px, region, rng)
-    move = _alignment(other.landmarks, face.landmarks)
+    move = affine_transform(other.landmarks, face.landmarks)
     moved = cv2.warpAffine(other.pixels, move, (width_px, height_px), borderMode=cv2.BORDER_REFLECT_101)
     mask = _within(face.pixels, _whole(cut, width_px, height_px))
     source = recoloured(np.asarray(moved, np.uint8), face.pixels, mask, strength=rng.uniform(0.6, 1))
@@ -247,15 +248,6 @@ def _statistics(pixels: UInt8Image, mask: Float32Array) -> tuple[Float32Array, F
     mean = weights @ values
     values -= mean
     return mean, np.sqrt(weights @ np.square(values, out=values))
-
-
-def _alignment(source: Float32Array, target: Float32Array) -> Float64Array:
-    """Return the (2, 3) least-squares affine map between landmarks, or the identity if they are implausible."""
-    design = np.column_stack([source, np.ones(len(source))]).astype(np.float64)
-    if not (np.isfinite(design).all() and np.isfinite(target).all()):
-        return np.eye(2, 3)
-    found = np.asarray(np.linalg.lstsq(design, target.astype(np.float64), rcond=None)[0].T, np.float64)
-    return found if 0.05 < np.linalg.det(found[:, :2]) < 20 else np.eye(2, 3)
 
 
 def _whole(cut: Cut, width_px: int, height_px: int) -> Float32Array:

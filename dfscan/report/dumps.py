@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from dfscan.arrays import UInt8Image
 from dfscan.errors import OutputError
 from dfscan.files import make_folder, writing
+from dfscan.images import encode
 from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
 
@@ -111,10 +110,9 @@ def video_folder(video_path: str) -> str:
 
 
 def _write_picture(path: Path, pixels: UInt8Image) -> None:
-    """Encode in memory, then write; `cv2.imwrite` would report a full disk only by returning False."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, DUMP_JPEG_QUALITY] if path.suffix == ".jpg" else []
-    is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    if not is_encoded:
-        raise OutputError(f"{path}: the image cannot be encoded as {path.suffix}; try the other --explain-format")
+    try:
+        data = encode(pixels, path.suffix, quality=DUMP_JPEG_QUALITY if path.suffix == ".jpg" else None)
+    except ValueError as error:
+        raise OutputError(f"{path}: {error}; try the other --explain-format") from error
     with writing(path):
-        path.write_bytes(data.tobytes())
+        path.write_bytes(data)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
 from dfscan.text import display_path, printable, report_order
@@ -41,7 +42,6 @@ _METRIC_NAMES = {
     "f1": "F1",
 }
 _LEVEL_NAMES = {"frame": "single faces", "video": "videos"}
-_MISSING = "not given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class PageVideo:
     """Label of the checkpoint that judged it, such as ``best@d187e11d6436``."""
     version: str
     """Version of dfscan that judged it."""
+    number: int
+    """Number of its row in the reports, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def write_page(
     path: str | os.PathLike[str],
     videos: Sequence[PageVideo],
     *,
-    pictures: Callable[[VideoResult], Sequence[Picture]],
+    pictures: Callable[[PageVideo], Sequence[Picture]],
     method: MethodInfo,
     max_mb: float = 50.0,
 ) -> PageSummary:
@@ -114,7 +116,7 @@ class _PictureBlocks:
     def __init__(
         self,
         videos: Sequence[PageVideo],
-        pictures: Callable[[VideoResult], Sequence[Picture]],
+        pictures: Callable[[PageVideo], Sequence[Picture]],
         *,
         max_bytes: float,
     ) -> None:
@@ -125,7 +127,7 @@ class _PictureBlocks:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         for row in sorted(range(len(self._videos)), key=self._rank):
-            records = [_picture_record(picture) for picture in self._pictures(self._videos[row].result)]
+            records = [_picture_record(picture) for picture in self._pictures(self._videos[row])]
             num_bytes = sum(len(record[-1]) for record in records)
             if not records:
                 continue
@@ -236,7 +238,7 @@ def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
 
 def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: MethodInfo) -> dict[str, Any]:
     """Return the data that the script needs at start."""
-    calibrations = [_part(method.cards.get(name), "calibration") for name in checkpoints]
+    calibrations = [section(method.cards.get(name), "calibration") for name in checkpoints]
     return {
         "verdicts": SHOWN_ORDER,
         "checkpoints": [
@@ -347,59 +349,31 @@ def _time(value: float | None) -> float | None:
 
 def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's card as text, and the settings of the scan that differ from it."""
-    calibration, training = _part(card, "calibration"), _part(card, "training")
+    calibration, training = section(card, "calibration"), section(card, "training")
     flat_training = {name: value for name, value in training.items() if name not in ("limits", "settings", "versions")}
     limits = training.get("limits")
     return {
         "label": printable(label),
         "is_missing": card is None,
         "is_untrained": card is not None and not calibration.get("trained"),
-        "facts": _card_facts(card) if card else [],
+        "facts": list(describe_card(card).items()) if card else [],
         "thresholds": _threshold_rows(card),
         "changed": _changed(settings, card) if calibration.get("trained") else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
-        "recipe": [*_flat(_part(training, "settings")), *_flat(_part(training, "versions"))],
-        "metrics": [_metric_table(name, values) for name, values in _part(card, "metrics").items()],
+        "recipe": [*_flat(section(training, "settings")), *_flat(section(training, "versions"))],
+        "metrics": [_metric_table(name, values) for name, values in section(card, "metrics").items()],
     }
 
 
 def _changed(settings: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[str]:
-    return changed_settings(settings, {section: _part(card, section) for section, _ in OWN_SETTINGS.values()})
-
-
-def _card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    detection, aggregation = _part(card, "detection"), _part(card, "aggregation")
-    preprocessing = _part(card, "preprocessing")
-    side_px = preprocessing.get("input_size_px")
-    facts = {
-        "Name": card.get("name"),
-        "Architecture": card.get("architecture"),
-        "Input": _sentence("{} by {} px", side_px, side_px),
-        "Crop": _sentence("{} times the longer side of the face box", preprocessing.get("crop_margin")),
-        "Frames per video": _part(card, "sampling").get("num_frames"),
-        "Faces": _sentence(
-            "detection score of at least {}, at least {} px, at most {} per frame",
-            *(detection.get(name) for name in ("threshold", "min_face_px", "max_faces")),
-        ),
-        "Evidence": _sentence(
-            "a track needs at least {} faces to decide; {} neutral faces are added to its average",
-            *(aggregation.get(name) for name in ("min_faces", "prior_faces")),
-        ),
-        "Temperature": _part(card, "calibration").get("temperature"),
-        "Written by": _sentence("dfscan {}", card.get("dfscan_version")),
-    }
-    return [(name, _text(value)) for name, value in facts.items() if value is not None]
-
-
-def _sentence(form: str, *values: object) -> str | None:
-    return None if None in values else form.format(*map(_text, values))
+    return changed_settings(settings, {name: section(card, name) for name, _ in OWN_SETTINGS.values()})
 
 
 def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None]]:
     """Return both thresholds, each with its measured error rate and the number of videos."""
-    calibration = _part(card, "calibration")
-    document = {"calibration": calibration, "training": {"settings": _part(_part(card, "training"), "settings")}}
+    calibration = section(card, "calibration")
+    document = {"calibration": calibration, "training": {"settings": section(section(card, "training"), "settings")}}
     kinds: dict[Literal["fake", "real"], tuple[str, str, str]] = {
         "fake": ("real_called_fake", "num_real_videos", "real videos called fake"),
         "real": ("fake_called_real", "num_fake_videos", "fake videos called real"),
@@ -411,7 +385,7 @@ def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None
             "error": error,
             "rate": _percent(calibration.get(f"{measure}_rate")),
             "interval": _percent_range(calibration.get(f"{measure}_interval")),
-            "num_videos": _text(calibration.get(count)),
+            "num_videos": as_text(calibration.get(count)),
             "withheld": withheld(document, kind),
         }
         for kind, (measure, count, error) in kinds.items()
@@ -441,16 +415,10 @@ def _metric_name(metric: object) -> str:
 def _estimate(value: object) -> str:
     """Format a measured value, with its interval if there is one."""
     if not isinstance(value, Mapping):
-        return _fixed(value, 3) or _MISSING
+        return _fixed(value, 3) or MISSING
     low, high = _fixed(value.get("low"), 3), _fixed(value.get("high"), 3)
     interval = f" ({low} to {high})" if low and high else ""
-    return f"{_fixed(value.get('value'), 3) or _MISSING}{interval}"
-
-
-def _part(document: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
-    """Return a section of a document; empty if it is missing or not a mapping."""
-    section = (document or {}).get(name)
-    return section if isinstance(section, Mapping) else {}
+    return f"{_fixed(value.get('value'), 3) or MISSING}{interval}"
 
 
 def _flat(document: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -461,23 +429,8 @@ def _flat(document: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping) and value:
             leaves += _flat(value, f"{name}.")
         else:
-            leaves.append((printable(name), _text(value)))
+            leaves.append((printable(name), as_text(value)))
     return leaves
-
-
-def _text(value: object) -> str:
-    """Format a value as printable, human-readable text."""
-    if value is None:
-        return _MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=str)
-    if isinstance(value, (list, tuple, Mapping)):
-        return ", ".join(map(_text, value)) or "none"
-    return printable(str(value))
 
 
 def _fixed(value: object, digits: int = 4) -> str | None:

@@ -70,10 +70,10 @@ class Reports:
             for face_row in frame_rows(result):
                 self._frames.append(face_row)
         if self._html:
-            self._videos.append(PageVideo(result, checkpoint, version))
+            self._videos.append(PageVideo(result, checkpoint, version, number=len(self._videos)))
 
     def write_page(
-        self, pictures: Callable[[VideoResult], Sequence[Picture]], method: Callable[[], MethodInfo]
+        self, pictures: Callable[[PageVideo], Sequence[Picture]], method: Callable[[], MethodInfo]
     ) -> PageSummary | None:
         """Write the page with all videos so far, if one was requested.
 

@@ -21,8 +21,8 @@ from dfscan.faces.crop import crop_face
 from dfscan.faces.descriptor import face_descriptor, scene_descriptor
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.keyframes import KeyframeDetector
-from dfscan.scan.classify import VideoState
 from dfscan.scan.timing import Timings
+from dfscan.scan.video import VideoState
 from dfscan.types import Face, FaceCrop, Frame, Reason, SceneDescriptor
 
 MAX_WAITING_FRAMES = 2
@@ -49,13 +49,20 @@ class DetectedFrames:
 
     video: VideoState
     frames: list[FrameCrops]
+    is_last: bool
+    """True if the video has ended and all its frames have been searched."""
+    failure: Reason | None = None
+    """Why frames are missing, if detection failed."""
 
 
 class DetectStage(Protocol):
-    """Detects and crops the faces of several videos at once."""
+    """Detects and crops the faces of several videos at once. It never reads or writes the state of a video."""
 
-    def submit(self, video: VideoState, frame: Frame | None) -> None:
-        """Take the next frame of a video, or None after its last frame."""
+    def submit(self, video: VideoState, frame: Frame) -> None:
+        """Take the next frame of a video."""
+
+    def end(self, video: VideoState) -> None:
+        """Note that a video has no more frames; a result with `DetectedFrames.is_last` follows."""
 
     def next(self) -> list[DetectedFrames]:
         """Return finished results; wait only if too many frames are queued."""
@@ -78,9 +85,9 @@ class FaceCropper:
     def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
         """Crop each face and compute its descriptor."""
         view = scene_descriptor(frame.pixels) if faces else None
-        return FrameCrops(frame, [self._crop(frame, face, view) for face in faces])
+        return FrameCrops(frame, [self._crop(frame, face, view, i) for i, face in enumerate(faces)])
 
-    def _crop(self, frame: Frame, detection: Detection, view: SceneDescriptor | None) -> FaceCrop:
+    def _crop(self, frame: Frame, detection: Detection, view: SceneDescriptor | None, index: int) -> FaceCrop:
         face = Face(
             frame_index=frame.index,
             time_s=frame.time_s,
@@ -93,6 +100,7 @@ class FaceCropper:
             frame_number=frame.number,
             stream=frame.stream,
             shot=frame.shot,
+            index_in_frame=index,
         )
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
 
@@ -109,6 +117,7 @@ class _Queue:
 
     detector: KeyframeDetector
     waiting: list[Frame] = field(default_factory=list)
+    has_ended: bool = False
     is_running: bool = False
     """True while a worker thread is processing this video."""
 
@@ -129,20 +138,29 @@ class SequentialDetectStage:
         """Weak keys: if the decoder of a video dies and it is retried, its first state never ends."""
         self._running: deque[tuple[Future[list[FrameCrops]], VideoState, int, bool]] = deque()
 
-    def submit(self, video: VideoState, frame: Frame | None) -> None:
+    def submit(self, video: VideoState, frame: Frame) -> None:
         """See `DetectStage.submit`."""
-        queue = self._queues.get(video)
-        if queue is None:
-            queue = self._queues[video] = _Queue(KeyframeDetector(self._detector))
-        if frame is not None:
-            queue.waiting.append(frame)
-            self._num_waiting += 1
+        queue = self._queue_of(video)
+        queue.waiting.append(frame)
+        self._num_waiting += 1
         if not queue.is_running:
             self._start(video, queue)
 
+    def end(self, video: VideoState) -> None:
+        """See `DetectStage.end`."""
+        queue = self._queue_of(video)
+        queue.has_ended = True
+        if not queue.is_running:
+            self._start(video, queue)
+
+    def _queue_of(self, video: VideoState) -> _Queue:
+        if video not in self._queues:
+            self._queues[video] = _Queue(KeyframeDetector(self._detector))
+        return self._queues[video]
+
     def _start(self, video: VideoState, queue: _Queue) -> None:
         frames, queue.waiting = queue.waiting, []
-        is_last = video.ended is not None
+        is_last = queue.has_ended
         queue.is_running = True
         future = self._pool.submit(self._detect, queue.detector, frames, is_last)
         self._running.append((future, video, len(frames), is_last))
@@ -164,17 +182,17 @@ class SequentialDetectStage:
     def wait(self) -> list[DetectedFrames]:
         """See `DetectStage.wait`."""
         future, video, num_frames, is_last = self._running.popleft()
+        failure = None
         try:
             detected = future.result()
         except ODD_FRAME_ERRORS as error:
-            video.failure = detection_failure(error)
-            detected = []
+            detected, failure = [], detection_failure(error)
         self._num_waiting -= num_frames
         queue = self._queues[video]
-        queue.is_running, video.is_detection_done = False, is_last
-        if queue.waiting or (video.ended and not is_last):
+        queue.is_running = False
+        if queue.waiting or (queue.has_ended and not is_last):
             self._start(video, queue)
-        return [DetectedFrames(video, detected)]
+        return [DetectedFrames(video, detected, is_last, failure)]
 
     @property
     def is_busy(self) -> bool:
@@ -193,6 +211,17 @@ class _Batch:
     began: int
     """Number of batches that had been sent when the first frame was added."""
     items: list[_Item] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Progress:
+    """Progress of one video."""
+
+    num_open: int = 0
+    """Number of frames that are not searched yet."""
+    shape: _Shape | None = None
+    """Shape of its last frame."""
+    has_ended: bool = False
 
 
 class BatchedDetectStage:
@@ -215,24 +244,29 @@ class BatchedDetectStage:
         self._batches: dict[_Shape, _Batch] = {}
         self._num_sent = 0
         self._running: deque[tuple[Future[list[FrameCrops | Reason]], list[_Item]]] = deque()
-        self._num_open: WeakKeyDictionary[VideoState, int] = WeakKeyDictionary()
-        """Number of frames of each video that are not searched yet."""
-        self._shape_of: WeakKeyDictionary[VideoState, _Shape] = WeakKeyDictionary()
+        self._progress: WeakKeyDictionary[VideoState, _Progress] = WeakKeyDictionary()
+        self._ended: list[DetectedFrames] = []
+        """Results of videos that ended without open frames."""
 
-    def submit(self, video: VideoState, frame: Frame | None) -> None:
+    def submit(self, video: VideoState, frame: Frame) -> None:
         """See `DetectStage.submit`."""
-        if frame is None:
-            video.is_detection_done = not self._num_open.get(video)
-            return
+        progress = self._progress.setdefault(video, _Progress())
         shape = frame.pixels.shape
-        last_shape, self._shape_of[video] = self._shape_of.get(video, shape), shape
-        if last_shape != shape:
+        last_shape, progress.shape = progress.shape, shape
+        if last_shape is not None and last_shape != shape:
             self._send(last_shape)  # keeps the frames of a video in order
-        self._num_open[video] = self._num_open.get(video, 0) + 1
+        progress.num_open += 1
         batch = self._batches.setdefault(shape, _Batch(self._num_sent))
         batch.items.append((video, frame))
         if len(batch.items) >= self._detector.batch_size(shape):
             self._send(shape)
+
+    def end(self, video: VideoState) -> None:
+        """See `DetectStage.end`."""
+        progress = self._progress.setdefault(video, _Progress())
+        progress.has_ended = True
+        if not progress.num_open:
+            self._ended.append(DetectedFrames(video, [], is_last=True))
 
     def _send(self, shape: _Shape) -> None:
         batch = self._batches.pop(shape, None)
@@ -264,26 +298,29 @@ class BatchedDetectStage:
 
     def next(self) -> list[DetectedFrames]:
         """See `DetectStage.next`."""
-        if self._running and (self._running[0][0].done() or len(self._running) > self._max_running):
-            return self.wait()
-        return []
+        is_due = self._running and (self._running[0][0].done() or len(self._running) > self._max_running)
+        return self.wait() if self._ended or is_due else []
 
     def wait(self) -> list[DetectedFrames]:
         """See `DetectStage.wait`."""
+        if self._ended:
+            ended, self._ended = self._ended, []
+            return ended
         if not self._running:
             self._send(next(iter(self._batches)))
         future, items = self._running.popleft()
         searched = []
         for (video, _), result in zip(items, future.result(), strict=True):
-            self._num_open[video] -= 1
-            video.is_detection_done = video.ended is not None and not self._num_open[video]
+            progress = self._progress[video]
+            progress.num_open -= 1
+            is_last = progress.has_ended and not progress.num_open
             if isinstance(result, Reason):
-                video.failure = result
+                searched.append(DetectedFrames(video, [], is_last, failure=result))
             else:
-                searched.append(DetectedFrames(video, [result]))
+                searched.append(DetectedFrames(video, [result], is_last))
         return searched
 
     @property
     def is_busy(self) -> bool:
         """See `DetectStage.is_busy`."""
-        return bool(self._running or self._batches)
+        return bool(self._running or self._batches or self._ended)

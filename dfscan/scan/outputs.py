@@ -18,7 +18,7 @@ from dfscan.files import remove_leftovers
 from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import meta_path, versions, write_meta
-from dfscan.report.page import MethodInfo, PageSummary
+from dfscan.report.page import MethodInfo, PageSummary, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import Ledger, Recipe
 from dfscan.text import display_path
@@ -145,8 +145,9 @@ class Outputs:
         if self.dumps:
             self.dumps.write_index(self._index)
 
-        def pictures(result: VideoResult) -> list[Picture]:
-            return self._ledger.pictures(result.path, self._identities[result.path])
+        def pictures(video: PageVideo) -> list[Picture]:
+            path = video.result.path
+            return self._ledger.pictures(path, self._identities[path])
 
         def method() -> MethodInfo:
             cards = {self._recipe.checkpoint: self._card} if self._card else {}

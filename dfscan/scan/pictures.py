@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import cv2
 import numpy as np
 
 from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.detector import gradcam
-from dfscan.types import FaceCrop, Picture, Track
+from dfscan.images import encode, resize
+from dfscan.types import FaceCrop, FaceKey, Picture, Track
 
 FACE_PX = 96
 HEAT_MAP_PX = 192
@@ -24,26 +24,26 @@ class FacePictures:
     """Holds the faces of one video until the tracks are known and the faces to show can be chosen."""
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[int, bytes]] = {}
-        """Frame index and JPEG of each face, by the `id` of the face."""
+        self._held: dict[FaceKey, bytes] = {}
+        """JPEG of each face."""
         self._every = 1
 
     def add(self, crop: FaceCrop) -> None:
         """Hold one face, if its frame is sampled."""
         if crop.face.frame_index % self._every:
             return
-        self._held[id(crop.face)] = crop.face.frame_index, _jpeg(crop.pixels, FACE_PX)
+        self._held[crop.face.key] = _jpeg(crop.pixels, FACE_PX)
         if len(self._held) > MAX_HELD:
             self._every *= 2
-            self._held = {key: held for key, held in self._held.items() if held[0] % self._every == 0}
+            self._held = {key: jpeg for key, jpeg in self._held.items() if key[0] % self._every == 0}
 
     def of(self, tracks: Sequence[Track]) -> Iterator[Picture]:
         """Yield the faces to show of each track, in order of time."""
         for track in tracks:
-            held = [scored for scored in track.faces if id(scored.face) in self._held]
+            held = [scored for scored in track.faces if scored.face.key in self._held]
             at = np.unique(np.linspace(0, len(held) - 1, min(len(held), MAX_FACES_OF_TRACK)).round().astype(int))
             for scored in (held[i] for i in at):
-                face, jpeg = scored.face, self._held[id(scored.face)][1]
+                face, jpeg = scored.face, self._held[scored.face.key]
                 yield Picture("face", track.track_id, face.frame_index, face.time_s, scored.score, jpeg)
 
 
@@ -58,9 +58,4 @@ def heat_map_jpeg(pixels: UInt8Image, cam: Float32Array) -> bytes:
 
 
 def _jpeg(pixels: UInt8Image, side_px: int) -> bytes:
-    method = cv2.INTER_AREA if pixels.shape[0] > side_px else cv2.INTER_CUBIC
-    small = cv2.resize(pixels, (side_px, side_px), interpolation=method)
-    options = [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_JPEG_QUALITY]
-    is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
-    assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
-    return data.tobytes()
+    return encode(resize(pixels, side_px, side_px), ".jpg", quality=THUMBNAIL_JPEG_QUALITY)

@@ -26,7 +26,7 @@ from dfscan.media.plan import Sampling
 from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
-from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoState
+from dfscan.scan.classify import ScoreStage
 from dfscan.scan.crowd import Crowd
 from dfscan.scan.detect import (
     ODD_FRAME_ERRORS,
@@ -39,6 +39,7 @@ from dfscan.scan.detect import (
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
+from dfscan.scan.video import ScoredCrop, VideoState
 from dfscan.types import FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
@@ -182,23 +183,18 @@ class _Scan:
                 event.path,
                 FileIdentity.of(event.path),
                 self._num_explained,
+                self._engine.rules.min_faces,
                 Crowd(self._engine.max_faces),
                 turn_deg=self._turns_deg.get(event.path, 0),
                 pictures=FacePictures() if self._keeps_pictures else None,
             )
         elif isinstance(event, Decoded):
             video = self._videos[event.path]
-            video.num_frames += 1
-            frame = second_look.turned(event.frame, video.turn_deg) if video.turn_deg else event.frame
-            if video.num_found < self._engine.rules.min_faces:
-                video.kept.add(frame)
-            else:
-                video.kept.frames.clear()
-            self._detect.submit(video, frame)
+            self._detect.submit(video, video.add_frame(event.frame))
         else:
             video = self._videos[event.path]
             video.end(event)
-            self._detect.submit(video, None)
+            self._detect.end(video)
             self._note(event, video.num_frames)
         while searched := self._detect.next():
             self._score_faces(searched)
@@ -209,16 +205,19 @@ class _Scan:
         """Submit the faces of searched frames to the classifier."""
         for batch in searched:
             for detected in batch.frames:
-                batch.video.num_found += len(detected.crops)
-                for crop in batch.video.crowd.choose(detected.crops):
+                for crop in batch.video.choose_faces(detected.crops):
                     self._score.submit(batch.video, crop, detected.frame if self._dumps else None)
                     while (scored := self._score.next()) is not None:
                         self._keep(scored)
+            if batch.failure:
+                batch.video.fail(batch.failure)
+            if batch.is_last:
+                batch.video.finish_detection()
 
     def _keep(self, scored: list[tuple[VideoState, ScoredCrop]]) -> None:
         for video, result in scored:
             logit = result.logit / self._engine.temperature
-            video.keep(FaceScore(result.crop.face, logit), result)
+            video.add_score(FaceScore(result.crop.face, logit), result)
         if self._listener:
             self._listener.faces_scored(len(scored))
 
@@ -235,7 +234,7 @@ class _Scan:
                 continue
             upright = self._upright.pop(video.path, None)
             if upright and (video.fails or video.num_found <= upright.num_found):
-                upright.kept.frames = [second_look.turned(frame, 360 - video.turn_deg) for frame in video.kept.frames]
+                upright.take_frames_from(video)
                 video = upright
             yield self._result(video), video.identity
 
@@ -247,11 +246,11 @@ class _Scan:
             with self._timings.stage("detect", count=0):
                 turn_deg = second_look.find_turn(video.kept.frames, self._engine.detector, self._pool)
         except ODD_FRAME_ERRORS as error:
-            video.failure = detection_failure(error)
+            video.fail(detection_failure(error))
             return False
         if turn_deg:
             self._turns_deg[video.path], self._upright[video.path] = turn_deg, video
-            video.kept.frames.clear()
+            video.set_aside()
         return bool(turn_deg)
 
     def _result(self, video: VideoState) -> VideoResult:
@@ -312,12 +311,12 @@ class _Scan:
             return ()
         if not tracks:
             return second_look.pictures(video.kept.frames)
-        track_of = {id(scored.face): track.track_id for track in tracks for scored in track.faces}
+        track_of = {scored.face.key: track.track_id for track in tracks for scored in track.faces}
         with self._timings.stage("explain", count=0):
             heat_maps = [
                 Picture(
                     "heat_map",
-                    track_of[id(score.face)],
+                    track_of[score.face.key],
                     score.face.frame_index,
                     score.face.time_s,
                     score.score,
@@ -379,10 +378,10 @@ def _skipped_streams(ended: Ended) -> Reason:
 
 def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
     """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
-    by_face = {id(face.face): face for face in scored}
+    by_key = {score.face.key: score for score in scored}
     streams = sorted({face.face.stream for face in scored})
     linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]
-    return tuple(Track(i, tuple(by_face[id(face)] for face in faces)) for i, faces in enumerate(linked))
+    return tuple(Track(i, tuple(by_key[face.key] for face in faces)) for i, faces in enumerate(linked))
 
 
 def _explanation(score: FaceScore, scored: ScoredCrop, margin: float) -> FaceExplanation:

@@ -15,7 +15,7 @@ from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers
 from dfscan.report.meta import meta_path, versions, write_meta
-from dfscan.report.page import MethodInfo
+from dfscan.report.page import MethodInfo, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
@@ -57,7 +57,6 @@ def rebuild_reports(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[
 
 def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Path]) -> Counter[str]:
     labels = Counter[str]()
-    shown: dict[int, Known] = {}
     with ExitStack() as stack:
         known = _known([stack.enter_context(LedgerReader(path)) for path in ledgers])
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
@@ -67,12 +66,10 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
             result = ledger.result(entry)
             labels[result.verdict.label] += 1
             _append(reports, result, entry.recipe)
-            if settings.html:
-                shown[id(result)] = entry, ledger
 
-        def pictures(result: VideoResult) -> list[Picture]:
-            # Not keyed by path: ./a.mp4 on two machines is two different videos.
-            entry, ledger = shown[id(result)]
+        def pictures(video: PageVideo) -> list[Picture]:
+            # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
+            entry, ledger = known[video.number]
             return ledger.pictures(entry)
 
         warn_of_missing(reports.write_page(pictures, lambda: _method(known, recipes)))
@@ -106,7 +103,7 @@ def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:
 
 def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
     by_sha256: dict[str, dict[str, Any]] = {}
-    for ledger in {id(ledger): ledger for _, ledger in known}.values():
+    for ledger in dict.fromkeys(ledger for _, ledger in known):
         by_sha256 |= ledger.cards()
     labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
     cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}

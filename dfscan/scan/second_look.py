@@ -16,6 +16,7 @@ import numpy as np
 
 from dfscan.arrays import UInt8Image
 from dfscan.faces.detect import SMALLEST_PX, FaceDetector
+from dfscan.images import encode
 from dfscan.scan.pictures import THUMBNAIL_JPEG_QUALITY
 from dfscan.types import Frame, Picture, Reason
 
@@ -110,7 +111,5 @@ def _jpeg(pixels: UInt8Image) -> bytes:
     height_px, width_px = pixels.shape[:2]
     scale = min(1.0, PICTURE_PX / max(height_px, width_px))
     size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
-    small = cv2.cvtColor(cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    is_encoded, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_JPEG_QUALITY])
-    assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
-    return data.tobytes()
+    small = cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA)
+    return encode(np.asarray(small, np.uint8), ".jpg", quality=THUMBNAIL_JPEG_QUALITY)

@@ -30,6 +30,7 @@ from dfscan.forgery.degrade import (
 from dfscan.forgery.forgeries import make_forgery
 from dfscan.forgery.names import ForgeryKind
 from dfscan.forgery.self_blend import MIN_IMAGE_SIDE_PX
+from dfscan.images import resize
 from dfscan.train.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,7 @@ class Placement:
             whole_px = min(picture_px, max(1, round(side_px)))
             corner = [round((picture_px - whole_px) / 2 + shift * picture_px) for shift in self.shift]
             left, top = (min(max(0, edge), picture_px - whole_px) for edge in corner)
-            method = cv2.INTER_AREA if whole_px > size_px else cv2.INTER_CUBIC
-            square = picture[top : top + whole_px, left : left + whole_px]
-            cut = np.asarray(cv2.resize(square, (size_px, size_px), interpolation=method), picture.dtype)
+            cut = resize(picture[top : top + whole_px, left : left + whole_px], size_px, size_px)
         return np.ascontiguousarray(cut[:, ::-1]) if self.is_flipped else cut
 
     def _turned(self, picture: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dfscan.arrays import UInt8Image
 from dfscan.files import write_bytes
+from dfscan.images import encode
 
 GAP_PX = 4
 CAPTION_PX = 18
@@ -61,5 +62,4 @@ def save_sheet(path: Path, picture: UInt8Image) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    write_bytes(path, encoded.tobytes())
+    write_bytes(path, encode(picture, ".png"))

@@ -24,6 +24,7 @@ from dfscan.errors import ConfigError, DataError
 from dfscan.evaluation.metrics import Estimate, by_source, within_source_auc
 from dfscan.forgery.donors import check_swaps
 from dfscan.forgery.names import DESIGNS
+from dfscan.images import encode
 from dfscan.train.run import reconstructions_in
 from dfscan.train.settings import TrainSettings
 
@@ -180,7 +181,7 @@ def trivial_features(pixels: UInt8Image, *, face_px: float) -> Float64Array:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     values = grey.astype(np.float32)
     laplacian = cv2.Laplacian(values, cv2.CV_32F)
-    jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, FEATURE_JPEG_QUALITY])[1]
+    jpeg = encode(pixels, ".jpg", quality=FEATURE_JPEG_QUALITY)
     return np.array(
         [
             _blockiness(values),
@@ -189,7 +190,7 @@ def trivial_features(pixels: UInt8Image, *, face_px: float) -> Float64Array:
             values.mean() / 255,
             values.std() / 255,
             cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[..., 1].mean() / 255,
-            np.log(jpeg.size / grey.size),
+            np.log(len(jpeg) / grey.size),
             np.log(face_px),
         ],
         np.float64,
