@@ -73,3 +73,32 @@ def overlay_on_frame(
     thickness_px = max(1, round(min(height_px, width_px) / 300))
     cv2.rectangle(painted, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
     return painted
+
+
+def overlay_on_part(
+    frame_pixels: Pixels, cam: Floats, to_crop: NDArray[np.float64], size_px: int, *, strength: float = 0.5
+) -> Pixels:
+    """Blend a face's map over a part of the frame that is not an upright square, and outline the part.
+
+    Args:
+        frame_pixels: uint8 (H, W, 3) RGB; not modified.
+        cam: the face's map [h, w], non-negative.
+        to_crop: affine transform (2, 3) from the frame to the crop.
+        size_px: side of the crop.
+        strength: as in `overlay`.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    height_px, width_px = frame_pixels.shape[:2]
+    inverse, whole = cv2.WARP_INVERSE_MAP, np.ones((size_px, size_px), np.uint8)
+    heat = cv2.warpAffine(heat_map(cam, size_px), to_crop, (width_px, height_px), flags=cv2.INTER_LINEAR | inverse)
+    part = cv2.warpAffine(whole, to_crop, (width_px, height_px), flags=cv2.INTER_NEAREST | inverse)
+    blended = overlay(frame_pixels, np.asarray(heat, np.float32), strength=strength)
+    painted = np.where(part[:, :, None] > 0, blended, frame_pixels)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (size_px - 1)
+    from_crop = cv2.invertAffineTransform(to_crop)
+    outline = np.rint(corners @ from_crop[:, :2].T + from_crop[:, 2]).astype(np.int32)
+    thickness_px = max(1, round(min(height_px, width_px) / 300))
+    cv2.polylines(painted, [outline], isClosed=True, color=OUTLINE_RGB, thickness=thickness_px)
+    return painted

@@ -14,10 +14,12 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.batched import BatchedFaceDetector
-from dfscan.faces.crop import crop_face
+from dfscan.faces.crop import crop_aligned, crop_box, crop_face
 from dfscan.faces.descriptor import appearance, scene
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.keyframes import Follower
@@ -69,11 +71,10 @@ class SearchStage(Protocol):
 
 
 class Cutter:
-    """Crops faces with the margin and size that the classifier needs."""
+    """Crops faces as the classifier needs them."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self._margin = preprocessing.crop_margin
-        self._size_px = preprocessing.input_size_px
+        self._preprocessing = preprocessing
 
     def look_over(self, frame: Frame, faces: Sequence[Detection]) -> LookedOver:
         """Crop each face and compute its descriptor."""
@@ -94,7 +95,15 @@ class Cutter:
             stream=frame.stream,
             shot=frame.shot,
         )
-        return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
+        return FaceCrop(face, self._cut(frame, detection))
+
+    def _cut(self, frame: Frame, detection: Detection) -> NDArray[np.uint8]:
+        how = self._preprocessing
+        margin, size_px, interpolation = how.crop_margin, how.input_size_px, how.interpolation
+        if how.crop == "aligned":
+            return crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
+        cut = crop_box if how.crop == "box" else crop_face
+        return cut(frame.pixels, detection.box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
 
 
 def broken(error: Exception) -> Reason:
