@@ -113,14 +113,14 @@ def _sandbox() -> str:
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
     card = checkpoint.card
-    size_px, margin = card.preprocessing.input_size_px, card.preprocessing.crop_margin
+    size_px, margin, crop = card.preprocessing.input_size_px, card.preprocessing.crop_margin, card.preprocessing.crop
     detection, aggregation = card.detection, card.aggregation
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
         "name": card.name,
         "written by": f"dfscan {card.dfscan_version}",
-        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, crop {margin:g} times the face",
+        "architecture": f"{card.architecture}, input {size_px} x {size_px} px, {crop} crop {margin:g} times the face",
         "sampling": f"{card.sampling.num_frames} frames per video",
         "faces": f"at most {detection.max_faces} per frame, at least {detection.min_face_px} px, probability at least "
         f"{detection.threshold:g}; at least {aggregation.min_faces} of one person",
@@ -137,6 +137,8 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
     of, document = card.calibration, card.model_dump()
     if not of.trained:
         return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
+    if not of.is_set:
+        return {"trained": "yes", "calibrated": "no: it has no thresholds, and its verdict is always inconclusive"}
     called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {

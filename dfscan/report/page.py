@@ -178,6 +178,7 @@ def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
         "details": _lines(_detail(video, checkpoints) for video in videos),
         "cards": cards,
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
+        "uncalibrated": [card["label"] for card in cards if card["is_uncalibrated"]],
         "dfscan_versions": sorted({printable(video.version) for video in videos}),
         "settings": sorted(_flat(method.settings)),
         "versions": sorted(_flat(method.versions)),
@@ -316,9 +317,10 @@ def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str
         "label": printable(label),
         "is_missing": card is None,
         "is_untrained": card is not None and not calibration.get("trained"),
+        "is_uncalibrated": bool(calibration.get("trained")) and calibration.get("fake_threshold") is None,
         "facts": _card_facts(card) if card else [],
         "thresholds": _threshold_rows(card),
-        "changed": _changed(settings, card) if calibration.get("trained") else [],
+        "changed": _changed(settings, card) if calibration.get("fake_threshold") is not None else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
         "recipe": [*_flat(_part(training, "settings")), *_flat(_part(training, "versions"))],
@@ -330,6 +332,13 @@ def _changed(settings: Mapping[str, Any], card: Mapping[str, Any] | None) -> lis
     return changed_settings(settings, {section: _part(card, section) for section, _ in OWN_SETTINGS.values()})
 
 
+_CROPS = {
+    "square": "{} times the longer side of the face box",
+    "box": "the face box, {} times as wide and high, stretched to a square",
+    "aligned": "the aligned face with a margin of {}",
+}
+
+
 def _card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     detection, aggregation = _part(card, "detection"), _part(card, "aggregation")
     preprocessing = _part(card, "preprocessing")
@@ -338,7 +347,7 @@ def _card_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Name": card.get("name"),
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
-        "Crop": _sentence("{} times the longer side of the face box", preprocessing.get("crop_margin")),
+        "Crop": _sentence(_CROPS.get(str(preprocessing.get("crop", "square")), "{}"), preprocessing.get("crop_margin")),
         "Frames per video": _part(card, "sampling").get("num_frames"),
         "Faces": _sentence(
             "detection score of at least {}, at least {} px, at most {} per frame",
