@@ -40,6 +40,8 @@ COMMANDS = (
     "train",
     "evaluate",
     "init-checkpoint",
+    "import-checkpoint",
+    "export-onnx",
     "info",
     "bench",
 )
@@ -54,6 +56,8 @@ REQUIRED_ARGUMENTS = {
     "calibrate": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
     "evaluate": [".", "--out", "evaluation"],
     "init-checkpoint": ["a.safetensors"],
+    "import-checkpoint": ["a.pth", "--out", "a.safetensors"],
+    "export-onnx": ["a.safetensors", "--out", "a.onnx"],
     "info": [],
     "bench": ["."],
 }

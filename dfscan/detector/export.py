@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.cache import package_version
-from dfscan.detector.checkpoint import Checkpoint, load_network, read_card
+from dfscan.cache import package_version, write_atomically
+from dfscan.detector.checkpoint import METADATA_KEY, Checkpoint, load_network, read_card
 from dfscan.detector.selftest import SELF_TEST_TOLERANCE, self_test_input
-from dfscan.errors import CheckpointError
+from dfscan.errors import CheckpointError, OutputError
 from dfscan.graphs import cached_graph, export_failure, run_child
 
 EXPORT_FORMAT = 1
@@ -40,6 +40,26 @@ def onnx_graph(checkpoint: Checkpoint) -> bytes:
     facts = [checkpoint.sha256, EXPORT_FORMAT, package_version("torch"), package_version("onnx")]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return cached_graph(key, _subject(checkpoint), lambda path: _export_in_child(checkpoint, path))
+
+
+def export_onnx(checkpoint: Checkpoint, out: Path) -> None:
+    """Write the graph of `onnx_graph` for other programs, with the card as JSON in its metadata.
+
+    The metadata has the entries ``dfscan``, the card as in the checkpoint, and ``dfscan_checkpoint_sha256``.
+
+    Raises:
+        CheckpointError, DfscanError: as `onnx_graph`.
+        OutputError: the file cannot be written.
+    """
+    import onnx
+
+    model = onnx.load_model_from_string(onnx_graph(checkpoint))
+    entries = {METADATA_KEY: checkpoint.card.model_dump_json(), "dfscan_checkpoint_sha256": checkpoint.sha256}
+    onnx.helper.set_model_props(model, entries)
+    try:
+        write_atomically(out, model.SerializeToString())
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror}): choose another folder or free space") from error
 
 
 def _subject(checkpoint: Checkpoint) -> str:
@@ -92,6 +112,7 @@ def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
     with warnings.catch_warnings():
         # The old exporter is deprecated but takes 7.5 s. dynamo=True takes 25 s, needs onnxscript, gives equal logits.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # of padding; ONNX Runtime folds it
         torch.onnx.export(
             network,
             (pixels,),
