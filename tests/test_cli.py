@@ -41,6 +41,8 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "init-checkpoint",
+    "import-checkpoint",
+    "export-onnx",
     "info",
     "bench",
 )
@@ -55,6 +57,8 @@ REQUIRED_ARGUMENTS = {
     "calibrate": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
     "evaluate": [".", "--out", "evaluation"],
     "init-checkpoint": ["a.safetensors"],
+    "import-checkpoint": ["a.pth", "--out", "a.safetensors"],
+    "export-onnx": ["a.safetensors", "--out", "a.onnx"],
     "info": [],
     "bench": ["."],
 }

@@ -12,6 +12,8 @@ from dfscan.cli import (
     calibrate,
     evaluate,
     explain,
+    export_onnx,
+    import_checkpoint,
     info,
     init_checkpoint,
     prepare,
@@ -41,6 +43,8 @@ app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)
 app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
+app.command("import-checkpoint", cls=SectionedCommand)(import_checkpoint.import_checkpoint)
+app.command("export-onnx", cls=SectionedCommand)(export_onnx.export_onnx)
 
 
 def _print_version(is_asked: bool) -> None:

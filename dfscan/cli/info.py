@@ -133,6 +133,8 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
     of, document = card.calibration, card.model_dump()
     if not of.trained:
         return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
+    if not of.is_set:
+        return {"trained": "yes", "calibrated": "no: it has no thresholds, and its verdict is always inconclusive"}
     called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {

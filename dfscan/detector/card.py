@@ -58,7 +58,8 @@ class Calibration(_Section):
     """Parameters that turn logits into probabilities and scores into verdicts.
 
     The thresholds apply to a video's score. Without `fake_threshold` no video is called fake, and without
-    `real_threshold` no video is called real.
+    `real_threshold` no video is called real. A trained checkpoint without thresholds is not calibrated, such as one
+    whose weights come from another project; its verdict is always inconclusive.
     """
 
     trained: bool = False
@@ -84,6 +85,11 @@ class Calibration(_Section):
     """95 % confidence interval of `real_called_fake_rate` (Clopper and Pearson 1934)."""
     fake_called_real_interval: tuple[Unit, Unit] | None = None
     """95 % confidence interval of `fake_called_real_rate`."""
+
+    @property
+    def is_set(self) -> bool:
+        """True if there are thresholds."""
+        return self.fake_threshold is not None
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:

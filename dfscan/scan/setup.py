@@ -19,7 +19,7 @@ from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
-from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
+from dfscan.scan.verdict import TOO_WEAK, UNCALIBRATED, UNTRAINED, Rules
 from dfscan.types import Reason
 from dfscan.version import __version__
 
@@ -67,16 +67,21 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSetti
     The threshold stays unset if too few validation videos support the checkpoint's own.
 
     Raises:
-        ConfigError: a threshold is set for an untrained checkpoint.
+        ConfigError: a threshold is set for a checkpoint that is untrained or not calibrated.
     """
     card = checkpoint.card
     if settings.threshold is not None and not card.calibration.trained:
         raise ConfigError(f"--threshold: {checkpoint.path} is untrained; its scores mean nothing at any threshold")
+    if settings.threshold is not None and not card.calibration.is_set:
+        raise ConfigError(
+            f"--threshold: {checkpoint.path} is not calibrated, so no threshold has a known error rate; calibrate it "
+            "with `dfscan calibrate`"
+        )
     if settings.max_frames is not None and settings.every is None:
         raise ConfigError("--max-frames works only with --every; without --every, use --num-frames")
     document = card.model_dump()
     changed = changed_settings(settings.model_dump(), document)
-    if changed and card.calibration.trained:
+    if changed and card.calibration.is_set:
         log.warning("the checkpoint's error rates are valid only for its own settings; changed: %s", ", ".join(changed))
     own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
     if withheld(document, "fake"):
@@ -127,6 +132,7 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
     card = checkpoint.card
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
+    without = UNCALIBRATED if card.calibration.trained else UNTRAINED
     assert settings.min_faces
     return Rules(
         fake_threshold=settings.threshold if card.calibration.trained else None,
@@ -134,7 +140,7 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
         min_faces=settings.min_faces,
         prior_faces=card.aggregation.prior_faces,
         neutral_logit=card.aggregation.neutral_logit,
-        no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else UNTRAINED,
+        no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else without,
         no_real=f"real is withheld: {no_real}" if no_real else TOO_WEAK,
     )
 

@@ -15,6 +15,7 @@ from dfscan.detector.card import Use
 from dfscan.types import Reason, Track, Verdict, VerdictLabel, sigmoid
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
+UNCALIBRATED = Reason("uncalibrated", "the checkpoint has no thresholds; set them with `dfscan calibrate`")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
 
 

@@ -99,6 +99,9 @@ class TrainSettings:
         "efficientnet_b1",
         "efficientnet_b2",
         "efficientnet_b3",
+        "tf_efficientnet_b4",
+        "tf_efficientnet_b4_pad380",
+        "tf_efficientnet_b4_pad380_bare_stem",
         "resnet10t",
         "test_efficientnet",
     ] = setting("efficientnet_b4", NETWORK, "Backbone. efficientnet_b0 is small: for CPUs, or as a first stage.")
