@@ -235,16 +235,13 @@ class Extraction:
         num_crops = 0
         if reason:
             self.failures[path] = reason
-            self._discard(work)
+            for name, _ in work.crops:
+                (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
         else:
             entry = self._finish(work, ended)
             num_crops, reason = len(entry.crops), note(entry, self._settings)
         if self._listener:
             self._listener.source_done(path, num_crops, reason)
-
-    def _discard(self, work: _PendingSource) -> None:
-        for name, _ in work.crops:
-            (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
 
     def _finish(self, work: _PendingSource, ended: Ended) -> JournalEntry:
         """Move the crops to their final names, then record the source in the journal."""

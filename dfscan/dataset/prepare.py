@@ -116,7 +116,9 @@ def _write(
             notes[source.path] = what
     used = [source for source in sources if entries[source.path].crops]
     num_crops = {source.path: len(entries[source.path].crops) for source in used}
-    _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
+    with open_writer(settings.out / SKIPPED_NAME, SKIPPED_COLUMNS, format="csv") as writer:
+        for name in sorted(notes, key=report_order):
+            writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
     if not used:
         raise DataError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
     merged = _merge_groups_of_copies(used, entries)
@@ -134,12 +136,6 @@ def _write(
         num_partial=sum(path in num_crops for path in notes),
         num_merged_groups=len({source.group for source in used}) - len({source.group for source in merged}),
     )
-
-
-def _write_skipped(path: Path, notes: dict[str, str], num_crops: dict[str, int]) -> None:
-    with open_writer(path, SKIPPED_COLUMNS, format="csv") as writer:
-        for name in sorted(notes, key=report_order):
-            writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
 
 
 def _merge_groups_of_copies(sources: Sequence[Source], entries: dict[str, JournalEntry]) -> list[Source]:

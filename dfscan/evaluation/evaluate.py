@@ -33,7 +33,7 @@ from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
-from dfscan.types import VERDICT_LABELS, Verdict, VideoResult
+from dfscan.types import VERDICT_LABELS, Verdict
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[Level, ...] = ("video", "frame")
@@ -219,14 +219,11 @@ def scan_labelled(
     result_of: dict[str, LabelledResult] = {}
     for result, _ in scan_videos(list(places), engine, listener=listener):
         source = places[result.path]
-        result_of[source.path] = _labelled(source, result)
+        scores = tuple(face.score for track in result.tracks for face in track.faces)
+        result_of[source.path] = LabelledResult(source, result.verdict, scores)
         if listener:
             listener.video_done(replace(result, path=source.path))
     return [result_of[source.path] for source in taken]
-
-
-def _labelled(source: Source, result: VideoResult) -> LabelledResult:
-    return LabelledResult(source, result.verdict, tuple(face.score for track in result.tracks for face in track.faces))
 
 
 def _check(results: Sequence[LabelledResult]) -> None:

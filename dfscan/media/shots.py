@@ -70,7 +70,8 @@ class ShotCounter:
         is_blank = float(cells.max() - cells.min()) < BLANK
         if self._last is not None:
             change = float(np.abs(cells - self._last).sum()) / cells.size
-            if change > self._min_cut() or (self._is_blank and not is_blank):
+            min_cut = min(SURE_CUT, max(MIN_CUT, CUT_RATIO * max(self._recent, default=SURE_CUT)))
+            if change > min_cut or (self._is_blank and not is_blank):
                 self._begin_shot()
             self._recent.append(change)
         self._last, self._is_blank = cells, is_blank
@@ -112,9 +113,6 @@ class ShotCounter:
         self._number += 1
         self._kept.clear()
         self._num_new = 0
-
-    def _min_cut(self) -> float:
-        return min(SURE_CUT, max(MIN_CUT, CUT_RATIO * max(self._recent, default=SURE_CUT)))
 
 
 def _is_dissolve(frames: Float32Array) -> bool:

@@ -175,7 +175,7 @@ def _serve(
     info = decoding.info
     if end["kind"] == "done" or (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
         try:
-            info = replace(info, sha256=_sha256(decoding.file, lambda: _say_alive(parent)))
+            info = replace(info, sha256=_sha256(decoding.file, lambda: parent.send_bytes(b'{"kind": "alive"}')))
         except OSError as error:
             end = _failed("unreadable", f"cannot be read ({error.strerror})")
     end["info"] = asdict(info)
@@ -245,7 +245,3 @@ def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
             tell()
             sent_s = time.monotonic()
     return digest.hexdigest()
-
-
-def _say_alive(parent: Connection) -> None:
-    parent.send_bytes(json.dumps({"kind": "alive"}).encode())

@@ -355,14 +355,13 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "verdict": asdict(result.verdict),
         "info": asdict(result.info),
         "num_frames": result.num_frames,
-        "tracks": [_track_to_json(track) for track in result.tracks],
+        "tracks": [
+            {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
+            for track in result.tracks
+        ],
         "dumps": list(result.dumps),
     }
     return document
-
-
-def _track_to_json(track: Track) -> dict[str, Any]:
-    return {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
 
 
 def _face_to_json(scored: FaceScore) -> dict[str, Any]:
@@ -391,17 +390,16 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         verdict=Verdict(**verdict),
         info=VideoInfo(**document["info"]),
         num_frames=document["num_frames"],
-        tracks=tuple(_track_from_json(track) for track in document["tracks"]),
+        tracks=tuple(
+            Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
+            for track in document["tracks"]
+        ),
         dumps=tuple(document["dumps"]),
     )
 
 
 def _path_from_json(encoded: str) -> str:
     return os.fsdecode(base64.b64decode(encoded))
-
-
-def _track_from_json(document: dict[str, Any]) -> Track:
-    return Track(document["track_id"], tuple(_face_from_json(face) for face in document["faces"]))
 
 
 def _face_from_json(document: dict[str, Any]) -> FaceScore:

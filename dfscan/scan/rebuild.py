@@ -21,7 +21,7 @@ from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
 from dfscan.text import report_order
-from dfscan.types import Picture, VideoResult
+from dfscan.types import Picture
 
 Known = tuple[LedgerEntry, LedgerReader]
 
@@ -65,7 +65,9 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
         for entry, ledger in known:
             result = ledger.result(entry)
             labels[result.verdict.label] += 1
-            _append(reports, result, entry.recipe)
+            recipe = entry.recipe
+            dumps_dir = recipe.settings.get("explain")
+            reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
 
         def pictures(video: PageVideo) -> list[Picture]:
             # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
@@ -94,11 +96,6 @@ def _file(entry: LedgerEntry) -> tuple[int, int, str]:
     """Return size, modification time and sha256, which differ if the file has changed."""
     _, size_bytes, mtime_ns, _ = entry.key
     return size_bytes, mtime_ns, entry.sha256
-
-
-def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:
-    dumps_dir = recipe.settings.get("explain")
-    reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
 
 
 def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
