@@ -1,4 +1,4 @@
-"""The report formats: which one a file name asks for, and its writer."""
+"""Report formats: the format for a file name, and its writer."""
 
 from __future__ import annotations
 
