@@ -43,6 +43,7 @@ class ScannerOptions(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     follow_symlinks: bool
+    images: bool
     num_frames: int | None
     every: float | None
     max_frames: int | None
@@ -54,6 +55,8 @@ class ScannerOptions(TypedDict, total=False):
     batch_size: int | None
     threshold: float | None
     min_faces: int | None
+    provenance: bool | None
+    trust_list: AnyPath | None
     workers: int | None
     threads: int | None
     timeout: float
@@ -118,6 +121,7 @@ class Scanner:
             include=settings.include,
             exclude=settings.exclude,
             follow_symlinks=settings.follow_symlinks,
+            images=settings.images,
         )
         results = self._results_of(discovery, self._engine)
         self._scans.add(results)

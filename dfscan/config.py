@@ -61,6 +61,7 @@ class ScanSettings(BaseModel):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     follow_symlinks: bool = False
+    images: bool = False
     shard: Annotated[str, AfterValidator(_part)] | None = None
     # sampling
     num_frames: Count | None = None
@@ -78,6 +79,9 @@ class ScanSettings(BaseModel):
     # verdict
     threshold: Probability | None = None
     min_faces: Count | None = None
+    # facts of the file
+    provenance: bool | None = None
+    trust_list: Path | None = None
     # output
     out: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("-",)
     format: Literal["csv", "jsonl", "xlsx", "parquet"] | None = None

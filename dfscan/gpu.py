@@ -17,6 +17,7 @@ from dfscan.errors import DfscanError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 Result = TypeVar("Result")
 Arrays = Sequence[NDArray[Any]] | NDArray[Any]
 """Arrays of equal shape and type."""

@@ -28,6 +28,8 @@ def bench(
     checkpoint: options.CheckpointFile = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    provenance: options.Provenance = None,
+    trust_list: options.TrustList = None,
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,

@@ -40,7 +40,6 @@ def calibrate(
 
     \b
       dfscan train --config recipe.toml --data ./faces --held-out-folds 0 --out ./fold0
-      dfscan train --config recipe.toml --data ./faces --held-out-folds 1 --out ./fold1
       dfscan train --config recipe.toml --data ./faces --out ./final
       dfscan calibrate ./fold0 ./fold1 --checkpoint ./final/best.safetensors --out detector.safetensors
     """

@@ -14,6 +14,7 @@ from dfscan.cli.guard import guarded
 
 INPUT, SAMPLING, FACES, DETECTOR = "Input", "Sampling", "Faces", "Detector"
 VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behaviour"
+PROVENANCE = "Provenance"
 
 _SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 """Sources of an option's value, in order of precedence."""
@@ -84,6 +85,16 @@ FollowSymlinks = Annotated[
         "--follow-symlinks/--no-follow-symlinks",
         panel=INPUT,
         help="Follow symbolic links found in folders. Default: no.",
+    ),
+]
+
+Images = Annotated[
+    bool | None,
+    option(
+        "--images/--no-images",
+        panel=INPUT,
+        help="Also scan pictures: JPEG, PNG, WebP, HEIC and AVIF. Their verdict is inconclusive, because the "
+        "thresholds are those for videos. Default: no.",
     ),
 ]
 
@@ -227,6 +238,25 @@ Threshold = Annotated[
 MinFaces = Annotated[
     int | None,
     option("--min-faces", panel=VERDICT, help="Minimum number of faces of one person for a verdict. Default: 3."),
+]
+
+Provenance = Annotated[
+    bool | None,
+    option(
+        "--provenance/--no-provenance",
+        panel=PROVENANCE,
+        help="Read and validate C2PA manifests, offline. Default: yes if the extra provenance is installed.",
+    ),
+]
+TrustList = Annotated[
+    Path | None,
+    option(
+        "--trust-list",
+        panel=PROVENANCE,
+        help="Certificates, in PEM, of the authorities whose signers of C2PA manifests are trusted. Default: nobody is "
+        "trusted.",
+        metavar="FILE",
+    ),
 ]
 
 Workers = Annotated[

@@ -42,6 +42,7 @@ def scan(
     include: options.Include = None,
     exclude: options.Exclude = None,
     follow_symlinks: options.FollowSymlinks = None,
+    images: options.Images = None,
     shard: Annotated[
         str | None,
         option(
@@ -140,6 +141,8 @@ def scan(
     checkpoint: options.CheckpointFile = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    provenance: options.Provenance = None,
+    trust_list: options.TrustList = None,
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
@@ -177,7 +180,9 @@ def scan(
     from dfscan.scan.run import run_scan
 
     settings = build_settings(ScanSettings, options.chosen(context))
-    spare_inputs(named_files(settings), [path for path in (config, files_from, settings.checkpoint) if path])
+    spare_inputs(
+        named_files(settings), [path for path in (config, files_from, settings.checkpoint, settings.trust_list) if path]
+    )
     named, listed = _inputs(inputs or [], files_from, is_null=null)
     with ScanProgressBar(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)

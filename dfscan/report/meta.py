@@ -24,6 +24,7 @@ _DISTRIBUTIONS = {
     "torchvision": "torchvision",
     "timm": "timm",
     "facenet-pytorch": "facenet-pytorch",
+    "c2pa": "c2pa-python",
 }
 
 

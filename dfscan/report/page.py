@@ -21,7 +21,7 @@ from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
 from dfscan.text import display_path, printable, report_order
-from dfscan.types import Picture, VerdictLabel, VideoResult
+from dfscan.types import FileFacts, Picture, Provenance, VerdictLabel, VideoResult
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -289,7 +289,50 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
             }
             for track in result.tracks
         ],
+        "stated": _stated(result.facts) if result.facts else None,
     }
+    return _known(facts)
+
+
+def _stated(facts: FileFacts) -> dict[str, Any]:
+    """Return what the file states about itself, without what it does not state."""
+    texts = {
+        "container": facts.container,
+        "brand": facts.brand,
+        "muxer": facts.muxer,
+        "encoder": facts.encoder,
+        "device": facts.device,
+        "created": facts.creation_time,
+        "signs": "; ".join(facts.origin_signs) or None,
+    }
+    numbers = {
+        "hidden": _time(facts.hidden_s),
+        "bit_rate": facts.bit_rate_bps,
+        "gop": facts.gop_frames,
+        "sounds": facts.num_audio_streams,
+    }
+    return _known(_printable(texts) | numbers | {"provenance": _provenance(facts.provenance)})
+
+
+def _provenance(provenance: Provenance | None) -> dict[str, Any] | None:
+    if provenance is None:
+        return None
+    texts = {
+        "state": provenance.state,
+        "signer": provenance.signer,
+        "generator": provenance.generator,
+        "actions": ", ".join(provenance.actions) or None,
+        "problem": provenance.problem,
+        "ai": provenance.declared_ai,
+    }
+    return _known(_printable(texts))
+
+
+def _printable(texts: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name: printable(text) if text else None for name, text in texts.items()}
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
-from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
@@ -360,6 +360,7 @@ def to_json(result: VideoResult) -> dict[str, Any]:
             for track in result.tracks
         ],
         "dumps": list(result.dumps),
+        "facts": asdict(result.facts) if result.facts else None,
     }
     return document
 
@@ -395,6 +396,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
             for track in document["tracks"]
         ),
         dumps=tuple(document["dumps"]),
+        facts=FileFacts.from_dict(document.get("facts")),  # absent from ledgers of 0.1
     )
 
 

@@ -102,7 +102,7 @@ class ScanSummary:
         num_pictures = sum(suffix_of(path) in PICTURE_SUFFIXES for path, _ in self.skipped)
         if num_pictures:
             plural = "picture was" if num_pictures == 1 else "pictures were"
-            return f"nothing to scan in {places}: {num_pictures} {plural} skipped; to judge one, use `dfscan explain`"
+            return f"nothing to scan in {places}: {num_pictures} {plural} skipped; to scan pictures, add --images"
         return f"nothing to scan in {places}: no videos found; check the path, and that its disk is mounted"
 
 
@@ -139,6 +139,7 @@ def run_scan(
         include=settings.include,
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
+        images=settings.images,
     )
     empty = _empty(discovery)
     discovery = select_shard(discovery, settings.shard)

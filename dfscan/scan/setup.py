@@ -18,6 +18,7 @@ from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
+from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
 from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
 from dfscan.version import __version__
@@ -39,10 +40,10 @@ def resolve(settings: ScanSettings) -> tuple[ScanSettings, Checkpoint]:
     """Find the checkpoint and complete the settings with its own, as `load_engine` takes both.
 
     Raises:
-        CheckpointError, ConfigError: as `find_checkpoint` and `with_checkpoint`.
+        CheckpointError, ConfigError, MissingExtraError: as `find_checkpoint`, `with_checkpoint` and `with_provenance`.
     """
     checkpoint = find_checkpoint(settings)
-    return with_checkpoint(settings, checkpoint), checkpoint
+    return with_checkpoint(with_provenance(settings), checkpoint), checkpoint
 
 
 def find_checkpoint(settings: ScanSettings) -> Checkpoint:
@@ -87,7 +88,7 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
     """Load the models; take the arguments from `resolve`.
 
     Raises:
-        ConfigError: the device is not available.
+        ConfigError: the device is not available, or the trust list cannot be read.
         CheckpointError: the weights cannot be used, or do not reproduce the scores recorded in the checkpoint.
     """
     threads = settings.threads or default_threads()
@@ -116,6 +117,8 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         seen=checkpoint.card.seen,
+        images=settings.images,
+        trust_list=read_trust_list(settings.trust_list) if settings.provenance else None,
     )
 
 
@@ -158,19 +161,26 @@ def limit_threads() -> None:
 
 NOT_IN_RECIPE = frozenset(
     "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
-    "keep_pictures shard excel delimiter ledger resume verify workers "
+    "keep_pictures shard excel delimiter ledger resume verify workers trust_list "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
 def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
-    """Return everything besides the file that a result depends on; `device` must come from `choose_device`."""
+    """Return everything besides the file that a result depends on; `device` must come from `choose_device`.
+
+    Raises:
+        ConfigError: the trust list cannot be read.
+    """
     return Recipe(
         checkpoint=checkpoint.label,
         checkpoint_sha256=checkpoint.sha256,
         version=__version__,
         device_kind=device.partition(":")[0],
-        settings=settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
+        settings={
+            **settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
+            "trust_list_sha256": trust_list_sha256(settings.trust_list),
+        },
         method=METHOD,
     )
