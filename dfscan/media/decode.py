@@ -92,7 +92,8 @@ class Decoding:
             return
         surveys = survey(self.file, self.sampling.streams, self.check_time, self._note_container)
         if self.facts:
-            self.facts = with_stream_facts(self.facts, surveys.streams[0])
+            main = surveys.streams[0]
+            self.facts = with_stream_facts(self.facts, main.timeline, num_bytes=main.num_bytes, encoder=main.encoder)
         self.surveyed_cpu_s = time.process_time()
         self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
         problems = []
