@@ -11,10 +11,11 @@ from typing import Self
 from urllib.parse import quote
 
 from dfscan.config import ScanSettings
-from dfscan.errors import OutputError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.report.page import Method, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.tables import LINK, XlsxWriter
+from dfscan.report.webvtt import write_webvtt
 from dfscan.report.writers import AtomicFile, ReportWriter, format_for, open_writer
 from dfscan.types import Picture, VideoResult
 
@@ -31,8 +32,8 @@ class Reports:
         """Open the reports.
 
         Args:
-            settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html` and
-                `html_max_mb`.
+            settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html`,
+                `html_max_mb` and `webvtt`.
             about: facts about the scan for the second sheet of workbooks.
 
         Raises:
@@ -41,6 +42,7 @@ class Reports:
         """
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
+        self._webvtt = settings.webvtt
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
             self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
@@ -67,6 +69,8 @@ class Reports:
         if self._frames:
             for face_row in frame_rows(result):
                 self._frames.append(face_row)
+        if self._webvtt:
+            write_webvtt(self._webvtt, result)
         if self._html:
             self._videos.append(PageVideo(result, checkpoint, version))
 
@@ -108,6 +112,8 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> Report
 def _open_frames(settings: ScanSettings) -> ReportWriter:
     assert settings.frames_out
     path = settings.frames_out
+    if format_for(path) == "case":
+        raise ConfigError(f"{path}: CASE has one entry per video, not per face; name a .csv or .jsonl file")
     return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
 
 

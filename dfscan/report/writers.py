@@ -24,13 +24,14 @@ from dfscan.errors import ConfigError, OutputError
 from dfscan.report.schema import DIGITS, Column, finite
 from dfscan.report.text import display_path, guard_formula, is_escaped, printable
 
-Format = Literal["csv", "jsonl", "xlsx", "parquet"]
+Format = Literal["csv", "jsonl", "xlsx", "parquet", "case"]
 SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".xlsx": "xlsx",
     ".parquet": "parquet",
+    ".jsonld": "case",
 }
 _SUFFIX = re.compile(r"\.[a-z]\w*")
 """A suffix that names a format, unlike the ``.25`` of ``report-2026.11.25``."""
@@ -91,6 +92,10 @@ def open_writer(
         return CsvWriter(sink, columns, excel=excel, delimiter=delimiter)
     if format == "jsonl":
         return JsonLinesWriter(sink, columns)
+    if format == "case":
+        from dfscan.report.case import CaseWriter
+
+        return CaseWriter(sink, columns)
     from dfscan.report.tables import ParquetWriter, XlsxWriter
 
     return XlsxWriter(sink, columns, about=about or {}) if format == "xlsx" else ParquetWriter(sink, columns)
