@@ -16,17 +16,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 from weakref import WeakSet
 
-from dfscan import __version__
-from dfscan.config import ScanSettings, build
+from dfscan.config import ScanSettings, build_settings
 from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.schema import REPORT_COLUMNS, Kind, report_row
-from dfscan.report.text import report_order
 from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
+from dfscan.text import report_order
 from dfscan.types import VideoResult
+from dfscan.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ class Scanner:
         if others := sorted(options.keys() & ScanSettings.model_fields.keys() - ScannerOptions.__annotations__.keys()):
             raise ConfigError(f"{', '.join(others)}: an option of `dfscan scan` that a Scanner does not take")
         given = {**options, "checkpoint": None if checkpoint is None else Path(checkpoint)}
-        self._settings, loaded = resolve(build(ScanSettings, given))
+        self._settings, loaded = resolve(build_settings(ScanSettings, given))
         self._checkpoint = loaded.label
         self._engine: Engine | None = load_engine(self._settings, loaded)
         self._scans: WeakSet[Generator[VideoResult, None, None]] = WeakSet()
@@ -116,14 +116,14 @@ class Scanner:
         if self._engine is None:
             raise DfscanError("this Scanner is closed; make a new one")
         settings = self._settings
-        found = discover(
+        discovery = discover(
             [paths] if isinstance(paths, (str, os.PathLike)) else paths,
             include=settings.include,
             exclude=settings.exclude,
             follow_symlinks=settings.follow_symlinks,
             images=settings.images,
         )
-        results = self._judge(found, self._engine)
+        results = self._results_of(discovery, self._engine)
         self._scans.add(results)
         return results
 
@@ -145,11 +145,11 @@ class Scanner:
             results.close()
         self._engine = None
 
-    def _judge(self, found: Discovery, engine: Engine) -> Generator[VideoResult, None, None]:
-        for path, reason in found.problems.items():
+    def _results_of(self, discovery: Discovery, engine: Engine) -> Generator[VideoResult, None, None]:
+        for path, reason in discovery.problems.items():
             yield self._signed(failed(path, reason))
-        with closing(scan_videos(found.paths, engine)) as judged:
-            for result, _ in judged:
+        with closing(scan_videos(discovery.paths, engine)) as scanned:
+            for result, _ in scanned:
                 yield self._signed(result)
 
     def _signed(self, result: VideoResult) -> VideoResult:
@@ -195,7 +195,7 @@ def to_frame(results: Iterable[VideoResult]) -> pd.DataFrame:
     require("pandas", "dfscan.to_frame")
     import pandas as pd
 
-    rows = [report_row(each, checkpoint=each.checkpoint, version=each.dfscan_version) for each in results]
+    rows = [report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version) for result in results]
     rows.sort(key=lambda row: report_order(str(row["path"])))
     return pd.DataFrame(
         {

@@ -22,7 +22,7 @@ FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
 Settings = TypeVar("Settings", bound=BaseModel)
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Timeout = Annotated[float, Field(gt=0, le=7 * 86400)]
+TimeoutS = Annotated[float, Field(gt=0, le=7 * 86400)]
 Memory = Annotated[int, Field(ge=512, le=1 << 24)]
 """Memory limit of a decoding child process in MiB. Python and FFmpeg alone take 210 MiB."""
 
@@ -101,7 +101,7 @@ class ScanSettings(BaseModel):
     # behaviour
     workers: Count | None = None
     threads: Count | None = None
-    timeout: Timeout = 300.0
+    timeout: TimeoutS = 300.0
     max_memory: Memory = 2048
     sandbox: bool = True
     fail_on: Annotated[tuple[FailOn, ...], BeforeValidator(_split)] = ("fake", "error")
@@ -138,7 +138,7 @@ class ScanSettings(BaseModel):
 FAIL_ON: tuple[str, ...] = get_args(FailOn)
 
 
-def build(model: type[Settings], values: Mapping[str, Any]) -> Settings:
+def build_settings(model: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Validate raw values and return frozen settings; None values count as not given.
 
     Raises:
@@ -150,8 +150,13 @@ def build(model: type[Settings], values: Mapping[str, Any]) -> Settings:
         raise ConfigError("; ".join(_complaints(error, model))) from error
 
 
-def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+def read_file(path: Path, model: type[BaseModel], former_names: Mapping[str, str] = {}) -> dict[str, Any]:
     """Read a TOML file with settings; its keys are flag names, with ``-`` or ``_``.
+
+    Args:
+        path: the file.
+        model: settings that it may contain.
+        former_names: current name of each renamed setting; the file may use either.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or contains unknown keys or invalid values.
@@ -162,9 +167,12 @@ def read_file(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from error
-    values = {key.replace("-", "_"): value for key, value in table.items()}
+    named = {key.replace("-", "_"): value for key, value in table.items()}
+    if twice := [old for old, new in former_names.items() if old in named and new in named]:
+        raise ConfigError(f"{path}: {twice[0]} is the former name of {former_names[twice[0]]}; remove one of the two")
+    values = {former_names.get(name, name): value for name, value in named.items()}
     try:
-        build(model, values)
+        build_settings(model, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return values

@@ -17,6 +17,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
         "matplotlib": "matplotlib",
         "pandas": "pandas",
         "scipy": "scipy",
+        "threadpoolctl": "threadpoolctl",
         "sklearn": "scikit-learn",
         "tqdm": "tqdm",
     },

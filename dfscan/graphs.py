@@ -24,7 +24,7 @@ from dfscan.errors import DfscanError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-_log = logging.getLogger("dfscan")
+log = logging.getLogger("dfscan")
 
 # The child uses exactly the import path of its parent. `python -m` would put the working directory first, which may
 # contain untrusted files.
@@ -46,7 +46,7 @@ def cached_graph(key: str, subject: str, export: Callable[[Path], None]) -> byte
     """
     data = recall(key)
     if data is None:
-        _log.info("exporting %s to ONNX; needed only once, about 10 s", subject)
+        log.info("exporting %s to ONNX; needed only once, about 10 s", subject)
         data = _exported(subject, export)
         remember(key, data)
     return data

@@ -16,18 +16,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from dfscan.arrays import Float32Array, UInt8Image
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-Label = Literal["fake", "real", "inconclusive", "no_face", "error"]
+VerdictLabel = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
 PictureKind = Literal["face", "heat_map", "frame"]
 ProvenanceState = Literal["unknown", "present", "unreadable", "invalid", "valid", "trusted"]
 DeclaredAi = Literal["generated", "partly generated"]
 
-LABELS: tuple[Label, ...] = ("fake", "real", "inconclusive", "no_face", "error")
+VERDICT_LABELS: tuple[VerdictLabel, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def _facts_adapter() -> TypeAdapter[FileFacts]:
 class Frame:
     """One decoded frame."""
 
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Image
     """(H, W, 3) RGB, upright, square pixels."""
     index: int
     """Index of this sample within its video, over all streams, from 0."""
@@ -160,10 +161,10 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class SceneDescriptor:
     """Coarse colour descriptor of a whole frame, shared by the faces of the frame."""
 
-    cells: NDArray[np.float32]
+    cells: Float32Array
     """(16, 16, 3) mean L*a*b* of a grid over the frame."""
     cell_px: tuple[float, float]
     """Width and height of a cell."""
@@ -176,15 +177,15 @@ class Face:
     frame_index: int
     time_s: float
     burst: int
-    box_xyxy: NDArray[np.float32]
+    box_xyxy: Float32Array
     """(4,) in pixels of the upright frame; may extend beyond the frame."""
-    landmarks: NDArray[np.float32]
+    landmarks: Float32Array
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
     detection_score: float
     """Probability from the face detector, in [0, 1]."""
-    appearance: NDArray[np.float32]
-    """(D,) descriptor from `faces.appearance`; used only to link faces of one person."""
-    scene: Scene | None = None
+    descriptor: Float32Array
+    """(D,) descriptor from `faces.descriptor`; used only to link faces of one person."""
+    scene: SceneDescriptor | None = None
     """Descriptor of its frame; used only to tell a cut from a movement. None if unknown."""
     frame_number: int | None = None
     """`Frame.number` of its frame."""
@@ -199,7 +200,7 @@ class FaceCrop:
     """A face with the pixels that are passed to the classifier."""
 
     face: Face
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Image
     """(S, S, 3) RGB, where S is the input size of the checkpoint. Pixels outside the frame are black."""
 
 
@@ -241,7 +242,7 @@ class Track:
 class Verdict:
     """Verdict on one video."""
 
-    label: Label
+    label: VerdictLabel
     score: float | None = None
     """In [0, 1]; None if no face was scored."""
     threshold: float | None = None
@@ -315,7 +316,7 @@ class VideoResult:
 
 
 def _track_to_dict(track: Track) -> dict[str, Any]:
-    faces = [_face_to_dict(each) for each in track.faces]
+    faces = [_face_to_dict(scored) for scored in track.faces]
     return {"track_id": track.track_id, "start_s": track.start_s, "end_s": track.end_s, "faces": faces}
 
 
@@ -337,9 +338,9 @@ def _face_to_dict(scored: FaceScore) -> dict[str, Any]:
 def _finite(value: Any) -> Any:
     """The value with None in place of every NaN and infinity in it."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

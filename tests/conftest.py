@@ -42,10 +42,10 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny network with random weights, which runs every step quickly."""
-    from dfscan.detector.checkpoint import init_checkpoint
+    from dfscan.detector.checkpoint import create_untrained
 
     path = tmp_path_factory.mktemp("checkpoints") / "untrained.safetensors"
-    init_checkpoint(path, seed=3, architecture="test_efficientnet", input_size_px=96)
+    create_untrained(path, seed=3, architecture="test_efficientnet", input_size_px=96)
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.dataset.duplicates import fingerprint
-from dfscan.dataset.manifest import MANIFEST_NAME, Label, Sample, Split, write_manifest
+from dfscan.dataset.manifest import MANIFEST_NAME, Sample, Split, TrueLabel, write_manifest
 from tests.pictures import FACE_XYXY, astronaut
 
 LANDMARKS = np.array([[206, 108], [247, 106], [229, 129], [209, 149], [246, 147]], np.float32)
@@ -29,7 +29,7 @@ def face_picture(number: int) -> NDArray[np.uint8]:
     return np.clip(crop + spots * away, 0, 255).astype(np.uint8)
 
 
-def write_sample(folder: Path, number: int, *, split: Split, label: Label = "real", **changes: str) -> Sample:
+def write_sample(folder: Path, number: int, *, split: Split, label: TrueLabel = "real", **changes: str) -> Sample:
     """Write a crop and describe it; its group is its number unless `changes` sets another."""
     pixels = face_picture(number)
     data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
@@ -55,7 +55,7 @@ def write_sample(folder: Path, number: int, *, split: Split, label: Label = "rea
 
 def write_dataset(folder: Path, *, num_train: int = 6, num_val: int = 3, with_fakes: bool = False) -> list[Sample]:
     """Write a data set of real faces, and as many fake ones on request."""
-    plan: list[tuple[Split, Label]] = [("train", "real")] * num_train + [("val", "real")] * num_val
+    plan: list[tuple[Split, TrueLabel]] = [("train", "real")] * num_train + [("val", "real")] * num_val
     if with_fakes:
         plan += [("train", "fake")] * num_train + [("val", "fake")] * num_val
     samples = [write_sample(folder, i, split=split, label=label) for i, (split, label) in enumerate(plan)]

@@ -207,7 +207,7 @@ def a_result(path: str = "a.mp4", score: float | None = 0.75) -> VideoResult:
         box_xyxy=np.array([1, 2, 3.5, 4], np.float32),
         landmarks=np.arange(10, dtype=np.float32).reshape(5, 2),
         detection_score=0.99,
-        appearance=np.zeros(4, np.float32),
+        descriptor=np.zeros(4, np.float32),
     )
     verdict = Verdict("inconclusive", score, reason=Reason("untrained", "it is"))
     tracks = (Track(0, (FaceScore(face, 0.0),)),)

@@ -11,7 +11,7 @@ from dfscan.faces.crop import crop_face
 from dfscan.forgery import forgeries as manipulate
 from dfscan.forgery.self_blend import Blend
 from dfscan.train import augment as views_module
-from dfscan.train.augment import Placement, TrainingViews, evaluation_fake, evaluation_view
+from dfscan.train.augment import PairAugmenter, Placement, evaluation_fake, evaluation_view
 from dfscan.train.settings import TrainSettings
 from tests.datasets import LANDMARKS, LEFT, TOP, face_picture
 from tests.pictures import FACE_XYXY, astronaut
@@ -83,7 +83,7 @@ def test_single_views_are_degraded_like_pairs_if_the_recipe_makes_pairs(monkeypa
     monkeypatch.setattr(views_module, "through_video", noted)
     for forgeries, is_expected in (("self-blended", True), ("none", False)):
         sent.clear()
-        views = TrainingViews(settings(forgeries=forgeries, codec_p=1.0, resolution_p=1.0))
+        views = PairAugmenter(settings(forgeries=forgeries, codec_p=1.0, resolution_p=1.0))
         for seed in range(8):
             views.single(face(), rng(seed))
         assert (len(sent) == 8 and len(set(sent)) > 1) is is_expected
@@ -91,7 +91,7 @@ def test_single_views_are_degraded_like_pairs_if_the_recipe_makes_pairs(monkeypa
 
 @pytest.mark.parametrize("patch_px", [None, 48])
 def test_views_have_the_requested_size(patch_px: int | None) -> None:
-    views = TrainingViews(settings(patch_px=patch_px))
+    views = PairAugmenter(settings(patch_px=patch_px))
     size = patch_px or 96
     assert [view.shape for view in views.single(face(), rng())] == [(size, size, 3)]
     assert [view.shape for view in views.pair(face(), rng())] == [(size, size, 3)] * 2
@@ -99,7 +99,7 @@ def test_views_have_the_requested_size(patch_px: int | None) -> None:
 
 
 def test_equal_generators_give_equal_views_and_others_differ() -> None:
-    views, again = TrainingViews(settings()), TrainingViews(settings())
+    views, again = PairAugmenter(settings()), PairAugmenter(settings())
     first = views.pair(face(), rng(1))
     views.single(face(3), rng(9))
     assert all((a == b).all() for a, b in zip(first, again.pair(face(), rng(1)), strict=True))
@@ -107,7 +107,7 @@ def test_equal_generators_give_equal_views_and_others_differ() -> None:
 
 
 def test_without_degradation_a_view_is_a_plain_crop() -> None:
-    views = TrainingViews(settings(**NOTHING, resize_px=96))
+    views = PairAugmenter(settings(**NOTHING, resize_px=96))
     (view,) = views.single(face(), rng())
     wanted = evaluation_view(face(), settings())
     assert np.abs(view.astype(int) - wanted).mean() < 3  # the centre may be off by half a pixel
@@ -117,8 +117,8 @@ def test_without_degradation_a_view_is_a_plain_crop() -> None:
     "name", "flip_p affine_p jitter_p brightness_contrast_p jpeg_p blur_p downscale_p noise_p iso_noise_p".split()
 )
 def test_each_degradation_has_an_effect_and_the_same_on_both_of_a_pair(name: str) -> None:
-    plain = TrainingViews(settings(**NOTHING))
-    degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}))
+    plain = PairAugmenter(settings(**NOTHING))
+    degraded = PairAugmenter(settings(**{**NOTHING, name: 1.0}))
     before, after = plain.pair(face(), rng(4)), degraded.pair(face(), rng(4))
     assert (before[0] != after[0]).any()
     # Away from the face, both images of a pair are equal, before and after degradation.
@@ -127,12 +127,12 @@ def test_each_degradation_has_an_effect_and_the_same_on_both_of_a_pair(name: str
     assert np.abs(after[0][corner].astype(int) - after[1][corner]).mean() <= 3  # noise depends on brightness
 
 
-@pytest.mark.parametrize("name", ["codec_p", "resolution_p", "beauty_p", "resend_p"])
+@pytest.mark.parametrize("name", ["codec_p", "resolution_p", "skin_smoothing_p", "recompress_p"])
 def test_video_degradations_remove_detail(name: str) -> None:
-    plain = TrainingViews(settings(**NOTHING))
-    degraded = TrainingViews(settings(**{**NOTHING, name: 1.0}, codec_crf_min=40, codec_crf_max=40))
+    plain = PairAugmenter(settings(**NOTHING))
+    degraded = PairAugmenter(settings(**{**NOTHING, name: 1.0}, codec_crf_min=40, codec_crf_max=40))
 
-    def detail(views: TrainingViews) -> float:
+    def detail(views: PairAugmenter) -> float:
         pairs = [views.pair(face(i), rng(i)) for i in range(8)]
         return float(np.mean([np.abs(np.diff(view.astype(float), axis=1)).mean() for pair in pairs for view in pair]))
 
@@ -140,7 +140,7 @@ def test_video_degradations_remove_detail(name: str) -> None:
 
 
 def test_patches_of_a_pair_have_one_position_and_show_the_forgery() -> None:
-    views = TrainingViews(settings(**NOTHING, patch_px=48))
+    views = PairAugmenter(settings(**NOTHING, patch_px=48))
     differences = []
     for seed in range(30):
         real, fake = views.pair(face(seed), rng(seed))
@@ -152,7 +152,7 @@ def test_patches_of_a_pair_have_one_position_and_show_the_forgery() -> None:
 def test_a_small_face_is_forged_at_its_own_size() -> None:
     """With a face of 40 px, both images are enlarged after blending, so neither has detail beyond its size."""
     small = LooseCrop(face_picture(0)[::3, ::3].copy(), face().box_xyxy / 3, face().landmarks / 3)
-    real, fake = TrainingViews(settings(**NOTHING)).pair(small, rng())
+    real, fake = PairAugmenter(settings(**NOTHING)).pair(small, rng())
 
     def fine(view: np.ndarray) -> float:
         spectrum = np.abs(np.fft.fft2(view.astype(float).mean(axis=2)))
@@ -163,10 +163,10 @@ def test_a_small_face_is_forged_at_its_own_size() -> None:
 
 def test_a_companion_of_any_size_is_resized_to_the_face(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test reconstructions of another resolution than the crop, in training and in evaluation."""
-    monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
-    painted = replace(face(), pixels=np.full_like(face().pixels, 90))
-    whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_SHARE)
-    fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", painted)
+    monkeypatch.setattr(manipulate, "RECONSTRUCTION_WEIGHTS", (1, 1))
+    reconstructed = replace(face(), pixels=np.full_like(face().pixels, 90))
+    whole = next(seed for seed in range(99) if rng(seed).random() < manipulate.WHOLE_PROB)
+    fake = evaluation_fake(face(), settings(), rng(whole), "reconstructed", reconstructed)
     assert np.abs(fake.astype(int) - 90).max() < 80  # possibly recoloured, but flat
     assert fake.std(axis=(0, 1)).max() < 0.2 * evaluation_view(face(), settings()).std(axis=(0, 1)).min()
     big = replace(
@@ -175,7 +175,7 @@ def test_a_companion_of_any_size_is_resized_to_the_face(monkeypatch: pytest.Monk
         box_xyxy=face(1).box_xyxy * np.float32(2.25),
         landmarks=face(1).landmarks * np.float32(2.25),
     )
-    views = TrainingViews(settings(**NOTHING))
+    views = PairAugmenter(settings(**NOTHING))
     for seed in range(6):
         real, swapped = views.pair(face(), rng(seed), "swapped", big)
         assert real.shape == swapped.shape
@@ -195,10 +195,10 @@ def test_face_sizes_are_log_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(views_module, "through_video", noted)
     recipe = settings(forgeries="self-blended", resolution_p=1.0, codec_p=1.0, face_px_min=20, face_px_max=250)
-    views = TrainingViews(recipe)
+    views = PairAugmenter(recipe)
     for seed in range(400):
         views.single(face(), rng(seed))
-    margin = recipe.crop_margin * recipe.resize_px / recipe.input_size_px * views_module.ROOM
+    margin = recipe.crop_margin * recipe.resize_px / recipe.input_size_px * views_module.ROTATION_MARGIN
     own_px = float((face().box_xyxy[2:] - face().box_xyxy[:2]).max())
     logs = np.sort(np.log(np.array(sizes_px) / margin))
     assert np.exp(logs[0]) == pytest.approx(20, rel=0.05)
@@ -211,7 +211,7 @@ def test_a_face_below_the_minimum_size_keeps_its_size(monkeypatch: pytest.Monkey
     sent: list[int] = []
     monkeypatch.setattr(views_module, "through_video", lambda picture, chain: sent.append(picture.shape[0]) or picture)
     small = LooseCrop(face_picture(0)[::4, ::4].copy(), face().box_xyxy / 4, face().landmarks / 4)
-    views = TrainingViews(settings(forgeries="self-blended", resolution_p=1.0, codec_p=1.0))
+    views = PairAugmenter(settings(forgeries="self-blended", resolution_p=1.0, codec_p=1.0))
     for seed in range(5):
         views.single(small, rng(seed))
     assert len(set(sent)) == 1
@@ -220,10 +220,14 @@ def test_a_face_below_the_minimum_size_keeps_its_size(monkeypatch: pytest.Monkey
 def test_both_of_a_pair_get_the_same_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a forgery that changes nothing, both views are identical, whatever is drawn."""
     monkeypatch.setattr(
-        views_module, "forge", lambda kind, work, *_, **__: Blend(work.pixels, work.pixels.copy(), np.ones(1), "face")
+        views_module,
+        "make_forgery",
+        lambda kind, work, *_, **__: Blend(work.pixels, work.pixels.copy(), np.ones(1), "face"),
     )
-    recipe = settings(resolution_p=1.0, codec_p=0.8, resend_p=0.5, beauty_p=0.3, noise_p=0.5, iso_noise_p=0.5)
-    views = TrainingViews(recipe)
+    recipe = settings(
+        resolution_p=1.0, codec_p=0.8, recompress_p=0.5, skin_smoothing_p=0.3, noise_p=0.5, iso_noise_p=0.5
+    )
+    views = PairAugmenter(recipe)
     for seed in range(25):
         real, fake = views.pair(face(), rng(seed))
         assert (real == fake).all()
@@ -231,12 +235,12 @@ def test_both_of_a_pair_get_the_same_chain(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_boxes_jitter_like_detected_boxes() -> None:
     recipe = settings(**{**NOTHING, "box_jitter": 0.03}, resize_px=96)  # no random crop in addition
-    views = TrainingViews(recipe)
+    views = PairAugmenter(recipe)
     drawn = [views._drawn_placement(rng(seed)) for seed in range(3000)]
-    shifts = np.array([each.shift for each in drawn]) * recipe.crop_margin * views_module.ROOM
+    shifts = np.array([each.shift for each in drawn]) * recipe.crop_margin * views_module.ROTATION_MARGIN
     assert np.median(np.abs(shifts)) / 0.6745 == pytest.approx(0.03, rel=0.15)
     assert shifts.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)  # 1 in 10 is off by 3 times as much
-    growth = np.log([each.side * views_module.ROOM for each in drawn])
+    growth = np.log([each.side * views_module.ROTATION_MARGIN for each in drawn])
     assert growth.std() == pytest.approx(0.03 * np.sqrt(0.9 + 0.1 * 9), rel=0.1)
 
 
@@ -255,7 +259,7 @@ def test_a_rotated_crop_is_aligned_with_an_unrotated_one(size_px: int, is_flippe
 
 def test_missing_codecs_are_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(views_module, "available_codecs", lambda: ("h264",))
-    TrainingViews(settings())
+    PairAugmenter(settings())
     assert not caplog.records
-    TrainingViews(settings(forgeries="self-blended"))
+    PairAugmenter(settings(forgeries="self-blended"))
     assert "lacks the codecs h265, vp9" in caplog.text

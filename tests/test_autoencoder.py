@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WIDTHS", (16, 24, 32))
+    monkeypatch.setattr(module, "ENCODER_WIDTHS", (16, 24, 32))
     monkeypatch.setattr(module, "BATCH_SIZE", 4)
-    monkeypatch.setattr(module, "LEARNING_RATE", 5e-3)
+    monkeypatch.setattr(module, "AUTOENCODER_LEARNING_RATE", 5e-3)
 
 
 def make(samples: list[Sample], folder: Path, *, num_steps: int = 2, seed: int = 0) -> Path:
@@ -54,8 +54,8 @@ def test_a_trained_autoencoder_reconstructs_its_input(tmp_path: Path) -> None:
     out = make(samples, tmp_path, num_steps=200)
     wanted = np.array([module._picture(tmp_path, sample, 32) for sample in samples], float)
     for design in DESIGNS:
-        painted = np.array([read_crop(path_of(out, design, sample)) for sample in samples], float)
-        errors = np.abs(painted[:, None] - wanted).mean(axis=(2, 3, 4))
+        reconstructed = np.array([read_crop(path_of(out, design, sample)) for sample in samples], float)
+        errors = np.abs(reconstructed[:, None] - wanted).mean(axis=(2, 3, 4))
         assert (errors.argmin(axis=1) == np.arange(6)).all(), design
         others = errors[~np.eye(6, dtype=bool)]
         assert np.diag(errors).mean() < 0.7 * others.mean(), design

@@ -22,7 +22,7 @@ from tests.pictures import astronaut, moved, nobody, other_person, two_people
 @pytest.fixture(autouse=True)
 def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(session_cache))
-    monkeypatch.setattr(batched, "MAX_FRAMES", 3)  # on a CPU, padding frames cost as much as others
+    monkeypatch.setattr(batched, "MAX_BATCH_FRAMES", 3)  # on a CPU, padding frames cost as much as others
 
 
 def detectors(**more: Any) -> tuple[FaceDetector, BatchedFaceDetector]:
@@ -68,7 +68,7 @@ def test_thresholds_and_sizes_come_from_the_detector(settings: dict[str, Any]) -
 
 
 def test_large_frames_are_halved() -> None:
-    alone, together = detectors(least_side_px=400)
+    alone, together = detectors(min_copy_side_px=400)
     large = [cv2.resize(two_people(), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)]
     expected = [alone.detect(large[0])]
     assert len(expected[0]) == 2

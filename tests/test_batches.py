@@ -52,13 +52,13 @@ def test_too_few_faces_give_no_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_batches", "accumulate", "world_size", "steps"),
+    ("num_batches", "grad_accumulation", "world_size", "steps"),
     [(10, 2, 1, 5), (11, 2, 1, 6), (11, 4, 1, 3), (12, 2, 3, 2), (1, 2, 1, 1), (0, 2, 1, 0)],
 )
 def test_a_partial_accumulation_window_counts_as_a_step(
-    num_batches: int, accumulate: int, world_size: int, steps: int
+    num_batches: int, grad_accumulation: int, world_size: int, steps: int
 ) -> None:
-    assert num_steps(num_batches, accumulate=accumulate, world_size=world_size) == steps
+    assert num_steps(num_batches, grad_accumulation=grad_accumulation, world_size=world_size) == steps
 
 
 def pool() -> Pool:
@@ -121,3 +121,18 @@ def test_without_true_fakes_every_pair_has_a_made_fake() -> None:
     )
     assert [len(batch) for batch in batches] == [2] * 4
     assert all(key.is_forged for batch in batches for key in batch)
+
+
+def test_a_fake_video_is_paired_with_a_real_video_if_its_domain_has_no_reals() -> None:
+    sources = [f"portrait{i}" for i in range(50)] + ["real clip"] * 3 + ["fake clip"] * 3 + ["fake picture"]
+    domains = ["portraits"] * 50 + ["clips"] * 3 + ["fakes only"] * 4
+    facts = Pool([False] * 53 + [True] * 4, domains, sources, sources)
+    batches = draw_epoch(
+        facts, epoch=0, seed=0, batch_size=8, num_faces=800, fake_share=1.0, domain_exponent=1.0, world_size=1
+    )
+    keys = [key.sample for batch in batches for key in batch]
+    pairs = list(zip(keys[::2], keys[1::2], strict=True))
+    partners_of_clip = {sources[real] for fake, real in pairs if sources[fake] == "fake clip"}
+    partners_of_picture = {sources[real] for fake, real in pairs if sources[fake] == "fake picture"}
+    assert partners_of_clip == {"real clip"}
+    assert len(partners_of_picture) > 10

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from dfscan.cli import app
 from dfscan.detector.card import Aggregation, Calibration
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
-from dfscan.errors import ConfigError
-from dfscan.evaluation.calibrate import calibrate
+from dfscan.errors import DataError, DfscanError, TrainingError
+from dfscan.evaluation.calibrate import fit_calibration
 from dfscan.scan.verdict import Rules, track_score
 from dfscan.types import Face, FaceScore, Track
 
@@ -24,7 +24,7 @@ PLAIN = Aggregation(prior_faces=0)
 def fit(reals: object, fakes: object, **options: float) -> Calibration:
     reals, fakes = np.asarray(reals, np.float64), np.asarray(fakes, np.float64)
     is_fake = np.arange(len(reals) + len(fakes)) >= len(reals)
-    return calibrate(np.concatenate([reals, fakes]), is_fake, aggregation=PLAIN, num_frames=32, **options)
+    return fit_calibration(np.concatenate([reals, fakes]), is_fake, aggregation=PLAIN, num_frames=32, **options)
 
 
 def score(logit: float, calibration: Calibration) -> float:
@@ -51,8 +51,8 @@ def test_temperature_accounts_for_prior_faces() -> None:
     """With as many prior faces as real ones, logits are halved, so the temperature must be halved too."""
     logits = np.concatenate([-mirrored(5000), mirrored(5000, 2)])
     is_fake = np.arange(10_000) >= 5000
-    plain = calibrate(logits, is_fake, aggregation=PLAIN, num_frames=8).temperature
-    shrunk = calibrate(logits, is_fake, aggregation=Aggregation(prior_faces=8.0), num_frames=8).temperature
+    plain = fit_calibration(logits, is_fake, aggregation=PLAIN, num_frames=8).temperature
+    shrunk = fit_calibration(logits, is_fake, aggregation=Aggregation(prior_faces=8.0), num_frames=8).temperature
     assert shrunk == pytest.approx(plain / 2, rel=1e-3)
 
 
@@ -61,7 +61,7 @@ def test_thresholds_apply_to_the_scores_of_a_scan() -> None:
     aggregation = Aggregation(prior_faces=3.0, neutral_logit=0.7)
     reals, fakes = [-3.0, -2.0, -1.0, 1.0], [0.0, 1.001, 2.0, 3.0]
     is_fake = np.array([False] * 4 + [True] * 4)
-    found = calibrate(np.array(reals + fakes), is_fake, aggregation=aggregation, num_frames=5)
+    found = fit_calibration(np.array(reals + fakes), is_fake, aggregation=aggregation, num_frames=5)
     assert found.fake_threshold is not None
     rules = Rules(None, None, 3, aggregation.prior_faces, aggregation.neutral_logit)
     face = Face(0, 0.0, 0, np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0, np.zeros(1, np.float32))
@@ -106,7 +106,7 @@ def test_threshold_is_above_the_reals_even_if_no_fake_is() -> None:
 
 def test_requested_rates_are_kept() -> None:
     logits = mirrored(1000)
-    found = fit(-logits, mirrored(1000, 2), real_called_fake=0.1, fake_called_real=0.2)
+    found = fit(-logits, mirrored(1000, 2), max_fpr=0.1, max_fnr=0.2)
     assert found.real_called_fake_rate == pytest.approx(0.099)
     assert found.fake_called_real_rate == pytest.approx(0.199)
     assert found.real_threshold is not None
@@ -154,17 +154,19 @@ def test_too_few_videos_give_no_real_threshold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reals", "fakes", "message"),
+    ("reals", "fakes", "error", "message"),
     [
-        ([], [], "there are no validation videos"),
-        ([1.0], [], "all 1 validation videos are real"),
-        ([], [1.0, 2.0], "all 2 validation videos are fake"),
-        ([0.0, float("nan")], [1.0], "non-finite"),
-        ([1e9], [1e9], "diverged"),
+        ([], [], DataError, "there are no validation videos"),
+        ([1.0], [], DataError, "all 1 validation videos are real"),
+        ([], [1.0, 2.0], DataError, "all 2 validation videos are fake"),
+        ([0.0, float("nan")], [1.0], TrainingError, "non-finite"),
+        ([1e9], [1e9], TrainingError, "diverged"),
     ],
 )
-def test_unusable_splits_are_rejected(reals: list[float], fakes: list[float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_unusable_splits_are_rejected(
+    reals: list[float], fakes: list[float], error: type[DfscanError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         fit(reals, fakes)
 
 
@@ -212,7 +214,7 @@ def test_the_false_positive_rate_holds_for_new_videos() -> None:
     for num_reals in (50, 200, 1000):
         reached = []
         for _ in range(300):
-            found = fit(rng.normal(size=num_reals), rng.normal(2, 1, size=200), real_called_fake=0.05)
+            found = fit(rng.normal(size=num_reals), rng.normal(2, 1, size=200), max_fpr=0.05)
             assert found.fake_threshold is not None
             fresh = rng.normal(size=400)
             reached.append(np.mean([score(logit, found) >= found.fake_threshold for logit in fresh]))

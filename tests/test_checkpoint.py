@@ -17,18 +17,17 @@ from pydantic import ValidationError
 
 from dfscan.detector import checkpoint as checkpoint_module
 from dfscan.detector import selftest
-from dfscan.detector.card import Calibration
+from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.detector.checkpoint import (
     Checkpoint,
-    CheckpointCard,
+    create_untrained,
     default_checkpoint_path,
-    init_checkpoint,
     load_network,
     read_card,
     save_checkpoint,
-    self_test_input,
-    verify,
 )
+from dfscan.detector.selftest import self_test_input
+from dfscan.detector.verify import verify
 from dfscan.errors import CheckpointError, OutputError
 
 TINY = "test_efficientnet"
@@ -43,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    return init_checkpoint(path, seed=1, architecture=TINY, input_size_px=64)
+    return create_untrained(path, seed=1, architecture=TINY, input_size_px=64)
 
 
 def split(checkpoint: Checkpoint) -> tuple[dict[str, Any], bytes]:
@@ -96,7 +95,7 @@ def test_label_falls_back_to_the_stem(tiny: Checkpoint, tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tiny: Checkpoint, tmp_path: Path) -> None:
     same, other = (
-        init_checkpoint(tmp_path / f"{seed}.safetensors", seed=seed, architecture=TINY, input_size_px=64)
+        create_untrained(tmp_path / f"{seed}.safetensors", seed=seed, architecture=TINY, input_size_px=64)
         for seed in (1, 2)
     )
 
@@ -131,7 +130,7 @@ def test_half_stores_fp16_matrices_and_their_expected_logits(tiny: Checkpoint, t
     network = load_network(tiny)
     network.backbone.bn1.running_var.fill_(1e5)  # exceeds the range of fp16
     full = save_checkpoint(tmp_path / "full.safetensors", network, tiny.card)
-    half = save_checkpoint(tmp_path / "half.safetensors", network, tiny.card, half=True)
+    half = save_checkpoint(tmp_path / "half.safetensors", network, tiny.card, fp16=True)
     again = load_network(half)
 
     assert half.path.stat().st_size < 0.55 * full.path.stat().st_size

@@ -40,6 +40,7 @@ COMMANDS = (
     "prepare",
     "shortcuts",
     "train",
+    "calibrate",
     "evaluate",
     "init-checkpoint",
     "info",
@@ -539,7 +540,7 @@ def test_init_checkpoint_is_reproducible_and_does_not_overwrite(
         path.write_bytes(b"x")
         return type("Made", (), {"path": path, "sha256": "0"})
 
-    monkeypatch.setattr("dfscan.detector.checkpoint.init_checkpoint", make)
+    monkeypatch.setattr("dfscan.detector.checkpoint.create_untrained", make)
     assert run("init-checkpoint", tmp_path / "c", "--seed", 5).exit_code == 0
     assert run("init-checkpoint", tmp_path / "c").exit_code == 2
     assert run("init-checkpoint", tmp_path / "c", "--force").exit_code == 0

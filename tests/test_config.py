@@ -8,24 +8,26 @@ from typing import Any
 import pydantic
 import pytest
 
-from dfscan.config import FAIL_ON, ScanSettings, build, check_environment, read_file
+from dfscan.config import FAIL_ON, ScanSettings, build_settings, check_environment, read_file
 from dfscan.errors import ConfigError
 
 
 def refusal(**values: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        build(ScanSettings, values)
+        build_settings(ScanSettings, values)
     return str(caught.value)
 
 
 def test_the_defaults_are_valid() -> None:
-    assert build(ScanSettings, {}) == ScanSettings()
-    assert build(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), "None counts as not given"
+    assert build_settings(ScanSettings, {}) == ScanSettings()
+    assert build_settings(ScanSettings, {"num_frames": None, "timeout": None}) == ScanSettings(), (
+        "None counts as not given"
+    )
 
 
 @pytest.mark.parametrize(("given", "expected"), [("all", "all"), ("main", "main"), ("2", 2), (0, 0)])
 def test_a_stream_is_a_name_or_a_number(given: str | int, expected: str | int) -> None:
-    assert build(ScanSettings, {"stream": given}).stream == expected
+    assert build_settings(ScanSettings, {"stream": given}).stream == expected
 
 
 def test_settings_are_frozen() -> None:
@@ -75,7 +77,7 @@ def test_values_out_of_range_are_refused_with_the_setting_named(name: str, value
     ],
 )
 def test_values_at_the_limit_are_accepted(name: str, value: Any) -> None:
-    assert getattr(build(ScanSettings, {name: value}), name) == value
+    assert getattr(build_settings(ScanSettings, {name: value}), name) == value
 
 
 def test_a_bad_shard_is_explained_without_a_regular_expression() -> None:
@@ -118,7 +120,7 @@ def test_an_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None
     ],
 )
 def test_fail_on_is_a_list_or_comma_separated(value: Any, expected: tuple[str, ...]) -> None:
-    assert build(ScanSettings, {"fail_on": value}).fail_on == expected
+    assert build_settings(ScanSettings, {"fail_on": value}).fail_on == expected
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_same_people_are_scored_even_if_others_become_larger() -> None:
     assert chosen(crowd, [crop(i, 0, size_px=60 - i) for i in range(6)]) == {0, 1, 2}
     for index in range(1, 8):
         assert chosen(crowd, [crop(i, index, size_px=60 + (i * index) % 7) for i in range(6)]) == {0, 1, 2}
-    assert crowd.most_faces == 6
+    assert crowd.max_faces_per_frame == 6
 
 
 def test_a_free_place_goes_to_the_largest_new_face() -> None:
@@ -49,4 +49,4 @@ def test_everyone_in_a_small_group_is_scored() -> None:
     crowd = Crowd(3)
     assert chosen(crowd, [crop(i, 0) for i in range(3)]) == {0, 1, 2}
     assert chosen(crowd, []) == set()
-    assert crowd.most_faces == 3
+    assert crowd.max_faces_per_frame == 3

@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -6,7 +10,7 @@ import pytest
 import torch
 
 from dfscan.detector.preprocess import Preprocessing, to_input
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.names import FORGERY_KINDS
 from dfscan.train.batches import Key, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
@@ -69,7 +73,7 @@ def test_an_unreadable_crop_is_named_with_a_remedy(
     crop.unlink()
     if content is not None:
         crop.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DataError) as caught:
         list(load(faces, [(Key(0, 1, 0), Key(0, 2, 0))], num_workers=num_workers, pin_memory=False))
     assert str(crop) in str(caught.value)
     assert word in str(caught.value)
@@ -87,7 +91,7 @@ def test_normalisation_on_the_device_equals_that_of_a_scan() -> None:
 
 
 def test_kinds_are_drawn_at_random_in_training_and_rotate_in_evaluation(tmp_path: Path) -> None:
-    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "left_out": "warped"})
+    settings = TrainSettings(**{**SETTINGS.__dict__, "forgeries": "self-blended,swapped", "held_out": "warped"})
     training = face_set(tmp_path, settings)
     assert training.num_faces == [2] * 9
     drawn = [training.views_of(Key(epoch, 0, 0))[1].kind for epoch in range(40)]
@@ -120,8 +124,20 @@ def test_all_frames_of_a_video_get_one_kind_of_fake_and_fakes_do_not_advance_the
 
 def test_a_held_out_kind_changes_no_other_face(tmp_path: Path) -> None:
     without = face_set(tmp_path, SETTINGS, is_training=False)
-    more = TrainSettings(**{**SETTINGS.__dict__, "left_out": "swapped"})
+    more = TrainSettings(**{**SETTINGS.__dict__, "held_out": "swapped"})
     beside = face_set(tmp_path, more, is_training=False)
     for index in range(3):
         pairs = zip(without.views_of(Key(0, index, 0)), beside.views_of(Key(0, index, 0)), strict=False)
         assert all((a.pixels == b.pixels).all() for a, b in pairs)
+
+
+def test_a_worker_uses_one_thread(tmp_path: Path) -> None:
+    code = (
+        "import json; from threadpoolctl import threadpool_info; from dfscan.train.dataset import _start_worker;"
+        "_start_worker(0); print(json.dumps([pool['num_threads'] for pool in threadpool_info()]))"
+    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    pools = json.loads(done.stdout)
+    assert pools
+    assert set(pools) == {1}

@@ -75,7 +75,7 @@ def test_degradations_are_deterministic(change: Callable[[Pixels], Pixels]) -> N
                 lambda p, codec=codec: coded(p, crf=18, codec=codec, num_frames=4, position=2),
                 lambda p, codec=codec: coded(p, crf=40, codec=codec, num_frames=4, position=2),
             )
-            for codec in degrade.CODECS
+            for codec in degrade.SIMULATED_CODECS
         ),
         (lambda p: degrade.compress_jpeg(p, quality=95), lambda p: degrade.compress_jpeg(p, quality=20)),
         (lambda p: degrade.blur(p, sigma_px=0.7), lambda p: degrade.blur(p, sigma_px=3)),
@@ -103,7 +103,7 @@ def test_h264_is_no_mere_change_of_colour_space() -> None:
 
 
 def test_every_codec_is_available_here() -> None:
-    assert degrade.available_codecs() == degrade.CODECS
+    assert degrade.available_codecs() == degrade.SIMULATED_CODECS
 
 
 def shift_px(still: Pixels, moved: Pixels, axis: int) -> float:
@@ -115,7 +115,7 @@ def shift_px(still: Pixels, moved: Pixels, axis: int) -> float:
     return float((before - after) / (2 * (before - 2 * zero + after)))
 
 
-@pytest.mark.parametrize("codec", degrade.CODECS)
+@pytest.mark.parametrize("codec", degrade.SIMULATED_CODECS)
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
 def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, position: int) -> None:
     """The clip moves by more than a pixel per frame, but the frame that is kept is aligned with the image."""
@@ -126,7 +126,7 @@ def test_a_frame_of_a_moving_clip_keeps_its_geometry(codec: degrade.Codec, posit
     assert all(psnr_db(changed[part], pixels[part]) > 25 for part in halves)
 
 
-@pytest.mark.parametrize("codec", degrade.CODECS)
+@pytest.mark.parametrize("codec", degrade.SIMULATED_CODECS)
 @pytest.mark.parametrize(("num_frames", "position"), [(1, 0), (4, 1), (5, 4)])
 def test_quality_falls_with_the_rate_factor(codec: degrade.Codec, num_frames: int, position: int) -> None:
     pixels = cv2.resize(crop(), (240, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
@@ -166,12 +166,12 @@ def test_without_encodings_only_colours_are_rounded() -> None:
 def test_chains_depend_only_on_the_generator() -> None:
     def chains(seed: int) -> list[degrade.VideoChain]:
         rng = np.random.default_rng(seed)
-        return [degrade.draw_video_chain(rng, [(18, 40), (24, 36)], resent=True) for _ in range(300)]
+        return [degrade.draw_video_chain(rng, [(18, 40), (24, 36)], recompressed=True) for _ in range(300)]
 
     drawn = chains(0)
     assert drawn == chains(0) != chains(1)
     generations = [generation for chain in drawn for generation in chain.generations]
-    assert {each.codec for each in generations} == set(degrade.CODECS)
+    assert {each.codec for each in generations} == set(degrade.SIMULATED_CODECS)
     assert np.mean([each.codec == "h264" for each in generations]) == pytest.approx(0.8, abs=0.05)
     assert {chain.generations[0].scale for chain in drawn} == {1.0}
     assert all(0.5 <= chain.generations[1].scale < 1 and 24 <= chain.generations[1].crf <= 36 for chain in drawn)
@@ -183,7 +183,7 @@ def test_chains_depend_only_on_the_generator() -> None:
 def test_only_available_codecs_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(degrade, "available_codecs", lambda: ("h264",))
     rng = np.random.default_rng(0)
-    drawn = [degrade.draw_video_chain(rng, [(18, 40)], resent=False) for _ in range(50)]
+    drawn = [degrade.draw_video_chain(rng, [(18, 40)], recompressed=False) for _ in range(50)]
     assert {chain.generations[0].codec for chain in drawn} == {"h264"}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import LONGER_SIDE, Detection, FaceDetector
-from dfscan.faces.mtcnn_numpy import Found
+from dfscan.faces.mtcnn_numpy import Detections
 from tests.pictures import FACE_XYXY, astronaut, moved, nobody, on_canvas, other_person, two_people
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def test_results_equal_the_library_on_the_same_smaller_copy():
     scale = np.float32([812 / 1624, 256 / 512])
     small = cv2.resize(picture, (812, 256), interpolation=cv2.INTER_AREA)
     boxes, scores, landmarks = library_faces(small, LONGER_SIDE * 60 * 0.5)
-    faces = make(min_face_px=60, least_side_px=812).detect(picture)
+    faces = make(min_face_px=60, min_copy_side_px=812).detect(picture)
     assert len(faces) == 2
     assert_equal_faces(faces, boxes / np.tile(scale, 2), scores, landmarks / scale)
 
@@ -73,7 +73,7 @@ def test_values_have_plain_types_and_are_in_range(detector):
 
 def test_results_of_a_shrunk_copy_are_mapped_to_the_full_frame():
     picture = cv2.resize(astronaut(), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
-    (face,) = make(least_side_px=512).detect(picture)
+    (face,) = make(min_copy_side_px=512).detect(picture)
     np.testing.assert_allclose(face.box_xyxy, 3 * np.array(FACE_XYXY), atol=20)
 
 
@@ -87,7 +87,7 @@ def test_small_and_thin_frames_have_no_faces(shape, min_face_px):
 
 def test_a_frame_without_people_has_no_face(detector):
     assert detector.detect(nobody()) == []
-    assert detector.find_again(nobody(), []) == []
+    assert detector.redetect(nobody(), []) == []
 
 
 def test_read_only_frames_do_not_warn(detector):
@@ -154,7 +154,7 @@ def test_a_face_cut_by_the_border_is_detected_at_its_position(detector, border, 
     (face,) = detector.detect(part)
     corner = np.array([columns.start or 0, rows.start or 0] * 2)
     np.testing.assert_allclose(face.box_xyxy + corner, zoom * np.array(FACE_XYXY), atol=20 * zoom)
-    (again,) = detector.find_again(part, [face])
+    (again,) = detector.redetect(part, [face])
     np.testing.assert_allclose(again.box_xyxy, face.box_xyxy, atol=16 * zoom)
 
 
@@ -176,7 +176,7 @@ NAN = float("nan")
 def test_invalid_boxes_are_dropped_and_boxes_at_the_border_are_not_clipped(detector, monkeypatch, box, eye_x, kept):
     landmarks = np.full((1, 5, 2), 30.0, np.float32)
     landmarks[0, 0, 0] = eye_x
-    answer = Found(np.array([box], np.float32), np.array([0.99], np.float32), landmarks)
+    answer = Detections(np.array([box], np.float32), np.array([0.99], np.float32), landmarks)
     monkeypatch.setattr("dfscan.faces.detect.find_faces", lambda *_, **__: answer)
     faces = detector.detect(nobody(width_px=200, height_px=200))
     assert [face.box_xyxy.tolist() for face in faces] == ([list(box)] if kept else [])

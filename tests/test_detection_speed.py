@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.keyframes import Follower
+from dfscan.faces.keyframes import KeyframeDetector
 from dfscan.types import Frame
 from tests.test_mtcnn_numpy import overlap
 
@@ -112,8 +112,8 @@ def test_recall_and_time_compared_with_the_library_at_full_size(shared_data: Pat
         ]
 
     def by_dfscan(frames: Sequence[Pixels]) -> list[np.ndarray]:
-        follower = Follower(detector)
-        looks = [look for i, frame in enumerate(frames) for look in follower.look(Frame(frame, i, i / 4, 0))]
+        follower = KeyframeDetector(detector)
+        looks = [look for i, frame in enumerate(frames) for look in follower.add(Frame(frame, i, i / 4, 0))]
         looks += follower.finish()
         return [np.array([face.box_xyxy for face in look.faces]).reshape(-1, 4) for look in looks]
 

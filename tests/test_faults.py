@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from dfscan.media.source import FileIdentity
 from dfscan.report import dumps as dumping
-from dfscan.report.dumps import DumpFolder, Exhibit
+from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import ledger as keeping
 from dfscan.scan import run as scanning
-from dfscan.scan.ledger import FileIdentity
 from dfscan.types import Picture, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run
 from tests.test_cli import surroundings as surroundings
@@ -150,7 +150,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         picture = np.zeros((8, 8, 3), np.uint8)
         row = {"score": 0.5, "time_s": 1.0, "frame": 0, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}
         for path in paths:
-            index = dumps.write(path, [Exhibit(picture, picture, picture, row)])
+            index = dumps.write(path, [FaceExplanation(picture, picture, picture, row)])
             verdict = Verdict("no_face", threshold=0.5)
             yield (
                 VideoResult(path, "ok", verdict, VideoInfo(size_bytes=1), 4, dumps=tuple(index), pictures=(SHOWN,)),

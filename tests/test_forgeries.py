@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from dfscan.dataset.crops import LooseCrop
 from dfscan.forgery import forgeries as manipulate
-from dfscan.forgery.forgeries import forge
+from dfscan.forgery.forgeries import make_forgery
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
-from dfscan.forgery.self_blend import LEAST_CHANGE, Blend
+from dfscan.forgery.self_blend import MIN_CHANGE, Blend
 from tests.datasets import LANDMARKS, LEFT, SIDE_PX, TOP, face_picture
 from tests.pictures import FACE_XYXY
 
@@ -24,19 +24,19 @@ def face(number: int = 0) -> LooseCrop:
     return LooseCrop(face_picture(number), np.array(FACE_XYXY, np.float32) - np.tile(corner, 2), LANDMARKS - corner)
 
 
-def painted(number: int = 0) -> LooseCrop:
+def reconstructed(number: int = 0) -> LooseCrop:
     """Return a face without detail, like an autoencoder's reconstruction."""
     small = cv2.resize(face_picture(number), (50, 50), interpolation=cv2.INTER_AREA)
     whole = cv2.resize(small, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC)
     return replace(face(number), pixels=np.asarray(whole, np.uint8))
 
 
-def companion(kind: ForgeryKind, number: int = 0) -> LooseCrop | None:
-    return {"swapped": face(number + 1), "reconstructed": painted(number)}.get(kind)
+def donor(kind: ForgeryKind, number: int = 0) -> LooseCrop | None:
+    return {"swapped": face(number + 1), "reconstructed": reconstructed(number)}.get(kind)
 
 
 def made(kind: ForgeryKind, seed: int = 0, *, keeps_real: bool = True) -> Blend:
-    return forge(kind, face(), companion(kind), np.random.default_rng(seed), keeps_real=keeps_real)
+    return make_forgery(kind, face(), donor(kind), np.random.default_rng(seed), keeps_real=keeps_real)
 
 
 @pytest.mark.parametrize("kind", FORGERY_KINDS)
@@ -50,7 +50,7 @@ def test_a_fake_differs_visibly_within_its_mask_and_only_there(kind: ForgeryKind
         assert fake.mask.min() >= 0
         assert 0 < fake.mask.max() <= 1
         assert not changed[fake.mask == 0].any()
-        assert changed[fake.mask >= fake.mask.max() / 2].mean() >= LEAST_CHANGE
+        assert changed[fake.mask >= fake.mask.max() / 2].mean() >= MIN_CHANGE
 
 
 @pytest.mark.parametrize("kind", FORGERY_KINDS)
@@ -92,9 +92,9 @@ def test_the_black_border_of_a_crop_beyond_its_frame_is_unchanged(kind: ForgeryK
         pixels[170:] = 0
         return replace(crop, pixels=pixels)
 
-    beside = companion(kind)
+    beside = donor(kind)
     for seed in range(25):
-        fake = forge(kind, cut_off(face()), beside, np.random.default_rng(seed), keeps_real=True)
+        fake = make_forgery(kind, cut_off(face()), beside, np.random.default_rng(seed), keeps_real=True)
         assert not fake.fake[:, :30].any()
         assert not fake.fake[170:].any()
         assert (fake.fake != fake.real).any()
@@ -105,8 +105,8 @@ def test_the_black_border_of_a_crop_beyond_its_frame_is_unchanged(kind: ForgeryK
 def test_the_fake_of_a_flat_image_still_differs(kind: ForgeryKind, level: int) -> None:
     flat = replace(face(), pixels=np.full((SIDE_PX, SIDE_PX, 3), level, np.uint8))
     for seed in range(4):
-        fake = forge(kind, flat, flat, np.random.default_rng(seed), keeps_real=True)
-        assert cv2.absdiff(fake.real, fake.fake)[fake.mask >= fake.mask.max() / 2].mean() >= LEAST_CHANGE
+        fake = make_forgery(kind, flat, flat, np.random.default_rng(seed), keeps_real=True)
+        assert cv2.absdiff(fake.real, fake.fake)[fake.mask >= fake.mask.max() / 2].mean() >= MIN_CHANGE
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -118,7 +118,7 @@ def test_faces_of_any_size_can_be_forged(kind: ForgeryKind, side_px: int) -> Non
         return LooseCrop(pixels, crop.box_xyxy * scale, crop.landmarks * np.float32(scale))
 
     for seed in range(4):
-        fake = forge(kind, sized(face()), sized(face(1)), np.random.default_rng(seed), keeps_real=True)
+        fake = make_forgery(kind, sized(face()), sized(face(1)), np.random.default_rng(seed), keeps_real=True)
         assert fake.fake.shape == fake.real.shape == (side_px, side_px, 3)
         assert (fake.fake != fake.real).any()
 
@@ -127,7 +127,7 @@ def test_faces_of_any_size_can_be_forged(kind: ForgeryKind, side_px: int) -> Non
 @pytest.mark.parametrize("landmarks", [np.full((5, 2), np.nan), np.zeros((5, 2)), np.full((5, 2), 1e5)])
 def test_implausible_landmarks_are_tolerated(kind: ForgeryKind, landmarks: NDArray[np.float64]) -> None:
     odd = replace(face(), landmarks=landmarks.astype(np.float32))
-    fake = forge(kind, odd, face(1), np.random.default_rng(0), keeps_real=True)
+    fake = make_forgery(kind, odd, face(1), np.random.default_rng(0), keeps_real=True)
     assert (fake.fake != fake.real).any()
 
 
@@ -135,8 +135,8 @@ def test_implausible_landmarks_are_tolerated(kind: ForgeryKind, landmarks: NDArr
 def test_a_companion_that_is_missing_or_of_another_size_is_refused(kind: ForgeryKind) -> None:
     small = replace(face(1), pixels=face(1).pixels[:100, :100])
     for beside in (None, small):
-        with pytest.raises(ValueError, match="companion"):
-            forge(kind, face(), beside, np.random.default_rng(0), keeps_real=True)
+        with pytest.raises(ValueError, match="donor"):
+            make_forgery(kind, face(), beside, np.random.default_rng(0), keeps_real=True)
 
 
 # Swapped
@@ -194,7 +194,7 @@ def test_a_warp_moves_pixels_and_creates_none() -> None:
         fake = manipulate.warp(replace(face(), pixels=ramp), np.random.default_rng(seed))
         assert 58 <= fake.fake.min() <= fake.fake.max() <= 182
         shift_px = cv2.absdiff(fake.fake, ramp).max() / (120 / SIDE_PX)
-        assert shift_px < 4 * 3 * manipulate.MAX_SHIFT[1] * eyes_px
+        assert shift_px < 4 * 3 * manipulate.SHIFTS[1] * eyes_px
 
 
 def test_warps_are_centred_near_the_features() -> None:
@@ -216,10 +216,10 @@ def test_a_reconstruction_and_its_original_have_the_same_compression(monkeypatch
     monkeypatch.setattr(manipulate, "recoloured", lambda source, *_, **__: source)
     monkeypatch.setattr(manipulate, "SHARPENING", (0, 0))
     for seed in range(6):
-        aligned = manipulate.repaint(face(), face().pixels, np.random.default_rng(seed))
+        aligned = manipulate.paste_reconstruction(face(), face().pixels, np.random.default_rng(seed))
         assert np.abs(aligned.real.astype(int) - aligned.fake).max() <= 1
         assert (aligned.real != face().pixels).any()
-        kept = manipulate.repaint(face(), face().pixels, np.random.default_rng(seed), keeps_real=True)
+        kept = manipulate.paste_reconstruction(face(), face().pixels, np.random.default_rng(seed), keeps_real=True)
         assert (kept.real == face().pixels).all()
         assert (kept.fake != kept.real).any()
 
@@ -227,8 +227,8 @@ def test_a_reconstruction_and_its_original_have_the_same_compression(monkeypatch
 def test_a_reconstruction_is_mixed_with_its_original(monkeypatch: pytest.MonkeyPatch) -> None:
     distances = []
     for share in (0.25, 0.5, 1.0):
-        monkeypatch.setattr(manipulate, "PAINTED_SHARES", (share, share))
-        fake = manipulate.repaint(face(), painted().pixels, np.random.default_rng(3))
+        monkeypatch.setattr(manipulate, "RECONSTRUCTION_WEIGHTS", (share, share))
+        fake = manipulate.paste_reconstruction(face(), reconstructed().pixels, np.random.default_rng(3))
         distances.append(np.abs(fake.fake.astype(int) - fake.real)[fake.mask == 1].mean())
     assert distances[0] == pytest.approx(distances[2] / 4, rel=0.2)
     assert distances[1] == pytest.approx(distances[2] / 2, rel=0.2)
@@ -236,17 +236,17 @@ def test_a_reconstruction_is_mixed_with_its_original(monkeypatch: pytest.MonkeyP
 
 def test_some_reconstructions_replace_the_whole_crop_and_others_a_part() -> None:
     whole = [bool((made("reconstructed", seed).mask == 1).all()) for seed in range(80)]
-    assert np.mean(whole) == pytest.approx(manipulate.WHOLE_SHARE, abs=0.15)
+    assert np.mean(whole) == pytest.approx(manipulate.WHOLE_PROB, abs=0.15)
 
 
 def test_a_reconstruction_shows_the_output_of_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced crop is closer to the autoencoder's output than to the original, sharpened or not."""
-    monkeypatch.setattr(manipulate, "PAINTED_SHARES", (1, 1))
+    monkeypatch.setattr(manipulate, "RECONSTRUCTION_WEIGHTS", (1, 1))
     for seed in range(40):
         fake = made("reconstructed", seed)
         if not (fake.mask == 1).all():
             continue
-        low = [cv2.GaussianBlur(each, (0, 0), 4).astype(float) for each in (fake.fake, painted().pixels)]
+        low = [cv2.GaussianBlur(each, (0, 0), 4).astype(float) for each in (fake.fake, reconstructed().pixels)]
         assert np.abs(low[0] - low[1]).mean() < 3
         edges = [cv2.Laplacian(each, cv2.CV_32F).std() for each in (fake.fake, fake.real)]
         assert edges[0] < edges[1]

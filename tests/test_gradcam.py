@@ -41,11 +41,11 @@ def test_overlay_is_red_for_high_and_blue_for_low_heat() -> None:
     heat = np.zeros((60, 80), np.float32)
     heat[:, 40:] = 1
 
-    painted = overlay(GREY, heat)
+    reconstructed = overlay(GREY, heat)
 
-    assert painted.dtype == np.uint8
-    assert painted.shape == GREY.shape
-    cold, hot = painted[0, 0].astype(int), painted[0, 79].astype(int)
+    assert reconstructed.dtype == np.uint8
+    assert reconstructed.shape == GREY.shape
+    cold, hot = reconstructed[0, 0].astype(int), reconstructed[0, 79].astype(int)
     assert cold[2] > cold[0]
     assert hot[0] > hot[2]
     np.testing.assert_array_equal(overlay(GREY, heat, strength=0), GREY)
@@ -57,14 +57,14 @@ def test_overlay_on_frame_changes_only_the_square() -> None:
     cam = np.zeros((12, 12), np.float32)
     cam[:4, :4] = 1
 
-    painted = overlay_on_frame(GREY, cam, (20, 10, 44, 34))
+    reconstructed = overlay_on_frame(GREY, cam, (20, 10, 44, 34))
 
     np.testing.assert_array_equal(GREY, before)
-    changed = np.argwhere((painted != GREY).any(axis=2))
+    changed = np.argwhere((reconstructed != GREY).any(axis=2))
     assert changed.min(axis=0).tolist() == [10, 20]
     assert changed.max(axis=0).tolist() == [33, 43]
-    assert painted[10, 20].tolist() == [255, 255, 255]
-    hot, cold = painted[13, 23].astype(int), painted[30, 40].astype(int)
+    assert reconstructed[10, 20].tolist() == [255, 255, 255]
+    hot, cold = reconstructed[13, 23].astype(int), reconstructed[30, 40].astype(int)
     assert hot[0] > hot[2]
     assert cold[2] > cold[0]
 

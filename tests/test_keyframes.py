@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dfscan.faces.detect import Detection, FaceDetector
-from dfscan.faces.keyframes import SEARCH_EVERY, Follower, Look
+from dfscan.faces.keyframes import DETECT_EVERY, FrameDetections, KeyframeDetector
 from dfscan.types import Frame
 from tests.pictures import astronaut, moved, nobody, other_person, two_people
 from tests.test_mtcnn_numpy import overlap
@@ -25,7 +25,7 @@ class Stub:
         self.num_searches += 1
         return [*known, *(person(i) for i in present(pixels) if i not in named(known))]
 
-    def find_again(self, pixels: Any, near: Sequence[Detection], *, known: Sequence[Detection] = ()) -> list[Detection]:
+    def redetect(self, pixels: Any, near: Sequence[Detection], *, known: Sequence[Detection] = ()) -> list[Detection]:
         return [*known, *(person(i) for i in sorted(named(near) & present(pixels) - named(known)))]
 
 
@@ -49,12 +49,12 @@ def frames(bits: Sequence[int], bursts: Sequence[int] | None = None) -> list[Fra
     ]
 
 
-def looks(detector: Any, given: Sequence[Frame]) -> list[Look]:
-    follower = Follower(cast(FaceDetector, detector))
-    settled: list[Look] = []
+def looks(detector: Any, given: Sequence[Frame]) -> list[FrameDetections]:
+    follower = KeyframeDetector(cast(FaceDetector, detector))
+    settled: list[FrameDetections] = []
     for i, frame in enumerate(given):
-        settled += follower.look(frame)
-        assert i + 1 - len(settled) <= SEARCH_EVERY - 1
+        settled += follower.add(frame)
+        assert i + 1 - len(settled) <= DETECT_EVERY - 1
     settled += follower.finish()
     assert [look.frame for look in settled] == list(given)
     return settled
@@ -135,18 +135,18 @@ def test_real_faces_equal_those_of_a_search_in_each_frame() -> None:
 def test_a_face_at_the_border_is_redetected_unless_its_area_is_outside() -> None:
     detector = FaceDetector(threshold=0.9, min_face_px=48, max_faces=10)
     (face,) = detector.detect(moved(astronaut(), -150))
-    (again,) = detector.find_again(moved(astronaut(), -158), [face])
+    (again,) = detector.redetect(moved(astronaut(), -158), [face])
     assert overlap(again.box_xyxy, face.box_xyxy - np.array([8, 0, 8, 0], np.float32)) > 0.8
     gone = Detection(face.box_xyxy - 1000, face.landmarks - 1000, 1.0)
-    assert detector.find_again(astronaut(), [gone]) == []
+    assert detector.redetect(astronaut(), [gone]) == []
 
 
-@pytest.mark.parametrize("least_side_px", [512, 256])
-def test_faces_are_redetected_in_a_part_of_a_shrunk_frame(least_side_px: int) -> None:
-    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10, least_side_px=least_side_px)
+@pytest.mark.parametrize("min_copy_side_px", [512, 256])
+def test_faces_are_redetected_in_a_part_of_a_shrunk_frame(min_copy_side_px: int) -> None:
+    detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10, min_copy_side_px=min_copy_side_px)
     picture = two_people(right=other_person())
     left, right = sorted(detector.detect(picture), key=lambda face: float(face.box_xyxy[0]))
-    (again,) = detector.find_again(picture, [right])
+    (again,) = detector.redetect(picture, [right])
     assert overlap(again.box_xyxy, right.box_xyxy) > 0.8
     assert np.abs(again.landmarks - right.landmarks).max() < 5
-    assert detector.find_again(picture, [left], known=[left]) == [left]
+    assert detector.redetect(picture, [left], known=[left]) == [left]

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfscan.errors import ConfigError, OutputError
-from dfscan.scan.ledger import FileIdentity, Ledger, OldLedger, Recipe, from_json, to_json
+from dfscan.errors import DataError, OutputError
+from dfscan.media.source import FileIdentity
+from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
 from dfscan.types import Face, FaceScore, FileFacts, Picture, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
@@ -51,7 +52,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.tolist()
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value) if field.name != "appearance"]
+        names = [field.name for field in dataclasses.fields(value) if field.name != "descriptor"]
         return {name: plain(getattr(value, name)) for name in names}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
@@ -250,7 +251,7 @@ def test_inode_and_change_time_are_stored_with_the_result(tmp_path: Path) -> Non
         for other in (FileIdentity(1, 1, 2**64 - 2, 7), FileIdentity(1, 1, 2**64 - 1, 8)):
             assert not ledger.has_stamp(FULL.path, other)
             assert ledger.get(FULL.path, other) is not None
-            ledger.renew(FULL.path, other)
+            ledger.touch(FULL.path, other)
             assert ledger.has_stamp(FULL.path, other)
         assert not ledger.has_stamp(FULL.path, first)
 
@@ -267,7 +268,7 @@ def test_identity_ignores_permissions_and_links(tmp_path: Path) -> None:
     assert first.ctime_ns < second.ctime_ns
 
 
-# Pictures and `OldLedger`
+# Pictures and `LedgerReader`
 
 PICTURES = (Picture("face", 0, 3, 1.5, 0.25, b"\xff\xd8one"), Picture("heat_map", 1, 4, 2.5, 0.75, b"\xff\xd8two"))
 
@@ -302,7 +303,7 @@ def test_old_ledger_lists_the_latest_result_of_each_file(tmp_path: Path) -> None
         ledger.put(other, None)
     with Ledger(path, recipe=OTHER, card={"name": "second"}) as ledger:
         ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=PICTURES), None)
-    with OldLedger(path) as old:
+    with LedgerReader(path) as old:
         entries = {entry.path: entry for entry in old.entries()}
         assert {path: entry.recipe for path, entry in entries.items()} == {FULL.path: OTHER, other.path: RECIPE}
         assert old.result(entries[FULL.path]).num_frames == 7
@@ -321,12 +322,12 @@ def test_a_renewed_result_is_the_latest_again(tmp_path: Path) -> None:
         ledger.put(gone, None)
 
         def latest() -> str:
-            with OldLedger(path) as old:
+            with LedgerReader(path) as old:
                 (entry,) = old.entries()
                 return old.result(entry).verdict.label
 
         assert latest() == "error"
-        ledger.renew(FULL.path, identity)
+        ledger.touch(FULL.path, identity)
         assert latest() == "fake"
         found = ledger.get(FULL.path, identity)
         assert found is not None
@@ -337,7 +338,7 @@ def test_an_old_ledger_reads_one_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:
         ledger.put(dataclasses.replace(FULL, pictures=PICTURES), None)
-        with OldLedger(path) as old:
+        with LedgerReader(path) as old:
             (entry,) = old.entries()
             ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=()), None)
             assert old.result(entry).num_frames == FULL.num_frames
@@ -350,7 +351,7 @@ def test_a_damaged_card_is_reported(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE checkpoints SET card = 'no JSON'")
     database.close()
-    with OldLedger(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.cards()
 
 
@@ -361,7 +362,7 @@ def test_a_ledger_without_a_pictures_table_can_be_read_and_written(tmp_path: Pat
     with sqlite3.connect(path) as database:
         database.executescript("DROP TABLE pictures; DROP TABLE checkpoints")
     database.close()
-    with OldLedger(path) as old:
+    with LedgerReader(path) as old:
         (entry,) = old.entries()
         assert (old.pictures(entry), old.cards()) == ([], {})
     with Ledger(path, recipe=RECIPE) as ledger:
@@ -380,8 +381,8 @@ def test_a_ledger_without_a_pictures_table_can_be_read_and_written(tmp_path: Pat
 )
 def test_old_ledger_refuses_other_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "x.ledger")
-    with pytest.raises(ConfigError, match=message):
-        OldLedger(tmp_path / "x.ledger")
+    with pytest.raises(DataError, match=message):
+        LedgerReader(tmp_path / "x.ledger")
 
 
 @pytest.mark.parametrize("result", ["no JSON", '{"path": 1}', '{"path": "eA=="}', "{}"])
@@ -391,5 +392,5 @@ def test_a_damaged_record_is_reported(tmp_path: Path, result: str) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE videos SET result = ?", (result,))
     database.close()
-    with OldLedger(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.result(old.entries()[0])

@@ -109,8 +109,16 @@ def test_a_missing_package_is_an_error_with_an_install_command(monkeypatch: pyte
 
 
 def test_another_architecture_is_rejected() -> None:
-    with pytest.raises(CheckpointError, match=r"not efficientnet_b4.*--architecture efficientnet_b0"):
-        start_from_lite("lite0", "efficientnet_b4", seed=0)
+    with pytest.raises(CheckpointError, match=r"not efficientnet_b1.*--architecture efficientnet_b2"):
+        start_from_lite("lite2", "efficientnet_b1", seed=0)
+
+
+def test_a_larger_architecture_is_grown_without_changing_the_logits() -> None:
+    needs("lite0")
+    faces = cat(64, Preprocessing().mean, Preprocessing().std)
+    with torch.no_grad():
+        small, large = (start_from_lite("lite0", f"efficientnet_b{size}", seed=0).eval()(faces) for size in (0, 1))
+    torch.testing.assert_close(large, small, atol=1e-5, rtol=1e-4)
 
 
 class Harmful:

@@ -9,23 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector, create_network
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.errors import ConfigError, OutputError, TrainingError
+from dfscan.errors import ConfigError, DataError, OutputError, TrainingError
 from dfscan.train.batches import plan_epoch
 from dfscan.train.dataset import FaceSet, load
-from dfscan.train.distributed import World
+from dfscan.train.distributed import DistContext
 from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.loop import Trainer, chosen_precision
 from dfscan.train.loss import detection_loss
 from dfscan.train.optim import create_optimizer, create_schedule
-from dfscan.train.settings import TrainSettings
-from dfscan.train.state import Progress
+from dfscan.train.settings import FORMER_NAMES, TrainSettings
+from dfscan.train.state import STATE_KEY, TrainProgress
 from dfscan.train.validation import normalised, score_faces
 from tests.datasets import write_dataset
 
@@ -37,7 +38,7 @@ SETTINGS = TrainSettings(
     input_size_px=64,
     resize_px=70,
     batch_size=4,
-    accumulate=2,
+    grad_accumulation=2,
     epochs=2,
     lr_head=1e-3,
     lr_backbone=1e-4,
@@ -45,7 +46,7 @@ SETTINGS = TrainSettings(
     device="cpu",
 )
 CARD = CheckpointCard(architecture="test_efficientnet", preprocessing=Preprocessing(input_size_px=64))
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = DistContext(0, 1, torch.device("cpu"))
 
 
 class Ear:
@@ -79,7 +80,7 @@ def trainer(folder: Path, settings: TrainSettings = SETTINGS, network: DeepfakeD
         for split in ("train", "val")
     ]
     network = network or create_network("test_efficientnet", seed=1)
-    return Trainer(network, settings, training=sets[0], validation=sets[1], card=CARD, world=ALONE)
+    return Trainer(network, settings, training=sets[0], validation=sets[1], card=CARD, dist=ALONE)
 
 
 def run_folder(path: Path) -> RunFolder:
@@ -171,7 +172,7 @@ def test_each_step_uses_the_mean_gradient_of_its_own_batches(tmp_path: Path, mon
         alone = create_network("test_efficientnet", seed=1).train().to(memory_format=torch.channels_last)
         for number in numbers:
             (faces,) = load(made._training, [batches[number]], num_workers=0, pin_memory=False)
-            made.progress = Progress()
+            made.progress = TrainProgress()
             made._seed(number)
             logits = alone(normalised(faces, CARD.preprocessing, torch.device("cpu")))
             detection_loss(logits, faces.is_fake, settings).backward()
@@ -222,7 +223,7 @@ def test_a_moving_average_is_saved_and_resumed(tmp_path: Path) -> None:
     settings = TrainSettings(**{**SETTINGS.__dict__, "ema_decay": 0.5})
     whole = trainer(tmp_path / "data", settings)
     ear = run(whole, run_folder(tmp_path / "whole"))
-    average = whole._machinery.average
+    average = whole._state.average
     assert average is not None
     assert any(not torch.equal(a, b) for a, b in zip(average.parameters(), whole.network.parameters(), strict=True))
     plain = trainer(tmp_path / "data")
@@ -235,8 +236,8 @@ def test_a_moving_average_is_saved_and_resumed(tmp_path: Path) -> None:
     again = trainer(tmp_path / "data", settings, network=create_network("test_efficientnet", seed=99))
     again.resume(folder)
     run(again, folder)
-    assert again._machinery.average is not None
-    assert_same(weights(average), weights(again._machinery.average))
+    assert again._state.average is not None
+    assert_same(weights(average), weights(again._state.average))
 
 
 def test_rows_after_the_saved_state_are_dropped(tmp_path: Path) -> None:
@@ -258,11 +259,26 @@ def test_resuming_with_other_settings_is_an_error_that_lists_them(tmp_path: Path
     assert "threads" not in str(caught.value)
 
 
+def test_a_state_with_former_names_of_settings_is_resumed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    run(trainer(tmp_path / "data"), folder)
+    with safetensors.safe_open(folder.state_path, framework="pt") as file:
+        document = json.loads(file.metadata()[STATE_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    former = {new: old for old, new in FORMER_NAMES.items()}
+    document["settings"] = {former.get(name, name): value for name, value in document["settings"].items()}
+    assert "accumulate" in document["settings"]
+    safetensors.torch.save_file(tensors, folder.state_path, metadata={STATE_KEY: json.dumps(document)})
+    again = trainer(tmp_path / "data")
+    again.resume(folder)
+    assert again.progress.epoch == SETTINGS.epochs
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_a_missing_or_damaged_state_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "state.safetensors").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"state\.safetensors"):
+    with pytest.raises(DataError, match=r"state\.safetensors"):
         trainer(tmp_path / "data").resume(RunFolder(tmp_path))
 
 
@@ -309,7 +325,7 @@ def test_more_processes_than_batches_are_rejected(tmp_path: Path) -> None:
             training=sets[0],
             validation=sets[1],
             card=CARD,
-            world=World(0, 2, torch.device("cpu")),
+            dist=DistContext(0, 2, torch.device("cpu")),
         )
 
 
@@ -330,8 +346,8 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dfscan.cache.os.replace", full)
-    with pytest.raises(OutputError, match=r"No space left.*free some space"):
+    monkeypatch.setattr("dfscan.files.os.replace", full)
+    with pytest.raises(OutputError, match=r"No space left.*Free some space"):
         made._save(folder)
     assert folder.state_path.read_bytes() == before
     assert sorted(path.name for path in folder.path.iterdir()) == [
@@ -344,7 +360,7 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytes
 def test_validation_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     scores = [
-        score_faces(made.network, made._validation, CARD.preprocessing, world=ALONE, batch_size=size, num_workers=0)
+        score_faces(made.network, made._validation, CARD.preprocessing, dist=ALONE, batch_size=size, num_workers=0)
         for size in (2, 32)
     ]
     assert np.allclose(scores[0].logits, scores[1].logits, atol=1e-5)
@@ -368,30 +384,31 @@ def test_a_cpu_computes_in_fp32_by_default(name: str, chosen: str) -> None:
 TWO_PROCESSES = """
 import sys, json
 from pathlib import Path
+import safetensors.torch
 import torch
 from dfscan.dataset.manifest import read_manifest
-from dfscan.train.distributed import joined_world
+from dfscan.train.distributed import joined_processes
 from tests import test_loop as t
 
 folder = Path(sys.argv[1])
-settings = t.TrainSettings(**{**t.SETTINGS.__dict__, "accumulate": 1, "epochs": 1})
-with joined_world("cpu") as world:
+settings = t.TrainSettings(**{**t.SETTINGS.__dict__, "grad_accumulation": 1, "epochs": 1})
+with joined_processes("cpu") as dist:
     samples = read_manifest(folder)
     sets = [t.FaceSet([s for s in samples if s.split == split], folder, settings, is_training=split == "train")
             for split in ("train", "val")]
     made = t.Trainer(t.create_network("test_efficientnet", seed=1), settings, training=sets[0], validation=sets[1],
-                     card=t.CARD, world=world)
-    batches = made._plan(0)[world.rank::world.size]
+                     card=t.CARD, dist=dist)
+    batches = made._plan(0)[dist.rank::dist.size]
     window = [(0, next(iter(t.load(sets[0], batches[:1], num_workers=0, pin_memory=False))))]
     made._seed(0)
     (made._loss(window[0][1])).backward()
     gradients = {name: p.grad.tolist() for name, p in made.network.named_parameters()}
     assert made.network.training
-    world.share_buffers(made.network)
+    dist.broadcast_buffers(made.network)
     buffers = {name: buffer.tolist() for name, buffer in made.network.named_buffers()}
-    scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, world=world, batch_size=2, num_workers=0)
-    flags = world.any(world.rank == 1, False)
-    (folder / f"{world.rank}.json").write_text(json.dumps({
+    scores = t.score_faces(made.network, sets[1], t.CARD.preprocessing, dist=dist, batch_size=2, num_workers=0)
+    flags = dist.any_rank(dist.rank == 1, False)
+    (folder / f"{dist.rank}.json").write_text(json.dumps({
         "gradients": gradients, "logits": scores.logits.tolist(), "fake": scores.is_fake.tolist(), "flags": flags,
         "buffers": buffers}))
 """
@@ -444,7 +461,7 @@ def test_the_seed_depends_on_the_position_in_the_run(tmp_path: Path) -> None:
     made = trainer(tmp_path)
 
     def draw(epoch: int, number: int) -> float:
-        made.progress = Progress(epoch=epoch)
+        made.progress = TrainProgress(epoch=epoch)
         made._seed(number)
         return float(torch.rand(()))
 

@@ -13,8 +13,8 @@ from dfscan.evaluation.metrics import (
     clopper_pearson,
     measure,
     paired_accuracy,
+    proportion,
     quick,
-    share,
     within_source_auc,
 )
 
@@ -177,13 +177,13 @@ def test_invalid_scores_are_rejected(scores: list[float]) -> None:
 
 def test_proportion_and_its_interval() -> None:
     flags = [True] * 5 + [False] * 15
-    alone = share(flags, [str(i) for i in range(20)], num_resamples=300)
+    alone = proportion(flags, [str(i) for i in range(20)], num_resamples=300)
     assert alone.value == 0.25
     assert alone.low is not None
     assert alone.high is not None
     assert 0.05 <= alone.low <= 0.15
     assert 0.4 <= alone.high <= 0.5
-    assert share([], []) == Estimate(None, None, None)
+    assert proportion([], []) == Estimate(None, None, None)
 
 
 def test_clopper_pearson() -> None:

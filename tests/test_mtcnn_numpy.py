@@ -16,16 +16,16 @@ from dfscan.faces import networks as networks_module
 from dfscan.faces.mtcnn_numpy import (
     MARGIN_PX,
     PYRAMID_FACTOR,
-    _best,
     _Boxes,
-    _cut,
+    _crop_resize,
     _edges,
-    _shrunk,
-    _squared,
-    best_by_smaller,
-    find_again,
+    _nms,
+    _pyramid_level,
+    _to_square,
     find_faces,
+    nms_iom,
     pyramid,
+    redetect,
 )
 from dfscan.faces.networks import OnnxNetworks
 from tests.pictures import astronaut, other_person, two_people
@@ -48,7 +48,7 @@ def test_non_maximum_suppression_equals_a_naive_implementation(of_smaller: bool)
     for i in sorted(range(80), key=lambda i: -scores[i]):
         if all(overlap(boxes[i], boxes[j], of_smaller=of_smaller) <= 0.5 for j in expected):
             expected.append(i)
-    best = best_by_smaller if of_smaller else _best
+    best = nms_iom if of_smaller else _nms
     assert best(boxes, scores, 0.5).tolist() == expected
     assert 10 < len(expected) < 80
 
@@ -62,7 +62,7 @@ def test_the_pyramid_reaches_from_the_minimum_face_to_the_frame() -> None:
 
 
 def test_squares_keep_the_centre_and_the_longer_side() -> None:
-    squares = _squared(np.array([[0, 10, 20, 20], [5, 5, 6, 9]], np.float32))
+    squares = _to_square(np.array([[0, 10, 20, 20], [5, 5, 6, 9]], np.float32))
     assert squares.tolist() == [[0, 5, 20, 25], [3.5, 5, 7.5, 9]]
 
 
@@ -71,7 +71,7 @@ def test_boxes_are_padded_with_grey_at_the_border_and_dropped_beyond_it() -> Non
     frame[:20, :30] = 255
     xyxy = np.array([[-20, -20, 30, 20], [31, 21, 60, 40], [70, 5, 90, 25], [np.nan, 0, 9, 9]], np.float32)
     boxes = _Boxes(xyxy, np.arange(4, dtype=np.float32), xyxy)
-    kept, crops = _cut(cv2.integral(frame), boxes, 24)
+    kept, crops = _crop_resize(cv2.integral(frame), boxes, 24)
     assert kept.scores.tolist() == [0, 1]
     assert crops.shape == (2, 3, 24, 24)
     assert (crops[0, :, :12] == 0).all()  # the upper half and two fifths on the left are outside the frame
@@ -92,13 +92,13 @@ def test_copies_and_crops_equal_adaptive_average_pooling(size_px: tuple[int, int
         pooled: np.ndarray = torch.nn.functional.adaptive_avg_pool2d(picture, size).numpy()
         return (pooled - 127.5) / 128
 
-    copy = _shrunk(sums, *size_px)
+    copy = _pyramid_level(sums, *size_px)
     inside = slice(MARGIN_PX, -MARGIN_PX)
     np.testing.assert_allclose(copy[:, :, inside, inside], by_torch(frame, size_px), atol=1e-5)
     assert (copy[:, :, :MARGIN_PX] == 0).all()
     width, height = size_px[1] - 10, size_px[0] - 10
     xyxy = np.array([[11, 6, 10 + width, 5 + height]], np.float32)  # MTCNN includes both ends
-    _, crops = _cut(sums, _Boxes(xyxy, xyxy[:, 0], xyxy), 48)
+    _, crops = _crop_resize(sums, _Boxes(xyxy, xyxy[:, 0], xyxy), 48)
     np.testing.assert_allclose(crops, by_torch(frame[5 : 5 + height, 10 : 10 + width], (48, 48)), atol=1e-5)
 
 
@@ -129,14 +129,14 @@ def test_faces_are_redetected_near_their_known_positions() -> None:
     networks, picture = OnnxNetworks(), two_people(right=other_person())
     both = find_faces(picture, networks, min_face_px=48)
     sides = both.boxes_xyxy[:, 2:] - both.boxes_xyxy[:, :2]
-    again = find_again(picture, networks, both.boxes_xyxy + np.tile(0.2 * sides, 2))
+    again = redetect(picture, networks, both.boxes_xyxy + np.tile(0.2 * sides, 2))
     assert len(again.scores) == 2
     for box in again.boxes_xyxy:
         assert max(overlap(box, true) for true in both.boxes_xyxy) > 0.8
-    far = find_again(picture, networks, both.boxes_xyxy + np.tile(0.25 * sides, 2)).boxes_xyxy
+    far = redetect(picture, networks, both.boxes_xyxy + np.tile(0.25 * sides, 2)).boxes_xyxy
     assert any(overlap(box, true) > 0.8 for box in far for true in both.boxes_xyxy)  # missed by the second network
-    assert len(find_again(picture, networks, both.boxes_xyxy, known_xyxy=both.boxes_xyxy[:1]).scores) == 1
-    assert len(find_again(picture, networks, both.boxes_xyxy + np.tile(2 * sides, 2)).scores) == 0
+    assert len(redetect(picture, networks, both.boxes_xyxy, known_xyxy=both.boxes_xyxy[:1]).scores) == 1
+    assert len(redetect(picture, networks, both.boxes_xyxy + np.tile(2 * sides, 2)).scores) == 0
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

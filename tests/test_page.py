@@ -18,9 +18,20 @@ from dfscan import __version__
 from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.errors import OutputError
 from dfscan.report import page as report_page
-from dfscan.report.page import Method, PageSummary, PageVideo, write_page
+from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.scan.pictures import heat_map_jpeg
-from dfscan.types import LABELS, Face, FaceScore, Label, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import (
+    VERDICT_LABELS,
+    Face,
+    FaceScore,
+    Picture,
+    Reason,
+    Track,
+    Verdict,
+    VerdictLabel,
+    VideoInfo,
+    VideoResult,
+)
 from tests.browser import browser, visit
 from tests.pictures import astronaut
 
@@ -49,7 +60,7 @@ def track(number: int, scores: Sequence[float], *, start_s: float = 0.0, step_s:
     return Track(number, tuple(judged_face(score, start_s + step_s * i) for i, score in enumerate(scores)))
 
 
-def video(path: str, label: Label, score: float | None = None, *tracks: Track, **fields: Any) -> VideoResult:
+def video(path: str, label: VerdictLabel, score: float | None = None, *tracks: Track, **fields: Any) -> VideoResult:
     decided = tracks[-1].track_id if tracks else None
     info = VideoInfo(1234567, "0e9f" * 16, 640, 480, 29.97, 99, 3.3, "h264")
     reason = fields.pop("reason", None)
@@ -94,9 +105,9 @@ def trained_card(**fields: Any) -> Mapping[str, Any]:
     return card.model_dump(mode="json")
 
 
-def method(card: Mapping[str, Any] | None = None) -> Method:
+def method(card: Mapping[str, Any] | None = None) -> MethodInfo:
     cards = {CHECKPOINT: trained_card() if card is None else card}
-    return Method(cards, {"num_frames": 32, "every_s": None}, {"dfscan": __version__}, {"not_video": 3})
+    return MethodInfo(cards, {"num_frames": 32, "every_s": None}, {"dfscan": __version__}, {"not_video": 3})
 
 
 def make(
@@ -104,7 +115,7 @@ def make(
     results: Sequence[VideoResult],
     *,
     pictures: Callable[[VideoResult], Sequence[Picture]] = two_pictures,
-    how: Method | None = None,
+    how: MethodInfo | None = None,
     max_mb: float = 50,
 ) -> PageSummary:
     videos = [PageVideo(result, CHECKPOINT, __version__) for result in results]
@@ -159,7 +170,7 @@ def test_other_foreign_text_is_escaped(tmp_path: Path) -> None:
     nasty = "</script><img src=x>\x1b\udcff"
     result = video("a", "real", 0.1, track(0, [0.1]), reason=Reason(nasty, nasty), info=VideoInfo(1, codec=nasty))
     card = dict(trained_card(), name=nasty, training={nasty: nasty, "limits": [nasty]}, metrics={nasty: {nasty: 1}})
-    how = Method({nasty: card}, {nasty: nasty}, {nasty: nasty}, {nasty: 1})
+    how = MethodInfo({nasty: card}, {nasty: nasty}, {nasty: nasty}, {nasty: 1})
     write_page(tmp_path / "p", [PageVideo(result, nasty, nasty)], pictures=no_pictures, method=how)
     page = (tmp_path / "p").read_text(encoding="utf-8")
     assert "<img" not in page
@@ -275,7 +286,7 @@ def test_untrained_checkpoint_has_a_prominent_warning(tmp_path: Path) -> None:
 
 
 def test_missing_card_is_reported(tmp_path: Path) -> None:
-    make(tmp_path / "p", COLLECTION, how=Method({}, {}, {}, {}))
+    make(tmp_path / "p", COLLECTION, how=MethodInfo({}, {}, {}, {}))
     assert "The card of this checkpoint is not available" in (tmp_path / "p").read_text(encoding="utf-8")
 
 
@@ -592,7 +603,7 @@ def many(count: int) -> list[VideoResult]:
     random = np.random.default_rng(7)
     results = []
     for i in range(count):
-        label = LABELS[i % len(LABELS)]
+        label = VERDICT_LABELS[i % len(VERDICT_LABELS)]
         score = None if label in ("no_face", "error") else float(random.uniform(0.01, 0.99))
         tracks = () if score is None else (track(0, random.uniform(0.01, 0.99, 32).tolist(), step_s=1.37),)
         path = f"archive/{i % 97:02d}/case {i % 1000}/recording-{i:05d}.mp4"

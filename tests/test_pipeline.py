@@ -23,8 +23,8 @@ from dfscan.report.dumps import DumpFolder
 from dfscan.scan import classify, detect, pipeline
 from dfscan.scan.ledger import Recipe, from_json, to_json
 from dfscan.scan.pipeline import Engine, scan_videos
-from dfscan.scan.run import Tally
-from dfscan.scan.setup import load_engine, recipe, resolve
+from dfscan.scan.run import ScanSummary
+from dfscan.scan.setup import load_engine, resolve, scan_recipe
 from dfscan.types import Reason, Verdict, VideoInfo, VideoResult
 from tests.pictures import FACE_XYXY, astronaut, moved, nobody
 from tests.videos import write_streams, write_video
@@ -122,7 +122,7 @@ def logits_of(result: VideoResult) -> list[float]:
 def test_gpu_path_gives_the_same_verdicts_as_the_cpu(
     clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batched, "MAX_FRAMES", 5)
+    monkeypatch.setattr(batched, "MAX_BATCH_FRAMES", 5)
     engine = engine_for(untrained)
     on_cpu = scan(inputs(clips), engine)
     on_gpu = scan(inputs(clips), as_with_a_gpu(engine, untrained))
@@ -260,16 +260,16 @@ def test_a_frame_that_breaks_a_batch_fails_one_video(
 
 
 def test_number_of_waiting_batches_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched, "MAX_FRAMES", 1)
+    monkeypatch.setattr(batched, "MAX_BATCH_FRAMES", 1)
     engine = as_with_a_gpu(engine_for(untrained), untrained, threads=1)
     monkeypatch.setattr(engine.batched_detector, "detect", lambda frames: [engine.detector.detect(f) for f in frames])
-    most, submit = [0], detect.BatchedSearch.submit
+    most, submit = [0], detect.BatchedDetectStage.submit
 
-    def watched(stage: detect.BatchedSearch, video: Any, frame: Any) -> None:
+    def watched(stage: detect.BatchedDetectStage, video: Any, frame: Any) -> None:
         submit(stage, video, frame)
         most.append(len(stage._running))
 
-    monkeypatch.setattr(detect.BatchedSearch, "submit", watched)
+    monkeypatch.setattr(detect.BatchedDetectStage, "submit", watched)
     results = scan(inputs(clips), engine)
     assert [result.num_frames for result in results] == [4, 4, 0, 4]
     assert max(most) == 2
@@ -278,9 +278,9 @@ def test_number_of_waiting_batches_is_bounded(clips: Path, untrained: Path, monk
 def test_number_of_waiting_frames_is_bounded(clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_for(untrained, threads=1)
     most_frames = most_batches = 0
-    submit, flush = detect.FollowingSearch.submit, classify.ScoreStage.flush
+    submit, flush = detect.SequentialDetectStage.submit, classify.ScoreStage.flush
 
-    def watched_submit(stage: detect.FollowingSearch, video: Any, frame: Any) -> None:
+    def watched_submit(stage: detect.SequentialDetectStage, video: Any, frame: Any) -> None:
         nonlocal most_frames
         submit(stage, video, frame)
         most_frames = max(most_frames, stage._num_waiting)
@@ -290,7 +290,7 @@ def test_number_of_waiting_frames_is_bounded(clips: Path, untrained: Path, monke
         flush(stage)
         most_batches = max(most_batches, len(stage._running))
 
-    monkeypatch.setattr(detect.FollowingSearch, "submit", watched_submit)
+    monkeypatch.setattr(detect.SequentialDetectStage, "submit", watched_submit)
     monkeypatch.setattr(classify.ScoreStage, "flush", watched_flush)
     results = scan(inputs(clips), engine)
     assert [result.num_frames for result in results] == [4, 4, 0, 4]
@@ -392,14 +392,14 @@ def result_of(label: Any, status: Any = "ok") -> VideoResult:
     ],
 )
 def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> None:
-    tally = Tally()
+    tally = ScanSummary()
     for label in labels:
         tally.count(result_of("inconclusive", "partial") if label == "partial" else result_of(label), is_new=True)
     assert tally.exit_code(ScanSettings(**settings)) == code
 
 
 def test_files_in_a_ledger_without_a_method_number_are_rescanned(untrained: Path) -> None:
-    now = recipe(ScanSettings(num_frames=4), read_card(untrained), device="cpu")
+    now = scan_recipe(ScanSettings(num_frames=4), read_card(untrained), device="cpu")
     document = json.loads(now.document)
     del document["method"]
     assert Recipe(**document).method == 1 < now.method
@@ -409,7 +409,7 @@ def test_files_in_a_ledger_without_a_method_number_are_rescanned(untrained: Path
 def test_recipe_changes_only_with_settings_that_affect_results(untrained: Path, trained: Path) -> None:
     def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
         given = change if "every" in change else {"num_frames": 4, **change}
-        return recipe(ScanSettings(**given), read_card(checkpoint), device=device).digest
+        return scan_recipe(ScanSettings(**given), read_card(checkpoint), device=device).digest
 
     assert digest(workers=7, threads=5, out="x.csv", quiet=True) == digest()
     assert digest(device="cuda:0") == digest(device="cuda:1") != digest()

@@ -19,12 +19,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
-from dfscan.config import build
+from dfscan.config import build_settings
 from dfscan.dataset.crops import cut, encode, read_crop
-from dfscan.dataset.journal import Entry, Journal
+from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.manifest import read_manifest
-from dfscan.dataset.prepare import PrepareSettings, PrepareSummary, prepare
-from dfscan.errors import ConfigError, OutputError
+from dfscan.dataset.prepare import PrepareSettings, PrepareSummary, run_prepare
+from dfscan.errors import ConfigError, DataError, OutputError
 from dfscan.faces.detect import Detection, FaceDetector
 from tests.pictures import astronaut, moved, nobody, on_canvas, other_person, two_people
 from tests.videos import write_video
@@ -57,7 +57,7 @@ def _cut_short(data: bytes) -> bytes:
 
 
 def settings(out: Path, **changes: Any) -> PrepareSettings:
-    return build(PrepareSettings, {"out": out, "num_frames": 3, **changes})
+    return build_settings(PrepareSettings, {"out": out, "num_frames": 3, **changes})
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def made(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PrepareSummary]:
     out = tmp_path_factory.mktemp("made") / "deep" / "dataset"
-    return out, prepare([str(footage)], settings(out))
+    return out, run_prepare([str(footage)], settings(out))
 
 
 def skipped(out: Path) -> dict[str, tuple[int, str]]:
@@ -146,7 +146,7 @@ def test_copies_in_other_groups_are_kept_in_one_split(made: tuple[Path, PrepareS
     out, summary = made
     groups = {Path(sample.source).name: sample.group for sample in read_manifest(out)}
     assert groups["one.mp4"] == groups["torn.mp4"] != groups["pair.mkv"]
-    assert summary.num_united >= 1
+    assert summary.num_merged_groups >= 1
 
 
 # Geometry
@@ -192,11 +192,11 @@ def test_interrupted_and_uninterrupted_runs_write_the_same_bytes(
     out, _ = made
     first = Recorder(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
-        prepare([str(footage)], settings(tmp_path / "d"), listener=first)
+        run_prepare([str(footage)], settings(tmp_path / "d"), listener=first)
     with (tmp_path / "d/progress.jsonl").open("ab") as journal:
         journal.write(b'{"path": "torn')
     second = Recorder()
-    prepare([str(footage)], settings(tmp_path / "d"), listener=second)
+    run_prepare([str(footage)], settings(tmp_path / "d"), listener=second)
     again = {path for path in first.done if path in second.done}
     assert {Path(path).name for path in again} <= {"text.mp4"}  # failed sources are retried
     assert second.total == len(second.done) < 7
@@ -206,19 +206,19 @@ def test_interrupted_and_uninterrupted_runs_write_the_same_bytes(
 def test_a_finished_data_set_accepts_more_sources_and_restores_missing_crops(footage: Path, tmp_path: Path) -> None:
     one, still = str(footage / "real/one.mp4"), str(footage / "real/still.png")
     out = tmp_path / "d"
-    prepare([one], settings(out, label="real"))
+    run_prepare([one], settings(out, label="real"))
     before = files(out)
     (out / read_manifest(out)[0].crop).unlink()
     listener = Recorder()
-    prepare([one], settings(out, label="real", val=0.3), listener=listener)
+    run_prepare([one], settings(out, label="real", val=0.3), listener=listener)
     assert listener.done == [one]
     assert files(out)["manifest.csv"] == before["manifest.csv"]
     listener = Recorder()
-    summary = prepare([one, still], settings(out, label="fake"), listener=listener)
+    summary = run_prepare([one, still], settings(out, label="fake"), listener=listener)
     assert listener.done == [still]
     assert summary.labels == {"fake": summary.num_crops}
     with pytest.raises(ConfigError, match=r"was started with num_frames 3, not 2\. Use the same .*progress.jsonl"):
-        prepare([one], settings(out, label="real", num_frames=2))
+        run_prepare([one], settings(out, label="real", num_frames=2))
 
 
 def test_a_replaced_source_is_cut_again_and_one_with_the_same_content_is_not(footage: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_replaced_source_is_cut_again_and_one_with_the_same_content_is_not(foo
         source.write_bytes(content)
         os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
         listener = Recorder()
-        prepare([str(source)], settings(out, label="real"), listener=listener)
+        run_prepare([str(source)], settings(out, label="real"), listener=listener)
         return listener.done
 
     assert prepared(data) == [str(source)]
@@ -250,7 +250,7 @@ def test_a_replaced_source_is_cut_again_and_one_with_the_same_content_is_not(foo
 def test_control_c_keeps_finished_sources(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append = Journal.append
 
-    def append_then_interrupt(journal: Journal, entry: Entry) -> None:
+    def append_then_interrupt(journal: Journal, entry: JournalEntry) -> None:
         append(journal, entry)
         signal.raise_signal(signal.SIGINT)
 
@@ -264,7 +264,7 @@ def test_control_c_keeps_finished_sources(footage: Path, tmp_path: Path, monkeyp
 def test_a_data_set_inside_the_searched_folder_ignores_its_own_crops(footage: Path, tmp_path: Path) -> None:
     shutil.copy(footage / "real/still.png", tmp_path / "still.png")
     for _ in range(2):
-        summary = prepare([str(tmp_path)], settings(tmp_path / "d", label="real"))
+        summary = run_prepare([str(tmp_path)], settings(tmp_path / "d", label="real"))
         assert summary.num_sources == summary.num_crops == 1
 
 
@@ -282,8 +282,8 @@ def test_one_file_with_two_labels_is_refused(footage: Path, tmp_path: Path) -> N
     shutil.copy(footage / "real/still.png", tmp_path / "real/a.png")
     shutil.copy(footage / "real/still.png", tmp_path / "fake/b.png")
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"the same file is (real|fake) as .*: remove the wrong one"):
-            prepare([str(tmp_path)], settings(tmp_path / "d"))
+        with pytest.raises(DataError, match=r"the same file is (real|fake) as .*: remove the wrong one"):
+            run_prepare([str(tmp_path)], settings(tmp_path / "d"))
 
 
 def test_given_splits_that_leak_are_refused(footage: Path, tmp_path: Path) -> None:
@@ -297,22 +297,22 @@ def test_given_splits_that_leak_are_refused(footage: Path, tmp_path: Path) -> No
 
 
 def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
-        prepare([str(footage / "real/nobody.mp4")], settings(tmp_path / "d", label="real"))
+    with pytest.raises(DataError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
+        run_prepare([str(footage / "real/nobody.mp4")], settings(tmp_path / "d", label="real"))
     assert len(skipped(tmp_path / "d")) == 1
 
 
 def test_folders_unfit_for_a_data_set_are_refused(footage: Path, tmp_path: Path) -> None:
     still = str(footage / "real/still.png")
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/d/progress.jsonl: cannot be written \(Not a directory\)"):
-        prepare([still], settings(tmp_path / "file" / "d", label="real"))
+    with pytest.raises(OutputError, match=r"file/d/progress.jsonl': Not a directory\. .*another --out"):
+        run_prepare([still], settings(tmp_path / "file" / "d", label="real"))
     with pytest.raises(ConfigError, match="is not empty and not a data set"):
-        prepare([still], settings(tmp_path, label="real"))
+        run_prepare([still], settings(tmp_path, label="real"))
     (tmp_path / "d").mkdir()
     (tmp_path / "d/progress.jsonl").write_text('{"num_frames": 3}\nnonsense\n')
-    with pytest.raises(ConfigError, match=r"progress.jsonl: is damaged .*delete it"):
-        prepare([still], settings(tmp_path / "d", label="real"))
+    with pytest.raises(DataError, match=r"progress.jsonl: is damaged .*delete it"):
+        run_prepare([still], settings(tmp_path / "d", label="real"))
 
 
 def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,8 +320,8 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OutputError, match=r"No space left on device\); free some space there"):
-        prepare([str(footage / "real/still.png")], settings(tmp_path / "d", label="real"))
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space there"):
+        run_prepare([str(footage / "real/still.png")], settings(tmp_path / "d", label="real"))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(DataError, match=complaint):
         settings(tmp_path, **changes)
 
 

@@ -14,7 +14,7 @@ from dfscan.cli import app
 from dfscan.detector.card import Calibration, CheckpointCard, min_videos, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.errors import ConfigError
-from dfscan.train.settings import build
+from dfscan.train.settings import build_train_settings
 from tests.test_cli import surroundings as surroundings
 
 ONE_REAL = "calibrated on 1 real video; a false positive rate of at most 1 % needs at least 99"
@@ -83,17 +83,18 @@ def test_withheld_verdicts_and_their_reasons(
 def test_an_old_card_promises_the_rates_in_its_training_settings() -> None:
     calibration = Calibration(trained=True, fake_threshold=0.9, num_real_videos=40)
     assert withheld(CheckpointCard(calibration=calibration).model_dump(), "fake")
-    training: dict[str, Any] = {"settings": {"real_called_fake": 0.05}}
-    assert withheld(CheckpointCard(calibration=calibration, training=training).model_dump(), "fake") is None
+    for name in ("max_fpr", "real_called_fake"):  # the second is the former name
+        training: dict[str, Any] = {"settings": {name: 0.05}}
+        assert withheld(CheckpointCard(calibration=calibration, training=training).model_dump(), "fake") is None
     for settings in ([], None, {"real_called_fake": "low"}, {"real_called_fake": 0.0}, {"real_called_fake": -1.0}):
         card = CheckpointCard(calibration=calibration, training={"settings": settings}).model_dump()
         assert withheld(card, "fake") == ONE_REAL.replace("1 real video", "40 real videos")
 
 
-@pytest.mark.parametrize("name", ["real_called_fake", "fake_called_real"])
+@pytest.mark.parametrize("name", ["max_fpr", "max_fnr"])
 def test_training_refuses_a_rate_that_no_number_of_videos_can_support(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        build({name: 0.0})
+        build_train_settings({name: 0.0})
 
 
 def test_fake_is_withheld_from_a_scan_unless_the_user_gives_a_threshold(

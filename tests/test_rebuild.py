@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from dfscan.media.discover import Discovery
-from dfscan.scan.ledger import OldLedger
-from dfscan.scan.run import share
+from dfscan.scan.ledger import LedgerReader
+from dfscan.scan.run import select_shard
 from dfscan.types import Reason
 from tests.pictures import astronaut, other_person
 from tests.test_cli import run
@@ -72,7 +72,7 @@ def test_a_rebuilt_page_has_the_same_pictures(scanned: Path, tmp_path: Path) -> 
 
 
 def test_pictures_show_the_faces(scanned: Path) -> None:
-    with OldLedger(scanned / "r.csv.ledger") as ledger:
+    with LedgerReader(scanned / "r.csv.ledger") as ledger:
         entries = {Path(entry.path).name: entry for entry in ledger.entries()}
         two, pictures = ledger.result(entries["two.mkv"]), ledger.pictures(entries["two.mkv"])
         assert [each.track_id for each in pictures if each.kind == "face"] == [0] * 4 + [1] * 4
@@ -126,11 +126,11 @@ def test_reports_of_all_shards_join_to_the_whole(clips: Path, trained: Path, tmp
 def test_shards_are_about_equal_and_depend_only_on_paths() -> None:
     paths = [f"clips/{i}.mp4" for i in range(1000)]
     problems = {f"gone/{i}.mp4": Reason("not_found", "it is not there") for i in range(100)}
-    parts = [share(Discovery(paths, problems, [], []), f"{i}/4") for i in range(1, 5)]
+    parts = [select_shard(Discovery(paths, problems, [], []), f"{i}/4") for i in range(1, 5)]
     assert sorted(path for part in parts for path in part.paths) == sorted(paths)
     assert sum(len(part.problems) for part in parts) == 100
     assert all(200 < len(part.paths) < 300 for part in parts)
-    fewer = share(Discovery(paths[::7], {}, [], []), "2/4")
+    fewer = select_shard(Discovery(paths[::7], {}, [], []), "2/4")
     assert fewer.paths == [path for path in parts[1].paths if path in set(paths[::7])]
 
 

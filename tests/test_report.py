@@ -18,13 +18,15 @@ import duckdb
 import numpy as np
 import pytest
 
+from dfscan import files
 from dfscan.errors import ConfigError, OutputError
-from dfscan.report import tables, writers
+from dfscan.files import AtomicFile
+from dfscan.report import tables
+from dfscan.report.formats import ReportFormat, format_for, open_writer
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
-from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile, Format, format_for, open_writer
+from dfscan.text import display_path, guard_formula, is_escaped, printable
 from dfscan.types import Face, FaceScore, FileFacts, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
@@ -335,23 +337,24 @@ def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
         ("report-2026.11.25", None, "csv"),
         ("a.b/r.XLSX", None, "xlsx"),
         ("r.parquet", None, "parquet"),
+        ("r.jsonld", None, "case"),
         ("r", "jsonl", "jsonl"),
         ("r.txt", "csv", "csv"),
         ("r.ndjson", "jsonl", "jsonl"),
     ],
 )
-def test_format_for(name: str, asked: Format | None, expected: str) -> None:
+def test_format_for(name: str, asked: ReportFormat | None, expected: str) -> None:
     assert format_for(name, asked) == format_for(Path(name), asked) == expected
 
 
 @pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
 def test_an_unknown_suffix_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.parquet, or give --format"):
+    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.jsonld, or give --format"):
         format_for(name)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("r.xlsx", "csv"), ("r.CSV", "jsonl"), ("r.jsonl", "parquet")])
-def test_a_suffix_that_contradicts_the_format_is_refused(name: str, asked: Format) -> None:
+def test_a_suffix_that_contradicts_the_format_is_refused(name: str, asked: ReportFormat) -> None:
     with pytest.raises(ConfigError, match="change one of them"):
         format_for(name, asked)
 
@@ -411,7 +414,7 @@ def test_old_report_survives_a_failing_disk(
     path = tmp_path / f"r.{suffix}"
     path.write_text("old")
     writer = open_writer(path, REPORT_COLUMNS, format=format_for(path))
-    monkeypatch.setattr(writers.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(OutputError, match=rf"r\.{suffix}': No space left on device. Free some space"):
         writer.close()
     assert path.read_text() == "old"
@@ -460,7 +463,7 @@ def test_data_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.M
     steps: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(writers.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
+        monkeypatch.setattr(files.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
     write(tmp_path / "r.csv", [])
     assert steps == ["fsync", "replace", "fsync"]
 

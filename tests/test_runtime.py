@@ -15,15 +15,14 @@ from dfscan.detector import checkpoint as checkpoint_module
 from dfscan.detector import export, runtime
 from dfscan.detector.checkpoint import (
     Checkpoint,
+    create_untrained,
     default_checkpoint_path,
-    init_checkpoint,
     load_network,
     read_card,
-    verify,
 )
 from dfscan.detector.preprocess import to_input
 from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
-from dfscan.detector.selftest import MIXED_TOLERANCE
+from dfscan.detector.verify import MIXED_TOLERANCE, verify
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
 from dfscan.faces.crop import crop_face
 from dfscan.graphs import export_failure
@@ -39,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    return init_checkpoint(path, seed=1, architecture="test_efficientnet", input_size_px=64)
+    return create_untrained(path, seed=1, architecture="test_efficientnet", input_size_px=64)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_runtimes_equal_pytorch(any_runtime: Runtime, tiny: Checkpoint, num_face
 
 
 def test_the_small_efficientnet_runs_in_onnx_and_passes_its_self_test(tmp_path: Path) -> None:
-    small = init_checkpoint(tmp_path / "b0.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
+    small = create_untrained(tmp_path / "b0.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
     export.write_graph(small, tmp_path / "graph.onnx")
     runs = OnnxRuntime((tmp_path / "graph.onnx").read_bytes())
     verify(runs, small)
@@ -354,7 +353,7 @@ def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
 
 def test_a_full_size_network_exported_in_the_child_equals_pytorch(tmp_path: Path, cache: Path) -> None:
-    checkpoint = init_checkpoint(tmp_path / "b4.safetensors", seed=3)
+    checkpoint = create_untrained(tmp_path / "b4.safetensors", seed=3)
     onnx_runtime = create_runtime(checkpoint, device="cpu")
     verify(onnx_runtime, checkpoint)
     batch = faces(3, 380)

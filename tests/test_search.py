@@ -17,9 +17,9 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
 from dfscan.gpu import BusyClock
 from dfscan.media.isolate import Ended
-from dfscan.scan.classify import VideoUnderWay
+from dfscan.scan.classify import VideoState
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.detect import MAX_BATCHES_PASSED, BatchedSearch, FollowingSearch, SearchStage
+from dfscan.scan.detect import MAX_BATCHES_PASSED, BatchedDetectStage, DetectStage, SequentialDetectStage
 from dfscan.scan.timing import Timings
 from dfscan.types import Frame
 from tests.pictures import astronaut
@@ -50,32 +50,32 @@ def detector() -> FakeDetector:
 
 
 @pytest.fixture
-def stage(detector: FakeDetector) -> Iterator[BatchedSearch]:
+def stage(detector: FakeDetector) -> Iterator[BatchedDetectStage]:
     with ThreadPoolExecutor(1) as pool:
-        yield BatchedSearch(detector, Preprocessing(), Timings(), pool, threads=1)  # type: ignore[arg-type]
+        yield BatchedDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)  # type: ignore[arg-type]
 
 
-def video(name: str) -> VideoUnderWay:
-    return VideoUnderWay(name, None, 0, Crowd(10))
+def video(name: str) -> VideoState:
+    return VideoState(name, None, 0, Crowd(10))
 
 
 def frame(index: int, *, width_px: int = 40) -> Frame:
     return Frame(np.zeros((30, width_px, 3), np.uint8), index, index / 10, 0)
 
 
-def end(stage: SearchStage, ended: VideoUnderWay) -> None:
+def end(stage: DetectStage, ended: VideoState) -> None:
     ended.ended = Ended(ended.path, None, None, None)
     stage.submit(ended, None)
 
 
-def drain(stage: SearchStage) -> list[tuple[str, int]]:
+def drain(stage: DetectStage) -> list[tuple[str, int]]:
     out = []
     while stage.is_busy:
         out += [(each.video.path, look.frame.index) for each in stage.wait() for look in each.looks]
     return out
 
 
-def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedSearch, detector: FakeDetector) -> None:
+def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedDetectStage, detector: FakeDetector) -> None:
     first, second, wide = video("first"), video("second"), video("wide")
     for i in range(3):
         stage.submit(first, frame(i))
@@ -85,33 +85,33 @@ def test_frames_of_all_videos_share_batches_by_shape(stage: BatchedSearch, detec
         end(stage, each)
     assert sorted(drain(stage)) == [(each, i) for each in ("first", "second", "wide") for i in range(3)]
     assert sorted(detector.batches) == [[(30, 40)] * 2, [(30, 40)] * 4, [(30, 60)] * 3]
-    assert first.is_search_ended
-    assert second.is_search_ended
-    assert wide.is_search_ended
+    assert first.is_detection_done
+    assert second.is_detection_done
+    assert wide.is_detection_done
 
 
-def test_frames_of_a_video_stay_in_order_when_its_shape_changes(stage: BatchedSearch) -> None:
+def test_frames_of_a_video_stay_in_order_when_its_shape_changes(stage: BatchedDetectStage) -> None:
     changing = video("changing")
     for i in range(11):
         stage.submit(changing, frame(i, width_px=60 if i in (2, 3, 9) else 40))
     end(stage, changing)
     assert drain(stage) == [("changing", i) for i in range(11)]
-    assert changing.is_search_ended
+    assert changing.is_detection_done
 
 
-def test_detection_of_a_video_ends_with_its_last_frame(stage: BatchedSearch) -> None:
+def test_detection_of_a_video_ends_with_its_last_frame(stage: BatchedDetectStage) -> None:
     one, empty = video("one"), video("empty")
     end(stage, empty)
-    assert empty.is_search_ended
+    assert empty.is_detection_done
     assert not stage.is_busy
     stage.submit(one, frame(0))
     end(stage, one)
-    assert not one.is_search_ended
+    assert not one.is_detection_done
     assert drain(stage) == [("one", 0)]
-    assert one.is_search_ended
+    assert one.is_detection_done
 
 
-def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedSearch) -> None:
+def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedDetectStage) -> None:
     rare, common = video("rare"), video("common")
     stage.submit(rare, frame(0, width_px=60))
     end(stage, rare)
@@ -120,15 +120,15 @@ def test_a_rare_shape_does_not_wait_for_the_end(stage: BatchedSearch) -> None:
     assert len(stage._running) == MAX_BATCHES_PASSED + 2
     while stage._running:
         stage.wait()
-    assert rare.is_search_ended
-    assert not common.is_search_ended
+    assert rare.is_detection_done
+    assert not common.is_detection_done
 
 
 def test_an_abandoned_video_is_freed() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
     given_up = video("its decoder died")
     with ThreadPoolExecutor(1) as pool:
-        stage = FollowingSearch(detector, Preprocessing(), Timings(), pool, threads=1)
+        stage = SequentialDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)
         stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
         drain(stage)
         assert len(stage._queues) == 1  # the frame is held until detection has run on the third

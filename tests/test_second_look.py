@@ -12,8 +12,8 @@ import pytest
 
 from dfscan.faces.detect import FaceDetector
 from dfscan.scan.second_look import (
-    MAX_FRAMES,
     MAX_KEPT_BYTES,
+    MAX_KEPT_FRAMES,
     KeptFrames,
     find_small_faces,
     find_turn,
@@ -46,7 +46,7 @@ def test_a_few_frames_are_kept_spread_evenly(num_frames: int) -> None:
     for frame in frames([np.zeros((2, 2, 3), np.uint8)] * num_frames):
         kept.add(frame)
     indices = [frame.index for frame in kept.frames]
-    assert min(num_frames, MAX_FRAMES) / 2 < len(indices) <= MAX_FRAMES
+    assert min(num_frames, MAX_KEPT_FRAMES) / 2 < len(indices) <= MAX_KEPT_FRAMES
     assert len(set(np.diff(indices))) <= 1
     assert num_frames - indices[-1] <= max(1, indices[-1] - indices[-2] if len(indices) > 1 else 1)
 
@@ -132,7 +132,7 @@ def test_small_faces_are_noted_in_the_row_and_frames_shown_on_the_page(trained: 
     assert result.verdict.reason is not None
     assert result.verdict.reason.code == "faces_too_small"
     assert [picture.kind for picture in result.pictures] == ["frame"] * len(result.pictures)
-    assert 2 <= len(result.pictures) <= MAX_FRAMES
+    assert 2 <= len(result.pictures) <= MAX_KEPT_FRAMES
 
 
 def test_without_any_face_there_is_no_note_but_frames_are_shown(trained: Path, tmp_path: Path) -> None:

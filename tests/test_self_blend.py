@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from dfscan.faces.crop import crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
 from dfscan.forgery import self_blend as forgery
-from dfscan.forgery.self_blend import LANDMARKS, LEAST_CHANGE, REGIONS, Blend, Region, self_blend
+from dfscan.forgery.self_blend import LANDMARKS, MIN_CHANGE, REGIONS, Blend, Region, self_blend
 from tests.pictures import FACE_XYXY, astronaut
 
 Pixels = NDArray[np.uint8]
@@ -65,7 +65,7 @@ def test_every_fake_differs_visibly_within_its_mask_and_only_there(blends: list[
     for blend in blends:
         changed = difference(blend)
         assert changed[blend.mask == 0].max() == 0
-        assert changed[blend.mask >= blend.mask.max() / 2].mean() >= LEAST_CHANGE
+        assert changed[blend.mask >= blend.mask.max() / 2].mean() >= MIN_CHANGE
     strong = [difference(b)[b.mask >= b.mask.max() / 2].mean() for b in blends if b.mask.max() == 1]
     assert 10 < np.median(strong) < 40
 
@@ -86,11 +86,11 @@ def test_masks_peak_at_the_blend_ratio(blends: list[Blend]) -> None:
 
 
 def test_regions_are_drawn_with_their_probabilities(portrait: tuple[Pixels, Points]) -> None:
-    assert sum(forgery.REGION_SHARES.values()) == pytest.approx(1)
-    assert set(forgery.REGION_SHARES) == set(REGIONS)
+    assert sum(forgery.REGION_PROBS.values()) == pytest.approx(1)
+    assert set(forgery.REGION_PROBS) == set(REGIONS)
     small = cv2.resize(portrait[0], (48, 48), interpolation=cv2.INTER_AREA).astype(np.uint8)
     drawn = [self_blend(small, portrait[1] / np.float32(4), np.random.default_rng(seed)).region for seed in range(500)]
-    for region, share in forgery.REGION_SHARES.items():
+    for region, share in forgery.REGION_PROBS.items():
         assert drawn.count(region) / 500 == pytest.approx(share, abs=0.07)
 
 
@@ -209,7 +209,7 @@ def test_the_fake_of_a_flat_image_still_differs(level: int, portrait: tuple[Pixe
     flat = np.full_like(portrait[0], level)
     for seed in range(12):
         blend = self_blend(flat, portrait[1], np.random.default_rng(seed))
-        assert difference(blend)[blend.mask >= blend.mask.max() / 2].mean() >= LEAST_CHANGE
+        assert difference(blend)[blend.mask >= blend.mask.max() / 2].mean() >= MIN_CHANGE
 
 
 def test_a_face_at_the_border_pulls_no_black_into_the_fake() -> None:

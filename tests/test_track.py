@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dfscan.faces.descriptor import NUM_VALUES, SCENE_CELLS, appearance, scene
+from dfscan.faces.descriptor import NUM_VALUES, SCENE_CELLS, face_descriptor, scene_descriptor
 from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
-from dfscan.types import Face, Scene
+from dfscan.types import Face, SceneDescriptor
 from tests.pictures import moved, other_person, two_people
 
 LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5, "a turned": 50.0, "a half turned": 47.0}
@@ -43,14 +43,14 @@ class Seen(NamedTuple):
             box_xyxy=box_xyxy,
             landmarks=np.zeros((5, 2), np.float32),
             detection_score=0.99,
-            appearance=np.full(NUM_VALUES, LOOKS[self.who], np.float32),
+            descriptor=np.full(NUM_VALUES, LOOKS[self.who], np.float32),
             scene=None if self.shot is None else flat_scene(self.shot),
             shot=100 * self.burst + self.cuts,
         )
 
 
-def flat_scene(lightness: float) -> Scene:
-    return Scene(np.full((SCENE_CELLS, SCENE_CELLS, 3), lightness, np.float32), (40.0, 30.0))
+def flat_scene(lightness: float) -> SceneDescriptor:
+    return SceneDescriptor(np.full((SCENE_CELLS, SCENE_CELLS, 3), lightness, np.float32), (40.0, 30.0))
 
 
 def tracks_of(scene: list[Seen]) -> list[str]:
@@ -73,9 +73,9 @@ def walk(
     return [Seen(who, burst, step, start_px + speed_px * step, cuts=cuts) for step in steps]
 
 
-def turns(looks: list[str], *, shots: list[float | None], x_px: float = 300) -> list[Seen]:
+def turns(descriptor: list[str], *, shots: list[float | None], x_px: float = 300) -> list[Seen]:
     """Return neighbouring samples at one position, each with its descriptor and the lightness around it."""
-    return [Seen(who, 0, step, x_px, shot=shot) for step, (who, shot) in enumerate(zip(looks, shots, strict=True))]
+    return [Seen(who, 0, step, x_px, shot=shot) for step, (who, shot) in enumerate(zip(descriptor, shots, strict=True))]
 
 
 def sits(who: str, bursts: list[int], *, x_px: float = 300, size_px: float = 100) -> list[Seen]:
@@ -225,7 +225,7 @@ def test_every_face_is_in_one_track_with_at_most_one_face_per_frame(seed):
 
 def test_frames_with_equal_times_do_not_break_the_prediction():
     faces = [Seen("a", 0, step, 100).face() for step in range(3)]
-    stuck = [Face(f.frame_index, 0.0, 0, f.box_xyxy, f.landmarks, f.detection_score, f.appearance) for f in faces]
+    stuck = [Face(f.frame_index, 0.0, 0, f.box_xyxy, f.landmarks, f.detection_score, f.descriptor) for f in faces]
     assert [len(track) for track in link(stuck)] == [3]
 
 
@@ -240,11 +240,11 @@ def test_detections_of_two_moving_people_give_two_tracks(detector, right):
     shifts_px = [0, 12, 24, 40, 52, 64]
     picture = two_people(right=right)
     faces = [
-        Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, looks, view)
+        Face(index, index * 0.25 + (index // 3) * 30, index // 3, d.box_xyxy, d.landmarks, d.score, descriptor, view)
         for index, shift in enumerate(shifts_px)
         for pixels in [moved(picture, dx_px=shift, dy_px=shift / 4, zoom=1 + index / 100)]
         for d in detector.detect(pixels)
-        for looks, view in [(appearance(pixels, d.landmarks), scene(pixels))]
+        for descriptor, view in [(face_descriptor(pixels, d.landmarks), scene_descriptor(pixels))]
     ]
     tracks = link(faces)
     assert len(tracks) == 2

@@ -15,11 +15,11 @@ import pytest
 
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.keyframes import Follower
+from dfscan.faces.keyframes import KeyframeDetector
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Limits, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.scan.detect import Cutter
+from dfscan.scan.detect import FaceCropper
 from dfscan.types import Face
 
 pytestmark = pytest.mark.shared
@@ -31,16 +31,16 @@ SAME_PERSON = ("ghost_", "edtalk_", "intel_asl", "may")
 
 
 def faces_of(paths: list[Path]) -> Iterator[tuple[Path, list[Face]]]:
-    detector, cutter = FaceDetector(threshold=0.95, min_face_px=48, max_faces=20), Cutter(Preprocessing())
+    detector, cutter = FaceDetector(threshold=0.95, min_face_px=48, max_faces=20), FaceCropper(Preprocessing())
     events = decode_videos(map(str, paths), sampling=Sampling(), num_workers=1, limits=Limits())
-    follower, found = Follower(detector), list[Face]()
+    follower, found = KeyframeDetector(detector), list[Face]()
     for event in events:
         if isinstance(event, Decoded | Ended):
-            looks = follower.look(event.frame) if isinstance(event, Decoded) else follower.finish()
-            found += [crop.face for look in looks for crop in cutter.look_over(look.frame, look.faces).crops]
+            looks = follower.add(event.frame) if isinstance(event, Decoded) else follower.finish()
+            found += [crop.face for look in looks for crop in cutter.crop_faces(look.frame, look.faces).crops]
         if isinstance(event, Ended):
             yield Path(event.path), found
-            follower, found = Follower(detector), []
+            follower, found = KeyframeDetector(detector), []
 
 
 @pytest.fixture(scope="module")

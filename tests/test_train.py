@@ -14,14 +14,13 @@ import torch
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
-from dfscan.config import read_file
 from dfscan.dataset.manifest import MANIFEST_NAME, write_manifest
-from dfscan.detector.checkpoint import init_checkpoint, load_network, read_card, save_checkpoint
+from dfscan.detector.checkpoint import create_untrained, load_network, read_card, save_checkpoint
 from dfscan.detector.network import ARCHITECTURES
-from dfscan.errors import ConfigError
-from dfscan.train.distributed import World
+from dfscan.errors import ConfigError, DataError
+from dfscan.train.distributed import DistContext
 from dfscan.train.run import _reconstruct, load_samples
-from dfscan.train.settings import TrainSettings, build, model
+from dfscan.train.settings import FORMER_NAMES, TrainSettings, build_train_settings
 from tests.datasets import write_dataset, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,8 +52,8 @@ def test_the_defaults_match_the_specification() -> None:
         "downscale_max": 0.9, "noise_min": 0.02, "noise_max": 0.1, "affine_p": 0.5, "jpeg_p": 0.5, "jitter_p": 0.5,
         "brightness_contrast_p": 0.3, "downscale_p": 0.3, "blur_p": 0.2, "noise_p": 0.2, "iso_noise_p": 0.2,
         "bce_weight": 0.5, "focal_weight": 0.5, "focal_alpha": 0.25, "focal_gamma": 2.0, "batch_size": 32,
-        "accumulate": 2, "clip_norm": 1.0, "weight_decay": 2e-5, "lr_head": 8e-5, "lr_backbone": 8e-6, "epochs": 30,
-        "warmup": 0.1, "patience": 10, "architecture": "efficientnet_b4", "pretrained": True,
+        "grad_accumulation": 2, "clip_norm": 1.0, "weight_decay": 2e-5, "lr_head": 8e-5, "lr_backbone": 8e-6,
+        "epochs": 30, "warmup": 0.1, "patience": 10, "architecture": "efficientnet_b4", "pretrained": True,
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in wanted} == wanted
 
@@ -67,13 +66,38 @@ def test_the_example_file_contains_every_setting_with_its_default() -> None:
     text = (ROOT / "configs" / "train.toml").read_text()
     for field in dataclasses.fields(TrainSettings):
         assert any(line.startswith((f"{field.name} =", f"# {field.name} =")) for line in text.splitlines()), field.name
-    assert build(read_file(ROOT / "configs" / "train.toml", model())) == TrainSettings()
+    assert build_train_settings({}, config_path=ROOT / "configs" / "train.toml") == TrainSettings()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_configuration_file_is_valid(path: Path) -> None:
     if path.name != "scan.toml":
-        build(read_file(path, model()))
+        build_train_settings({}, config_path=path)
+
+
+OLD_CONFIG = """
+left-out = "warped"
+forgeries = "self-blended"
+beauty_p = 0.1
+resend_p = 0.2
+half = true
+accumulate = 3
+real_called_fake = 0.02
+fake_called_real = 0.06
+"""
+
+
+def test_a_file_with_former_names_gives_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text(OLD_CONFIG)
+    settings = build_train_settings({"max_fnr": 0.07}, config_path=path)
+    assert (settings.held_out, settings.fp16, settings.grad_accumulation) == ("warped", True, 3)
+    assert (settings.skin_smoothing_p, settings.recompress_p) == (0.1, 0.2)
+    assert (settings.max_fpr, settings.max_fnr) == (0.02, 0.07)
+    assert len(FORMER_NAMES) == 7
+    path.write_text("half = true\nfp16 = false\n")
+    with pytest.raises(ConfigError, match="half is the former name of fp16"):
+        build_train_settings({}, config_path=path)
 
 
 def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> None:
@@ -98,11 +122,11 @@ def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> Non
         ({"forgeries": "self-blended", "batch_size": 5}, ["even"]),
         ({"forgeries": "self-blended", "batch_size": 2}, ["at least 4"]),
         ({"forgeries": "gan"}, ["forgeries: 'gan'", "self-blended"]),
-        ({"left_out": "gan"}, ["left_out: 'gan'", "self-blended"]),
+        ({"held_out": "gan"}, ["held_out: 'gan'", "self-blended"]),
         ({"forgeries": "swapped,swapped"}, ["twice"]),
         ({"forgeries": "swapped, none"}, ["'none'"]),
-        ({"forgeries": "swapped", "left_out": "warped,swapped"}, ["in forgeries and in left_out"]),
-        ({"left_out": "warped"}, ["left_out needs forgeries"]),
+        ({"forgeries": "swapped", "held_out": "warped,swapped"}, ["in forgeries and in held_out"]),
+        ({"held_out": "warped"}, ["held_out needs forgeries"]),
         ({"reconstruction_px": 250}, ["not a multiple of 8"]),
         ({"start_from": "lite0", "grow_from": "b0.safetensors"}, ["start_from and grow_from exclude each other"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
@@ -110,7 +134,7 @@ def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> Non
 )
 def test_all_invalid_settings_are_reported_together(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(values)
+        build_train_settings(values)
     for word in words:
         assert word in str(caught.value)
 
@@ -126,7 +150,7 @@ def test_a_run_writes_a_calibrated_checkpoint_for_scans(
     samples = write_dataset(data, num_train=5, num_val=4)
     samples.append(write_sample(data, 20, split="test"))
     write_manifest(data / MANIFEST_NAME, samples)
-    done = train(data, out, "--name", "trial", "--half")
+    done = train(data, out, "--name", "trial", "--fp16")
     assert done.exit_code == 0, done.stderr
     assert done.stdout == ""
     assert "epoch 1: train loss" in done.stderr
@@ -150,7 +174,7 @@ def test_a_run_writes_a_calibrated_checkpoint_for_scans(
     names = {path.name for path in out.iterdir()}
     assert names >= {"config.toml", "metrics.jsonl", "best.safetensors", "state.safetensors", "validation.csv"}
     assert names >= {"losses.png", "auc.png", "learning_rate.png", "roc.png", "calibration.png", "histogram.png"}
-    assert build(tomllib.loads((out / "config.toml").read_text())).epochs == 1
+    assert build_train_settings(tomllib.loads((out / "config.toml").read_text())).epochs == 1
     assert len((out / "validation.csv").read_text().splitlines()) == 9
 
     report = tmp_path / "report.csv"
@@ -178,7 +202,7 @@ def test_a_left_out_kind_is_measured_but_does_not_affect_the_result(tmp_path: Pa
     plain, left_out = tmp_path / "plain", tmp_path / "left_out"
     kinds = ("--forgeries", "self-blended,swapped")
     assert run("train", "--data", data, "--out", plain, *TINY, *kinds).exit_code == 0
-    done = run("train", "--data", data, "--out", left_out, *TINY, *kinds, "--left-out", "warped")
+    done = run("train", "--data", data, "--out", left_out, *TINY, *kinds, "--held-out", "warped")
     assert done.exit_code == 0, done.stderr
     cards = [read_card(out / "best.safetensors").card for out in (plain, left_out)]
     temperatures = [card.calibration.temperature for card in cards]
@@ -230,7 +254,7 @@ def test_swapping_needs_two_people_in_each_split(tmp_path: Path) -> None:
     samples += [write_sample(tmp_path / "data", 3 + i, split="val", group="one") for i in range(2)]
     write_manifest(tmp_path / "data" / MANIFEST_NAME, samples)
     done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY, "--forgeries", "swapped")
-    refused(done, "'val'", "--left-out")
+    refused(done, "'val'", "--held-out")
     assert not (tmp_path / "run").exists()
 
 
@@ -238,8 +262,8 @@ def test_several_processes_do_not_create_reconstructed_faces(tmp_path: Path) -> 
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
     for rank in range(2):
-        with pytest.raises(ConfigError, match=r"first with one process.*--sheet"):
-            _reconstruct(samples, settings, World(rank, 2, torch.device("cpu")), print)
+        with pytest.raises(DataError, match=r"first with one process.*--sheet"):
+            _reconstruct(samples, settings, DistContext(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
 
@@ -261,8 +285,8 @@ def test_interrupted_reconstruction_can_be_resumed(tmp_path: Path, monkeypatch: 
         assert run("train", "--data", data, "--out", out, *TINY, *few).exit_code == 130
     done = run("train", "--data", data, "--out", out, *TINY, *few, "--resume")
     assert done.exit_code == 0, done.stderr
-    painted = {line.split()[2] for line in done.stderr.splitlines() if "faces reconstructed" in line}
-    assert painted == {"bilinear:", "shuffle:"}
+    reconstructed = {line.split()[2] for line in done.stderr.splitlines() if "faces reconstructed" in line}
+    assert reconstructed == {"bilinear:", "shuffle:"}
 
 
 def test_training_on_fakes_of_the_data_set_needs_no_forgeries(tmp_path: Path) -> None:
@@ -290,7 +314,7 @@ def test_training_can_start_from_another_checkpoint(tmp_path: Path, untrained: P
 
 def test_a_grown_detector_records_its_origin_and_that_of_its_features(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
-    small = init_checkpoint(tmp_path / "small.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
+    small = create_untrained(tmp_path / "small.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
     features = {"package": "some-package", "version": "1.0", "licence": "Apache-2.0"}
     card = small.card.model_copy(update={"training": {"imagenet_features": features}})
     save_checkpoint(small.path, load_network(small), card)
@@ -352,8 +376,8 @@ def refused(result: Result, *words: str) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(rank, 2, torch.device("cpu"))
-    monkeypatch.setattr("dfscan.train.distributed.joined_world", lambda _: contextlib.nullcontext(world))
+    dist = DistContext(rank, 2, torch.device("cpu"))
+    monkeypatch.setattr("dfscan.train.distributed.joined_processes", lambda _: contextlib.nullcontext(dist))
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
     done = train(tmp_path / "data", tmp_path / "run", "--match-faces", 8)
     refused(done, "match_faces", "without torchrun")
@@ -389,7 +413,7 @@ def test_one_class_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 def test_an_empty_split_is_an_error(split: str, tmp_path: Path) -> None:
     counts = {"num_train": 2, "num_val": 2} | {f"num_{split}": 0}
     write_dataset(tmp_path, **counts)
-    with pytest.raises(ConfigError, match=f"'{split}'"):
+    with pytest.raises(DataError, match=f"'{split}'"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 
@@ -397,7 +421,7 @@ def test_leaking_splits_are_rejected(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=2)
     samples.append(write_sample(tmp_path, 9, split="val", group="person0"))
     write_manifest(tmp_path / MANIFEST_NAME, samples)
-    with pytest.raises(ConfigError, match="person0"):
+    with pytest.raises(DataError, match="person0"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 

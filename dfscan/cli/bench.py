@@ -49,11 +49,11 @@ def bench(
       dfscan bench ./videos --json > bench.json
       dfscan bench ./videos --device cuda:1 --batch-size 64
     """
-    from dfscan.config import ScanSettings, build
+    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.bench import run_bench
 
     start_logging()
-    figures = run_bench(inputs, build(ScanSettings, options.chosen(context)))
+    figures = run_bench(inputs, build_settings(ScanSettings, options.chosen(context)))
     typer.echo(json.dumps(figures, indent=2) if as_json else "\n".join(_table(figures)))
 
 

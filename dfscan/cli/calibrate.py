@@ -26,13 +26,9 @@ def calibrate(
         typer.Option("--checkpoint", "-c", help="Checkpoint to calibrate, trained on all folds.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the calibrated copy.", show_default=False)],
-    real_called_fake: Annotated[
-        float, typer.Option(min=0, max=1, help="Maximum proportion of real videos called fake.")
-    ] = 0.01,
-    fake_called_real: Annotated[
-        float, typer.Option(min=0, max=1, help="Maximum proportion of fake videos called real.")
-    ] = 0.05,
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in fp16.")] = False,
+    max_fpr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of real videos called fake.")] = 0.01,
+    max_fnr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of fake videos called real.")] = 0.05,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Store the weights in fp16.")] = False,
 ) -> None:
     """Set a checkpoint's thresholds from held-out scores.
 
@@ -57,15 +53,15 @@ def calibrate(
         read_card(checkpoint),
         runs,
         out,
-        real_called_fake=real_called_fake,
-        fake_called_real=fake_called_real,
-        half=half,
+        max_fpr=max_fpr,
+        max_fnr=max_fnr,
+        fp16=fp16,
     )
     assert card.metrics
-    found = card.metrics[HELD_OUT]
-    auc = found["video"]["roc_auc"]
+    measured = card.metrics[HELD_OUT]
+    auc = measured["video"]["roc_auc"]
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
     say(
-        f"{out}: calibrated on {found['num_videos']} videos in {found['num_groups']} groups, ROC AUC {auc['value']:.3f}"
-        f"{interval}; see `dfscan info --checkpoint {out}`"
+        f"{out}: calibrated on {measured['num_videos']} videos in {measured['num_groups']} groups, "
+        f"ROC AUC {auc['value']:.3f}{interval}; see `dfscan info --checkpoint {out}`"
     )

@@ -17,7 +17,7 @@ from dfscan.extras import require
 
 if TYPE_CHECKING:
     from dfscan.dataset.sources import Source
-    from dfscan.evaluation.evaluate import Evaluation, Part
+    from dfscan.evaluation.evaluate import Evaluation, SubsetMetrics
     from dfscan.evaluation.metrics import Estimate
 
 Word = TypeVar("Word", bound=str)
@@ -132,18 +132,18 @@ def evaluate(
       dfscan evaluate ./labelled --out ./evaluation --robustness
     """
     require("train", "dfscan evaluate")
-    from dfscan.cli.progress import Progress
-    from dfscan.config import ScanSettings, build
-    from dfscan.dataset.manifest import Label, Split
+    from dfscan.cli.progress import ScanProgressBar
+    from dfscan.config import ScanSettings, build_settings
+    from dfscan.dataset.manifest import Split, TrueLabel
     from dfscan.dataset.sources import SourceOptions, read_sources
-    from dfscan.evaluation.evaluate import evaluate as run
+    from dfscan.evaluation.evaluate import run_evaluation
     from dfscan.evaluation.evaluation_files import make_folder, write_evaluation, write_videos
 
-    settings = build(ScanSettings, options.chosen(context))
-    found = read_sources(
+    settings = build_settings(ScanSettings, options.chosen(context))
+    inputs_read = read_sources(
         inputs,
         SourceOptions(
-            label=_one_of("--label", label, get_args(Label)),
+            label=_one_of("--label", label, get_args(TrueLabel)),
             path_column=path_column,
             label_column=label_column,
             group_column=group_column,
@@ -153,12 +153,12 @@ def evaluate(
             take_column=take_column,
         ),
     )
-    sources = _of_split(found.items, _one_of("--split", split, get_args(Split)))
+    sources = _of_split(inputs_read.items, _one_of("--split", split, get_args(Split)))
     make_folder(folder, inputs=[*inputs, *(source.path for source in sources)])
-    with Progress(is_quiet=settings.quiet) as progress:
+    with ScanProgressBar(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
-        _say_skipped(found.skipped, folder)
-        result = run(
+        _say_skipped(inputs_read.skipped, folder)
+        result = run_evaluation(
             sources,
             settings,
             with_robustness=robustness,
@@ -167,15 +167,15 @@ def evaluate(
             seed=seed,
             listener=progress,
             on_planned=progress.set_total,
-            on_judged=lambda judged: write_videos(folder, judged),
+            on_scanned=lambda results: write_videos(folder, results),
         )
-    write_evaluation(folder, result, skipped=found.skipped)
-    typer.echo("\n".join(_table(result, num_skipped=len(found.skipped), folder=folder)))
+    write_evaluation(folder, result, skipped=inputs_read.skipped)
+    typer.echo("\n".join(_table(result, num_skipped=len(inputs_read.skipped), folder=folder)))
 
 
 def _say_skipped(skipped: Sequence[tuple[str, str]], folder: Path) -> None:
     """Log the skipped files, at most `MAX_SAID` of them by name."""
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     for path, reason in skipped[:MAX_SAID]:
         log.warning("%s: skipped, %s", display_path(path), reason)
@@ -211,7 +211,7 @@ def _of_split(sources: Sequence[Source], split: str | None) -> list[Source]:
 def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterator[str]:
     from dfscan.evaluation.evaluation_files import counts
 
-    of = counts(evaluation.judged)
+    of = counts(evaluation.results)
     videos = f"{of['videos']} videos ({of['real']} real, {of['fake']} fake) in {of['groups']} groups"
     yield f"{evaluation.checkpoint.label} on {videos}"
     yield f"{of['judged']} scored, {of['faces']} faces" + (f", {num_skipped} skipped" if num_skipped else "")
@@ -235,7 +235,7 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
 def _verdicts(evaluation: Evaluation) -> Iterator[str]:
     from dfscan.evaluation.evaluate import count_verdicts
 
-    table = count_verdicts(evaluation.judged)
+    table = count_verdicts(evaluation.results)
     yield "truth" + "".join(f"{verdict:>14}" for verdict in next(iter(table.values())))
     for label, row in table.items():
         yield f"{label:<5}" + "".join(f"{count:>14}" for count in row.values())
@@ -243,7 +243,7 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:
     from dfscan.evaluation.evaluation_files import COMPARISONS
-    from dfscan.report.text import printable
+    from dfscan.text import printable
 
     compared = [part for part in evaluation.parts if part.comparisons]
     if compared:
@@ -251,13 +251,13 @@ def _comparisons(evaluation: Evaluation) -> Iterator[str]:
         yield f"{'compared':<17}{'subset':<26}{'in':>6}{'fakes':>7}{'reals':>7}{'fake scores higher':>23}"
     for name, title in COMPARISONS.items():
         for part in compared:
-            if found := part.comparisons.get(name):
-                sizes = f"{found.num_compared:>6}{found.num_fakes:>7}{found.num_reals:>7}"
-                yield f"{title:<17}{printable(part.subset)[:25]:<26}{sizes}{_shown(found.estimate):>23}"
+            if comparison := part.comparisons.get(name):
+                sizes = f"{comparison.num_compared:>6}{comparison.num_fakes:>7}{comparison.num_reals:>7}"
+                yield f"{title:<17}{printable(part.subset)[:25]:<26}{sizes}{_shown(comparison.estimate):>23}"
 
 
-def _row(part: Part, name: str) -> str:
-    from dfscan.report.text import printable
+def _row(part: SubsetMetrics, name: str) -> str:
+    from dfscan.text import printable
 
     cells = "".join(f"{_shown(part.metrics.get(metric)):>23}" for metric in SHOWN)
     return f"{part.level:<7}{printable(name)[:25]:<26}{part.num_videos:>7}{cells}"

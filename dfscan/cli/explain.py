@@ -58,13 +58,13 @@ def explain(
       dfscan explain clip.mp4 --out ./clip --every 1 --top 10
       dfscan explain portrait.jpg --out ./portrait --format jpg
     """
-    from dfscan.config import ScanSettings, build
-    from dfscan.report.text import display_path
+    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.run import explain_file
+    from dfscan.text import display_path
 
     start_logging(log_path=log_file)
     shown = {"explain_top": top, "explain_format": picture_format}
-    result = explain_file(file, folder, build(ScanSettings, {**options.chosen(context), **shown}))
+    result = explain_file(file, folder, build_settings(ScanSettings, {**options.chosen(context), **shown}))
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.3f}"
     typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))

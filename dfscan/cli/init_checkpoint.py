@@ -28,10 +28,10 @@ def init_checkpoint(
       dfscan init-checkpoint other.safetensors --seed 7
       dfscan scan ./videos --checkpoint untrained.safetensors --out report.csv
     """
-    from dfscan.detector.checkpoint import init_checkpoint as make
+    from dfscan.detector.checkpoint import create_untrained
 
     start_logging()
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; choose another name, or use --force to replace it")
-    made = make(out, seed=seed)
+    made = create_untrained(out, seed=seed)
     typer.echo(f"{made.path}: untrained, seed {seed}, sha256 {made.sha256}")

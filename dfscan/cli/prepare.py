@@ -13,7 +13,7 @@ from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.cli.options import FACES, INPUT, OUTPUT
 from dfscan.extras import require
 
-CROPS, SPLITS = "Crops", "Splits"
+CROPS, SPLITTING = "Crops", "Splits"
 
 log = logging.getLogger("dfscan")
 
@@ -100,12 +100,13 @@ def prepare(
         str | None, _own("--crop-format", panel=CROPS, help="Image format: png (lossless) or jpg. Default: png.")
     ] = None,
     val: Annotated[
-        float | None, _own("--val", panel=SPLITS, help="Fraction of the groups in the validation split. Default: 0.15.")
+        float | None,
+        _own("--val", panel=SPLITTING, help="Fraction of the groups in the validation split. Default: 0.15."),
     ] = None,
     test: Annotated[
-        float | None, _own("--test", panel=SPLITS, help="Fraction of the groups in the test split. Default: 0.15.")
+        float | None, _own("--test", panel=SPLITTING, help="Fraction of the groups in the test split. Default: 0.15.")
     ] = None,
-    seed: Annotated[int | None, _own("--seed", panel=SPLITS, help="Seed of the split. Default: 0.")] = None,
+    seed: Annotated[int | None, _own("--seed", panel=SPLITTING, help="Seed of the split. Default: 0.")] = None,
     workers: options.Workers = None,
     timeout: options.Timeout = None,
     max_memory: options.MaxMemory = None,
@@ -127,26 +128,25 @@ def prepare(
       dfscan prepare /data/FaceForensics++ --out ./dataset --crop-format jpg
     """
     require("train", "dfscan prepare")
-    from dfscan.config import build
-    from dfscan.dataset.prepare import PrepareSettings
-    from dfscan.dataset.prepare import prepare as run
-    from dfscan.report.text import display_path
+    from dfscan.config import build_settings
+    from dfscan.dataset.prepare import PrepareSettings, run_prepare
+    from dfscan.text import display_path
 
     given = {name: value for name, value in context.params.items() if name in PrepareSettings.model_fields}
-    settings = build(PrepareSettings, given)
+    settings = build_settings(PrepareSettings, given)
     with _progress(is_quiet=settings.quiet) as progress, resumable("to continue, run the same command again"):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
-        summary = run(inputs, settings, listener=progress)
+        summary = run_prepare(inputs, settings, listener=progress)
     if not settings.quiet:
         say(f"{summary.text()} in {progress.seconds:.0f} s - {display_path(str(out))}")
 
 
 def _progress(*, is_quiet: bool) -> Any:
     """Create a progress bar fed by `train.prepare`; the class is local because its base imports rich."""
-    from dfscan.cli.progress import Progress
-    from dfscan.report.text import display_path
+    from dfscan.cli.progress import ScanProgressBar
+    from dfscan.text import display_path
 
-    class PrepareProgress(Progress):
+    class PrepareProgress(ScanProgressBar):
         def source_done(self, path: str, num_crops: int, reason: str) -> None:
             self.faces_scored(num_crops)
             self._labels["used" if num_crops else "skipped"] += 1

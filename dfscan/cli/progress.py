@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from dfscan.report.text import display_path, printable
+from dfscan.text import display_path, printable
 
 if TYPE_CHECKING:
     from dfscan.types import VideoResult
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dfscan")
 
 
-class Progress:
+class ScanProgressBar:
     """Show files done, faces per second, verdicts and remaining time; a context manager and a scan listener."""
 
     def __init__(self, *, is_quiet: bool) -> None:
@@ -49,14 +49,14 @@ class Progress:
         self._bar.update(self._task, total=num_videos)
 
     def faces_scored(self, count: int) -> None:
-        """Count scored faces; see `Listener.faces_scored`."""
+        """Count scored faces; see `ScanListener.faces_scored`."""
         if not self._num_faces:
             self._first_s = time.monotonic()
         self._num_faces += count
         self._note()
 
     def video_done(self, result: VideoResult) -> None:
-        """Count and log a result; see `Listener.video_done`."""
+        """Count and log a result; see `ScanListener.video_done`."""
         self._labels[result.verdict.label] += 1
         if result.verdict.label == "error":
             log.warning("%s: %s", display_path(result.path), result.verdict.reason)

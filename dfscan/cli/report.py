@@ -45,18 +45,18 @@ def report(
       dfscan report machine1.ledger machine2.ledger --out all.xlsx
       dfscan report all-nights.ledger --format jsonl | jq -r .verdict
     """
-    from dfscan.config import ScanSettings, build
-    from dfscan.scan.rebuild import report_again
-    from dfscan.types import LABELS
+    from dfscan.config import ScanSettings, build_settings
+    from dfscan.scan.rebuild import rebuild_reports
+    from dfscan.types import VERDICT_LABELS
 
     given = options.chosen(context)
-    settings = build(ScanSettings, given)
+    settings = build_settings(ScanSettings, given)
     if settings.html and not {"out", "format"} & set(given):
         settings = settings.model_copy(update={"out": ()})
     start_logging(is_quiet=settings.quiet)
-    labels = report_again(ledgers, settings)
+    labels = rebuild_reports(ledgers, settings)
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
-        counts = ", ".join(f"{labels[label]} {label}" for label in LABELS)
+        counts = ", ".join(f"{labels[label]} {label}" for label in VERDICT_LABELS)
         plural = "video" if labels.total() == 1 else "videos"
         say(f"{labels.total()} {plural}: {counts}" + (f" - {', '.join(files)}" if files else ""))

@@ -15,7 +15,7 @@ from dfscan.errors import ConfigError
 
 if TYPE_CHECKING:
     from dfscan.config import ScanSettings
-    from dfscan.scan.run import Tally
+    from dfscan.scan.run import ScanSummary
 
 
 @guarded
@@ -175,24 +175,24 @@ def scan(
       130  interrupted
       143  terminated
     """
-    from dfscan.cli.progress import Progress
-    from dfscan.config import ScanSettings, build
+    from dfscan.cli.progress import ScanProgressBar
+    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.outputs import named_files, spare_inputs
     from dfscan.scan.run import run_scan
 
-    settings = build(ScanSettings, options.chosen(context))
+    settings = build_settings(ScanSettings, options.chosen(context))
     spare_inputs(
         named_files(settings), [path for path in (config, files_from, settings.checkpoint, settings.trust_list) if path]
     )
     named, listed = _inputs(inputs or [], files_from, is_null=null)
-    with Progress(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
+    with ScanProgressBar(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
-        tally = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
-    code = tally.exit_code(settings)
-    if nothing := tally.nothing_to_scan():
+        summary = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
+    code = summary.exit_code(settings)
+    if nothing := summary.nothing_to_scan():
         say(nothing)
     if code or not settings.quiet:
-        say(_summary(tally, settings, progress.seconds))
+        say(_summary(summary, settings, progress.seconds))
     raise typer.Exit(code)
 
 
@@ -233,7 +233,7 @@ def _read_list(name: str, *, is_null: bool) -> list[str]:
         raise ConfigError(f"{name}: cannot be read ({error.strerror}); check --files-from") from error
 
 
-def _summary(tally: Tally, settings: ScanSettings, seconds: float) -> str:
+def _summary(summary: ScanSummary, settings: ScanSettings, seconds: float) -> str:
     files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
     written = f" - {', '.join(files)}" if files else ""
-    return f"{tally.summary()} in {seconds:.0f} s{written}"
+    return f"{summary.summary()} in {seconds:.0f} s{written}"

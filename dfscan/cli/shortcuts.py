@@ -69,26 +69,25 @@ def shortcuts(
       dfscan shortcuts --data ./faces --forgeries warped --num-faces 2000
     """
     require("train", "dfscan shortcuts")
-    from dfscan.config import read_file
     from dfscan.errors import ConfigError
-    from dfscan.train.settings import build, model
+    from dfscan.train.settings import build_train_settings
     from dfscan.train.shortcuts import check_made_fakes, check_true_fakes
 
     start_logging(is_quiet=quiet)
     tell = (lambda _: None) if quiet else say
     flags = {"data": data, "forgeries": forgeries, "reconstructions": reconstructions}
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = build({**(read_file(config, model()) if config else {}), **given})
+    settings = build_train_settings(given, config_path=config)
     made = check_made_fakes(settings, num_faces=num_faces, num_resamples=resamples, tell=tell) if settings.kinds else []
     true = check_true_fakes(settings, num_resamples=resamples, tell=tell)
     if not made and not true:
         raise ConfigError("nothing to check: give --forgeries, or a data set that contains fakes")
-    failed = [each for each in made if not _is_near_chance(each.roc_auc, tolerance)]
+    failed = [finding for finding in made if not _is_near_chance(finding.roc_auc, tolerance)]
     _print_table([*made, *true], failed)
     if out:
         _write(out, [*made, *true])
-    for each in failed:
-        say(f"{each.subset} fakes can be recognised by a shortcut; largest coefficients: {_strongest(each)}")
+    for finding in failed:
+        say(f"{finding.subset} fakes can be recognised by a shortcut; largest coefficients: {_strongest(finding)}")
     if failed:
         raise typer.Exit(EXIT_TOLD_APART)
 
@@ -107,11 +106,11 @@ def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None
     for name in ("real + fake", "ROC AUC [95 % interval]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("result")
-    for each in findings:
-        result = "" if each.fakes == "true" else "FAIL" if each in failed else "pass"
-        unit = "faces" if each.level == "frame" else "videos"
-        sizes = f"{each.num_real} + {each.num_fake} {unit}"
-        table.add_row(each.fakes, escape(each.subset), sizes, escape(_shown(each.roc_auc)), result)
+    for finding in findings:
+        result = "" if finding.fakes == "true" else "FAIL" if finding in failed else "pass"
+        unit = "faces" if finding.level == "frame" else "videos"
+        sizes = f"{finding.num_real} + {finding.num_fake} {unit}"
+        table.add_row(finding.fakes, escape(finding.subset), sizes, escape(_shown(finding.roc_auc)), result)
     Console(highlight=False).print(table)
 
 
@@ -127,8 +126,8 @@ def _strongest(finding: Finding, number: int = 3) -> str:
 
 
 def _write(path: Path, findings: Sequence[Finding]) -> None:
+    from dfscan.report.formats import format_for, open_writer
     from dfscan.report.schema import Column
-    from dfscan.report.writers import format_for, open_writer
     from dfscan.train.shortcuts import FEATURES
 
     columns = [
@@ -137,7 +136,9 @@ def _write(path: Path, findings: Sequence[Finding]) -> None:
         *(Column(name, "score") for name in ("roc_auc", "low", "high", *FEATURES)),
     ]
     with open_writer(path, columns, format=format_for(path)) as writer:
-        for each in findings:
-            row: dict[str, Any] = asdict(each)
+        for finding in findings:
+            row: dict[str, Any] = asdict(finding)
             auc = row.pop("roc_auc")
-            writer.append(row | {"roc_auc": auc["value"], "low": auc["low"], "high": auc["high"]} | each.coefficients)
+            writer.append(
+                row | {"roc_auc": auc["value"], "low": auc["low"], "high": auc["high"]} | finding.coefficients
+            )

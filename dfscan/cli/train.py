@@ -14,7 +14,7 @@ import typer
 from dfscan.cli.guard import guarded, say, start_logging
 from dfscan.errors import ConfigError
 from dfscan.extras import require
-from dfscan.train.settings import BEHAVIOUR, TrainSettings
+from dfscan.train.settings import TRAIN_BEHAVIOUR, TrainSettings
 
 MAX_PLAIN_LOSSES = 20
 """Maximum number of loss lines per run if stderr is not a terminal, in addition to one line per epoch."""
@@ -26,17 +26,17 @@ def _train(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with settings; flags take precedence.", rich_help_panel=BEHAVIOUR, show_default=False
+            help="TOML file with settings; flags take precedence.", rich_help_panel=TRAIN_BEHAVIOUR, show_default=False
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=BEHAVIOUR)
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=TRAIN_BEHAVIOUR)
     ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
             help="Only write a PNG with examples of the network's input, then exit.",
-            rich_help_panel=BEHAVIOUR,
+            rich_help_panel=TRAIN_BEHAVIOUR,
             show_default=False,
         ),
     ] = None,
@@ -45,13 +45,13 @@ def _train(
         typer.Option(
             help="Only time this many steps with and without data loading, then exit.",
             min=1,
-            rich_help_panel=BEHAVIOUR,
+            rich_help_panel=TRAIN_BEHAVIOUR,
             show_default=False,
             metavar="STEPS",
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.", rich_help_panel=BEHAVIOUR)
+        bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.", rich_help_panel=TRAIN_BEHAVIOUR)
     ] = False,
     **flags: Any,
 ) -> None:
@@ -70,9 +70,8 @@ def _train(
       dfscan train --data ./faces --out ./run --resume
     """
     require("train", "dfscan train")
-    from dfscan.config import read_file
     from dfscan.train import run
-    from dfscan.train.settings import build, model
+    from dfscan.train.settings import build_train_settings
 
     given = {name: value for name, value in flags.items() if value is not None}
     if given.get("pretrained") and (other := [name for name in ("start_from", "grow_from") if name in given]):
@@ -80,7 +79,7 @@ def _train(
             f"--pretrained and --{other[0].replace('_', '-')} exclude each other: both select the initial weights; "
             "give only one of them"
         )
-    settings = build({**(read_file(config, model()) if config else {}), **given})
+    settings = build_train_settings(given, config_path=config)
     start_logging(is_quiet=quiet)
     tell = (lambda _: None) if quiet else say
     if sheet:
@@ -89,7 +88,7 @@ def _train(
     elif bench:
         _print_loading(run.measure_loading(settings, num_steps=bench, tell=tell))
     else:
-        with _Progress(is_quiet=quiet) as progress:
+        with _TrainProgressBar(is_quiet=quiet) as progress:
             made = run.run_training(settings, progress, is_resumed=resume)
         if made and not quiet:
             say(f"{made}: calibrated checkpoint of the best epoch; see `dfscan info --checkpoint {made}`")
@@ -101,10 +100,10 @@ def _validation(checkpoint: Path) -> str:
 
     metrics = read_card(checkpoint).card.metrics
     assert metrics
-    found = metrics["validation"]
-    auc = found["frame"]["roc_auc"]
+    measured = metrics["validation"]
+    auc = measured["frame"]["roc_auc"]
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
-    of = f"{found['num_faces']} validation faces in {found['num_groups']} groups"
+    of = f"{measured['num_faces']} validation faces in {measured['num_groups']} groups"
     return f"ROC AUC on {of}: {auc['value']:.3f}{interval}"
 
 
@@ -115,7 +114,7 @@ def _print_loading(figures: dict[str, float]) -> None:
     )
 
 
-class _Progress:
+class _TrainProgressBar:
     """Training listener: shows a bar on a terminal and occasional lines elsewhere."""
 
     def __init__(self, *, is_quiet: bool) -> None:
@@ -125,18 +124,18 @@ class _Progress:
         self._num_steps = self._steps_done = 0
 
     def noted(self, text: str) -> None:
-        """Print a note; see `Listener.noted`."""
+        """Print a note; see `TrainListener.noted`."""
         self._say(text)
 
     def planned(self, num_steps: int, steps_done: int) -> None:
-        """Create the bar; see `Listener.planned`."""
+        """Create the bar; see `TrainListener.planned`."""
         from tqdm import tqdm
 
         self._num_steps, self._steps_done = num_steps, steps_done
         self._bar = tqdm(total=num_steps, initial=steps_done, unit="step", disable=not self._is_live)
 
     def stepped(self, loss: float) -> None:
-        """Advance the bar; see `Listener.stepped`."""
+        """Advance the bar; see `TrainListener.stepped`."""
         self._steps_done += 1
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update()
@@ -144,7 +143,7 @@ class _Progress:
             self._say(f"step {self._steps_done} of {self._num_steps}: loss {loss:.4f}")
 
     def epoch_done(self, row: dict[str, Any], is_best: bool) -> None:
-        """Print the metrics of an epoch; see `Listener.epoch_done`."""
+        """Print the metrics of an epoch; see `TrainListener.epoch_done`."""
         self._say(
             f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, AUC "
             f"{row['val_auc']:.4f}, accuracy {row['val_accuracy']:.4f}{' (best)' if is_best else ''}"
@@ -169,7 +168,11 @@ class _Progress:
 def _with_flags(command: Any) -> Any:
     """Add a flag for each field of `TrainSettings` to a command's signature."""
     hints = get_type_hints(TrainSettings)
-    own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "flags"]
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "flags"
+    ]
     flags = [_flag(field, hints[field.name]) for field in dataclasses.fields(TrainSettings)]
     command.__signature__ = inspect.Signature([*flags, *own])
     return command

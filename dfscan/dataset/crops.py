@@ -8,9 +8,9 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dfscan.errors import ConfigError
+from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.errors import DataError
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.faces.detect import Detection
 
@@ -32,15 +32,15 @@ _OPTIONS: dict[CropFormat, list[int]] = {
 class LooseCrop:
     """A face with a margin that leaves room for augmentation to rotate and shift it."""
 
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Image
     """(S, S, 3) RGB, black where the square extends beyond the frame."""
-    box_xyxy: NDArray[np.float32]
+    box_xyxy: Float32Array
     """(4,) in pixels of the crop."""
-    landmarks: NDArray[np.float32]
+    landmarks: Float32Array
     """(5, 2) in pixels of the crop."""
 
 
-def cut(frame_pixels: NDArray[np.uint8], detection: Detection, *, margin: float, max_crop_px: int) -> LooseCrop:
+def cut(frame_pixels: UInt8Image, detection: Detection, *, margin: float, max_crop_px: int) -> LooseCrop:
     """Cut the square around a face at the frame's own resolution, and shrink it if it is larger than allowed.
 
     Args:
@@ -61,31 +61,31 @@ def cut(frame_pixels: NDArray[np.uint8], detection: Detection, *, margin: float,
     )
 
 
-def resized(pixels: NDArray[np.uint8], width_px: int, height_px: int) -> NDArray[np.uint8]:
+def resized(pixels: UInt8Image, width_px: int, height_px: int) -> UInt8Image:
     """Resize an image, with area averaging when it shrinks and bicubic interpolation otherwise."""
     method = cv2.INTER_AREA if pixels.shape[0] > height_px else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), np.uint8)
 
 
-def encode(pixels: NDArray[np.uint8], crop_format: CropFormat) -> bytes:
+def encode(pixels: UInt8Image, crop_format: CropFormat) -> bytes:
     """Encode (H, W, 3) RGB pixels as lossless PNG or as JPEG at quality 95, and return the bytes."""
     is_encoded, data = cv2.imencode(f".{crop_format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _OPTIONS[crop_format])
     assert is_encoded  # both formats accept any uint8 RGB array
     return data.tobytes()
 
 
-def read_crop(path: Path) -> NDArray[np.uint8]:
+def read_crop(path: Path) -> UInt8Image:
     """Read a crop as (H, W, 3) RGB.
 
     Raises:
-        ConfigError: the file is missing, unreadable or not an image.
+        DataError: the file is missing, unreadable or not an image.
     """
     remedy = "delete its row from the manifest, or recreate the data set with `dfscan prepare`"
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise ConfigError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise DataError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     if picture is None:
-        raise ConfigError(f"face crop {path}: not an image that can be decoded; {remedy}")
+        raise DataError(f"face crop {path}: not an image that can be decoded; {remedy}")
     return np.asarray(picture, np.uint8)

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
+
 FINGERPRINT_CELLS = 16
 FINGERPRINT_BITS = 2 * FINGERPRINT_CELLS**2
 MIN_STEP = 0.05
@@ -43,7 +45,7 @@ NUM_BANDS = 20
 Fingerprints = NDArray[np.uint64]
 
 
-def fingerprint(pixels: NDArray[np.uint8]) -> str:
+def fingerprint(pixels: UInt8Image) -> str:
     """Encode where an image gets brighter to the right and downwards, on a grid of 16 x 16 cells.
 
     Args:
@@ -55,10 +57,10 @@ def fingerprint(pixels: NDArray[np.uint8]) -> str:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     side = FINGERPRINT_CELLS + 1
     cells = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
-    least = MIN_STEP * float(cells.std())
+    min_step = MIN_STEP * float(cells.std())
     corner = cells[:-1, :-1]
     steps = np.stack([cells[:-1, 1:] - corner, cells[1:, :-1] - corner])
-    return np.packbits(steps > least).tobytes().hex()
+    return np.packbits(steps > min_step).tobytes().hex()
 
 
 def unpack(fingerprints: Sequence[str]) -> Fingerprints:

@@ -14,18 +14,19 @@ from typing import Annotated, Any, Protocol
 import cv2
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from dfscan.config import Count, Memory, Probability, Timeout
+from dfscan.config import Count, Memory, Probability, TimeoutS
 from dfscan.dataset.crops import CropFormat, LooseCrop, cut, encode
 from dfscan.dataset.duplicates import fingerprint
-from dfscan.dataset.journal import CropRecord, Entry, Journal, writing
+from dfscan.dataset.journal import RESUME, CropRecord, Journal, JournalEntry
 from dfscan.dataset.layouts import Source
-from dfscan.dataset.manifest import Label
+from dfscan.dataset.manifest import TrueLabel
 from dfscan.dataset.sources import SourceOptions
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.faces.detect import FaceDetector
+from dfscan.files import writing
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.scan.ledger import FileIdentity
+from dfscan.media.source import FileIdentity
 from dfscan.scan.setup import default_threads, default_workers, limit_threads
 from dfscan.types import Frame
 
@@ -44,7 +45,7 @@ class PrepareSettings(BaseModel):
 
     out: Path
     # labels
-    label: Label | None = None
+    label: TrueLabel | None = None
     path_column: str = SourceOptions().path_column
     label_column: str = SourceOptions().label_column
     group_column: str | None = None
@@ -67,7 +68,7 @@ class PrepareSettings(BaseModel):
     seed: int = 0
     # behaviour
     workers: Count | None = None
-    timeout: Timeout = 300.0
+    timeout: TimeoutS = 300.0
     max_memory: Memory = 2048
     sandbox: bool = True
     quiet: bool = False
@@ -83,10 +84,10 @@ class PrepareSettings(BaseModel):
     @property
     def source_options(self) -> SourceOptions:
         """Options for reading the inputs."""
-        return SourceOptions(**self.model_dump(include={each.name for each in fields(SourceOptions)}))
+        return SourceOptions(**self.model_dump(include={option.name for option in fields(SourceOptions)}))
 
 
-class Listener(Protocol):
+class PrepareListener(Protocol):
     """Receives the progress of the preparation."""
 
     def set_total(self, num_sources: int) -> None:
@@ -96,14 +97,14 @@ class Listener(Protocol):
         """Report a finished source; `reason` explains missing faces and is empty if there are none missing."""
 
 
-def recipe(settings: PrepareSettings) -> dict[str, Any]:
+def crop_recipe(settings: PrepareSettings) -> dict[str, Any]:
     """Return everything besides the sources that crops depend on, in the form that the journal stores."""
     values = settings.model_dump(mode="json", include=set(CUTTING))
     return {**values, "cutting_version": CUTTING_VERSION}
 
 
 @dataclass(eq=False)
-class _Work:
+class _PendingSource:
     """A source in progress."""
 
     number: int
@@ -122,7 +123,7 @@ class Extraction:
         settings: PrepareSettings,
         journal: Journal,
         sources: Sequence[Source],
-        listener: Listener | None,
+        listener: PrepareListener | None,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -130,7 +131,7 @@ class Extraction:
         self._sources = {source.path: source for source in sources}
         self._first_with: dict[str, Source] = {}
         self._unfinished_dir = settings.out / UNFINISHED_DIR
-        self._under_way: dict[str, _Work] = {}
+        self._pending: dict[str, _PendingSource] = {}
         self.failures: dict[str, str] = {}
         """Reason why a source could not be decoded, by path; not journalled, so the next run retries it."""
 
@@ -138,7 +139,7 @@ class Extraction:
         """Process all sources that the journal lacks.
 
         Raises:
-            ConfigError: one file has two labels.
+            DataError: one file has two labels.
             OutputError: a crop or the journal cannot be written.
         """
         current = [path for path in self._sources if self._is_done(path)]
@@ -150,7 +151,7 @@ class Extraction:
         shutil.rmtree(self._unfinished_dir, ignore_errors=True)
         if not paths:
             return
-        with writing(self._unfinished_dir):
+        with writing(self._unfinished_dir, remedy=RESUME):
             self._unfinished_dir.mkdir(parents=True)
         self._decode(paths)
         shutil.rmtree(self._unfinished_dir, ignore_errors=True)
@@ -163,7 +164,7 @@ class Extraction:
         source = self._sources[path]
         first = self._first_with.setdefault(sha256, source)
         if first.label != source.label:
-            raise ConfigError(
+            raise DataError(
                 f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
                 "the wrong one"
             )
@@ -182,11 +183,11 @@ class Extraction:
             for event in events:
                 if isinstance(event, Opened):
                     num_opened += 1
-                    self._under_way[event.path] = _Work(num_opened, FileIdentity.of(event.path))
+                    self._pending[event.path] = _PendingSource(num_opened, FileIdentity.of(event.path))
                 elif isinstance(event, Ended):
-                    self._end(self._under_way.pop(event.path), event)
+                    self._end(self._pending.pop(event.path), event)
                 else:
-                    self._look(self._under_way[event.path], event.frame, detector)
+                    self._look(self._pending[event.path], event.frame, detector)
 
     def _load_detector(self) -> FaceDetector:
         settings = self._settings
@@ -198,7 +199,7 @@ class Extraction:
         limit_threads()
         return detector
 
-    def _look(self, work: _Work, frame: Frame, detector: FaceDetector) -> None:
+    def _look(self, work: _PendingSource, frame: Frame, detector: FaceDetector) -> None:
         work.num_frames += 1
         try:
             detections = detector.detect(frame.pixels)
@@ -210,10 +211,10 @@ class Extraction:
             name = f"{frame.index:04d}_{i}.{self._settings.crop_format}"
             work.crops.append((name, self._keep(work, name, crop, frame.time_s, detection.score)))
 
-    def _keep(self, work: _Work, name: str, crop: LooseCrop, time_s: float, score: float) -> CropRecord:
+    def _keep(self, work: _PendingSource, name: str, crop: LooseCrop, time_s: float, score: float) -> CropRecord:
         data = encode(crop.pixels, self._settings.crop_format)
         path = self._unfinished_dir / f"{work.number}_{name}"
-        with writing(path):
+        with writing(path, remedy=RESUME):
             path.write_bytes(data)
         return CropRecord(
             crop="",
@@ -225,7 +226,7 @@ class Extraction:
             landmarks=crop.landmarks.ravel().tolist(),
         )
 
-    def _end(self, work: _Work, ended: Ended) -> None:
+    def _end(self, work: _PendingSource, ended: Ended) -> None:
         path, reason = ended.path, work.failure
         if ended.failure is not None:
             reason = str(ended.failure)
@@ -241,11 +242,11 @@ class Extraction:
         if self._listener:
             self._listener.source_done(path, num_crops, reason)
 
-    def _discard(self, work: _Work) -> None:
+    def _discard(self, work: _PendingSource) -> None:
         for name, _ in work.crops:
             (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
 
-    def _finish(self, work: _Work, ended: Ended) -> Entry:
+    def _finish(self, work: _PendingSource, ended: Ended) -> JournalEntry:
         """Move the crops to their final names, then record the source in the journal."""
         assert ended.info is not None and ended.info.sha256 is not None and work.identity is not None
         sha256 = ended.info.sha256
@@ -253,12 +254,12 @@ class Extraction:
         records = []
         for name, record in work.crops:
             crop = f"{CROPS_DIR}/{sha256[:2]}/{sha256[:16]}_{name}"
-            with writing(self._settings.out / crop):
+            with writing(self._settings.out / crop, remedy=RESUME):
                 (self._settings.out / crop).parent.mkdir(exist_ok=True)
                 os.replace(self._unfinished_dir / f"{work.number}_{name}", self._settings.out / crop)
             records.append(replace(record, crop=crop))
         identity = work.identity
-        entry = Entry(
+        entry = JournalEntry(
             path=ended.path,
             size_bytes=identity.size_bytes,
             mtime_ns=identity.mtime_ns,
@@ -273,7 +274,7 @@ class Extraction:
         return entry
 
 
-def note(entry: Entry, settings: PrepareSettings) -> str:
+def note(entry: JournalEntry, settings: PrepareSettings) -> str:
     """Return why a source gave no crop or only part of its crops, or an empty string."""
     if not entry.crops:
         damage = f"; {entry.damage}" if entry.damage else ""

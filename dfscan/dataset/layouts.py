@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfscan.dataset.manifest import LABELS, SPLITS, Label, Split
-from dfscan.errors import ConfigError
+from dfscan.dataset.manifest import SPLITS, TRUE_LABELS, Split, TrueLabel
+from dfscan.errors import DataError
 from dfscan.media.discover import why_no_video
 from dfscan.media.names import VIDEO_SUFFIXES, is_system_folder
 
-PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
-LABEL_WORDS: dict[str, Label] = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+LABEL_WORDS: dict[str, TrueLabel] = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}
 SPLIT_WORDS: dict[str, Split] = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 _COMPRESSIONS = ("raw", "c23", "c40")
 _ACTORS = ("actors", "DeepFakeDetection")
@@ -30,7 +30,7 @@ class Source:
     """One labelled video or image."""
 
     path: str
-    label: Label
+    label: TrueLabel
     kind: str = ""
     """Kind of manipulation; empty for real footage or if unknown."""
     group: str = ""
@@ -66,7 +66,7 @@ def media_files(folder: Path) -> list[Path]:
 
     System files and unfinished downloads are left out, as in a scan.
     """
-    suffixes = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+    suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     return sorted(
         path
         for path in folder.rglob("*")
@@ -104,15 +104,15 @@ def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name: root(name) for name in list(parents)}
 
 
-def read_real_and_fake(root: Path, found: Sources) -> None:
+def read_real_and_fake(root: Path, sources: Sources) -> None:
     """Read ``real/`` and ``fake/``; the folders in ``fake/`` name kinds of manipulation."""
-    for label in LABELS:
+    for label in TRUE_LABELS:
         for file in media_files(root / label):
             first, *rest = file.relative_to(root / label).parts
-            found.add(Source(str(file), label, first if rest and label == "fake" else "", str(file)))
+            sources.add(Source(str(file), label, first if rest and label == "fake" else "", str(file)))
 
 
-def read_face_forensics(root: Path, found: Sources) -> None:
+def read_face_forensics(root: Path, sources: Sources) -> None:
     """Read FaceForensics++, including DeepFakeDetection, in every compression that is present.
 
     A fake ``071_054.mp4`` puts ``071`` and ``054`` into one group, and so does a pair in the split files. The actors
@@ -129,8 +129,8 @@ def read_face_forensics(root: Path, found: Sources) -> None:
     for file, kind in files:
         is_real = file.is_relative_to(root / "original_sequences")
         target = people[file][0]
-        label: Label = "real" if is_real else "fake"
-        found.add(Source(str(file), label, "" if is_real else kind, f"ff++ {groups[target]}", split_of.get(target)))
+        label: TrueLabel = "real" if is_real else "fake"
+        sources.add(Source(str(file), label, "" if is_real else kind, f"ff++ {groups[target]}", split_of.get(target)))
 
 
 def _clips(area: Path) -> Iterator[tuple[Path, str]]:
@@ -156,13 +156,13 @@ def _json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+        raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(value, kind):
-        raise ConfigError(f"{path}: does not hold a JSON {kind.__name__}; download it again")
+        raise DataError(f"{path}: does not hold a JSON {kind.__name__}; download it again")
     return value
 
 
-def read_celeb_df(root: Path, found: Sources) -> None:
+def read_celeb_df(root: Path, sources: Sources) -> None:
     """Read Celeb-DF.
 
     ``id0_id1_0000.mp4`` is id0's video 0000 with the face of id1. Swaps connect nearly all identities into one
@@ -180,12 +180,12 @@ def read_celeb_df(root: Path, found: Sources) -> None:
             name = file.relative_to(root)
             video, is_tested = _celeb_video(name), name.as_posix() in tested
             if video in tested_videos and not is_tested:
-                found.skipped.append((str(file), f"test_video: not in {_TEST_LIST}, but another of {video} is"))
+                sources.skipped.append((str(file), f"test_video: not in {_TEST_LIST}, but another of {video} is"))
                 continue
             group = video if is_tested else _celeb_identity(name)
-            label: Label = "fake" if folder == "Celeb-synthesis" else "real"
+            label: TrueLabel = "fake" if folder == "Celeb-synthesis" else "real"
             kind = "face swap" if label == "fake" else ""
-            found.add(Source(str(file), label, kind, group, "test" if is_tested else None))
+            sources.add(Source(str(file), label, kind, group, "test" if is_tested else None))
 
 
 def _celeb_video(name: Path) -> str:
@@ -201,7 +201,7 @@ def _celeb_identity(name: Path) -> str:
     return f"celeb-df {name.stem.split('_')[0]}" if is_celebrity else f"celeb-df youtube {name.stem}"
 
 
-def read_dfdc(metadata: Sequence[Path], found: Sources) -> None:
+def read_dfdc(metadata: Sequence[Path], sources: Sources) -> None:
     """Read parts of DFDC; a group is an original with its fakes.
 
     All files of the public download have ``"split": "train"``, which carries no information and is ignored.
@@ -210,7 +210,7 @@ def read_dfdc(metadata: Sequence[Path], found: Sources) -> None:
         for name, facts in sorted(_json(path, dict).items()):
             label = LABEL_WORDS.get(str(facts.get("label")).lower()) if isinstance(facts, dict) else None
             if label is None:
-                raise ConfigError(f"{path}: '{name}' has no label REAL or FAKE; download it again")
+                raise DataError(f"{path}: '{name}' has no label REAL or FAKE; download it again")
             split = SPLIT_WORDS.get(str(facts.get("split")).lower())
             group = f"dfdc {facts.get('original') or name}"
-            found.add(Source(str(path.parent / name), label, "", group, None if split == "train" else split))
+            sources.add(Source(str(path.parent / name), label, "", group, None if split == "train" else split))

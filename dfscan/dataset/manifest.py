@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dfscan.errors import ConfigError
+from dfscan.arrays import BoolArray, Float32Array
+from dfscan.errors import DataError
+from dfscan.files import write_bytes
 
-Label = Literal["real", "fake"]
+TrueLabel = Literal["real", "fake"]
 Split = Literal["train", "val", "test"]
 
-LABELS: tuple[Label, ...] = get_args(Label)
+TRUE_LABELS: tuple[TrueLabel, ...] = get_args(TrueLabel)
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST_NAME = "manifest.csv"
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
@@ -43,7 +44,7 @@ class Sample:
     """Path of the crop relative to the manifest's folder, with ``/`` separators."""
     source: str
     """Path of the video or image that the crop was cut from, as the user gave it."""
-    label: Label
+    label: TrueLabel
     kind: str
     """Kind of manipulation, such as ``face swap``; empty for real footage or if unknown."""
     split: Split
@@ -55,9 +56,9 @@ class Sample:
     """Lower-case hex digest of the crop file."""
     time_s: float
     detection_score: float
-    box_xyxy: NDArray[np.float32]
+    box_xyxy: Float32Array
     """(4,) the detector's box, in pixels of the crop."""
-    landmarks: NDArray[np.float32]
+    landmarks: Float32Array
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, in pixels of the crop."""
     fingerprint: str = ""
     """Hex digits of `duplicates.fingerprint`; if empty, it is computed from the crop when needed."""
@@ -77,7 +78,7 @@ def read_manifest(path: Path) -> list[Sample]:
     """Read a manifest from its file or from the folder of its data set.
 
     Raises:
-        ConfigError: the manifest is missing, lacks columns, has no rows, or holds invalid values. The message lists all
+        DataError: the manifest is missing, lacks columns, has no rows, or holds invalid values. The message lists all
             missing columns, or the first few bad rows of each problem.
     """
     import pandas as pd
@@ -86,23 +87,23 @@ def read_manifest(path: Path) -> list[Sample]:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys((*TEXT_COLUMNS, *OPTIONAL_COLUMNS), str), keep_default_na=False)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); create it with `dfscan prepare`") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); create it with `dfscan prepare`") from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise ConfigError(f"{path}: not a CSV file of face crops ({error}); create it with `dfscan prepare`") from error
+        raise DataError(f"{path}: not a CSV file of face crops ({error}); create it with `dfscan prepare`") from error
     if "source_sha256" not in table.columns:
         table["source_sha256"] = ""
     if missing := [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name not in table.columns]:
-        raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; recreate it with `dfscan prepare`")
+        raise DataError(f"{path}: lacks the columns {', '.join(missing)}; recreate it with `dfscan prepare`")
     if table.empty:
-        raise ConfigError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
+        raise DataError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
     numbers = table[list(NUMBER_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     _check_rows(path, table, numbers)
     return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
 
 
-def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
+def _check_rows(path: Path, table: Any, numbers: Float32Array) -> None:
     problems = {
-        f"label is neither {' nor '.join(LABELS)}": ~table["label"].isin(LABELS),
+        f"label is neither {' nor '.join(TRUE_LABELS)}": ~table["label"].isin(TRUE_LABELS),
         f"split is none of {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
         "group is empty": table["group"] == "",
         "crop is empty or leaves the folder": table["crop"].map(_is_outside),
@@ -119,10 +120,10 @@ def _check_rows(path: Path, table: Any, numbers: NDArray[np.float32]) -> None:
             more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
             complaints.append(f"{problem} (line {', '.join(lines[:3])}{more})")
     if complaints:
-        raise ConfigError(f"{path}: {'; '.join(complaints)}")
+        raise DataError(f"{path}: {'; '.join(complaints)}")
 
 
-def _is_tiny(boxes_xyxy: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _is_tiny(boxes_xyxy: Float32Array) -> BoolArray:
     sides_px = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return np.asarray((sides_px.min(axis=1) <= 0) | (sides_px.max(axis=1) < MIN_BOX_PX), np.bool_)
 
@@ -132,7 +133,7 @@ def _is_outside(crop: str) -> bool:
     return not crop or path.is_absolute() or ".." in path.parts
 
 
-def _sample(row: Mapping[Any, Any], values: NDArray[np.float32]) -> Sample:
+def _sample(row: Mapping[Any, Any], values: Float32Array) -> Sample:
     time_s, detection_score, *_ = values.tolist()
     return Sample(
         **{name: row[name] for name in TEXT_COLUMNS},
@@ -152,10 +153,6 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
     """
     import pandas as pd
 
-    from dfscan.report.writers import AtomicFile
-
     # dtype=object: pandas' default text type, backed by Arrow, rejects names that are not valid UTF-8.
     table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS), dtype=object)
-    sink = AtomicFile(path)
-    sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))
-    sink.commit()
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from dfscan.dataset.duplicates import near_duplicates, unpack
-from dfscan.dataset.extract import Extraction, Listener, PrepareSettings, note, recipe
-from dfscan.dataset.journal import Entry, Journal
+from dfscan.dataset.extract import Extraction, PrepareListener, PrepareSettings, crop_recipe, note
+from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.layouts import Source, components
-from dfscan.dataset.manifest import LABELS, MANIFEST_NAME, SPLITS, Sample, write_manifest
+from dfscan.dataset.manifest import MANIFEST_NAME, SPLITS, TRUE_LABELS, Sample, write_manifest
 from dfscan.dataset.sources import read_sources
 from dfscan.dataset.splits import assign_splits, check_splits
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.text import report_order
-from dfscan.report.writers import open_writer
+from dfscan.text import report_order
 
-__all__ = ["Listener", "PrepareSettings", "PrepareSummary", "prepare"]
+__all__ = ["PrepareListener", "PrepareSettings", "PrepareSummary", "run_prepare"]
 
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = (Column("path", "path"), Column("num_crops", "int"), Column("reason", "text"))
@@ -43,23 +43,29 @@ class PrepareSummary:
     splits: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
-    num_united: int = 0
+    num_merged_groups: int = 0
     """Groups that were merged into others because some of their crops show the same image."""
 
     def text(self) -> str:
         """Return the summary as one line of text."""
-        labels = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
+        labels = ", ".join(f"{self.labels[label]} {label}" for label in TRUE_LABELS)
         splits = ", ".join(f"{self.splits[split]} {split}" for split in SPLITS)
         skipped = ", ".join(f"{count} {code}" for code, count in sorted(self.skipped.items())) or "none"
         partial = f" ({self.num_partial} partial)" if self.num_partial else ""
-        united = f"; {self.num_united} groups merged with others that show the same image" if self.num_united else ""
+        merged = (
+            f"; {self.num_merged_groups} groups merged with others that show the same image"
+            if self.num_merged_groups
+            else ""
+        )
         return (
-            f"{self.num_sources} sources{partial}, {self.num_crops} crops: {labels}; {splits}{united}; "
+            f"{self.num_sources} sources{partial}, {self.num_crops} crops: {labels}; {splits}{merged}; "
             f"skipped: {skipped}"
         )
 
 
-def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Listener | None = None) -> PrepareSummary:
+def run_prepare(
+    inputs: Sequence[str], settings: PrepareSettings, *, listener: PrepareListener | None = None
+) -> PrepareSummary:
     """Create a data set, or continue one.
 
     Args:
@@ -68,16 +74,17 @@ def prepare(inputs: Sequence[str], settings: PrepareSettings, *, listener: Liste
         listener: receives the progress.
 
     Raises:
-        ConfigError: the inputs cannot be interpreted, one file has two labels, no source shows a face, or the given
-            splits leak; in the last case the manifest is still written.
+        ConfigError: the inputs cannot be interpreted.
+        DataError: one file has two labels, no source shows a face, or the given splits leak; in the last case the
+            manifest is still written.
         OutputError: a file cannot be written.
     """
-    found = read_sources(inputs, settings.source_options)
-    sources = _without_own_crops(found.items, settings.out)
-    with Journal(settings.out, recipe(settings)) as journal:
+    inputs_read = read_sources(inputs, settings.source_options)
+    sources = _without_own_crops(inputs_read.items, settings.out)
+    with Journal(settings.out, crop_recipe(settings)) as journal:
         extraction = Extraction(settings, journal, sources, listener)
         extraction.run()
-        notes = dict(found.skipped) | extraction.failures
+        notes = dict(inputs_read.skipped) | extraction.failures
         entries = {path: entry for path, entry in journal.entries.items() if path not in extraction.failures}
         return _write(settings, _without_copies(sources, entries, notes), entries, notes)
 
@@ -88,7 +95,7 @@ def _without_own_crops(sources: Sequence[Source], dataset_dir: Path) -> list[Sou
     return [source for source in sources if not os.path.realpath(source.path).startswith(own)]
 
 
-def _without_copies(sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]) -> list[Source]:
+def _without_copies(sources: Sequence[Source], entries: dict[str, JournalEntry], notes: dict[str, str]) -> list[Source]:
     """Return the decoded sources, keeping only the first of identical files and noting the others."""
     kept: dict[str, Source] = {}
     for source in sources:
@@ -101,7 +108,7 @@ def _without_copies(sources: Sequence[Source], entries: dict[str, Entry], notes:
 
 
 def _write(
-    settings: PrepareSettings, sources: Sequence[Source], entries: dict[str, Entry], notes: dict[str, str]
+    settings: PrepareSettings, sources: Sequence[Source], entries: dict[str, JournalEntry], notes: dict[str, str]
 ) -> PrepareSummary:
     """Assign splits, write the output files and return the summary."""
     for source in sources:
@@ -111,9 +118,9 @@ def _write(
     num_crops = {source.path: len(entries[source.path].crops) for source in used}
     _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
     if not used:
-        raise ConfigError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
-    united = _unite_copies(used, entries)
-    divided = assign_splits(united, val=settings.val, test=settings.test, seed=settings.seed)
+        raise DataError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
+    merged = _merge_groups_of_copies(used, entries)
+    divided = assign_splits(merged, val=settings.val, test=settings.test, seed=settings.seed)
     samples = [sample for source in divided for sample in _samples(source, entries[source.path])]
     samples.sort(key=lambda sample: (sample.source, sample.crop))
     write_manifest(settings.out / MANIFEST_NAME, samples)
@@ -125,7 +132,7 @@ def _write(
         splits=Counter(sample.split for sample in samples),
         skipped=Counter(reason.partition(":")[0] for path, reason in notes.items() if path not in num_crops),
         num_partial=sum(path in num_crops for path in notes),
-        num_united=len({source.group for source in used}) - len({source.group for source in united}),
+        num_merged_groups=len({source.group for source in used}) - len({source.group for source in merged}),
     )
 
 
@@ -135,18 +142,18 @@ def _write_skipped(path: Path, notes: dict[str, str], num_crops: dict[str, int])
             writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
 
 
-def _unite_copies(sources: Sequence[Source], entries: dict[str, Entry]) -> list[Source]:
+def _merge_groups_of_copies(sources: Sequence[Source], entries: dict[str, JournalEntry]) -> list[Source]:
     """Merge groups that share nearly identical crops, which would otherwise leak between splits."""
     crops = [(crop, source.group) for source in sources for crop in entries[source.path].crops]
     names, groups = np.unique(np.array([group for _, group in crops], dtype=object), return_inverse=True)
     joined: set[tuple[int, int]] = set()
     for first, second in near_duplicates(unpack([crop.fingerprint for crop, _ in crops]), groups):
         joined |= set(zip(groups[first].tolist(), groups[second].tolist(), strict=True))
-    united = components((names[a], names[b]) for a, b in joined)
-    return [replace(source, group=united.get(source.group, source.group)) for source in sources]
+    merged = components((names[a], names[b]) for a, b in joined)
+    return [replace(source, group=merged.get(source.group, source.group)) for source in sources]
 
 
-def _samples(source: Source, entry: Entry) -> list[Sample]:
+def _samples(source: Source, entry: JournalEntry) -> list[Sample]:
     assert source.split is not None
     return [
         Sample(

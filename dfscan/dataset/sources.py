@@ -23,8 +23,8 @@ from dfscan.dataset.layouts import (
     read_face_forensics,
     read_real_and_fake,
 )
-from dfscan.dataset.manifest import SPLITS, Label
-from dfscan.errors import ConfigError
+from dfscan.dataset.manifest import SPLITS, TrueLabel
+from dfscan.errors import ConfigError, DataError
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
 
@@ -39,7 +39,7 @@ LAYOUTS = (
 class SourceOptions:
     """Labels and column names for inputs that do not define them."""
 
-    label: Label | None = None
+    label: TrueLabel | None = None
     """Label of inputs without one: plain folders and files, and CSV files without the column."""
     path_column: str = "path"
     """If a file lacks the default column, ``file`` is used."""
@@ -69,63 +69,64 @@ def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()
         Every file once, in the order of the inputs; within an input, in the order of its paths or lines.
 
     Raises:
-        ConfigError: an input does not exist, has no supported layout, or contains no existing file; a CSV file lacks
-            columns or holds unknown words; one file has two labels.
+        ConfigError: an input does not exist or has no supported layout.
+        DataError: an input cannot be read or contains no existing file, a CSV file lacks columns or holds unknown
+            words, or one file has two labels.
     """
     if missing := [repr(path) for path in inputs if not os.path.exists(path)]:
         raise ConfigError(f"no such file or directory: {', '.join(missing)}. Check the spelling, or leave it out.")
-    found = Sources()
+    sources = Sources()
     for path in inputs:
         part = Sources()
         _read_input(Path(path), options, part)
         if not part.items:
             _refuse_empty(path, part)
-        found.items += part.items
-        found.skipped += part.skipped
-    return _without_repeats(found)
+        sources.items += part.items
+        sources.skipped += part.skipped
+    return _without_repeats(sources)
 
 
 def _refuse_empty(path: str, part: Sources) -> None:
     if part.skipped:
         (first, reason), more = part.skipped[0], len(part.skipped) - 1
         also = f" and {more} more" if more else ""
-        raise ConfigError(
+        raise DataError(
             f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
         )
-    raise ConfigError(f"{path}: contains no video or image")
+    raise DataError(f"{path}: contains no video or image")
 
 
-def _read_input(path: Path, options: SourceOptions, found: Sources) -> None:
+def _read_input(path: Path, options: SourceOptions, sources: Sources) -> None:
     if path.suffix.lower() == ".csv" and path.is_file():
-        return _read_csv(path, options, found)
+        return _read_csv(path, options, sources)
     if path.is_file():
-        return found.add(Source(str(path), _given_label(path, options), group=str(path)))
+        return sources.add(Source(str(path), _given_label(path, options), group=str(path)))
     if (path / "original_sequences").is_dir() or (path / "manipulated_sequences").is_dir():
-        return read_face_forensics(path, found)
+        return read_face_forensics(path, sources)
     if (path / "Celeb-real").is_dir() or (path / "Celeb-synthesis").is_dir():
-        return read_celeb_df(path, found)
+        return read_celeb_df(path, sources)
     if metadata := sorted([*path.glob("metadata.json"), *path.glob("*/metadata.json")]):
-        return read_dfdc(metadata, found)
+        return read_dfdc(metadata, sources)
     if (path / "real").is_dir() or (path / "fake").is_dir():
-        return read_real_and_fake(path, found)
+        return read_real_and_fake(path, sources)
     label = _given_label(path, options)
     for file in media_files(path):
-        found.add(Source(str(file), label, group=str(file)))
+        sources.add(Source(str(file), label, group=str(file)))
 
 
-def _given_label(path: Path, options: SourceOptions) -> Label:
+def _given_label(path: Path, options: SourceOptions) -> TrueLabel:
     if options.label is None:
         raise ConfigError(f"{path}: cannot tell what is real; set --label, or use one of these: {LAYOUTS}")
     return options.label
 
 
-def _without_repeats(found: Sources) -> Sources:
+def _without_repeats(sources: Sources) -> Sources:
     kept: dict[str, Source] = {}
-    skipped = list(found.skipped)
-    for source in found.items:
+    skipped = list(sources.skipped)
+    for source in sources.items:
         first = kept.setdefault(os.path.realpath(source.path), source)
         if first.label != source.label:
-            raise ConfigError(
+            raise DataError(
                 f"'{source.path}' is {source.label}, but {first.label} as '{first.path}': remove the wrong one"
             )
         if first.path != source.path:
@@ -133,7 +134,7 @@ def _without_repeats(found: Sources) -> Sources:
     return Sources(list(kept.values()), skipped)
 
 
-def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
+def _read_csv(path: Path, options: SourceOptions, sources: Sources) -> None:
     """Read rows of paths relative to the folder of the CSV file."""
     header, rows = _rows(path)
     columns = _columns(path, header, options)
@@ -153,9 +154,9 @@ def _read_csv(path: Path, options: SourceOptions, found: Sources) -> None:
             file = str(path.parent / cells["path"])
             texts = {role: cells.get(role, "") for role in ("kind", "fold", "take")}
             group = cells.get("group") or texts["take"] or file
-            found.add(Source(file, label, group=group, split=split, domain=cells.get("source", ""), **texts))
+            sources.add(Source(file, label, group=group, split=split, domain=cells.get("source", ""), **texts))
     if problems:
-        raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
+        raise DataError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -165,9 +166,9 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
             rows = [(reader.line_num, row) for row in reader]
             return list(reader.fieldnames or ()), rows
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
 
 
 def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[str, str]:
@@ -182,15 +183,15 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
         "fold": [options.fold_column or "fold"],
         "take": [options.take_column] if options.take_column else [],
     }
-    found = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
+    columns = {role: name for role, names in asked.items() for name in names[::-1] if name in header}
     needed = {"path", *(["label"] if options.label is None else [])}
     roles = ("group", "split", "kind", "source", "fold", "take")
     needed |= {role for role in roles if getattr(options, f"{role}_column")}
-    if missing := [role for role in asked if role in needed and role not in found]:
+    if missing := [role for role in asked if role in needed and role not in columns]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""
-        raise ConfigError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
-    return found
+        raise DataError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
+    return columns
 
 
 def _lines(lines: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from dfscan.dataset.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
 from dfscan.dataset.layouts import Source
 from dfscan.dataset.manifest import SPLITS, Sample, Split
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 
 NUM_NAMED = 3
 """Number of offenders that a message names; further ones are only counted."""
@@ -59,15 +59,15 @@ def _divide(
     """Assign splits to the groups of one stratum that have none."""
     free = sorted((group for group in groups if group not in given), key=lambda group: _place(group, seed))
     taken = [given[group] for group in groups if group in given]
-    num_val = min(_share(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
-    num_test = min(_share(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
+    num_val = min(_num_wanted(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
+    num_test = min(_num_wanted(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
     ends = (num_val, num_val + num_test)
     return {group: "val" if i < ends[0] else "test" if i < ends[1] else "train" for i, group in enumerate(free)}
 
 
-def _share(num_groups: int, fraction: float, num_taken: int) -> int:
-    least = 1 if fraction > 0 and num_groups >= MIN_GROUPS else 0
-    return max(0, max(least, round(fraction * num_groups)) - num_taken)
+def _num_wanted(num_groups: int, fraction: float, num_taken: int) -> int:
+    minimum = 1 if fraction > 0 and num_groups >= MIN_GROUPS else 0
+    return max(0, max(minimum, round(fraction * num_groups)) - num_taken)
 
 
 def _place(group: str, seed: int) -> bytes:
@@ -101,7 +101,7 @@ def _crossing(what: str, samples: Sequence[Sample], describe: Callable[[Sample],
         key, name = describe(sample)
         splits[key].add(sample.split)
         names.setdefault(key, name)
-    return _named(what, [f"'{names[key]}' ({_in(found)})" for key, found in splits.items() if len(found) > 1])
+    return _named(what, [f"'{names[key]}' ({_in(crossed)})" for key, crossed in splits.items() if len(crossed) > 1])
 
 
 def _near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) -> str:
@@ -138,11 +138,11 @@ def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
         dataset_dir: folder that the crops' paths are relative to.
 
     Raises:
-        ConfigError: the splits leak, or a crop whose fingerprint is missing cannot be read.
+        DataError: the splits leak, or a crop whose fingerprint is missing cannot be read.
     """
     fingerprints = unpack([sample.fingerprint or _read_fingerprint(dataset_dir / sample.crop) for sample in samples])
     if leaks := find_leaks(samples, fingerprints):
-        raise ConfigError(
+        raise DataError(
             f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Assign related videos to one group or one split, "
             "and run `dfscan prepare` again"
         )

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-import dfscan
+from dfscan.config import Count
 from dfscan.detector.preprocess import Positive, Preprocessing, Unit
+from dfscan.version import __version__
 
 FORMAT_VERSION: Final = 1
 
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -24,13 +24,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Sampling(_Section):
+class SamplingDefaults(_Section):
     """Default sampling of the frames of a video."""
 
     num_frames: Count = 32
 
 
-class Detection(_Section):
+class DetectionDefaults(_Section):
     """Default selection of the faces in a frame."""
 
     threshold: Unit = 0.95
@@ -143,7 +143,7 @@ class SeenFiles(_Section):
         """Create an instance from hex SHA-256 digests."""
         return cls(training=_shortened(training), validation=_shortened(validation), is_complete=is_complete)
 
-    def united(self, other: SeenFiles) -> SeenFiles:
+    def union(self, other: SeenFiles) -> SeenFiles:
         """Return the union of both sets of files."""
         return SeenFiles(
             training=_joined(_digests(self.training) | _digests(other.training)),
@@ -182,14 +182,14 @@ class CheckpointCard(_Section):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")
-    dfscan_version: str = dfscan.__version__
+    dfscan_version: str = __version__
     """Version of dfscan that wrote the file."""
     architecture: str = "efficientnet_b4"
     preprocessing: Preprocessing = Preprocessing()
     class_order: tuple[Literal["real"], Literal["fake"]] = ("real", "fake")
     """The logit belongs to the second class."""
-    sampling: Sampling = Sampling()
-    detection: Detection = Detection()
+    sampling: SamplingDefaults = SamplingDefaults()
+    detection: DetectionDefaults = DetectionDefaults()
     aggregation: Aggregation = Aggregation()
     calibration: Calibration = Calibration()
     training: dict[str, Any] | None = None
@@ -235,8 +235,10 @@ class _Promise:
 
     truth: str
     """True class of the videos on which the verdict is wrong."""
-    field: str
-    """Name of the rate, in the calibration section (with the prefix ``max_``) and in the training settings."""
+    rate: str
+    """Name of the rate in the calibration section, where its limit has the prefix ``max_``."""
+    setting: str
+    """Name of the limit in the training settings; older cards call it `rate` there."""
     default: float
     """Limit for cards that do not state one."""
     name: str
@@ -244,8 +246,8 @@ class _Promise:
 
 
 _PROMISES: Final[Mapping[str, _Promise]] = {
-    "fake": _Promise("real", "real_called_fake", 0.01, "a false positive rate of at most {}"),
-    "real": _Promise("fake", "fake_called_real", 0.05, "calling at most {} of fakes real"),
+    "fake": _Promise("real", "real_called_fake", "max_fpr", 0.01, "a false positive rate of at most {}"),
+    "real": _Promise("fake", "fake_called_real", "max_fnr", 0.05, "calling at most {} of fakes real"),
 }
 
 
@@ -277,7 +279,7 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
     num_videos = calibration.get(f"num_{promise.truth}_videos")
     if calibration.get(f"{verdict}_threshold") is None or num_videos is None:
         return None
-    max_rate = calibration.get(f"max_{promise.field}") or _asked_of_training(card, promise.field) or promise.default
+    max_rate = calibration.get(f"max_{promise.rate}") or _asked_of_training(card, promise) or promise.default
     if num_videos >= (num_needed := min_videos(max_rate)):
         return None
     plural = "" if num_videos == 1 else "s"
@@ -285,8 +287,8 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
     return f"calibrated on {num_videos} {promise.truth} video{plural}; {rate} needs at least {num_needed}"
 
 
-def _asked_of_training(card: Mapping[str, Any], setting: str) -> float | None:
-    """Return a rate from the training summary, or None; the summary is unvalidated."""
-    recipe = (card.get("training") or {}).get("settings")
-    rate = recipe.get(setting) if isinstance(recipe, Mapping) else None
-    return rate if isinstance(rate, float) and 0 < rate <= 1 else None
+def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:
+    """Return a limit from the training summary, or None; the summary is unvalidated."""
+    settings = (card.get("training") or {}).get("settings")
+    limit = settings.get(promise.setting, settings.get(promise.rate)) if isinstance(settings, Mapping) else None
+    return limit if isinstance(limit, float) and 0 < limit <= 1 else None

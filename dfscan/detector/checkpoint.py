@@ -15,31 +15,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from pydantic import ValidationError
 
-import dfscan
-from dfscan.cache import write_atomically
 from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
 from dfscan.detector.preprocess import Preprocessing, to_input
-from dfscan.detector.selftest import library_versions, mosaic, self_test_input, verify
-from dfscan.errors import CheckpointError, OutputError
+from dfscan.detector.selftest import library_versions, mosaic, self_test_input
+from dfscan.errors import CheckpointError
+from dfscan.files import write_bytes
+from dfscan.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dfscan.detector.network import DeepfakeDetector
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointCard",
-    "default_checkpoint_path",
-    "init_checkpoint",
-    "load_network",
-    "read_card",
-    "save_checkpoint",
-    "self_test_input",
-    "verify",
-]
-
-METADATA_KEY = "dfscan"
+CARD_KEY = "dfscan"
 MAX_HEADER_BYTES = 10_000_000
 
 
@@ -131,14 +119,14 @@ def _num_tensor_bytes(path: Path, header: Mapping[str, Any]) -> int:
 
 def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
     try:
-        document = json.loads(header["__metadata__"][METADATA_KEY])
+        document = json.loads(header["__metadata__"][CARD_KEY])
         version = document["format_version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         _refuse(path, "it is a safetensors file without dfscan's own metadata", _NOT_OURS, origin=error)
     if version != FORMAT_VERSION:
         _refuse(
             path,
-            f"its format version is {version!r}, but dfscan {dfscan.__version__} reads version {FORMAT_VERSION}",
+            f"its format version is {version!r}, but dfscan {__version__} reads version {FORMAT_VERSION}",
             "use the dfscan that wrote it, or a later one",
         )
     try:
@@ -215,7 +203,7 @@ def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
 
 
 def save_checkpoint(
-    path: str | Path, network: DeepfakeDetector, card: CheckpointCard, *, half: bool = False
+    path: str | Path, network: DeepfakeDetector, card: CheckpointCard, *, fp16: bool = False
 ) -> Checkpoint:
     """Write a checkpoint atomically: under a temporary name that is then renamed.
 
@@ -223,7 +211,7 @@ def save_checkpoint(
         path: file to write; replaced if it exists.
         network: network on any device and in any mode; not modified.
         card: card to store. The expected logits of its self-test are computed from the weights as stored.
-        half: store weight matrices and kernels in fp16. Biases and batch norm stay in fp32, because they are small and
+        fp16: store weight matrices and kernels in fp16. Biases and batch norm stay in fp32, because they are small and
             running variances can exceed the range of fp16.
 
     Raises:
@@ -233,23 +221,18 @@ def save_checkpoint(
     import safetensors.torch
 
     path = Path(path)
-    state = {name: _as_stored(tensor, half=half) for name, tensor in network.state_dict().items()}
+    state = {name: _as_stored(tensor, fp16=fp16) for name, tensor in network.state_dict().items()}
     card = _with_expected_logits(card, _build(path, card, state))
-    data = safetensors.torch.save(state, metadata={METADATA_KEY: card.model_dump_json()})
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise OutputError(
-            f"checkpoint {path} cannot be written ({error.strerror}): choose another folder or free some space"
-        ) from error
+    data = safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()})
+    write_bytes(path, data)
     return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
 
 
-def _as_stored(tensor: Tensor, *, half: bool) -> Tensor:
+def _as_stored(tensor: Tensor, *, fp16: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
         return tensor
-    return tensor.half() if half and tensor.ndim > 1 else tensor.float()
+    return tensor.half() if fp16 and tensor.ndim > 1 else tensor.float()
 
 
 def _with_expected_logits(card: CheckpointCard, network: DeepfakeDetector) -> CheckpointCard:
@@ -261,7 +244,7 @@ def _with_expected_logits(card: CheckpointCard, network: DeepfakeDetector) -> Ch
     return card.model_copy(update={"self_test": self_test})
 
 
-def init_checkpoint(
+def create_untrained(
     path: str | Path, *, seed: int, architecture: str = "efficientnet_b4", input_size_px: int = 380
 ) -> Checkpoint:
     """Write an untrained checkpoint for trials. Its scores mean nothing, and its verdict is always inconclusive.

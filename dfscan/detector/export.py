@@ -12,15 +12,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array
 from dfscan.cache import package_version
 from dfscan.detector.checkpoint import Checkpoint, load_network, read_card
 from dfscan.detector.selftest import SELF_TEST_TOLERANCE, self_test_input
 from dfscan.errors import CheckpointError
-from dfscan.graphs import cached_graph, export_failure, run_child
+from dfscan.graphs import cached_graph, export_failure, open_session, run_child
 
-EXPORT_FORMAT = 1
+CLASSIFIER_EXPORT_FORMAT = 1
 """Increase this when the graph of the same checkpoint changes: its inputs, outputs or export method."""
 
 INPUT_NAME = "pixels"
@@ -37,7 +37,7 @@ def onnx_graph(checkpoint: Checkpoint) -> bytes:
         CheckpointError: if the weights cannot be used, or the graph does not give PyTorch's logits.
         DfscanError: if the export fails for another reason.
     """
-    facts = [checkpoint.sha256, EXPORT_FORMAT, package_version("torch"), package_version("onnx")]
+    facts = [checkpoint.sha256, CLASSIFIER_EXPORT_FORMAT, package_version("torch"), package_version("onnx")]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return cached_graph(key, _subject(checkpoint), lambda path: _export_in_child(checkpoint, path))
 
@@ -106,10 +106,9 @@ def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
     _compare(checkpoint, graph_path, expected)
 
 
-def _compare(checkpoint: Checkpoint, graph_path: Path, expected: NDArray[np.float32]) -> None:
-    from dfscan.detector.runtime import OnnxRuntime
-
-    got, _ = OnnxRuntime(graph_path.read_bytes()).predict(self_test_input(checkpoint.card))
+def _compare(checkpoint: Checkpoint, graph_path: Path, expected: Float32Array) -> None:
+    session = open_session(graph_path.read_bytes())
+    got = session.run(list(OUTPUT_NAMES), {INPUT_NAME: self_test_input(checkpoint.card)})[0][:, 0]
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: ONNX Runtime gives the logits {got.tolist()}, but PyTorch gives "

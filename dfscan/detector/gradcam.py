@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
+from dfscan.arrays import Float32Array, UInt8Image
 
 OUTLINE_RGB = (255, 255, 255)
 
 
-def normalise(cam: Floats) -> Floats:
+def normalise(cam: Float32Array) -> Float32Array:
     """Scale a non-negative map [h, w] to [0, 1] by its maximum; a map of zeros stays zero."""
     peak = cam.max(initial=0)
     return (cam / peak if peak > 0 else np.zeros_like(cam)).astype(np.float32)
 
 
-def heat_map(cam: Floats, size_px: int) -> Floats:
+def heat_map(cam: Float32Array, size_px: int) -> Float32Array:
     """Normalise a map [h, w] and enlarge it bicubically to float32 (size_px, size_px) in [0, 1]."""
     heat = cv2.resize(normalise(cam), (size_px, size_px), interpolation=cv2.INTER_CUBIC)
     return np.clip(heat, 0, 1).astype(np.float32)  # bicubic overshoots
 
 
-def overlay(pixels: Pixels, heat: Floats, *, strength: float = 0.5) -> Pixels:
+def overlay(pixels: UInt8Image, heat: Float32Array, *, strength: float = 0.5) -> UInt8Image:
     """Blend colours from blue (0) to red (1) over an image.
 
     Args:
@@ -44,8 +42,8 @@ def overlay(pixels: Pixels, heat: Floats, *, strength: float = 0.5) -> Pixels:
 
 
 def overlay_on_frame(
-    frame_pixels: Pixels, cam: Floats, square_xyxy: tuple[int, int, int, int], *, strength: float = 0.5
-) -> Pixels:
+    frame_pixels: UInt8Image, cam: Float32Array, square_xyxy: tuple[int, int, int, int], *, strength: float = 0.5
+) -> UInt8Image:
     """Blend a face's map over its region of the frame and outline the region.
 
     Args:
@@ -63,13 +61,13 @@ def overlay_on_frame(
     x1, y1, x2, y2 = (int(value) for value in square_xyxy)
     if x2 - x1 != y2 - y1 or x2 <= x1:
         raise ValueError(f"the crop of a face must be a square, got {square_xyxy}")
-    painted = frame_pixels.copy()
+    reconstructed = frame_pixels.copy()
     height_px, width_px = frame_pixels.shape[:2]
     top, bottom, left, right = max(y1, 0), min(y2, height_px), max(x1, 0), min(x2, width_px)
     if top < bottom and left < right:
         heat = heat_map(cam, x2 - x1)[top - y1 : bottom - y1, left - x1 : right - x1]
         part = np.ascontiguousarray(frame_pixels[top:bottom, left:right])
-        painted[top:bottom, left:right] = overlay(part, heat, strength=strength)
+        reconstructed[top:bottom, left:right] = overlay(part, heat, strength=strength)
     thickness_px = max(1, round(min(height_px, width_px) / 300))
-    cv2.rectangle(painted, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
-    return painted
+    cv2.rectangle(reconstructed, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
+    return reconstructed

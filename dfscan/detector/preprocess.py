@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from dfscan.arrays import Float32Array, UInt8Image
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -31,7 +32,7 @@ class Preprocessing(BaseModel):
     """Ratio of the side of the square crop to the longer side of the detected box."""
 
 
-def to_input(crops: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def to_input(crops: Sequence[UInt8Image], preprocessing: Preprocessing) -> Float32Array:
     """Resize crops, scale them to [0, 1] and normalise them.
 
     Args:
@@ -54,7 +55,7 @@ def to_input(crops: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
 
-def _resize(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+def _resize(crop: UInt8Image, size_px: int) -> UInt8Image:
     if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
         raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
     if crop.shape[0] == size_px:

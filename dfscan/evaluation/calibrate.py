@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import Aggregation, Calibration
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError, TrainingError
 from dfscan.evaluation.metrics import clopper_pearson
 
 TEMPERATURES = (0.05, 100.0)
@@ -18,18 +19,15 @@ SINGLE_PICTURES = "Calibrated mostly on single pictures, each standing for a vid
 MIN_REAL_ADVANTAGE = 2.0
 """Minimum ratio of the rates of reals and fakes at or below the real threshold, by their confidence bounds."""
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
-
-def calibrate(
+def fit_calibration(
     logits: ArrayLike,
     is_fake: ArrayLike,
     *,
     aggregation: Aggregation,
     num_frames: int,
-    real_called_fake: float = 0.01,
-    fake_called_real: float = 0.05,
+    max_fpr: float = 0.01,
+    max_fnr: float = 0.05,
 ) -> Calibration:
     """Fit the temperature and both thresholds to a validation split.
 
@@ -39,7 +37,7 @@ def calibrate(
     score 0 or 1.
 
     `fake_threshold` is the midpoint between the highest score that must stay below it and the next higher score of any
-    validation video. This gives the same decisions as the lowest threshold with a rate of at most `real_called_fake`,
+    validation video. This gives the same decisions as the lowest threshold with a rate of at most `max_fpr`,
     with a margin on both sides. It is never below even odds. `real_threshold` is set the same way from the other end,
     and is at most `fake_threshold`. It is None unless the rate of reals at or below it is at least twice that of
     fakes, comparing the lower and upper bounds of Clopper-Pearson intervals.
@@ -49,18 +47,19 @@ def calibrate(
         is_fake: (V,).
         aggregation: defines the number of neutral prior faces added to each track.
         num_frames: faces of a track that lasts the whole video.
-        real_called_fake: maximum rate of real videos at or above `fake_threshold`.
-        fake_called_real: maximum rate of fake videos at or below `real_threshold`.
+        max_fpr: maximum rate of real videos at or above `fake_threshold`.
+        max_fnr: maximum rate of fake videos at or below `real_threshold`.
 
     Raises:
-        ConfigError: there are no videos or only one class, or logits are not finite or so large that scores saturate.
+        DataError: there are no videos, or only one class.
+        TrainingError: logits are not finite, or so large that scores saturate.
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
     _check(values, labels)
     temperature = _fit_temperature(values, labels, aggregation, num_frames)
     scores = _sigmoid(_video_logits(values, temperature, aggregation, num_frames))
-    fake_threshold = _fake_threshold(scores, labels, real_called_fake)
-    real_threshold = _real_threshold(scores, labels, fake_called_real, fake_threshold)
+    fake_threshold = _fake_threshold(scores, labels, max_fpr)
+    real_threshold = _real_threshold(scores, labels, max_fnr, fake_threshold)
     is_called_fake = scores >= fake_threshold
     is_called_real = None if real_threshold is None else (scores <= real_threshold) & ~is_called_fake
     return Calibration(
@@ -70,8 +69,8 @@ def calibrate(
         real_threshold=real_threshold,
         num_real_videos=int((~labels).sum()),
         num_fake_videos=int(labels.sum()),
-        max_real_called_fake=real_called_fake,
-        max_fake_called_real=fake_called_real,
+        max_real_called_fake=max_fpr,
+        max_fake_called_real=max_fnr,
         real_called_fake_rate=float(is_called_fake[~labels].mean()),
         real_called_fake_interval=_interval(is_called_fake[~labels]),
         fake_called_real_rate=None if is_called_real is None else float(is_called_real[labels].mean()),
@@ -79,36 +78,36 @@ def calibrate(
     )
 
 
-def _check(logits: Floats, is_fake: Bools) -> None:
+def _check(logits: Float64Array, is_fake: BoolArray) -> None:
     if logits.shape != is_fake.shape or logits.ndim != 1:
         raise ValueError(f"logits and labels must be 1-D and equally long, got {logits.shape} and {is_fake.shape}")
     if not len(logits):
-        raise ConfigError("there are no validation videos to calibrate on; put some groups into the split val")
+        raise DataError("there are no validation videos to calibrate on; put some groups into the split val")
     if num_bad := int((~np.isfinite(logits)).sum()):
-        raise ConfigError(
+        raise TrainingError(
             f"{num_bad} of {len(logits)} validation videos have a non-finite logit: training has diverged; "
             "start again with a lower learning rate"
         )
     if is_fake.all() or not is_fake.any():
         only, other = ("fake", "real") if is_fake.all() else ("real", "fake")
-        raise ConfigError(
+        raise DataError(
             f"all {len(logits)} validation videos are {only}, but thresholds need both classes; put {other} videos "
             "into the split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
         )
 
 
-def _video_logits(logits: Floats, temperature: float, aggregation: Aggregation, num_frames: int) -> Floats:
+def _video_logits(logits: Float64Array, temperature: float, aggregation: Aggregation, num_frames: int) -> Float64Array:
     """Return the logits behind `scan.verdict.track_score` for `num_frames` faces with these mean logits."""
     total = logits / temperature * num_frames + aggregation.prior_faces * aggregation.neutral_logit
     return total / (num_frames + aggregation.prior_faces)
 
 
-def _sigmoid(logits: Floats) -> Floats:
+def _sigmoid(logits: Float64Array) -> Float64Array:
     power = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1.0, power) / (1.0 + power)
 
 
-def _fit_temperature(logits: Floats, is_fake: Bools, aggregation: Aggregation, num_frames: int) -> float:
+def _fit_temperature(logits: Float64Array, is_fake: BoolArray, aggregation: Aggregation, num_frames: int) -> float:
     from scipy.optimize import minimize_scalar
 
     num_fake = int(is_fake.sum())
@@ -125,12 +124,12 @@ def _fit_temperature(logits: Floats, is_fake: Bools, aggregation: Aggregation, n
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
 
 
-def _fake_threshold(scores: Floats, is_fake: Bools, max_share: float) -> float:
+def _fake_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float) -> float:
     reals = np.sort(scores[~is_fake])[::-1]
-    num_allowed = _num_allowed(len(reals), max_share)
+    num_allowed = _num_allowed(len(reals), max_rate)
     below = float(reals[num_allowed]) if num_allowed < len(reals) else 0.0
     if below >= 1:
-        raise ConfigError(
+        raise TrainingError(
             "a real validation video scores 1.0 at any temperature: training has diverged; start again with a "
             "lower learning rate"
         )
@@ -139,9 +138,9 @@ def _fake_threshold(scores: Floats, is_fake: Bools, max_share: float) -> float:
     return max(middle, math.nextafter(below, 1), EVEN_ODDS)
 
 
-def _real_threshold(scores: Floats, is_fake: Bools, max_share: float, fake_threshold: float) -> float | None:
+def _real_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float, fake_threshold: float) -> float | None:
     fakes = np.sort(scores[is_fake])
-    num_allowed = _num_allowed(len(fakes), max_share)
+    num_allowed = _num_allowed(len(fakes), max_rate)
     above = float(fakes[num_allowed]) if num_allowed < len(fakes) else 1.0
     if above <= 0:
         return None
@@ -152,29 +151,29 @@ def _real_threshold(scores: Floats, is_fake: Bools, max_share: float, fake_thres
     return threshold if _is_of_use(is_low, is_fake) else None
 
 
-def _is_of_use(is_low: Bools, is_fake: Bools) -> bool:
+def _is_of_use(is_low: BoolArray, is_fake: BoolArray) -> bool:
     reals, fakes = is_low[~is_fake], is_low[is_fake]
-    least_reals, _ = clopper_pearson(int(reals.sum()), len(reals))
-    _, most_fakes = clopper_pearson(int(fakes.sum()), len(fakes))
-    return least_reals >= MIN_REAL_ADVANTAGE * most_fakes
+    min_reals, _ = clopper_pearson(int(reals.sum()), len(reals))
+    _, max_fakes = clopper_pearson(int(fakes.sum()), len(fakes))
+    return min_reals >= MIN_REAL_ADVANTAGE * max_fakes
 
 
-def _num_allowed(count: int, max_share: float) -> int:
+def _num_allowed(count: int, max_rate: float) -> int:
     """Return how many of `count` videos may be beyond a threshold so that the rate also holds for new videos.
 
     This is floor((n + 1) r) - 1: the rank of a new video among n others is uniform (Vovk et al. 2005, "Algorithmic
-    Learning in a Random World", proposition 2.4), so the rate holds on average over validation sets of this size.
+    Learning in a Random DistContext", proposition 2.4), so the rate holds on average over validation sets of this size.
     """
-    return max(0, math.floor((count + 1) * max_share + 1e-9) - 1)  # 100 * 0.29 is 28.999999999999996
+    return max(0, math.floor((count + 1) * max_rate + 1e-9) - 1)  # 100 * 0.29 is 28.999999999999996
 
 
-def _interval(is_wrong: Bools) -> tuple[float, float]:
+def _interval(is_wrong: BoolArray) -> tuple[float, float]:
     return clopper_pearson(int(is_wrong.sum()), len(is_wrong))
 
 
 def video_scores(
     logits: ArrayLike, calibration: Calibration, *, aggregation: Aggregation, num_frames: int
-) -> NDArray[np.float64]:
+) -> Float64Array:
     """Return the scores (V,) that a scan would give videos whose faces have these mean raw logits (V,)."""
     values = np.asarray(logits, np.float64)
     return _sigmoid(_video_logits(values, calibration.temperature, aggregation, num_frames))

@@ -23,18 +23,17 @@ from typing import Literal
 import numpy as np
 
 from dfscan.config import ScanSettings
-from dfscan.dataset.manifest import LABELS, Label
+from dfscan.dataset.manifest import TRUE_LABELS, TrueLabel
 from dfscan.dataset.sources import Source
 from dfscan.detector.card import Use
 from dfscan.detector.checkpoint import Checkpoint
-from dfscan.errors import ConfigError, VideoError
-from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accuracy, share, within_source_auc
+from dfscan.errors import DataError, VideoError
+from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accuracy, proportion, within_source_auc
 from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
-from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
+from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
-from dfscan.types import LABELS as VERDICTS
-from dfscan.types import Verdict, VideoResult
+from dfscan.types import VERDICT_LABELS, Verdict, VideoResult
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[Level, ...] = ("video", "frame")
@@ -44,7 +43,7 @@ log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class LabelledResult:
     """A labelled video with its verdict and face scores."""
 
     source: Source
@@ -59,7 +58,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SubsetMetrics:
     """Metrics of a subset of the videos."""
 
     level: Level
@@ -77,7 +76,7 @@ class ConditionResult:
     """Metrics of degraded copies of the videos."""
 
     name: str
-    parts: list[Part]
+    parts: list[SubsetMetrics]
     verdicts: dict[str, dict[str, int]]
     num_cut_short: int
 
@@ -88,8 +87,8 @@ class Evaluation:
 
     checkpoint: Checkpoint
     settings: ScanSettings
-    judged: list[Judged]
-    parts: list[Part]
+    results: list[LabelledResult]
+    parts: list[SubsetMetrics]
     seed: int
     num_resamples: int
     overlap: dict[str, Use] | None
@@ -101,12 +100,12 @@ class Evaluation:
         """Maximum score of the verdict `real` and minimum score of the verdict `fake`."""
         return self.checkpoint.card.calibration.real_threshold, self.settings.threshold
 
-    def find(self, level: Level, subset: str = ALL) -> Part | None:
+    def find(self, level: Level, subset: str = ALL) -> SubsetMetrics | None:
         """Return the part with this level and subset, or None."""
         return next((part for part in self.parts if (part.level, part.subset) == (level, subset)), None)
 
 
-def evaluate(
+def run_evaluation(
     sources: Sequence[Source],
     settings: ScanSettings,
     *,
@@ -114,9 +113,9 @@ def evaluate(
     allow_overlap: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
-    listener: Listener | None = None,
+    listener: ScanListener | None = None,
     on_planned: Callable[[int], None] | None = None,
-    on_judged: Callable[[Sequence[Judged]], None] | None = None,
+    on_scanned: Callable[[Sequence[LabelledResult]], None] | None = None,
 ) -> Evaluation:
     """Scan labelled videos with the checkpoint's own settings and compute metrics.
 
@@ -130,10 +129,10 @@ def evaluate(
         listener: receives progress events.
         on_planned: called with the number of scans, copies included. Called again when unreadable videos are known,
             because these are not copied.
-        on_judged: called after all originals have been scanned, before the results are checked.
+        on_scanned: called after all originals have been scanned, before the results are checked.
 
     Raises:
-        ConfigError: no video got a score, or the checkpoint has seen some of the videos.
+        DataError: no video got a score, or the checkpoint has seen some of the videos.
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
@@ -143,20 +142,20 @@ def evaluate(
     if on_planned:
         on_planned(len(sources) * (1 + len(CONDITIONS) * with_robustness))
     engine = load_engine(settings, checkpoint)
-    judged = judge(sources, engine, listener=listener)
-    if on_judged:
-        on_judged(judged)
-    _check(judged)
-    ruler = _Ruler(settings.threshold, num_resamples, seed)
-    result = Evaluation(checkpoint, settings, judged, ruler.parts(judged), seed, num_resamples, overlap)
+    results = scan_labelled(sources, engine, listener=listener)
+    if on_scanned:
+        on_scanned(results)
+    _check(results)
+    metrics = _Metrics(settings.threshold, num_resamples, seed)
+    result = Evaluation(checkpoint, settings, results, metrics.parts(results), seed, num_resamples, overlap)
     if with_robustness:
-        lost = [each for each in judged if each.verdict.label == "error"]
-        readable = [each.source for each in judged if each.verdict.label != "error"]
+        lost = [video for video in results if video.verdict.label == "error"]
+        readable = [video.source for video in results if video.verdict.label != "error"]
         if on_planned:
             on_planned(len(sources) + len(CONDITIONS) * len(readable))
         for condition in CONDITIONS:
-            found, num_cut_short = _judge_copies(condition, readable, engine, listener)
-            parts, verdicts = ruler.overall([*found, *lost]), count_verdicts([*found, *lost])
+            copied, num_cut_short = _scan_copies(condition, readable, engine, listener)
+            parts, verdicts = metrics.overall([*copied, *lost]), count_verdicts([*copied, *lost])
             result.conditions.append(ConditionResult(condition.name, parts, verdicts, num_cut_short))
     return result
 
@@ -172,7 +171,7 @@ def find_overlap(sources: Sequence[Source], checkpoint: Checkpoint) -> dict[str,
     seen = checkpoint.card.seen
     if seen is None:
         return None
-    found: dict[str, Use] = {}
+    uses: dict[str, Use] = {}
     for source in sources:
         try:
             descriptor = open_source(source.path)
@@ -181,8 +180,8 @@ def find_overlap(sources: Sequence[Source], checkpoint: Checkpoint) -> dict[str,
         with FileIO(descriptor) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if use := seen.use_of(sha256):
-            found[source.path] = use
-    return found
+            uses[source.path] = use
+    return uses
 
 
 def _check_overlap(
@@ -200,47 +199,48 @@ def _check_overlap(
     counts = ", ".join(f"{count} in {use}" for use, count in sorted(uses.items()))
     more = f" and {len(overlap) - 3} more" if len(overlap) > 3 else ""
     named = ", ".join(f"'{path}'" for path in list(overlap)[:3]) + more
-    found = f"{checkpoint.label} has seen {len(overlap)} of {num_videos} videos ({counts}): {named}"
+    overlap_text = f"{checkpoint.label} has seen {len(overlap)} of {num_videos} videos ({counts}): {named}"
     if not is_allowed:
-        raise ConfigError(
-            f"{found}. Results on these are too optimistic: remove them, or evaluate anyway with --allow-overlap"
+        raise DataError(
+            f"{overlap_text}. Results on these are too optimistic: remove them, or evaluate anyway with --allow-overlap"
         )
-    log.warning("%s; the results are too optimistic", found)
+    log.warning("%s; the results are too optimistic", overlap_text)
 
 
-def judge(
-    sources: Sequence[Source], engine: Engine, *, copies: Mapping[str, str] | None = None, listener: Listener | None
-) -> list[Judged]:
+def scan_labelled(
+    sources: Sequence[Source], engine: Engine, *, copies: Mapping[str, str] | None = None, listener: ScanListener | None
+) -> list[LabelledResult]:
     """Scan videos, or their copies if given, and return the results in the order of `sources`.
 
     Videos that are missing from `copies` are left out.
     """
-    taken = sources if copies is None else [each for each in sources if each.path in copies]
-    places = {each.path if copies is None else copies[each.path]: each for each in taken}
-    found: dict[str, Judged] = {}
+    taken = sources if copies is None else [source for source in sources if source.path in copies]
+    places = {source.path if copies is None else copies[source.path]: source for source in taken}
+    result_of: dict[str, LabelledResult] = {}
     for result, _ in scan_videos(list(places), engine, listener=listener):
         source = places[result.path]
-        found[source.path] = _judged(source, result)
+        result_of[source.path] = _labelled(source, result)
         if listener:
             listener.video_done(replace(result, path=source.path))
-    return [found[each.path] for each in taken]
+    return [result_of[source.path] for source in taken]
 
 
-def _judged(source: Source, result: VideoResult) -> Judged:
-    return Judged(source, result.verdict, tuple(face.score for track in result.tracks for face in track.faces))
+def _labelled(source: Source, result: VideoResult) -> LabelledResult:
+    return LabelledResult(source, result.verdict, tuple(face.score for track in result.tracks for face in track.faces))
 
 
-def _check(judged: Sequence[Judged]) -> None:
-    labels = {each.source.label for each in judged if each.verdict.score is not None}
-    counts = Counter(each.verdict.label for each in judged)
+def _check(results: Sequence[LabelledResult]) -> None:
+    labels = {video.source.label for video in results if video.verdict.score is not None}
+    counts = Counter(video.verdict.label for video in results)
     if not labels:
         listed = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-        raise ConfigError(
-            f"none of {len(judged)} videos could be scored ({listed}); see the reasons, and give videos that show faces"
+        raise DataError(
+            f"none of {len(results)} videos could be scored ({listed}); see the reasons, and give videos that show "
+            "faces"
         )
-    num_without = sum(not each.source.domain for each in judged)
-    if 0 < num_without < len(judged):
-        log.warning("%d of %d videos have no source: metrics within sources leave them out", num_without, len(judged))
+    num_without = sum(not video.source.domain for video in results)
+    if 0 < num_without < len(results):
+        log.warning("%d of %d videos have no source: metrics within sources leave them out", num_without, len(results))
     if len(labels) == 1:
         log.warning(
             "only %s videos could be scored: metrics that need both classes, such as ROC AUC, are left out",
@@ -248,9 +248,9 @@ def _check(judged: Sequence[Judged]) -> None:
         )
 
 
-def _judge_copies(
-    condition: Condition, sources: Sequence[Source], engine: Engine, listener: Listener | None
-) -> tuple[list[Judged], int]:
+def _scan_copies(
+    condition: Condition, sources: Sequence[Source], engine: Engine, listener: ScanListener | None
+) -> tuple[list[LabelledResult], int]:
     """Scan a degraded copy of each video; also return how many copies were cut short."""
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
         copies = write_copies(
@@ -260,79 +260,79 @@ def _judge_copies(
             num_workers=engine.num_workers,
             limits=engine.limits,
         )
-        judged = judge(sources, engine, copies=copies.paths, listener=listener)
+        results = scan_labelled(sources, engine, copies=copies.paths, listener=listener)
     for source in sources:
         if reason := copies.failures.get(source.path):
-            judged.append(Judged(source, Verdict("error", reason=reason)))
+            results.append(LabelledResult(source, Verdict("error", reason=reason)))
             if listener:
                 listener.video_done(failed(source.path, reason))
-    return judged, copies.num_cut_short
+    return results, copies.num_cut_short
 
 
-def count_verdicts(judged: Iterable[Judged]) -> dict[str, dict[str, int]]:
+def count_verdicts(results: Iterable[LabelledResult]) -> dict[str, dict[str, int]]:
     """Count videos by true label and verdict, zeros included."""
-    counts = Counter((each.source.label, each.verdict.label) for each in judged)
-    return {label: {verdict: counts[label, verdict] for verdict in VERDICTS} for label in LABELS}
+    counts = Counter((video.source.label, video.verdict.label) for video in results)
+    return {label: {verdict: counts[label, verdict] for verdict in VERDICT_LABELS} for label in TRUE_LABELS}
 
 
 # Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class _Ruler:
+class _Metrics:
     """Computes the metrics of sets of scanned videos with fixed parameters."""
 
     fake_threshold: float | None
     num_resamples: int
     seed: int
 
-    def parts(self, judged: Sequence[Judged]) -> list[Part]:
+    def parts(self, results: Sequence[LabelledResult]) -> list[SubsetMetrics]:
         """Measure all videos, each kind of fake against all reals, and the proportions of verdicts."""
-        reals = [each for each in judged if each.source.label == "real"]
-        parts = self.overall(judged)
-        for kind in sorted({each.source.kind for each in judged if each.source.label == "fake"} - {""}):
-            fakes = [each for each in judged if each.source.label == "fake" and each.source.kind == kind]
+        reals = [video for video in results if video.source.label == "real"]
+        parts = self.overall(results)
+        for kind in sorted({video.source.kind for video in results if video.source.label == "fake"} - {""}):
+            fakes = [video for video in results if video.source.label == "fake" and video.source.kind == kind]
             parts += [self._part(level, f"kind: {kind}", [*reals, *fakes]) for level in LEVELS]
-        return parts + [self._shares(label, judged) for label in LABELS]
+        return parts + [self._verdict_proportions(label, results) for label in TRUE_LABELS]
 
-    def overall(self, judged: Sequence[Judged]) -> list[Part]:
+    def overall(self, results: Sequence[LabelledResult]) -> list[SubsetMetrics]:
         """Measure all videos at both levels."""
-        return [self._part(level, ALL, judged) for level in LEVELS]
+        return [self._part(level, ALL, results) for level in LEVELS]
 
-    def _part(self, level: Level, subset: str, judged: Sequence[Judged]) -> Part:
+    def _part(self, level: Level, subset: str, results: Sequence[LabelledResult]) -> SubsetMetrics:
         """Measure the videos that have scores at this level; without any score there are no metrics."""
-        judged = [each for each in judged if each.scores(level)]
-        groups = [each.source.group for each in judged]
-        metrics = self._metrics(level, judged) if judged else {}
-        comparisons = self._comparisons(judged) if level == "video" else {}
-        return Part(level, subset, len(judged), len(set(groups)), metrics, comparisons)
+        results = [video for video in results if video.scores(level)]
+        groups = [video.source.group for video in results]
+        metrics = self._metrics(level, results) if results else {}
+        comparisons = self._comparisons(results) if level == "video" else {}
+        return SubsetMetrics(level, subset, len(results), len(set(groups)), metrics, comparisons)
 
-    def _comparisons(self, judged: Sequence[Judged]) -> dict[str, Comparison]:
+    def _comparisons(self, results: Sequence[LabelledResult]) -> dict[str, Comparison]:
         """Compare videos within their sources and takes; a video without a take is compared within its group."""
-        found = {}
-        with_origin = [each for each in judged if each.source.domain]
+        comparisons = {}
+        with_origin = [video for video in results if video.source.domain]
         if with_origin:
-            origins = [each.source.domain for each in with_origin]
-            found["within_source_auc"] = self._compared(within_source_auc, with_origin, origins)
-        pairs = self._compared(paired_accuracy, judged, [each.source.take or each.source.group for each in judged])
+            origins = [video.source.domain for video in with_origin]
+            comparisons["within_source_auc"] = self._compared(within_source_auc, with_origin, origins)
+        pairs = self._compared(paired_accuracy, results, [video.source.take or video.source.group for video in results])
         if pairs.num_compared:
-            found["paired_accuracy"] = pairs
-        return found
+            comparisons["paired_accuracy"] = pairs
+        return comparisons
 
     def _compared(
-        self, compare: Callable[..., Comparison], judged: Sequence[Judged], strata: Sequence[str]
+        self, compare: Callable[..., Comparison], results: Sequence[LabelledResult], strata: Sequence[str]
     ) -> Comparison:
         return compare(
-            [score for each in judged for score in each.scores("video")],
-            [each.source.label == "fake" for each in judged],
+            [score for video in results for score in video.scores("video")],
+            [video.source.label == "fake" for video in results],
             strata,
-            [each.source.group for each in judged],
+            [video.source.group for video in results],
             num_resamples=self.num_resamples,
             seed=self.seed,
         )
 
-    def _metrics(self, level: Level, judged: Sequence[Judged]) -> dict[str, Estimate]:
-        rows = [(score, each.source) for each in judged for score in each.scores(level)]
+    def _metrics(self, level: Level, results: Sequence[LabelledResult]) -> dict[str, Estimate]:
+        rows = [(score, video.source) for video in results for score in video.scores(level)]
         return measure(
             [score for score, _ in rows],
             [source.label == "fake" for _, source in rows],
@@ -342,12 +342,14 @@ class _Ruler:
             seed=self.seed,
         )
 
-    def _shares(self, label: Label, judged: Sequence[Judged]) -> Part:
+    def _verdict_proportions(self, label: TrueLabel, results: Sequence[LabelledResult]) -> SubsetMetrics:
         """Measure the proportion of each verdict among videos of one label, including those without a score."""
-        verdicts = np.array([each.verdict.label for each in judged if each.source.label == label])
-        groups = [each.source.group for each in judged if each.source.label == label]
-        shares = {
-            f"share_{verdict}": share(verdicts == verdict, groups, num_resamples=self.num_resamples, seed=self.seed)
-            for verdict in VERDICTS
+        verdicts = np.array([video.verdict.label for video in results if video.source.label == label])
+        groups = [video.source.group for video in results if video.source.label == label]
+        proportions = {
+            f"share_{verdict}": proportion(
+                verdicts == verdict, groups, num_resamples=self.num_resamples, seed=self.seed
+            )
+            for verdict in VERDICT_LABELS
         }
-        return Part("video", f"label: {label}", len(groups), len(set(groups)), shares)
+        return SubsetMetrics("video", f"label: {label}", len(groups), len(set(groups)), proportions)

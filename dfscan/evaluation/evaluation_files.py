@@ -10,14 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dfscan.dataset.manifest import LABELS
-from dfscan.errors import ConfigError, OutputError
-from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, Judged, Part, count_verdicts
+from dfscan import files
+from dfscan.dataset.manifest import TRUE_LABELS
+from dfscan.errors import ConfigError
+from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, LabelledResult, SubsetMetrics, count_verdicts
 from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
 from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
+from dfscan.report.formats import open_writer
 from dfscan.report.meta import versions
 from dfscan.report.schema import Column
-from dfscan.report.writers import AtomicFile, open_writer
 
 DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
 ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"
@@ -56,30 +57,27 @@ def make_folder(folder: Path, *, inputs: Iterable[str]) -> None:
         OutputError: the folder cannot be created or written to.
         ConfigError: an input has the path of an output file.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); give another folder with --out") from error
+    files.make_folder(folder, remedy="Give another folder with --out.")
     places = {os.path.realpath(folder / name): name for name in (DOCUMENT, METRICS, VIDEOS, *PLOTS)}
     for path in inputs:
         if name := places.get(os.path.realpath(path)):
             raise ConfigError(f"{name} would overwrite the input {path}; give another folder with --out")
-    AtomicFile(folder / DOCUMENT).discard()
+    files.AtomicFile(folder / DOCUMENT).discard()
 
 
-def write_videos(folder: Path, judged: Sequence[Judged]) -> None:
+def write_videos(folder: Path, results: Sequence[LabelledResult]) -> None:
     """Write one row per video to ``videos.csv``.
 
     Raises:
         OutputError: the file cannot be written.
     """
     with open_writer(folder / VIDEOS, VIDEO_COLUMNS, format="csv") as writer:
-        for each in judged:
-            source, verdict = each.source, each.verdict
+        for video in results:
+            source, verdict = video.source, video.verdict
             row = {"path": source.path, "label": source.label, "kind": source.kind or None, "group": source.group}
             row |= {"source": source.domain or None, "take": source.take or None}
-            found = {"verdict": verdict.label, "score": verdict.score, "num_faces": len(each.face_scores)}
-            writer.append(row | found | {"reason": str(verdict.reason) if verdict.reason else None})
+            outcome = {"verdict": verdict.label, "score": verdict.score, "num_faces": len(video.face_scores)}
+            writer.append(row | outcome | {"reason": str(verdict.reason) if verdict.reason else None})
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ()) -> None:
@@ -92,9 +90,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[
         for row in _metric_rows(evaluation):
             writer.append(row)
     text = json.dumps(document(evaluation, skipped=skipped), allow_nan=False, indent=2)
-    file = AtomicFile(folder / DOCUMENT)
-    file.write(f"{text}\n".encode())
-    file.commit()
+    files.write_bytes(folder / DOCUMENT, f"{text}\n".encode())
     _plot(folder, evaluation)
 
 
@@ -106,14 +102,18 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
     return {
         "checkpoint": {"label": checkpoint.label, "sha256": checkpoint.sha256, "path": str(checkpoint.path)},
         "thresholds": dict(zip(("real", "fake"), evaluation.thresholds, strict=True)),
-        "counts": counts(evaluation.judged) | {"skipped": len(skipped)},
+        "counts": counts(evaluation.results) | {"skipped": len(skipped)},
         "overlap": evaluation.overlap,
-        "verdicts": count_verdicts(evaluation.judged),
+        "verdicts": count_verdicts(evaluation.results),
         "metrics": _nested(evaluation.parts),
-        "groups": _groups(evaluation.judged),
+        "groups": _groups(evaluation.results),
         "robustness": {
-            each.name: {"metrics": _nested(each.parts), "verdicts": each.verdicts, "num_cut_short": each.num_cut_short}
-            for each in evaluation.conditions
+            condition.name: {
+                "metrics": _nested(condition.parts),
+                "verdicts": condition.verdicts,
+                "num_cut_short": condition.num_cut_short,
+            }
+            for condition in evaluation.conditions
         },
         "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
         "bootstrap": {"over": "groups", "confidence": CONFIDENCE} | _draws(evaluation),
@@ -122,14 +122,14 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
     }
 
 
-def counts(judged: Sequence[Judged]) -> dict[str, int]:
+def counts(results: Sequence[LabelledResult]) -> dict[str, int]:
     """Count videos, labels, groups, videos with a score, and faces."""
     return {
-        "videos": len(judged),
-        **{label: sum(each.source.label == label for each in judged) for label in LABELS},
-        "groups": len({each.source.group for each in judged}),
-        "judged": sum(each.verdict.score is not None for each in judged),
-        "faces": sum(len(each.face_scores) for each in judged),
+        "videos": len(results),
+        **{label: sum(video.source.label == label for video in results) for label in TRUE_LABELS},
+        "groups": len({video.source.group for video in results}),
+        "judged": sum(video.verdict.score is not None for video in results),
+        "faces": sum(len(video.face_scores) for video in results),
     }
 
 
@@ -137,7 +137,7 @@ def _draws(evaluation: Evaluation) -> dict[str, int]:
     return {"num_resamples": evaluation.num_resamples, "seed": evaluation.seed}
 
 
-def _nested(parts: Iterable[Part]) -> dict[str, Any]:
+def _nested(parts: Iterable[SubsetMetrics]) -> dict[str, Any]:
     """Return the metrics by level and subset."""
     nested: dict[str, Any] = {level: {} for level in LEVELS}
     for part in parts:
@@ -154,16 +154,16 @@ def _flat(comparison: Comparison) -> dict[str, Any]:
     return estimate | counts
 
 
-def _groups(judged: Sequence[Judged]) -> dict[str, Any]:
+def _groups(results: Sequence[LabelledResult]) -> dict[str, Any]:
     """Summarise groups of at least two videos; a single video already has its row in `videos.csv`."""
-    members: dict[str, list[Judged]] = {}
-    for each in judged:
-        members.setdefault(each.source.group, []).append(each)
+    members: dict[str, list[LabelledResult]] = {}
+    for video in results:
+        members.setdefault(video.source.group, []).append(video)
     return {name: _group(videos) for name, videos in sorted(members.items()) if len(videos) > 1}
 
 
-def _group(videos: Sequence[Judged]) -> dict[str, Any]:
-    scores = {label: [each.verdict.score for each in videos if each.source.label == label] for label in LABELS}
+def _group(videos: Sequence[LabelledResult]) -> dict[str, Any]:
+    scores = {label: [video.verdict.score for video in videos if video.source.label == label] for label in TRUE_LABELS}
     known = {label: [score for score in values if score is not None] for label, values in scores.items()}
     means = {f"mean_score_{label}": sum(values) / len(values) if values else None for label, values in known.items()}
     return (
@@ -177,7 +177,7 @@ def _metric_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
         yield from _rows(condition.parts, prefix=f"robustness: {condition.name}")
 
 
-def _rows(parts: Iterable[Part], *, prefix: str | None = None) -> Iterator[dict[str, object]]:
+def _rows(parts: Iterable[SubsetMetrics], *, prefix: str | None = None) -> Iterator[dict[str, object]]:
     for part in parts:
         subject = {"level": part.level, "subset": prefix or part.subset}
         sizes = {"num_videos": part.num_videos, "num_groups": part.num_groups}
@@ -189,16 +189,18 @@ def _rows(parts: Iterable[Part], *, prefix: str | None = None) -> Iterator[dict[
 
 
 def _plot(folder: Path, evaluation: Evaluation) -> None:
-    videos = [each for each in evaluation.judged if each.scores("video")]
+    videos = [video for video in evaluation.results if video.scores("video")]
     plot_scores(
-        [score for each in videos for score in each.scores("video")],
-        [each.source.label == "fake" for each in videos],
+        [score for video in videos for score in video.scores("video")],
+        [video.source.label == "fake" for video in videos],
         folder,
         thresholds=evaluation.thresholds,
         title=f"{len(videos)} videos, {evaluation.checkpoint.label}",
     )
     if evaluation.conditions:
-        by_name = {"original": evaluation.parts} | {each.name: each.parts for each in evaluation.conditions}
+        by_name = {"original": evaluation.parts} | {
+            condition.name: condition.parts for condition in evaluation.conditions
+        }
         plot_robustness({name: _aucs(parts) for name, parts in by_name.items()}, folder)
     else:
         (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # it would be from an earlier evaluation
@@ -209,11 +211,11 @@ def _plot(folder: Path, evaluation: Evaluation) -> None:
         (folder / COMPARISON_PLOT).unlink(missing_ok=True)
 
 
-def _compared(part: Part) -> dict[str, Estimate]:
+def _compared(part: SubsetMetrics) -> dict[str, Estimate]:
     """Return the overall ROC AUC and the comparisons within sources and takes, by display name."""
     within = {COMPARISONS[name]: comparison.estimate for name, comparison in part.comparisons.items()}
     return {"all pairs": part.metrics["roc_auc"], **within}
 
 
-def _aucs(parts: Iterable[Part]) -> dict[str, Estimate]:
+def _aucs(parts: Iterable[SubsetMetrics]) -> dict[str, Estimate]:
     return {part.level: part.metrics["roc_auc"] for part in parts if part.subset == ALL and part.metrics}

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dfscan.arrays import BoolArray, Float64Array
+
 NUM_BINS = 15
 """Bins of the calibration error and of the reliability diagram, as in Guo et al. 2017."""
 CONFIDENCE = 0.95
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,9 @@ class VideoScores:
     """One entry per source video, sorted by name; all arrays are (V,)."""
 
     sources: NDArray[np.str_]
-    logits: Floats
+    logits: Float64Array
     """Mean raw logit of the video's faces."""
-    is_fake: Bools
+    is_fake: BoolArray
     groups: NDArray[np.str_]
     num_faces: NDArray[np.int64]
 
@@ -97,7 +96,7 @@ def quick(logits: ArrayLike, is_fake: ArrayLike) -> dict[str, float | None]:
     return {"accuracy": _known(decided["accuracy"]), "roc_auc": auc, "f1": _known(decided["f1"])}
 
 
-def _roc_auc(values: Floats, is_fake: Bools) -> float:
+def _roc_auc(values: Float64Array, is_fake: BoolArray) -> float:
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(is_fake, values))
@@ -152,16 +151,16 @@ def measure(
     return _bootstrap(table.metrics, labels, groups, num_resamples=num_resamples, seed=seed)
 
 
-def share(flags: ArrayLike, groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+def proportion(flags: ArrayLike, groups: Sequence[str], *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
     """Compute the proportion of true flags, with an interval as in `measure`; all None without flags."""
     values = np.asarray(flags, np.float64)
     if not len(values):
         return Estimate(None, None, None)
     one_class = np.ones(len(values), np.bool_)
-    found = _bootstrap(
+    estimates = _bootstrap(
         lambda weights: {"share": _mean(values, weights)}, one_class, groups, num_resamples=num_resamples, seed=seed
     )
-    return found["share"]
+    return estimates["share"]
 
 
 def within_source_auc(
@@ -237,8 +236,8 @@ def clopper_pearson(num_hits: int, num_trials: int, confidence: float = CONFIDEN
 
 
 def _bootstrap(
-    statistic: Callable[[Floats], dict[str, float]],
-    is_fake: Bools,
+    statistic: Callable[[Float64Array], dict[str, float]],
+    is_fake: BoolArray,
     groups: Sequence[str],
     *,
     num_resamples: int,
@@ -252,12 +251,12 @@ def _bootstrap(
 
     whole = np.ones(len(is_fake))
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        found = statistic(whole)
+        statistics = statistic(whole)
         draws = [statistic(weights) for weights in _draws(is_fake, groups, num_resamples=num_resamples, seed=seed)]
-    return {name: _estimate(value, np.array([draw[name] for draw in draws])) for name, value in found.items()}
+    return {name: _estimate(value, np.array([draw[name] for draw in draws])) for name, value in statistics.items()}
 
 
-def _draws(is_fake: Bools, groups: Sequence[str], *, num_resamples: int, seed: int) -> Iterator[Floats]:
+def _draws(is_fake: BoolArray, groups: Sequence[str], *, num_resamples: int, seed: int) -> Iterator[Float64Array]:
     names, index = np.unique(groups, return_inverse=True)
     classes = [is_fake == label for label in np.unique(is_fake)]
     if any(len(np.unique(index[members])) < 2 for members in classes):
@@ -272,7 +271,7 @@ def _draws(is_fake: Bools, groups: Sequence[str], *, num_resamples: int, seed: i
             yield weights
 
 
-def _estimate(value: float, draws: Floats) -> Estimate:
+def _estimate(value: float, draws: Float64Array) -> Estimate:
     draws = draws[~np.isnan(draws)]
     if not len(draws) or np.isnan(value):
         return Estimate(_known(value), None, None)
@@ -308,14 +307,14 @@ def _compare(
     estimate = Estimate(None, None, None)
     if kept.any() and not np.isnan(values).any():
         pairs = _Pairs(values[kept], labels[kept], index[kept], by_pair=by_pair)
-        found = _bootstrap(
-            lambda weights: {"share": pairs.share_won(weights)},
+        estimates = _bootstrap(
+            lambda weights: {"share": pairs.proportion_won(weights)},
             labels[kept],
             kept_groups,
             num_resamples=num_resamples,
             seed=seed,
         )
-        estimate = found["share"]
+        estimate = estimates["share"]
     return Comparison(
         estimate,
         num_compared=int(has_both.sum()),
@@ -332,7 +331,7 @@ class _Pairs:
     Pairs are stored as ranks, so memory and time depend on the number of entries, not of pairs.
     """
 
-    def __init__(self, scores: Floats, is_fake: Bools, strata: NDArray[np.int64], *, by_pair: bool) -> None:
+    def __init__(self, scores: Float64Array, is_fake: BoolArray, strata: NDArray[np.int64], *, by_pair: bool) -> None:
         self._by_pair = by_pair
         self._fakes, reals = np.flatnonzero(is_fake), np.flatnonzero(~is_fake)
         self._reals = reals[np.lexsort((scores[reals], strata[reals]))]  # by stratum, then by score
@@ -348,7 +347,7 @@ class _Pairs:
             self._below[members] += np.searchsorted(sorted_scores, wanted, side="left")
             self._above[members] += np.searchsorted(sorted_scores, wanted, side="right")
 
-    def share_won(self, weights: Floats) -> float:
+    def proportion_won(self, weights: Float64Array) -> float:
         """Return the weighted proportion of pairs in which the fake scores higher; NaN if the draw has no pairs."""
         cumulative = np.concatenate([[0.0], np.cumsum(weights[self._reals])])
         won = (cumulative[self._below] + cumulative[self._above]) / 2 - cumulative[self._start]
@@ -357,8 +356,8 @@ class _Pairs:
         if self._by_pair:
             return _ratio(float(fake_weights @ won), float(fake_weights @ total))
         has_reals = total > 0
-        shares = won[has_reals] / total[has_reals]
-        return _ratio(float(fake_weights[has_reals] @ shares), float(fake_weights[has_reals].sum()))
+        proportions = won[has_reals] / total[has_reals]
+        return _ratio(float(fake_weights[has_reals] @ proportions), float(fake_weights[has_reals].sum()))
 
 
 # Metrics of weighted scores; undefined values are NaN
@@ -367,7 +366,7 @@ class _Pairs:
 class _Table:
     """Scores with all intermediate values that do not depend on the weights."""
 
-    def __init__(self, scores: Floats, is_fake: Bools, fake_threshold: float | None) -> None:
+    def __init__(self, scores: Float64Array, is_fake: BoolArray, fake_threshold: float | None) -> None:
         self._scores = scores
         self._is_fake = is_fake
         self._is_called_fake = None if fake_threshold is None else scores >= fake_threshold
@@ -376,7 +375,7 @@ class _Table:
         self._squares = np.square(scores - is_fake)
         self._bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
-    def metrics(self, weights: Floats) -> dict[str, float]:
+    def metrics(self, weights: Float64Array) -> dict[str, float]:
         """Compute all metrics by name; weights are the number of times that each entry counts."""
         return {
             **self._curves(weights),
@@ -386,7 +385,7 @@ class _Table:
             **self._at_threshold(weights),
         }
 
-    def _curves(self, weights: Floats) -> dict[str, float]:
+    def _curves(self, weights: Float64Array) -> dict[str, float]:
         from sklearn.metrics import auc, roc_curve
 
         names = ("roc_auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_5")
@@ -400,11 +399,11 @@ class _Table:
         values = (auc(fpr, tpr), average_precision, equal_error, tpr[fpr <= 0.01].max(), tpr[fpr <= 0.05].max())
         return dict(zip(names, map(float, values), strict=True))
 
-    def _ece(self, weights: Floats) -> float:
+    def _ece(self, weights: Float64Array) -> float:
         gaps = np.bincount(self._bins, weights=weights * (self._is_fake - self._scores))
         return float(np.abs(gaps).sum() / weights.sum())
 
-    def _at_threshold(self, weights: Floats) -> dict[str, float]:
+    def _at_threshold(self, weights: Float64Array) -> dict[str, float]:
         names = ("accuracy", "precision", "recall", "f1")
         if self._is_called_fake is None:
             return dict.fromkeys(names, np.nan)
@@ -414,7 +413,7 @@ class _Table:
         return dict.fromkeys(names, np.nan) | {"accuracy": decided["accuracy"]}
 
 
-def _decisions(is_called_fake: Bools, is_fake: Bools, weights: Floats) -> dict[str, float]:
+def _decisions(is_called_fake: BoolArray, is_fake: BoolArray, weights: Float64Array) -> dict[str, float]:
     hits = float(weights[is_called_fake & is_fake].sum())
     false_alarms = float(weights[is_called_fake & ~is_fake].sum())
     misses = float(weights[~is_called_fake & is_fake].sum())
@@ -430,9 +429,9 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else np.nan
 
 
-def _mean(values: Floats, weights: Floats) -> float:
+def _mean(values: Float64Array, weights: Float64Array) -> float:
     return float(values @ weights / weights.sum())
 
 
-def _has_both(is_fake: Bools) -> bool:
+def _has_both(is_fake: BoolArray) -> bool:
     return bool(is_fake.any() and not is_fake.all())

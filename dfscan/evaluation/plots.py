@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dfscan.arrays import BoolArray, Float64Array
 from dfscan.evaluation.metrics import NUM_BINS, Estimate
-from dfscan.report.writers import AtomicFile
+from dfscan.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,16 +143,14 @@ def _legend(axes: Axes, **more: Any) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")  # without pyplot, PNG uses the Agg backend and needs no display
-    file = AtomicFile(path)
-    file.write(picture.getvalue())
-    file.commit()
+    write_bytes(path, picture.getvalue())
     return path
 
 
 # Training history
 
 
-def _column(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _column(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> tuple[Float64Array, Float64Array]:
     """Return both columns, without rows in which either value is missing or not finite."""
     pairs = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
     table = np.array(pairs, np.float64).reshape(-1, 2)
@@ -201,7 +200,7 @@ def _learning_rates(steps: Sequence[Mapping[str, Any]]) -> Figure:
 # Scores
 
 
-def _roc(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], fake_threshold: float | None, title: str) -> Figure:
+def _roc(scores: Float64Array, is_fake: BoolArray, fake_threshold: float | None, title: str) -> Figure:
     from sklearn.metrics import auc, roc_curve
 
     figure, axes = _canvas(_joined("ROC", title), "false positive rate", "true positive rate", width=5.6, height=5.6)
@@ -221,17 +220,19 @@ def _roc(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], fake_threshold
     return figure
 
 
-def _calibration(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], title: str) -> Figure:
+def _calibration(scores: Float64Array, is_fake: BoolArray, title: str) -> Figure:
     figure, axes = _canvas(_joined("Calibration", title), "mean score", "proportion of fakes", width=5.6, height=5.6)
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     filled = counts > 0
     mean_score = np.bincount(bins, weights=scores, minlength=NUM_BINS)[filled] / counts[filled]
-    share_fake = np.bincount(bins, weights=is_fake, minlength=NUM_BINS)[filled] / counts[filled]
+    fake_proportion = np.bincount(bins, weights=is_fake, minlength=NUM_BINS)[filled] / counts[filled]
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", label="perfect calibration")
     if filled.any():
-        axes.plot(mean_score, share_fake, "o", color=REAL, markersize=8, label=f"{len(scores)} scores (counts in grey)")
-    for x, y, count in zip(mean_score, share_fake, counts[filled], strict=True):
+        axes.plot(
+            mean_score, fake_proportion, "o", color=REAL, markersize=8, label=f"{len(scores)} scores (counts in grey)"
+        )
+    for x, y, count in zip(mean_score, fake_proportion, counts[filled], strict=True):
         axes.annotate(str(count), (x, y), (7, -4), textcoords="offset points", color=NEUTRAL, fontsize=10, va="top")
     axes.set_xlim(-0.02, 1.05)
     axes.set_ylim(-0.07, 1.05)
@@ -241,8 +242,8 @@ def _calibration(scores: NDArray[np.float64], is_fake: NDArray[np.bool_], title:
 
 
 def _histogram(
-    scores: NDArray[np.float64],
-    is_fake: NDArray[np.bool_],
+    scores: Float64Array,
+    is_fake: BoolArray,
     thresholds: tuple[float | None, float | None],
     title: str,
 ) -> Figure:

@@ -17,15 +17,15 @@ import numpy as np
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import OutputError
 from dfscan.forgery.degrade import blur, compress_jpeg
 from dfscan.media.isolate import Decoded, Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.types import Reason
 
-MAX_FRAMES = 1500
+MAX_COPIED_FRAMES = 1500
 """Maximum frames per copy (a minute at 25 frames per second); longer videos are cut."""
 ALL_FRAMES_EVERY_S = 1e-3
 TICKS_A_SECOND = 90_000
@@ -34,8 +34,6 @@ MIN_SIDE_PX = 16
 BEST_CRF = 10
 """Rate factor at which compression adds almost nothing to the other changes."""
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -43,10 +41,10 @@ class Condition:
 
     name: str
     crf: int = BEST_CRF
-    change: Callable[[Pixels], Pixels] | None = None
+    change: Callable[[UInt8Image], UInt8Image] | None = None
 
 
-def shrink(pixels: Pixels, *, factor: float) -> Pixels:
+def shrink(pixels: UInt8Image, *, factor: float) -> UInt8Image:
     """Shrink a frame by area averaging, without enlarging it again."""
     height, width = (max(MIN_SIDE_PX, round(side * factor)) for side in pixels.shape[:2])
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -82,7 +80,7 @@ def write_copies(
     *,
     num_workers: int,
     limits: Limits,
-    max_frames: int = MAX_FRAMES,
+    max_frames: int = MAX_COPIED_FRAMES,
 ) -> Copies:
     """Write a degraded copy of each video as H.264 in MP4, keeping the time of every frame.
 
@@ -132,7 +130,7 @@ class _Writer:
         self._stream: VideoStream | None = None
         self._last_tick = -1
 
-    def add(self, pixels: Pixels, time_s: float) -> None:
+    def add(self, pixels: UInt8Image, time_s: float) -> None:
         pixels = self._condition.change(pixels) if self._condition.change else pixels
         try:
             if self._stream is None:
@@ -177,7 +175,7 @@ class _Writer:
         )
 
 
-def _fitted(pixels: Pixels, height: int, width: int) -> Pixels:
+def _fitted(pixels: UInt8Image, height: int, width: int) -> UInt8Image:
     """Crop an odd row or column, which the encoder rejects; resize a frame whose size differs from the first one's."""
     extra = pixels.shape[0] - height, pixels.shape[1] - width
     if not (extra[0] in (0, 1) and extra[1] in (0, 1)):

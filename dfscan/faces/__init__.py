@@ -1,1 +1,1 @@
-"""Detect faces in frames, crop them and link them into tracks: detect, crop, appearance, track."""
+"""Detect faces in frames, crop them and link them into tracks: detect, crop, descriptor, track."""

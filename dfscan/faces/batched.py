@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import DfscanError
-from dfscan.faces.detect import Copy, Detection, FaceDetector, Pixels, num_halvings
-from dfscan.faces.mtcnn_numpy import Found
+from dfscan.faces.detect import Copy, Detection, FaceDetector, num_halvings
+from dfscan.faces.mtcnn_numpy import Detections
 from dfscan.faces.networks import library_networks
-from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
+from dfscan.gpu import BusyClock, GpuModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_FRAMES, MAX_SEARCHED_PX, MAX_FRAME_PX = 32, 16_000_000, 32_000_000
+MAX_BATCH_FRAMES, MAX_SEARCHED_PX, MAX_WHOLE_FRAME_PX = 32, 16_000_000, 32_000_000
 """Maximum number of frames in a batch, of their pixels after halving, and of their pixels before halving. This gives 32
 frames of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
 
 log = logging.getLogger("dfscan")
 
 
-class BatchedFaceDetector:
+class BatchedFaceDetector(GpuModel):
     """Detects faces in whole frames, in batches on a GPU, with the rules of a `FaceDetector`.
-
-    Batches are padded with empty frames, so that the result for a frame does not depend on the other frames. When the
-    GPU runs out of memory, the batch size is halved; if one frame is still too large, the CPU is used from then on.
 
     Thread-safe: one batch is searched at a time while other threads prepare theirs.
     """
+
+    NAME = "the face detector"
+    HALVED = "detecting faces in batches of %d frames"
+    ON_CPU = "detecting faces on the CPU, slowly"
 
     def __init__(self, detector: FaceDetector, *, device: str, clock: BusyClock | None = None) -> None:
         """Load the networks.
@@ -44,13 +45,9 @@ class BatchedFaceDetector:
         Raises:
             DfscanError: the networks do not fit into the memory of the device.
         """
-        use_exact_arithmetic()
+        super().__init__(device, clock or BusyClock())
         self._detector = detector
-        self._device = device
-        self._clock = clock or BusyClock()
         self._max_searched_px = MAX_SEARCHED_PX
-        self._is_working = True
-        self._lock = threading.Lock()
         try:
             self._networks = {name: network.to(device) for name, network in library_networks().items()}
         except RuntimeError as error:
@@ -59,10 +56,10 @@ class BatchedFaceDetector:
     def batch_size(self, shape: tuple[int, ...]) -> int:
         """Return the best batch size for frames of one shape (H, W, 3)."""
         frame_px = max(1, shape[0] * shape[1])
-        searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.least_side_px))
-        return max(1, min(MAX_FRAMES, self._max_searched_px // searched_px, MAX_FRAME_PX // frame_px))
+        searched_px = max(1, frame_px >> 2 * num_halvings(shape, self._detector.min_copy_side_px))
+        return max(1, min(MAX_BATCH_FRAMES, self._max_searched_px // searched_px, MAX_WHOLE_FRAME_PX // frame_px))
 
-    def detect(self, frames: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, frames: Sequence[UInt8Image]) -> list[list[Detection]]:
         """Detect the faces of each frame; see `FaceDetector.detect`.
 
         Args:
@@ -71,75 +68,35 @@ class BatchedFaceDetector:
         Raises:
             DfscanError: the device fails.
         """
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, pixels in enumerate(frames):
-            alike[pixels.shape].append(i)
+            by_shape[pixels.shape].append(i)
         faces: list[list[Detection]] = [[] for _ in frames]
-        for places in alike.values():
-            copies = [Copy.of_all(frames[i], self._detector.least_side_px) for i in places]
-            least_px = self._detector.least_px(copies[0])
-            if least_px is None:
+        for places in by_shape.values():
+            copies = [Copy.of_all(frames[i], self._detector.min_copy_side_px) for i in places]
+            min_px = self._detector.min_px(copies[0])
+            if min_px is None:
                 continue
-            found = self._search([copy.pixels for copy in copies], frames[places[0]].shape, least_px)
-            for i, copy, each in zip(places, copies, found, strict=True):
-                faces[i] = self._detector.select(copy.outward(each), frames[i])
+            detections = self._search([copy.pixels for copy in copies], frames[places[0]].shape, min_px)
+            for i, copy, detected in zip(places, copies, detections, strict=True):
+                faces[i] = self._detector.select(copy.outward(detected), frames[i])
         return faces
 
-    def _search(self, copies: Sequence[Pixels], shape: tuple[int, ...], least_px: float) -> list[Found]:
-        found: list[Found] = []
-        while len(found) < len(copies):
-            waiting = copies[len(found) :]
-            if not self._is_working:
-                return found + [self._detector.search(copy, least_px) for copy in waiting]
-            batch = self._full(waiting, self.batch_size(shape))
-            with self._lock, self._clock.at_work():
-                faces = self._try(batch, least_px)
-                if faces is None:
-                    self._make_room(shape, len(batch))
-                    continue
-            found += faces[: len(waiting)]
-        return found
-
-    def _full(self, copies: Sequence[Pixels], num_frames: int) -> Tensor:
-        """Copy the first `num_frames` into one tensor, padded with empty frames, in pinned memory."""
-        import torch
-
-        try:
-            batch = torch.zeros((num_frames, *copies[0].shape), dtype=torch.uint8, pin_memory=self._device != "cpu")
-        except RuntimeError as error:
-            raise self._failure(error) from error
-        for frame, copy in zip(batch.numpy(), copies, strict=False):
-            frame[...] = copy
-        return batch
-
-    def _try(self, batch: Tensor, least_px: float) -> list[Found] | None:
-        """Search a batch. Return None when out of memory, because an exception would keep the tensors alive."""
+    def _search(self, copies: Sequence[UInt8Image], shape: tuple[int, ...], min_px: float) -> list[Detections]:
         from dfscan.faces import mtcnn_torch
 
-        try:
-            on_device = batch.to(self._device, non_blocking=True)
-            return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=least_px)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise self._failure(error) from error
-            return None
+        def search(batch: Tensor) -> list[Detections]:
+            on_device = batch.to(self.device, non_blocking=True)
+            return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=min_px)
 
-    def _make_room(self, shape: tuple[int, ...], num_tried: int) -> None:
-        import torch
+        detections: list[Detections] = []
+        for num_frames, found in self._run_batches(copies, search, lambda: self.batch_size(shape)):
+            detections += found[:num_frames]
+        return detections + [self._detector.search(copy, min_px) for copy in copies[len(detections) :]]
 
-        if self.batch_size(shape) < num_tried or not self._is_working:
-            pass  # another thread has already reduced the batch size
-        elif num_tried > 1:
-            self._max_searched_px //= 2
-            while self.batch_size(shape) >= num_tried:
-                self._max_searched_px //= 2
-            num_frames = self.batch_size(shape)
-            log.warning("%s is out of memory: detecting faces in batches of %d frames", self._device, num_frames)
-        else:
-            self._is_working = False
-            log.warning("%s is out of memory even for one frame: detecting faces on the CPU, slowly", self._device)
-        torch.cuda.empty_cache()
+    def _halve(self) -> None:
+        self._max_searched_px //= 2
 
-    def _failure(self, error: RuntimeError) -> DfscanError:
-        cause = str(error).partition("\n")[0]
-        return DfscanError(f"the face detector cannot run on {self._device}: {cause}; try --device cpu")
+    def _use_cpu(self, failure: DfscanError) -> None:
+        self._is_working = False
+        log.warning("%s is out of memory even for one frame: %s", self.device, self.ON_CPU)

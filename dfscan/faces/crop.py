@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+
+from dfscan.arrays import Float32Array, UInt8Image
 
 
-def crop_square_xyxy(box_xyxy: NDArray[np.float32], *, margin: float) -> tuple[int, int, int, int]:
+def crop_square_xyxy(box_xyxy: Float32Array, *, margin: float) -> tuple[int, int, int, int]:
     """Return the square that a crop covers, in whole pixels of the frame; it may extend beyond the frame.
 
     Args:
@@ -24,9 +25,7 @@ def crop_square_xyxy(box_xyxy: NDArray[np.float32], *, margin: float) -> tuple[i
     return left, top, left + side, top + side
 
 
-def crop_face(
-    frame_pixels: NDArray[np.uint8], box_xyxy: NDArray[np.float32], *, margin: float, size: int
-) -> NDArray[np.uint8]:
+def crop_face(frame_pixels: UInt8Image, box_xyxy: Float32Array, *, margin: float, size: int) -> UInt8Image:
     """Crop the square around a face and resize it; parts outside the frame are black.
 
     Crops are shrunk by area averaging or enlarged by bicubic interpolation and keep their aspect ratio. Only the part

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dfscan.types import Scene
+from dfscan.arrays import Float32Array, Float64Array, UInt8Image
+from dfscan.types import SceneDescriptor
 
 CELLS = 8
 PATCH_PX = 64
@@ -25,10 +25,10 @@ NUM_VALUES = CELLS * CELLS * 3
 SCENE_CELLS = 16
 """Number of cells along each side of the frame."""
 SCENE_ROWS = 8
-"""Number of pixel rows averaged per cell; `scene_change` differs by 0.03 from its value with all rows."""
+"""Number of pixel rows averaged per cell; `scene_distance` differs by 0.03 from its value with all rows."""
 
 
-def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+def face_descriptor(frame_pixels: UInt8Image, landmarks: Float32Array) -> Float32Array:
     """Return the descriptor of one face.
 
     Args:
@@ -38,7 +38,7 @@ def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) 
     Returns:
         (192,): L* in [0, 100], a* and b* of 8 x 8 cells. The frame is extended by its border pixels.
     """
-    to_frame = _similarity(PATCH_LANDMARKS * PATCH_PX, np.asarray(landmarks, np.float64))
+    to_frame = _similarity_transform(PATCH_LANDMARKS * PATCH_PX, np.asarray(landmarks, np.float64))
     patch = cv2.warpAffine(
         frame_pixels,
         to_frame,
@@ -50,14 +50,14 @@ def appearance(frame_pixels: NDArray[np.uint8], landmarks: NDArray[np.float32]) 
     return np.asarray(cv2.cvtColor(cells, cv2.COLOR_RGB2LAB), np.float32).ravel()
 
 
-def likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+def similarity(first: Float32Array, second: Float32Array) -> float:
     """Return the similarity of two descriptors, in [0, 1]; 1 if they are equal."""
     distance = float(np.sqrt(3 * np.mean(np.square(first - second))))
     return float(np.exp(-distance / DISTANCE_SCALE))
 
 
-def best_likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Return the maximum `likeness` over all pairs of descriptors from two sets.
+def best_similarity(first: Float32Array, second: Float32Array) -> float:
+    """Return the maximum `similarity` over all pairs of descriptors from two sets.
 
     Args:
         first: [N, D], N >= 1.
@@ -67,7 +67,7 @@ def best_likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> fl
     return float(np.exp(-np.sqrt(3 * squares.min()) / DISTANCE_SCALE))
 
 
-def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
+def scene_descriptor(frame_pixels: UInt8Image) -> SceneDescriptor:
     """Return the descriptor of a whole frame.
 
     Args:
@@ -77,10 +77,10 @@ def scene(frame_pixels: NDArray[np.uint8]) -> Scene:
     some_rows = frame_pixels[:: max(1, height_px // (SCENE_CELLS * SCENE_ROWS))]
     cells = cv2.resize(some_rows, (SCENE_CELLS, SCENE_CELLS), interpolation=cv2.INTER_AREA)
     lab = np.asarray(cv2.cvtColor(cells.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
-    return Scene(lab, (width_px / SCENE_CELLS, height_px / SCENE_CELLS))
+    return SceneDescriptor(lab, (width_px / SCENE_CELLS, height_px / SCENE_CELLS))
 
 
-def scene_change(first: Scene, second: Scene, box_xyxy: NDArray[np.float32]) -> float:
+def scene_distance(first: SceneDescriptor, second: SceneDescriptor, box_xyxy: Float32Array) -> float:
     """Return the change of the frame around a face: mean L*a*b* distance of the cells, infinite if frame sizes differ.
 
     The area extends one face size to the sides and above, and two below, where the clothes are. Each cell is compared
@@ -93,7 +93,7 @@ def scene_change(first: Scene, second: Scene, box_xyxy: NDArray[np.float32]) -> 
     return float(change.mean())
 
 
-def _around(box_xyxy: NDArray[np.float32], cell_px: tuple[float, float]) -> tuple[slice, slice]:
+def _around(box_xyxy: Float32Array, cell_px: tuple[float, float]) -> tuple[slice, slice]:
     """Return the rows and columns of the cells around a face, at least one of each."""
     x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
     width_px, height_px = x2 - x1, y2 - y1
@@ -108,7 +108,7 @@ def _cells(start_px: float, stop_px: float, cell_px: float) -> slice:
     return slice(first, last + 1)
 
 
-def _distance_to_nearest(first: Scene, second: Scene, around: tuple[slice, slice]) -> NDArray[np.float32]:
+def _distance_to_nearest(first: SceneDescriptor, second: SceneDescriptor, around: tuple[slice, slice]) -> Float32Array:
     """Return the distance from each cell of `first` to the most similar cell in its 3 x 3 neighbourhood of `second`."""
     edged = np.arange(-1, SCENE_CELLS + 1).clip(0, SCENE_CELLS - 1)
     padded = second.cells[edged][:, edged]
@@ -117,7 +117,7 @@ def _distance_to_nearest(first: Scene, second: Scene, around: tuple[slice, slice
     return np.asarray(np.sqrt(squares.min(axis=(2, 3))), np.float32)
 
 
-def _similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+def _similarity_transform(source: Float64Array, target: Float64Array) -> Float64Array:
     """Return the (2, 3) similarity transform (rotation, uniform scale, shift) that maps source to target.
 
     Least squares fit after Umeyama 1991, in two dimensions, where rotation and scale are one complex number.

@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.faces.mtcnn_numpy import NO_BOXES, WINDOW_PX, Found, Networks, find_again, find_faces
+from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.faces.mtcnn_numpy import NO_BOXES, WINDOW_PX, Detections, Networks, find_faces, redetect
 from dfscan.faces.networks import OnnxNetworks
 
-Pixels = NDArray[np.uint8]
-
-LEAST_SIDE_PX = 960
+MIN_COPY_SIDE_PX = 960
 """Minimum longest side of the copy that is searched: a frame is halved as long as the result is at least this long.
 
 The value is half of 1080p, where faces of at least 42 px stay above `SMALLEST_PX`. Shrinking by other factors costs
@@ -42,7 +41,7 @@ Therefore the pyramid starts with windows that are larger than `min_face_px` by 
 the time. Of 4,449 portraits of 50 to 160 px in 640 x 360 frames (dark, blurred, rotated, occluded and compressed),
 4,192 were detected instead of 4,167; of 4,876 portraits of 48 to 58 px, 3,667 instead of 3,738.
 """
-ROOM = 0.5
+REDETECT_MARGIN = 0.5
 """Margin around the boxes of faces to re-detect, relative to their longer side; making boxes square adds at most this.
 """
 
@@ -55,9 +54,9 @@ MIN_VISIBLE = 0.25
 class Detection:
     """One face detected in one frame."""
 
-    box_xyxy: NDArray[np.float32]
+    box_xyxy: Float32Array
     """(4,) in pixels of the full frame; may extend beyond the frame, see `MIN_VISIBLE`."""
-    landmarks: NDArray[np.float32]
+    landmarks: Float32Array
     """(5, 2) left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
     score: float
     """MTCNN's final probability, in [0, 1]."""
@@ -75,7 +74,7 @@ class FaceDetector:
     """
 
     def __init__(
-        self, *, threshold: float, min_face_px: int, max_faces: int, least_side_px: int = LEAST_SIDE_PX
+        self, *, threshold: float, min_face_px: int, max_faces: int, min_copy_side_px: int = MIN_COPY_SIDE_PX
     ) -> None:
         """Load MTCNN's networks.
 
@@ -84,55 +83,55 @@ class FaceDetector:
                 values below 0.7 have the same effect as 0.7.
             min_face_px: minimum length of a box's shorter side, in pixels of the full frame.
             max_faces: maximum number of faces per frame; the largest are kept.
-            least_side_px: minimum longest side of the copy that is searched; see `LEAST_SIDE_PX`.
+            min_copy_side_px: minimum longest side of the copy that is searched; see `MIN_COPY_SIDE_PX`.
         """
         self.threshold = threshold
         self.min_face_px = min_face_px
         self.max_faces = max_faces
-        self.least_side_px = least_side_px
+        self.min_copy_side_px = min_copy_side_px
         self._networks: Networks = OnnxNetworks()
 
-    def with_sizes(self, *, min_face_px: int, least_side_px: int) -> FaceDetector:
+    def with_sizes(self, *, min_face_px: int, min_copy_side_px: int) -> FaceDetector:
         """Return a detector with the same networks and other sizes; arguments as for the class."""
         other = shallow_copy(self)
-        other.min_face_px, other.least_side_px = min_face_px, least_side_px
+        other.min_face_px, other.min_copy_side_px = min_face_px, min_copy_side_px
         return other
 
-    def detect(self, pixels: Pixels, *, known: Sequence[Detection] = ()) -> list[Detection]:
+    def detect(self, pixels: UInt8Image, *, known: Sequence[Detection] = ()) -> list[Detection]:
         """Detect the faces of a frame.
 
         Args:
             pixels: (H, W, 3), RGB, any size.
-            known: faces of this frame that are already known, see `find_again`. The search skips them, which halves
+            known: faces of this frame that are already known, see `redetect`. The search skips them, which halves
                 its cost.
 
         Returns:
             Known and new faces, largest first, ties by position; empty if there is none.
         """
-        copy = Copy.of_all(pixels, self.least_side_px)
-        least_px = self.least_px(copy)
-        if least_px is None:
+        copy = Copy.of_all(pixels, self.min_copy_side_px)
+        min_px = self.min_px(copy)
+        if min_px is None:
             return []
-        found = self.search(copy.pixels, least_px, known_xyxy=copy.inward(known))
-        return self.select([*known, *copy.outward(found)], pixels)
+        detections = self.search(copy.pixels, min_px, known_xyxy=copy.inward(known))
+        return self.select([*known, *copy.outward(detections)], pixels)
 
-    def search(self, copy: Pixels, least_px: float, *, known_xyxy: NDArray[np.float32] = NO_BOXES) -> Found:
+    def search(self, copy: UInt8Image, min_px: float, *, known_xyxy: Float32Array = NO_BOXES) -> Detections:
         """Detect the faces of a copy, in its pixels.
 
-        `least_px` is `min_face_px` of `mtcnn.find_faces`, `known_xyxy` as there.
+        `min_px` is `min_face_px` of `mtcnn_numpy.find_faces`, `known_xyxy` as there.
         """
-        return find_faces(copy, self._networks, min_face_px=least_px, known_xyxy=known_xyxy)
+        return find_faces(copy, self._networks, min_face_px=min_px, known_xyxy=known_xyxy)
 
-    def least_px(self, copy: Copy) -> float | None:
+    def min_px(self, copy: Copy) -> float | None:
         """Return the minimum face size for a copy, in its pixels; None if the copy is too small for any face."""
         shortest_px, min_face_px = min(copy.pixels.shape[:2]), self.min_face_px * float(copy.scale.max())
         largest_px = max(min_face_px, 0.999 * shortest_px)  # 0.999 keeps rounding from touching the border
-        least_px = max(SMALLEST_PX, min(LONGER_SIDE * min_face_px, largest_px))
-        has_a_level = shortest_px * (WINDOW_PX / least_px) >= WINDOW_PX
-        return least_px if has_a_level else None
+        min_px = max(SMALLEST_PX, min(LONGER_SIDE * min_face_px, largest_px))
+        has_a_level = shortest_px * (WINDOW_PX / min_px) >= WINDOW_PX
+        return min_px if has_a_level else None
 
-    def find_again(
-        self, pixels: Pixels, near: Sequence[Detection], *, known: Sequence[Detection] = ()
+    def redetect(
+        self, pixels: UInt8Image, near: Sequence[Detection], *, known: Sequence[Detection] = ()
     ) -> list[Detection]:
         """Re-detect the faces of a neighbouring frame, at about a tenth of the cost of `detect`.
 
@@ -147,11 +146,11 @@ class FaceDetector:
         """
         if not near:
             return list(known)
-        copy = Copy.around(pixels, self.least_side_px, np.array([face.box_xyxy for face in near]))
-        found = find_again(copy.pixels, self._networks, copy.inward(near), known_xyxy=copy.inward(known))
-        return self.select([*known, *copy.outward(found)], pixels)
+        copy = Copy.around(pixels, self.min_copy_side_px, np.array([face.box_xyxy for face in near]))
+        detections = redetect(copy.pixels, self._networks, copy.inward(near), known_xyxy=copy.inward(known))
+        return self.select([*known, *copy.outward(detections)], pixels)
 
-    def select(self, faces: list[Detection], pixels: Pixels) -> list[Detection]:
+    def select(self, faces: list[Detection], pixels: UInt8Image) -> list[Detection]:
         """Return the faces that are probable, valid and large enough, at most `max_faces`, largest first."""
         height_px, width_px = pixels.shape[:2]
         kept = [
@@ -169,54 +168,54 @@ class FaceDetector:
 class Copy:
     """A frame, or a part of it, at the size at which it is searched."""
 
-    pixels: Pixels
-    scale: NDArray[np.float32]
+    pixels: UInt8Image
+    scale: Float32Array
     """(2,) pixels of the copy per pixel of the frame, along x and y."""
-    corner: NDArray[np.float32]
+    corner: Float32Array
     """(2,) top left corner of the part, in pixels of the frame."""
 
     @classmethod
-    def of_all(cls, pixels: Pixels, least_side_px: int) -> Copy:
-        """Copy the whole frame, halved as described at `LEAST_SIDE_PX`."""
+    def of_all(cls, pixels: UInt8Image, min_copy_side_px: int) -> Copy:
+        """Copy the whole frame, halved as described at `MIN_COPY_SIDE_PX`."""
         size_px = np.array(pixels.shape[1::-1])
-        return cls.of_part(pixels, least_side_px, np.zeros(2, int), size_px)
+        return cls.of_part(pixels, min_copy_side_px, np.zeros(2, int), size_px)
 
     @classmethod
-    def around(cls, pixels: Pixels, least_side_px: int, boxes_xyxy: NDArray[np.float32]) -> Copy:
+    def around(cls, pixels: UInt8Image, min_copy_side_px: int, boxes_xyxy: Float32Array) -> Copy:
         """Copy the part that contains all boxes, each made square."""
-        room = ROOM * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True)
+        room = REDETECT_MARGIN * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, keepdims=True)
         size_px = np.array(pixels.shape[1::-1])
         near = np.floor((boxes_xyxy[:, :2] - room).min(axis=0)).astype(int).clip(0, size_px - 1)
         far = np.ceil((boxes_xyxy[:, 2:] + room).max(axis=0)).astype(int).clip(near + 1, size_px)
-        return cls.of_part(pixels, least_side_px, near, far)
+        return cls.of_part(pixels, min_copy_side_px, near, far)
 
     @classmethod
-    def of_part(cls, pixels: Pixels, least_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> Copy:
+    def of_part(cls, pixels: UInt8Image, min_copy_side_px: int, near: NDArray[np.int_], far: NDArray[np.int_]) -> Copy:
         """Copy the part between two corners (x, y), halved as often as the whole frame would be."""
         part = pixels[near[1] : far[1], near[0] : far[0]]
-        for _ in range(num_halvings(pixels.shape, least_side_px)):
+        for _ in range(num_halvings(pixels.shape, min_copy_side_px)):
             part = _halved(part)
         scale = np.array(part.shape[1::-1]) / np.maximum(far - near, 1)
         return cls(part, scale.astype(np.float32), near.astype(np.float32))
 
-    def inward(self, faces: Sequence[Detection]) -> NDArray[np.float32]:
+    def inward(self, faces: Sequence[Detection]) -> Float32Array:
         """Return the boxes in pixels of the copy, [F, 4]."""
         corners = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 2, 2)
         return ((corners - self.corner) * self.scale).reshape(-1, 4)
 
-    def outward(self, found: Found) -> list[Detection]:
+    def outward(self, detections: Detections) -> list[Detection]:
         """Return the faces of the copy in pixels of the frame."""
-        boxes = (found.boxes_xyxy.reshape(-1, 2, 2) / self.scale + self.corner).reshape(-1, 4)
-        landmarks = found.landmarks / self.scale + self.corner
-        return [Detection(*each) for each in zip(boxes, landmarks, found.scores.tolist(), strict=True)]
+        boxes = (detections.boxes_xyxy.reshape(-1, 2, 2) / self.scale + self.corner).reshape(-1, 4)
+        landmarks = detections.landmarks / self.scale + self.corner
+        return [Detection(*values) for values in zip(boxes, landmarks, detections.scores.tolist(), strict=True)]
 
 
-def num_halvings(shape: tuple[int, ...], least_side_px: int) -> int:
+def num_halvings(shape: tuple[int, ...], min_copy_side_px: int) -> int:
     """Return how many times a frame of this shape is halved before it is searched."""
-    return max(0, (max(shape[:2]) // least_side_px).bit_length() - 1)
+    return max(0, (max(shape[:2]) // min_copy_side_px).bit_length() - 1)
 
 
-def _halved(pixels: Pixels) -> Pixels:
+def _halved(pixels: UInt8Image) -> UInt8Image:
     """Halve both sides: each pixel is the mean of four, or an approximation of it if a side is odd."""
     height_px, width_px = pixels.shape[:2]
     half_px = (width_px + 1) // 2, (height_px + 1) // 2

@@ -18,75 +18,75 @@ from dataclasses import dataclass
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.types import Frame
 
-SEARCH_EVERY = 3
+DETECT_EVERY = 3
 """Number of frames from one search to the next."""
 
 
 @dataclass(slots=True, eq=False)
-class Look:
+class FrameDetections:
     """A frame and its faces."""
 
     frame: Frame
     faces: list[Detection]
 
 
-class Follower:
+class KeyframeDetector:
     """Detects the faces of one video from its frames, which must be added in order."""
 
     def __init__(self, detector: FaceDetector) -> None:
         self._detector = detector
-        self._waiting: list[Look] = []
+        self._waiting: list[FrameDetections] = []
         """Frames since the last search; new faces of the next search are searched in them too."""
-        self._last: Look | None = None
+        self._last: FrameDetections | None = None
         """The previous frame, if its faces can be re-detected in the next one."""
 
-    def look(self, frame: Frame) -> list[Look]:
+    def add(self, frame: Frame) -> list[FrameDetections]:
         """Add the next frame.
 
         Returns:
-            Frames whose faces are complete, in order; fewer than `SEARCH_EVERY` frames are held back.
+            Frames whose faces are complete, in order; fewer than `DETECT_EVERY` frames are held back.
         """
-        settled = [] if self._goes_on(frame) else self.finish()
-        look, last, self._last = Look(frame, []), self._last, None
+        complete = [] if self._continues(frame) else self.finish()
+        current, last, self._last = FrameDetections(frame, []), self._last, None
         if last is None and not self._waiting:
-            self._waiting = [look]
-            return settled
+            self._waiting = [current]
+            return complete
         near = last.faces if last else []
-        look.faces = self._detector.find_again(frame.pixels, near)
-        self._last = look
-        if near and len(look.faces) == len(near) and len(self._waiting) + 1 < SEARCH_EVERY:
-            self._waiting.append(look)
-            return settled
-        return settled + self._search(look)
+        current.faces = self._detector.redetect(frame.pixels, near)
+        self._last = current
+        if near and len(current.faces) == len(near) and len(self._waiting) + 1 < DETECT_EVERY:
+            self._waiting.append(current)
+            return complete
+        return complete + self._detect_all(current)
 
-    def finish(self) -> list[Look]:
+    def finish(self) -> list[FrameDetections]:
         """Complete and return the frames held back; no following frame shares their burst and size."""
-        settled, self._waiting = self._waiting, []
+        complete, self._waiting = self._waiting, []
         if self._last is None:
-            for look in settled:
-                look.faces = self._detector.detect(look.frame.pixels)
+            for current in complete:
+                current.faces = self._detector.detect(current.frame.pixels)
         self._last = None
-        return settled
+        return complete
 
-    def _goes_on(self, frame: Frame) -> bool:
+    def _continues(self, frame: Frame) -> bool:
         before = self._waiting[-1] if self._waiting else self._last
         if before is None:
             return True
         return frame.burst == before.frame.burst and frame.pixels.shape == before.frame.pixels.shape
 
-    def _search(self, look: Look) -> list[Look]:
-        followed = look.faces
-        look.faces = self._detector.detect(look.frame.pixels, known=followed)
-        new = [face for face in look.faces if face not in followed]
+    def _detect_all(self, current: FrameDetections) -> list[FrameDetections]:
+        redetected = current.faces
+        current.faces = self._detector.detect(current.frame.pixels, known=redetected)
+        new = [face for face in current.faces if face not in redetected]
         for earlier in reversed(self._waiting):
-            new = self._find_earlier(earlier, new)
-        settled, self._waiting = [*self._waiting, look], []
-        return settled
+            new = self._redetect_earlier(earlier, new)
+        complete, self._waiting = [*self._waiting, current], []
+        return complete
 
-    def _find_earlier(self, look: Look, new: list[Detection]) -> list[Detection]:
+    def _redetect_earlier(self, current: FrameDetections, new: list[Detection]) -> list[Detection]:
         """Add faces that were first detected one frame later; return the faces that were added."""
-        known = look.faces
-        look.faces = self._detector.find_again(look.frame.pixels, new, known=known)
-        if not known and len(look.faces) < max(len(new), 1):
-            look.faces = self._detector.detect(look.frame.pixels, known=look.faces)
-        return [face for face in look.faces if face not in known]
+        known = current.faces
+        current.faces = self._detector.redetect(current.frame.pixels, new, known=known)
+        if not known and len(current.faces) < max(len(new), 1):
+            current.faces = self._detector.detect(current.frame.pixels, known=current.faces)
+        return [face for face in current.faces if face not in known]

@@ -1,8 +1,8 @@
-"""MTCNN's cascade for many frames at once: batched PyTorch implementation of `mtcnn`.
+"""MTCNN's cascade for many frames at once: batched PyTorch implementation of `mtcnn_numpy`.
 
-The steps, windows and thresholds are those of `mtcnn`. Each network runs on the candidates of all frames, in batches
-padded to a fixed size. Kernels are chosen by size, so the padding makes the result for a frame independent of the other
-frames. The host waits for the device seven times per batch, whenever it needs the number of remaining boxes.
+The steps, windows and thresholds are those of `mtcnn_numpy`. Each network runs on the candidates of all frames, in
+batches padded to a fixed size. Kernels are chosen by size, so the padding makes the result for a frame independent of
+the other frames. The host waits for the device seven times per batch, whenever it needs the number of remaining boxes.
 
 This module imports PyTorch; import it only inside functions that need it.
 """
@@ -27,8 +27,8 @@ from dfscan.faces.mtcnn_numpy import (
     STRIDE_PX,
     THRESHOLDS,
     WINDOW_PX,
-    Found,
-    best_by_smaller,
+    Detections,
+    nms_iom,
     pyramid,
 )
 
@@ -46,26 +46,26 @@ class _Boxes:
     """[K, 4]"""
     scores: Tensor
     """[K]"""
-    corrections: Tensor
+    offsets: Tensor
     """[K, 4] offsets of the corners, in widths and heights of the box."""
 
     def __getitem__(self, kept: Tensor) -> _Boxes:
         """Select boxes by an index tensor."""
-        return _Boxes(self.frame[kept], self.xyxy[kept], self.scores[kept], self.corrections[kept])
+        return _Boxes(self.frame[kept], self.xyxy[kept], self.scores[kept], self.offsets[kept])
 
     def corrected(self, *, unit_px: float) -> Tensor:
-        """Return the boxes with their offsets applied; see `mtcnn`."""
+        """Return the boxes with their offsets applied; see `mtcnn_numpy`."""
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2] + unit_px
-        return self.xyxy + self.corrections * sides.repeat(1, 2)
+        return self.xyxy + self.offsets * sides.repeat(1, 2)
 
-    def best(self, group: Tensor, overlap: float, *, reach_px: int) -> _Boxes:
+    def nms(self, group: Tensor, overlap: float, *, reach_px: int) -> _Boxes:
         """Apply non-maximum suppression within each group, by shifting the groups far away from each other."""
         places = self.xyxy.double() + (group * 4 * reach_px)[:, None]
         return self[nms(places, self.scores.double(), overlap)]
 
 
 @torch.inference_mode()
-def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_face_px: float) -> list[Found]:
+def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_face_px: float) -> list[Detections]:
     """Detect the faces of several frames.
 
     Args:
@@ -74,42 +74,40 @@ def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_fac
         min_face_px: minimum face size.
 
     Returns:
-        For each frame the result of `mtcnn.find_faces`.
+        For each frame the result of `mtcnn_numpy.find_faces`.
     """
     boxes = _propose(frames, networks["pnet"], min_face_px)
-    sums = _sums(frames)
-    boxes = _refine(sums, networks["rnet"], boxes)
-    boxes, landmarks = _decide(sums, networks["onet"], boxes)
+    integral = _integral_image(frames)
+    boxes = _refine(integral, networks["rnet"], boxes)
+    boxes, landmarks = _decide(integral, networks["onet"], boxes)
     rows = torch.cat([boxes.frame[:, None], boxes.xyxy, boxes.scores[:, None], landmarks.flatten(1)], dim=1)
     table = rows.float().cpu().numpy()
-    found = []
+    detections = []
     for i in range(len(frames)):
         mine = table[table[:, 0] == i, 1:]
-        all_found = Found(mine[:, :4], mine[:, 4], mine[:, 5:].reshape(-1, 5, 2))
-        found.append(all_found[best_by_smaller(all_found.boxes_xyxy, all_found.scores, OVERLAP)])
-    return found
+        candidates = Detections(mine[:, :4], mine[:, 4], mine[:, 5:].reshape(-1, 5, 2))
+        detections.append(candidates[nms_iom(candidates.boxes_xyxy, candidates.scores, OVERLAP)])
+    return detections
 
 
 def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
     _, height, width, _ = frames.shape
     pictures = frames.permute(0, 3, 1, 2).contiguous().float()
-    windows, levels, scores, corrections = [], [], [], []
+    windows, levels, scores, offsets = [], [], [], []
     for level, scale in enumerate(pyramid(height, width, min_face_px)):
         means = adaptive_avg_pool2d(pictures, (int(height * scale + 1), int(width * scale + 1)))
-        moves, chances = network(pad(_normalised(means), (MARGIN_PX,) * 4))
+        moves, probs = network(pad(_normalised(means), (MARGIN_PX,) * 4))
         windows.append(_windows(moves.shape[2], moves.shape[3], scale, frames.device))
         levels.append(torch.full((len(windows[-1]),), level, device=frames.device))
-        scores.append(chances[:, 1].flatten(1))
-        corrections.append(moves.flatten(2).transpose(1, 2))
+        scores.append(probs[:, 1].flatten(1))
+        offsets.append(moves.flatten(2).transpose(1, 2))
     all_scores = torch.cat(scores, dim=1)
     frame, place = torch.nonzero(all_scores >= THRESHOLDS[0], as_tuple=True)
-    boxes = _Boxes(
-        frame, torch.cat(windows)[place], all_scores[frame, place], torch.cat(corrections, dim=1)[frame, place]
-    )
+    boxes = _Boxes(frame, torch.cat(windows)[place], all_scores[frame, place], torch.cat(offsets, dim=1)[frame, place])
     reach_px = max(height, width)
-    boxes = boxes.best(frame * len(levels) + torch.cat(levels)[place], OVERLAP_IN_SCALE, reach_px=reach_px)
-    boxes = boxes.best(boxes.frame, OVERLAP, reach_px=reach_px)
-    boxes.xyxy = _squared(boxes.corrected(unit_px=0))
+    boxes = boxes.nms(frame * len(levels) + torch.cat(levels)[place], OVERLAP_IN_SCALE, reach_px=reach_px)
+    boxes = boxes.nms(boxes.frame, OVERLAP, reach_px=reach_px)
+    boxes.xyxy = _to_square(boxes.corrected(unit_px=0))
     return boxes
 
 
@@ -122,20 +120,20 @@ def _windows(num_rows: int, num_columns: int, scale: float, device: torch.device
     return torch.cat([((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()], dim=1).float()
 
 
-def _refine(sums: Tensor, network: nn.Module, boxes: _Boxes) -> _Boxes:
-    crops, is_inside = _cut(sums, boxes, REFINED_PX)
-    boxes.corrections, chances = _run(network, crops, REFINE_BATCH)
-    boxes.scores = chances[:, 1]
+def _refine(integral: Tensor, network: nn.Module, boxes: _Boxes) -> _Boxes:
+    crops, is_inside = _crop_resize(integral, boxes, REFINED_PX)
+    boxes.offsets, probs = _run(network, crops, REFINE_BATCH)
+    boxes.scores = probs[:, 1]
     boxes = boxes[_places(is_inside & (boxes.scores > THRESHOLDS[1]))]
-    boxes = boxes.best(boxes.frame, OVERLAP, reach_px=max(sums.shape[1:3]))
-    boxes.xyxy = _squared(boxes.corrected(unit_px=1))
+    boxes = boxes.nms(boxes.frame, OVERLAP, reach_px=max(integral.shape[1:3]))
+    boxes.xyxy = _to_square(boxes.corrected(unit_px=1))
     return boxes
 
 
-def _decide(sums: Tensor, network: nn.Module, boxes: _Boxes) -> tuple[_Boxes, Tensor]:
-    crops, is_inside = _cut(sums, boxes, DECIDED_PX)
-    boxes.corrections, points, chances = _run(network, crops, DECIDE_BATCH)
-    boxes.scores = chances[:, 1]
+def _decide(integral: Tensor, network: nn.Module, boxes: _Boxes) -> tuple[_Boxes, Tensor]:
+    crops, is_inside = _crop_resize(integral, boxes, DECIDED_PX)
+    boxes.offsets, points, probs = _run(network, crops, DECIDE_BATCH)
+    boxes.scores = probs[:, 1]
     faces = _places(is_inside & (boxes.scores > THRESHOLDS[2]))
     boxes, points = boxes[faces], points[faces]
     sides = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2] + 1
@@ -156,15 +154,15 @@ def _run(network: nn.Module, crops: Tensor, batch_size: int) -> list[Tensor]:
     return [torch.cat(parts)[: len(crops)] for parts in zip(*outputs, strict=True)]
 
 
-def _sums(frames: Tensor) -> Tensor:
+def _integral_image(frames: Tensor) -> Tensor:
     """Return the integral images, int32 [N, H + 1, W + 1, 3]: per channel, the sum of all levels above and left."""
-    sums = frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32)
-    return pad(sums, (0, 0, 1, 0, 1, 0))
+    integral = frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32)
+    return pad(integral, (0, 0, 1, 0, 1, 0))
 
 
-def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
-    """Return crops [K, 3, side, side] as in `mtcnn`, and [K] whether they overlap the frame; ignore the others."""
-    height, width = sums.shape[1] - 1, sums.shape[2] - 1
+def _crop_resize(integral: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
+    """Return crops [K, 3, side, side] as in `mtcnn_numpy`, and [K] whether they overlap the frame; ignore others."""
+    height, width = integral.shape[1] - 1, integral.shape[2] - 1
     bounded = boxes.xyxy.nan_to_num(0, 0, 0).clamp(-MAX_REACH_PX, MAX_REACH_PX).long()
     near, far = bounded[:, :2] - 1, bounded[:, 2:]
     visible = torch.stack([far[:, 0].clamp(max=width), far[:, 1].clamp(max=height)], dim=1) - near.clamp(min=0)
@@ -174,7 +172,7 @@ def _cut(sums: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
         [edge.clamp(0, size) for edge in _edges(near[:, [i]], far[:, [i]], side_px)]
         for i, size in enumerate((width, height))
     )
-    flat = sums.reshape(-1, 3)
+    flat = integral.reshape(-1, 3)
     first = boxes.frame[:, None] * (height + 1)
     above, below = (((first + edge) * (width + 1))[:, :, None] for edge in (top, bottom))
     left, right = left[:, None], right[:, None]
@@ -195,7 +193,7 @@ def _normalised(levels: Tensor) -> Tensor:
     return (levels - 127.5) / 128
 
 
-def _squared(xyxy: Tensor) -> Tensor:
+def _to_square(xyxy: Tensor) -> Tensor:
     centres = (xyxy[:, :2] + xyxy[:, 2:]) / 2
     half = (xyxy[:, 2:] - xyxy[:, :2]).amax(dim=1, keepdim=True) / 2
     return torch.cat([centres - half, centres + half], dim=1)

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array
 from dfscan.cache import package_version
 from dfscan.graphs import cached_graph, export_failure, open_session, run_child
 
-Floats = NDArray[np.float32]
-
 SIDES_PX = {"pnet": 12, "rnet": 24, "onet": 48}
 """Names of the networks in the library, and the minimum input side of each."""
-EXPORT_FORMAT = 2
+MTCNN_EXPORT_FORMAT = 2
 MAX_EXPORT_ERROR = 1e-4
 SUBJECT = "the face detector"
 
@@ -41,23 +39,23 @@ class OnnxNetworks:
         graphs = _unpacked(_graphs())
         self._sessions = {name: open_session(graphs[name]) for name in SIDES_PX}
 
-    def propose(self, picture: Floats) -> tuple[Floats, Floats]:
-        """See `mtcnn.Networks`."""
-        corrections, chances = self._run("pnet", picture)
-        return corrections[0], chances[0, 1]
+    def propose(self, picture: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """See `mtcnn_numpy.Networks`."""
+        offsets, probs = self._run("pnet", picture)
+        return offsets[0], probs[0, 1]
 
-    def refine(self, crops: Floats) -> tuple[Floats, Floats]:
-        """See `mtcnn.Networks`."""
-        corrections, chances = self._run("rnet", crops)
-        return corrections, chances[:, 1]
+    def refine(self, crops: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """See `mtcnn_numpy.Networks`."""
+        offsets, probs = self._run("rnet", crops)
+        return offsets, probs[:, 1]
 
-    def decide(self, crops: Floats) -> tuple[Floats, Floats, Floats]:
-        """See `mtcnn.Networks`."""
-        corrections, landmarks, chances = self._run("onet", crops)
-        return corrections, landmarks, chances[:, 1]
+    def decide(self, crops: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """See `mtcnn_numpy.Networks`."""
+        offsets, landmarks, probs = self._run("onet", crops)
+        return offsets, landmarks, probs[:, 1]
 
-    def _run(self, name: str, pictures: Floats) -> Sequence[Floats]:
-        outputs: list[Floats] = self._sessions[name].run(None, {"pictures": pictures})
+    def _run(self, name: str, pictures: Float32Array) -> Sequence[Float32Array]:
+        outputs: list[Float32Array] = self._sessions[name].run(None, {"pictures": pictures})
         return outputs
 
 
@@ -70,7 +68,7 @@ def library_networks() -> dict[str, Any]:
 
 def _graphs() -> bytes:
     """Return the three graphs, packed."""
-    facts = ["mtcnn", EXPORT_FORMAT, *(package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))]
+    facts = ["mtcnn", MTCNN_EXPORT_FORMAT, *(package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))]
     return cached_graph(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32], SUBJECT, _export_in_child)
 
 

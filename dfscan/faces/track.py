@@ -11,8 +11,8 @@ two tracks, the verdict depends on fragments. Therefore the most certain links a
 
 A link is made only if the second best choice is clearly worse.
 
-`LOOKS_SAME` was derived from the best pair of faces of two clips, on 73 real and generated clips of 32 faces each and
-on single portraits from one studio (Face Research Lab London Set):
+`MIN_SIMILARITY` was derived from the best pair of faces of two clips, on 73 real and generated clips of 32 faces each
+and on single portraits from one studio (Face Research Lab London Set):
 
 =================================================  =====  ======  ===============
 best similarity of two sets of faces                   n  median  highest, lowest
@@ -35,12 +35,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dfscan.faces.descriptor import best_likeness, likeness, scene_change
+from dfscan.arrays import Float32Array
+from dfscan.faces.descriptor import best_similarity, scene_distance, similarity
 from dfscan.types import Face
 
-Box = NDArray[np.float32]
 Tracklet = list[Face]
 """Faces of one person in one shot of one burst, in order of time."""
 Scores = dict[tuple[int, int], float]
@@ -51,26 +50,26 @@ Newer = TypeVar("Newer")
 
 MAX_MISSED = 2
 """Maximum number of samples in which a person may be missed within a tracklet."""
-MIN_IOU, LOOKS_ALIKE, MIN_FIT = 0.1, 0.55, 1.0
+MIN_IOU, MIN_SHOT_SIMILARITY, MIN_FIT = 0.1, 0.55, 1.0
 """Within a shot, the minimum overlap, similarity, and sum of both for a link."""
-MIN_SHOT_IOU, LOOKS_OTHER = 0.4, 0.1
-"""Within a shot, the minimum overlap for a link in any pose, if the similarity is at least `LOOKS_OTHER`."""
-NEAR, LOOKS_NEAR = 0.75, 0.3
-"""Within a shot, the maximum movement in face sizes for a link if the similarity is at least `LOOKS_NEAR`."""
+MIN_SHOT_IOU, MIN_POSE_SIMILARITY = 0.4, 0.1
+"""Within a shot, the minimum overlap for a link in any pose, if the similarity is at least `MIN_POSE_SIMILARITY`."""
+MAX_NEAR_MOVE, MIN_NEAR_SIMILARITY = 0.75, 0.3
+"""Within a shot, the maximum movement in face sizes for a link if the similarity is at least `MIN_NEAR_SIMILARITY`."""
 MAX_LONE_MOVE, MAX_LONE_ZOOM = 2.5, 2.0
 """Within a shot, the maximum movement in face sizes and ratio of sizes of the only face in consecutive samples."""
 MIN_LONE_IOU = 0.3
-"""Within a shot, the minimum overlap of the only face if the similarity is below `LOOKS_OTHER`."""
-MISSED_CUT = 8.0
+"""Within a shot, the minimum overlap of the only face if the similarity is below `MIN_POSE_SIMILARITY`."""
+MIN_CUT_DISTANCE = 8.0
 """Change of the frame around a dissimilar face from which a missed cut is assumed: mean L*a*b* distance."""
-LOOKS_SAME = 0.7
+MIN_SIMILARITY = 0.7
 """Minimum best similarity of two tracklets of the same person; two different people reach 0.68."""
-MAX_SHIFT, MAX_ZOOM = 1.0, 1.5
+MAX_MOVE, MAX_ZOOM = 1.0, 1.5
 """Across a cut or a burst, the maximum movement in face sizes and ratio of sizes."""
-SAME_VIEW, MAX_SEAT_SHIFT = 3.5, 0.5
+MAX_VIEW_DISTANCE, MAX_SEAT_SHIFT = 3.5, 0.5
 """Maximum change of the frame around a face, and movement in face sizes, for the same seat in the same view. For these,
-a best similarity of `LOOKS_NEAR` is enough across a cut or a burst."""
-CLEARLY_BETTER = 0.1
+a best similarity of `MIN_NEAR_SIMILARITY` is enough across a cut or a burst."""
+MIN_LEAD = 0.1
 """Minimum lead of a link over the second best, in units of similarity or overlap."""
 NUM_COMPARED = 16
 """Maximum number of faces, spread evenly, that are compared per person and per tracklet."""
@@ -134,11 +133,11 @@ def _fit_in_shot(tracklet: Tracklet, face: Face) -> float | None:
     if not _is_alive(tracklet, face):
         return None
     last = tracklet[-1]
-    overlap, alike = _overlap(tracklet, face), likeness(last.appearance, face.appearance)
-    is_alike = overlap >= MIN_IOU and alike >= LOOKS_ALIKE and overlap + alike >= MIN_FIT
-    stays = overlap >= MIN_SHOT_IOU and alike >= LOOKS_OTHER
-    is_near = _move(last, face) <= NEAR and _zoom(last, face) <= MAX_ZOOM and alike >= LOOKS_NEAR
-    return overlap + alike if is_alike or stays or is_near else None
+    overlap, similar = _overlap(tracklet, face), similarity(last.descriptor, face.descriptor)
+    is_similar = overlap >= MIN_IOU and similar >= MIN_SHOT_SIMILARITY and overlap + similar >= MIN_FIT
+    stays = overlap >= MIN_SHOT_IOU and similar >= MIN_POSE_SIMILARITY
+    is_near = _move(last, face) <= MAX_NEAR_MOVE and _zoom(last, face) <= MAX_ZOOM and similar >= MIN_NEAR_SIMILARITY
+    return overlap + similar if is_similar or stays or is_near else None
 
 
 def _fit_lone(tracklet: Tracklet, face: Face) -> float | None:
@@ -147,14 +146,14 @@ def _fit_lone(tracklet: Tracklet, face: Face) -> float | None:
     last = tracklet[-1]
     if fit is not None or not _is_alive(tracklet, face):
         return fit
-    overlap, alike = _overlap(tracklet, face), likeness(last.appearance, face.appearance)
+    overlap, similar = _overlap(tracklet, face), similarity(last.descriptor, face.descriptor)
     if _move(last, face) > MAX_LONE_MOVE or _zoom(last, face) > MAX_LONE_ZOOM:
         return None
-    if alike < LOOKS_OTHER:
-        is_one = overlap >= MIN_LONE_IOU and _view_change(last, face) < MISSED_CUT
+    if similar < MIN_POSE_SIMILARITY:
+        is_one = overlap >= MIN_LONE_IOU and _scene_distance(last, face) < MIN_CUT_DISTANCE
     else:
-        is_one = alike >= LOOKS_NEAR or face.frame_index - last.frame_index == 1
-    return overlap + alike if is_one else None
+        is_one = similar >= MIN_NEAR_SIMILARITY or face.frame_index - last.frame_index == 1
+    return overlap + similar if is_one else None
 
 
 def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool) -> float | None:
@@ -169,25 +168,29 @@ def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool)
     if last.frame_index >= first.frame_index:
         return None
     move = _move(last, first)
-    is_near = move <= MAX_SHIFT and _zoom(last, first) <= MAX_ZOOM
+    is_near = move <= MAX_MOVE and _zoom(last, first) <= MAX_ZOOM
     is_one_shot = last.shot == first.shot
     if not is_near and not is_one_shot:
         return None
-    alike = best_likeness(_spread(person), _spread(tracklet))
-    if alike >= LOOKS_SAME:
+    similar = best_similarity(_spread(person), _spread(tracklet))
+    if similar >= MIN_SIMILARITY:
         is_one = True
     elif is_one_shot:
         never_away = is_lone and first.frame_index - last.frame_index == 1
-        is_one = is_near and alike >= (LOOKS_NEAR if never_away else LOOKS_ALIKE)
+        is_one = is_near and similar >= (MIN_NEAR_SIMILARITY if never_away else MIN_SHOT_SIMILARITY)
     else:
-        is_one = move <= MAX_SEAT_SHIFT and alike >= LOOKS_NEAR and _view_change(last, first) < SAME_VIEW
-    return alike - min(move, MAX_SHIFT) / 2 if is_one else None
+        is_one = (
+            move <= MAX_SEAT_SHIFT
+            and similar >= MIN_NEAR_SIMILARITY
+            and _scene_distance(last, first) < MAX_VIEW_DISTANCE
+        )
+    return similar - min(move, MAX_MOVE) / 2 if is_one else None
 
 
-def _spread(faces: Sequence[Face]) -> NDArray[np.float32]:
+def _spread(faces: Sequence[Face]) -> Float32Array:
     """Return the descriptors [F, D] of at most `NUM_COMPARED` of the faces."""
     at = np.unique(np.linspace(0, len(faces) - 1, min(len(faces), NUM_COMPARED)).round().astype(int))
-    return np.stack([faces[i].appearance for i in at])
+    return np.stack([faces[i].descriptor for i in at])
 
 
 def _pairs(
@@ -213,9 +216,7 @@ def _pairs(
     while left:
         best = max(left, key=lambda pair: (left[pair], -pair[0], -pair[1]))
         rivals = {
-            pair
-            for pair in left
-            if (pair[0] == best[0]) != (pair[1] == best[1]) and left[pair] > left[best] - CLEARLY_BETTER
+            pair for pair in left if (pair[0] == best[0]) != (pair[1] == best[1]) and left[pair] > left[best] - MIN_LEAD
         }
         spent = {best} | rivals
         if rivals:
@@ -240,11 +241,11 @@ def _overlap(tracklet: Tracklet, face: Face) -> float:
     return max(overlap, iou(last.box_xyxy + np.tile(shift, 2), face.box_xyxy))
 
 
-def _view_change(last: Face, face: Face) -> float:
-    """Return `appearance.scene_change`; infinite if a scene is unknown."""
+def _scene_distance(last: Face, face: Face) -> float:
+    """Return `descriptor.scene_distance`; infinite if a scene is unknown."""
     if last.scene is None or face.scene is None:
         return math.inf
-    return scene_change(last.scene, face.scene, face.box_xyxy)
+    return scene_distance(last.scene, face.scene, face.box_xyxy)
 
 
 def _move(last: Face, face: Face) -> float:
@@ -270,11 +271,11 @@ def _order(face: Face) -> tuple[float, ...]:
     )
 
 
-def _centre(box_xyxy: Box) -> NDArray[np.float32]:
+def _centre(box_xyxy: Float32Array) -> Float32Array:
     return (box_xyxy[:2] + box_xyxy[2:]) / np.float32(2)
 
 
-def _size_px(box_xyxy: Box) -> float:
+def _size_px(box_xyxy: Float32Array) -> float:
     """Return the side of a square of the same area."""
     return math.sqrt(_area_px(*box_xyxy.tolist()))
 
@@ -283,7 +284,7 @@ def _area_px(x1: float, y1: float, x2: float, y2: float) -> float:
     return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
-def iou(first: Box, second: Box) -> float:
+def iou(first: Float32Array, second: Float32Array) -> float:
     """Return the intersection over union of two boxes."""
     one, other = first.tolist(), second.tolist()
     shared = _area_px(max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))

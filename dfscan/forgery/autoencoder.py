@@ -17,29 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: TID253
 
+from dfscan.arrays import UInt8Image
 from dfscan.dataset.crops import encode, read_crop, resized
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import OutputError, TrainingError
+from dfscan.errors import TrainingError
+from dfscan.files import make_folder, write_bytes
 from dfscan.forgery.donors import path_of
 from dfscan.forgery.names import DESIGNS, Design
-from dfscan.report.writers import AtomicFile
 
-Pixels = NDArray[np.uint8]
-
-WIDTHS = (32, 64, 128)
+ENCODER_WIDTHS = (32, 64, 128)
 """Channels after each halving."""
 CODE_WIDTH = 16
 """Channels of the code: 256 x 256 x 3 values become 32 x 32 x 16, a twelfth; fewer need much longer training."""
 LAST_WIDTH = 16
 """Channels at full size."""
 BATCH_SIZE = 16
-MAX_TAUGHT = 10_000
+MAX_TRAINING_FACES = 10_000
 """Maximum number of training faces; at 256 px they take 2 GB of memory."""
-LEARNING_RATE = 1e-3
+AUTOENCODER_LEARNING_RATE = 1e-3
 LOSS_LEVELS = 3
 """Number of sizes at which images are compared: small copies teach where features are, the full size where they end."""
 SAY_EVERY_S = 30.0
@@ -64,7 +62,7 @@ def reconstruct(
     Args:
         samples: samples of all splits; fakes are ignored.
         folder: folder of the manifest.
-        out: folder in which `companions.path_of` finds the reconstructions.
+        out: folder in which `donors.path_of` finds the reconstructions.
         size_px: side of the autoencoders' input and output, a multiple of 8.
         num_steps: training steps of each autoencoder, with batches of 16.
         device: device to train and run on.
@@ -72,22 +70,24 @@ def reconstruct(
         tell: called now and then with a line of progress.
 
     Raises:
-        ConfigError: a crop cannot be read.
+        DataError: a crop cannot be read.
         OutputError: a reconstruction cannot be written.
         TrainingError: an autoencoder's loss is not finite.
     """
     real = [sample for sample in samples if sample.label == "real"]
     training = [sample for sample in real if sample.split == "train"]
-    taught = [training[i] for i in np.random.default_rng(seed).permutation(len(training))[:MAX_TAUGHT]]
+    training_faces = [training[i] for i in np.random.default_rng(seed).permutation(len(training))[:MAX_TRAINING_FACES]]
     for number, design in enumerate(DESIGNS):
         if is_complete(out, design, samples):
             continue
-        pictures = np.stack([_picture(folder, sample, size_px) for sample in taught])
+        pictures = np.stack([_picture(folder, sample, size_px) for sample in training_faces])
         network = _trained(design, pictures, num_steps, device, seed + number, tell)
         for start in range(0, len(real), BATCH_SIZE):
             batch = real[start : start + BATCH_SIZE]
-            painted = _painted(network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device)
-            for sample, picture in zip(batch, painted, strict=True):
+            reconstructed = _reconstructed(
+                network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device
+            )
+            for sample, picture in zip(batch, reconstructed, strict=True):
                 _write(path_of(out, design, sample), picture)
         tell(f"autoencoder {design}: {len(real)} faces reconstructed")
 
@@ -102,11 +102,14 @@ class Autoencoder(nn.Module):
 
     def __init__(self, design: Design) -> None:
         super().__init__()
-        down = [_block(*pair) for pair in zip((3, *WIDTHS), WIDTHS, strict=False)]
-        up = [_doubling(design, *pair) for pair in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], LAST_WIDTH), strict=True)]
+        down = [_block(*pair) for pair in zip((3, *ENCODER_WIDTHS), ENCODER_WIDTHS, strict=False)]
+        up = [
+            _doubling(design, *pair)
+            for pair in zip(ENCODER_WIDTHS[::-1], (*ENCODER_WIDTHS[-2::-1], LAST_WIDTH), strict=True)
+        ]
         code = [
-            nn.Conv2d(WIDTHS[-1], CODE_WIDTH, 1),
-            nn.Conv2d(CODE_WIDTH, WIDTHS[-1], 3, padding=1),
+            nn.Conv2d(ENCODER_WIDTHS[-1], CODE_WIDTH, 1),
+            nn.Conv2d(CODE_WIDTH, ENCODER_WIDTHS[-1], 3, padding=1),
             nn.LeakyReLU(0.1),
         ]
         self.layers = nn.Sequential(*down, *code, *up, nn.Conv2d(LAST_WIDTH, 3, 3, padding=1))
@@ -116,8 +119,8 @@ class Autoencoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Reconstruct the images."""
-        painted: Tensor = self.layers(pictures - 0.5)
-        return painted + 0.5
+        reconstructed: Tensor = self.layers(pictures - 0.5)
+        return reconstructed + 0.5
 
 
 def _block(num_in: int, num_out: int) -> nn.Module:
@@ -136,13 +139,13 @@ def _doubling(design: Design, num_in: int, num_out: int) -> nn.Module:
 
 
 def _trained(
-    design: Design, pictures: Pixels, num_steps: int, device: torch.device, seed: int, tell: Callable[[str], None]
+    design: Design, pictures: UInt8Image, num_steps: int, device: torch.device, seed: int, tell: Callable[[str], None]
 ) -> Autoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Autoencoder(design)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=AUTOENCODER_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     said_s = time.monotonic()
     for step, batch in enumerate(_batches(pictures, num_steps, np.random.default_rng(seed))):
@@ -161,7 +164,7 @@ def _trained(
     return network
 
 
-def _batches(pictures: Pixels, num_steps: int, rng: np.random.Generator) -> Iterator[Pixels]:
+def _batches(pictures: UInt8Image, num_steps: int, rng: np.random.Generator) -> Iterator[UInt8Image]:
     """Yield random batches, with half of the images mirrored."""
     for _ in range(num_steps):
         batch = pictures[rng.integers(0, len(pictures), BATCH_SIZE)]
@@ -170,36 +173,30 @@ def _batches(pictures: Pixels, num_steps: int, rng: np.random.Generator) -> Iter
         yield batch
 
 
-def _loss(painted: Tensor, wanted: Tensor) -> Tensor:
+def _loss(reconstructed: Tensor, wanted: Tensor) -> Tensor:
     """Compute the mean absolute difference, summed over several sizes."""
-    total = F.l1_loss(painted, wanted)
+    total = F.l1_loss(reconstructed, wanted)
     for _ in range(LOSS_LEVELS - 1):
-        painted, wanted = F.avg_pool2d(painted, 2), F.avg_pool2d(wanted, 2)
-        total = total + F.l1_loss(painted, wanted)
+        reconstructed, wanted = F.avg_pool2d(reconstructed, 2), F.avg_pool2d(wanted, 2)
+        total = total + F.l1_loss(reconstructed, wanted)
     return total
 
 
-def _to_tensor(pictures: Pixels, device: torch.device) -> Tensor:
+def _to_tensor(pictures: UInt8Image, device: torch.device) -> Tensor:
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _picture(folder: Path, sample: Sample, size_px: int) -> Pixels:
+def _picture(folder: Path, sample: Sample, size_px: int) -> UInt8Image:
     return resized(read_crop(folder / sample.crop), size_px, size_px)
 
 
-def _painted(network: Autoencoder, pictures: Pixels, device: torch.device) -> Pixels:
+def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.device) -> UInt8Image:
     with torch.inference_mode():
-        painted = network(_to_tensor(pictures, device))
-    levels = (painted * 255).round().clamp(0, 255).to(torch.uint8)
+        reconstructed = network(_to_tensor(pictures, device))
+    levels = (reconstructed * 255).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _write(path: Path, picture: Pixels) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"{path.parent}: cannot be created ({error.strerror}); choose another --reconstructions"
-        raise OutputError(problem) from error
-    sink = AtomicFile(path)
-    sink.write(encode(picture, "png"))
-    sink.commit()
+def _write(path: Path, picture: UInt8Image) -> None:
+    make_folder(path.parent, remedy="Choose another --reconstructions.")
+    write_bytes(path, encode(picture, "png"))

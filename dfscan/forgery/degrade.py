@@ -19,23 +19,23 @@ from av.codec import Codec as AvCodec
 from av.codec.codec import UnknownCodecError
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from dfscan.arrays import UInt8Image
+
 Codec = Literal["h264", "h265", "vp9"]
-CODECS: tuple[Codec, ...] = get_args(Codec)
+SIMULATED_CODECS: tuple[Codec, ...] = get_args(Codec)
 
-LEAST_CODED_PX = 16
+MIN_CODED_PX = 16
 """Minimum side of an image; codecs reject smaller ones."""
-CODEC_SHARES: dict[Codec, float] = {"h264": 0.8, "h265": 0.1, "vp9": 0.1}
+CODEC_PROBS: dict[Codec, float] = {"h264": 0.8, "h265": 0.1, "vp9": 0.1}
 """Probability of drawing each codec. H.264 leads because it is the most common in clips, and the fastest."""
-LEAST_H265_PX = 64
+MIN_H265_PX = 64
 """libx265 writes out of bounds for frames smaller than its largest block; those are coded as H.264 instead."""
-INTRA_SHARE = 0.15
+INTRA_PROB = 0.15
 """Probability of coding an image on its own, like a key frame."""
 NUM_FRAMES = (3, 5)
 """Minimum and maximum number of frames in a clip, for images that are not coded on their own."""
-RESENT_SCALES, RESENT_CRFS = (0.5, 1.0), (24, 36)
+RECOMPRESSION_SCALES, RECOMPRESSION_CRFS = (0.5, 1.0), (24, 36)
 """Ranges of the scale and the rate factor with which a messaging app re-encodes a clip."""
 _SPEEDS = (0.0005, 0.02)
 """Minimum and maximum motion per frame, relative to the longer side of the image."""
@@ -107,22 +107,24 @@ def _exists(name: str, mode: Literal["r", "w"]) -> bool:
     return True
 
 
-def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, int]], *, resent: bool) -> VideoChain:
+def draw_video_chain(
+    rng: np.random.Generator, crf_ranges: Sequence[tuple[int, int]], *, recompressed: bool
+) -> VideoChain:
     """Draw a clip's motion and its encodings, using only the available codecs.
 
     Args:
         rng: random generator.
         crf_ranges: lowest and highest rate factor of each generation.
-        resent: whether the last generation comes from a messaging app, which also shrinks the clip.
+        recompressed: whether the last generation comes from a messaging app, which also shrinks the clip.
     """
     codecs = available_codecs()
-    shares = np.array([CODEC_SHARES[codec] for codec in codecs])
+    probs = np.array([CODEC_PROBS[codec] for codec in codecs])
     generations = []
     for number, (low, high) in enumerate(crf_ranges, start=1):
-        codec = codecs[rng.choice(len(codecs), p=shares / shares.sum())]
-        scale = rng.uniform(*RESENT_SCALES) if resent and number == len(crf_ranges) else 1.0
+        codec = codecs[rng.choice(len(codecs), p=probs / probs.sum())]
+        scale = rng.uniform(*RECOMPRESSION_SCALES) if recompressed and number == len(crf_ranges) else 1.0
         generations.append(Generation(codec, int(rng.integers(low, high + 1)), scale))
-    if rng.random() < INTRA_SHARE:
+    if rng.random() < INTRA_PROB:
         return VideoChain(tuple(generations))
     num_frames = int(rng.integers(NUM_FRAMES[0], NUM_FRAMES[1] + 1))
     speed = float(np.exp(rng.uniform(*np.log(_SPEEDS))))
@@ -138,7 +140,7 @@ def draw_video_chain(rng: np.random.Generator, crf_ranges: Sequence[tuple[int, i
     )
 
 
-def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
+def through_video(pixels: UInt8Image, chain: VideoChain) -> UInt8Image:
     """Encode and decode a short clip in which the image moves, and return the image's own frame.
 
     The image itself is one of the frames, without motion, so its geometry is preserved; the other frames show it moved.
@@ -154,8 +156,8 @@ def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
         ValueError: a rate factor, a scale or the position is out of range, or the image is too small.
     """
     height, width = pixels.shape[:2]
-    if min(height, width) < LEAST_CODED_PX:
-        raise ValueError(f"a codec needs an image of at least {LEAST_CODED_PX} px a side, got {width} x {height}")
+    if min(height, width) < MIN_CODED_PX:
+        raise ValueError(f"a codec needs an image of at least {MIN_CODED_PX} px a side, got {width} x {height}")
     if not 0 <= chain.position < chain.num_frames:
         raise ValueError(f"position must be between 0 and {chain.num_frames - 1}, got {chain.position}")
     picture = _to_yuv420(pixels)
@@ -169,14 +171,14 @@ def through_video(pixels: Pixels, chain: VideoChain) -> Pixels:
     return np.ascontiguousarray(kept[:height, :width], np.uint8)
 
 
-def _planes(yuv420: Pixels) -> tuple[Pixels, Pixels, Pixels]:
+def _planes(yuv420: UInt8Image) -> tuple[UInt8Image, UInt8Image, UInt8Image]:
     """Return views of an image's luma plane (H, W) and its two chroma planes (H / 2, W / 2)."""
     height, width = yuv420.shape[0] * 2 // 3, yuv420.shape[1]
     chroma = yuv420[height:].reshape(2, height // 2, width // 2)
     return yuv420[:height], chroma[0], chroma[1]
 
 
-def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
+def _moved(yuv420: UInt8Image, chain: VideoChain, time: int) -> UInt8Image:
     """Return the image moved by `time` frames, which may be negative."""
     steps = time * (1 + chain.acceleration * time / 2)
     if steps == 0:
@@ -196,26 +198,26 @@ def _moved(yuv420: Pixels, chain: VideoChain, time: int) -> Pixels:
     return moved
 
 
-def _scaled(yuv420: Pixels, scale: float) -> Pixels:
+def _scaled(yuv420: UInt8Image, scale: float) -> UInt8Image:
     """Shrink the image and keep its sides even."""
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be in (0, 1], got {scale}")
     if scale == 1:
         return yuv420
     planes = _planes(yuv420)
-    height, width = (2 * max(LEAST_CODED_PX // 2, round(side * scale)) for side in planes[1].shape)
+    height, width = (2 * max(MIN_CODED_PX // 2, round(side * scale)) for side in planes[1].shape)
     small = np.empty((height * 3 // 2, width), np.uint8)
     for plane, to_plane in zip(planes, _planes(small), strict=True):
         cv2.resize(plane, to_plane.shape[::-1], dst=to_plane, interpolation=cv2.INTER_AREA)
     return small
 
 
-def _coded(strip: Sequence[Pixels], generation: Generation) -> list[Pixels]:
+def _coded(strip: Sequence[UInt8Image], generation: Generation) -> list[UInt8Image]:
     """Encode and decode yuv420p frames of one size."""
     if not 0 <= generation.crf <= 51:
         raise ValueError(f"crf must be between 0 and 51, got {generation.crf}")
     width_px, height_px = strip[0].shape[1], strip[0].shape[0] * 2 // 3
-    if generation.codec == "h265" and min(width_px, height_px) < LEAST_H265_PX:
+    if generation.codec == "h265" and min(width_px, height_px) < MIN_H265_PX:
         generation = replace(generation, codec="h264")
     encoder_name, decoder_name, options = _ENCODERS[generation.codec]
     encoder, decoder = VideoCodecContext.create(encoder_name, "w"), VideoCodecContext.create(decoder_name, "r")
@@ -242,7 +244,7 @@ def _native_crf(generation: Generation) -> int:
     return min(63, max(0, round(2.5 * generation.crf - 15))) if generation.codec == "vp9" else generation.crf
 
 
-def _to_yuv420(pixels: Pixels) -> Pixels:
+def _to_yuv420(pixels: UInt8Image) -> UInt8Image:
     """Convert RGB to the three planes of yuv420p, stacked vertically as (H * 3 / 2, W), with sides padded to even.
 
     This is eight times as fast as FFmpeg's converter, which sets itself up for every image. OpenCV's own conversion
@@ -258,7 +260,7 @@ def _to_yuv420(pixels: Pixels) -> Pixels:
     return np.concatenate(planes).astype(np.uint8, copy=False).reshape(height * 3 // 2, width)
 
 
-def compress_jpeg(pixels: Pixels, *, quality: int) -> Pixels:
+def compress_jpeg(pixels: UInt8Image, *, quality: int) -> UInt8Image:
     """Encode as JPEG and decode again.
 
     Args:
@@ -276,7 +278,7 @@ def compress_jpeg(pixels: Pixels, *, quality: int) -> Pixels:
     return np.ascontiguousarray(decoded[..., ::-1])
 
 
-def blur(pixels: Pixels, *, sigma_px: float) -> Pixels:
+def blur(pixels: UInt8Image, *, sigma_px: float) -> UInt8Image:
     """Apply a Gaussian blur.
 
     Args:
@@ -293,7 +295,7 @@ def blur(pixels: Pixels, *, sigma_px: float) -> Pixels:
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma_px), np.uint8)
 
 
-def rescale(pixels: Pixels, *, factor: float) -> Pixels:
+def rescale(pixels: UInt8Image, *, factor: float) -> UInt8Image:
     """Shrink with area averaging and enlarge again with bicubic interpolation.
 
     Args:
@@ -311,7 +313,7 @@ def rescale(pixels: Pixels, *, factor: float) -> Pixels:
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def smooth_skin(pixels: Pixels, *, strength: float) -> Pixels:
+def smooth_skin(pixels: UInt8Image, *, strength: float) -> UInt8Image:
     """Smooth areas of similar colour and preserve edges, like the beauty filters of cameras and video calls.
 
     This is a bilateral filter (Tomasi and Manduchi 1998).

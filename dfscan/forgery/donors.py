@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array, Float64Array
 from dfscan.dataset.crops import LooseCrop, read_crop, resized
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
 
 NUM_CANDIDATES = 8
@@ -20,7 +20,7 @@ RECONSTRUCTION_FORMAT = 1
 """Incremented whenever the autoencoders change."""
 
 
-class Companions:
+class Donors:
     """Finds and reads donor faces and reconstructions for the samples of one split."""
 
     def __init__(self, samples: Sequence[Sample], folder: Path, reconstructions: Path | None) -> None:
@@ -34,7 +34,7 @@ class Companions:
         """Read the face of a sample.
 
         Raises:
-            ConfigError: the crop cannot be read.
+            DataError: the crop cannot be read.
         """
         sample = self._samples[index]
         return LooseCrop(read_crop(self._folder / sample.crop), sample.box_xyxy, sample.landmarks)
@@ -49,15 +49,15 @@ class Companions:
             rng: random generator.
 
         Raises:
-            ConfigError: a crop or a reconstruction cannot be read.
+            DataError: a crop or a reconstruction cannot be read.
         """
         if kind == "swapped":
-            return self.read(self._likest_other(index, rng))
+            return self.read(self._most_similar_other(index, rng))
         if kind == "reconstructed":
-            return self._painted(self._samples[index], face, DESIGNS[rng.integers(len(DESIGNS))])
+            return self._reconstruction(self._samples[index], face, DESIGNS[rng.integers(len(DESIGNS))])
         return None
 
-    def _likest_other(self, index: int, rng: np.random.Generator) -> int:
+    def _most_similar_other(self, index: int, rng: np.random.Generator) -> int:
         group = self._samples[index].group
         drawn: list[int] = self._real[rng.integers(0, len(self._real), NUM_CANDIDATES)].tolist()
         others = [other for other in drawn if self._samples[other].group != group]
@@ -65,25 +65,25 @@ class Companions:
             others = [other for other in self._real.tolist() if self._samples[other].group != group]
         return min(others, key=lambda other: float(np.square(self._shapes[other] - self._shapes[index]).sum()))
 
-    def _painted(self, sample: Sample, face: LooseCrop, design: Design) -> LooseCrop:
+    def _reconstruction(self, sample: Sample, face: LooseCrop, design: Design) -> LooseCrop:
         """Read the reconstruction of a sample, resized to the face."""
         assert self._reconstructions is not None
         path = path_of(self._reconstructions, design, sample)
         try:
-            painted = read_crop(path)
-        except ConfigError as error:
-            raise ConfigError(
+            reconstructed = read_crop(path)
+        except DataError as error:
+            raise DataError(
                 f"reconstructed face {path} is missing or damaged: delete it if it exists and run again to recreate it"
             ) from error
         height_px, width_px = face.pixels.shape[:2]
-        return LooseCrop(resized(painted, width_px, height_px), face.box_xyxy, face.landmarks)
+        return LooseCrop(resized(reconstructed, width_px, height_px), face.box_xyxy, face.landmarks)
 
 
 def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
     """Check that every split has at least two groups of real faces, so that each face has a donor.
 
     Raises:
-        ConfigError: all real faces of a split belong to one group.
+        DataError: all real faces of a split belong to one group.
     """
     groups: dict[str, set[str]] = {}
     for sample in samples:
@@ -91,9 +91,9 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
             groups.setdefault(sample.split, set()).add(sample.group)
     for split, names in groups.items():
         if len(names) < 2:
-            raise ConfigError(
+            raise DataError(
                 f"{manifest}: all real faces of the split {split!r} belong to one group, so none can be swapped: "
-                "prepare more people, or remove swapped from --forgeries and --left-out"
+                "prepare more people, or remove swapped from --forgeries and --held-out"
             )
 
 
@@ -102,7 +102,7 @@ def path_of(folder: Path, design: Design, sample: Sample) -> Path:
     return folder / design / sample.crop_sha256[:2] / f"{sample.crop_sha256[:32]}.png"
 
 
-def _shape(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
+def _shape(landmarks: Float32Array) -> Float64Array:
     """Normalise (5, 2) landmarks for position, scale and rotation, so that the eyes are level."""
     points = landmarks.astype(np.float64) @ np.array([1, 1j])
     across = points[1] - points[0]

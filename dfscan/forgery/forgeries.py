@@ -1,11 +1,11 @@
-"""Make fakes of other kinds than the self-blended ones of `forgery`; a detector misses kinds it was never trained on.
+"""Make fakes of other kinds than those of `self_blend`; a detector misses kinds that it was never trained on.
 
 There are three families of manipulation, each made from images of real faces:
 
 - ``swapped``: another person's face, aligned by landmarks, recoloured and blended in. This imitates a face swap, and is
   the kind of pair in Li et al. 2020, "Face X-ray for More General Face Forgery Detection", CVPR, section 3.2.
 - ``warped``: features displaced by a smooth field, as beauty filters and warping-based lip-sync do.
-- ``reconstructed``: the face, a part of it, or the whole crop replaced by an autoencoder's output; see `reconstruct`.
+- ``reconstructed``: the face, a part of it, or the whole crop replaced by an autoencoder's output; see `autoencoder`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array, Float64Array, UInt8Image
 from dfscan.dataset.crops import LooseCrop
 from dfscan.forgery.degrade import compress_jpeg, rescale
 from dfscan.forgery.names import ForgeryKind
 from dfscan.forgery.self_blend import (
-    LEAST_CHANGE,
-    REGION_SHARES,
+    MIN_CHANGE,
+    REGION_PROBS,
     REGIONS,
     Blend,
     Cut,
@@ -32,63 +33,60 @@ from dfscan.forgery.self_blend import (
     towards_grey,
 )
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-
 SWAP_REGIONS: tuple[Region, ...] = ("face", "inner")
-WHOLE_SHARE = 0.4
+WHOLE_PROB = 0.4
 """Proportion of reconstructions that replace the whole crop and have no blending boundary."""
 SHARPENING = (0.0, 1.5)
 """Range of the sharpening of reconstructions, which are soft."""
 ALIGNED_QUALITIES = (60, 95)
 """Range of the JPEG quality that is applied to both a reconstruction and its original."""
-PAINTED_SHARES = (0.2, 1.0)
+RECONSTRUCTION_WEIGHTS = (0.2, 1.0)
 """Range of the weight of the reconstruction where it replaces the original."""
-MAX_SHIFT = (0.05, 0.14)
+SHIFTS = (0.05, 0.14)
 """Minimum and maximum displacement of a feature, in distances between the eyes."""
 REACH = (0.25, 0.6)
 """Range of the standard deviation of a displacement's bell curve, in distances between the eyes."""
-LEAST_SHIFT_PX = 0.05
+MIN_SHIFT_PX = 0.05
 """Shorter displacements are set to zero, so that pixels far from the face stay identical."""
 SOFTENED = (0.4, 0.9)
 """Range of the factor by which a real image is shrunk, then enlarged, to be as soft as its fake."""
 BORDER_LEVEL = 4
 """A row or column with no brighter pixel is border; slightly above black because crops are resized."""
-CALM_SHARE = 0.1
+CALM_FRACTION = 0.1
 """Displacements fade towards a border over this fraction of the image's side."""
 _STRENGTHS = (1.0, 2.0, 4.0)
 """Tried in turn until a warp is visible."""
 
 
-def forge(
-    kind: ForgeryKind, face: LooseCrop, companion: LooseCrop | None, rng: np.random.Generator, *, keeps_real: bool
+def make_forgery(
+    kind: ForgeryKind, face: LooseCrop, donor: LooseCrop | None, rng: np.random.Generator, *, keeps_real: bool
 ) -> Blend:
     """Make a fake of one kind.
 
     Args:
         kind: kind of fake.
         face: a real face.
-        companion: image of the same size: a donor face for ``swapped``, an autoencoder's reconstruction of this face
-            for ``reconstructed``, None for the other kinds.
+        donor: second input, of the same size: another person's face for ``swapped``, an autoencoder's reconstruction
+            of this face for ``reconstructed``, None for the other kinds.
         rng: the only source of randomness.
         keeps_real: whether `real` of the result must equal the face. If not, it is altered half of the time: forging
             removes detail, so a lack of detail alone must not indicate a fake.
 
     Raises:
-        ValueError: the companion is missing or has another size.
+        ValueError: the donor is missing or has another size.
     """
     if kind == "self-blended":
         return self_blend(face.pixels, face.landmarks, rng, changed="source" if keeps_real else None)
     is_softened = not keeps_real and rng.random() < 0.5
     if kind == "warped":
         return warp(face, rng, is_softened=is_softened)
-    if companion is None or companion.pixels.shape != face.pixels.shape:
-        raise ValueError(f"a {kind} face needs a companion of the same size")
+    if donor is None or donor.pixels.shape != face.pixels.shape:
+        raise ValueError(f"a {kind} face needs a donor of the same size")
     softened = rescale(face.pixels, factor=rng.uniform(*SOFTENED)) if is_softened else face.pixels
     target = LooseCrop(softened, face.box_xyxy, face.landmarks)
     if kind == "swapped":
-        return swap(target, companion, rng)
-    return repaint(target, companion.pixels, rng, keeps_real=keeps_real)
+        return swap(target, donor, rng)
+    return paste_reconstruction(target, donor.pixels, rng, keeps_real=keeps_real)
 
 
 def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
@@ -103,7 +101,9 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     return _blended(face.pixels, source, mask * np.float32(rng.uniform(0.75, 1)), region)
 
 
-def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator, *, keeps_real: bool = False) -> Blend:
+def paste_reconstruction(
+    face: LooseCrop, reconstructed: UInt8Image, rng: np.random.Generator, *, keeps_real: bool = False
+) -> Blend:
     """Replace the face, a part of it, or the whole crop by an autoencoder's reconstruction.
 
     Half of the time the reconstruction is recoloured to match the image. It is then sharpened by a random amount and
@@ -113,26 +113,26 @@ def repaint(face: LooseCrop, painted: Pixels, rng: np.random.Generator, *, keeps
 
     Args:
         face: a real face.
-        painted: (H, W, 3) RGB reconstruction, of the same size.
+        reconstructed: (H, W, 3) RGB reconstruction, of the same size.
         rng: random generator.
         keeps_real: whether the original stays unchanged and only the reconstruction is compressed.
     """
     height_px, width_px = face.pixels.shape[:2]
-    if rng.random() < WHOLE_SHARE:
+    if rng.random() < WHOLE_PROB:
         region, mask = REGIONS[0], np.ones((height_px, width_px), np.float32)
     else:
-        region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
+        region = REGIONS[rng.choice(len(REGIONS), p=[REGION_PROBS[name] for name in REGIONS])]
         mask = _whole(cut_out(face.landmarks, width_px, height_px, region, rng), width_px, height_px)
     mask = _within(face.pixels, mask)
     if rng.random() < 0.5:
-        painted = recoloured(painted, face.pixels, mask, strength=1)
+        reconstructed = recoloured(reconstructed, face.pixels, mask, strength=1)
     amount = rng.uniform(*SHARPENING)
-    blurred = cv2.GaussianBlur(painted, (0, 0), rng.uniform(0.7, 2))
-    sharp = np.asarray(cv2.addWeighted(painted, 1 + amount, blurred, -amount, 0), np.uint8)
+    blurred = cv2.GaussianBlur(reconstructed, (0, 0), rng.uniform(0.7, 2))
+    sharp = np.asarray(cv2.addWeighted(reconstructed, 1 + amount, blurred, -amount, 0), np.uint8)
     quality = int(rng.integers(ALIGNED_QUALITIES[0], ALIGNED_QUALITIES[1] + 1))
     real = face.pixels if keeps_real else compress_jpeg(face.pixels, quality=quality)
-    share = rng.uniform(*PAINTED_SHARES)
-    mixed = cv2.addWeighted(compress_jpeg(sharp, quality=quality), share, real, 1 - share, 0)
+    weight = rng.uniform(*RECONSTRUCTION_WEIGHTS)
+    mixed = cv2.addWeighted(compress_jpeg(sharp, quality=quality), weight, real, 1 - weight, 0)
     return _blended(real, np.asarray(mixed, np.uint8), mask, region)
 
 
@@ -149,7 +149,7 @@ def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False
     cut = cut_out(landmarks, width_px, height_px, "face", rng)
     chosen = rng.permutation(len(landmarks))[: rng.integers(1, 4)]
     turns = rng.uniform(0, 2 * np.pi, len(chosen))
-    shifts_px = rng.uniform(*MAX_SHIFT, len(chosen)) * cut.eyes_px
+    shifts_px = rng.uniform(*SHIFTS, len(chosen)) * cut.eyes_px
     reaches_px = rng.uniform(*REACH, len(chosen)) * cut.eyes_px
     method = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
     pushes = np.column_stack([np.cos(turns), np.sin(turns)]) * shifts_px[:, None]
@@ -165,14 +165,14 @@ def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False
         mask[:] = 1
     for strength in _STRENGTHS:
         moved = _moved(pixels, field * np.float32(strength) + shift, method)
-        if cv2.absdiff(moved, real)[mask >= 0.5].mean() >= LEAST_CHANGE:
+        if cv2.absdiff(moved, real)[mask >= 0.5].mean() >= MIN_CHANGE:
             break
     return _sure(real, moved, mask, "face")
 
 
 def _field(
     points: NDArray[Any], pushes: NDArray[Any], reaches_px: NDArray[Any], width_px: int, height_px: int
-) -> Floats:
+) -> Float32Array:
     """Return the displacement of each pixel, (H, W, 2)."""
     y, x = np.mgrid[:height_px, :width_px].astype(np.float32)
     field = np.zeros((height_px, width_px, 2), np.float32)
@@ -181,18 +181,18 @@ def _field(
         field += bell[:, :, None] * push.astype(np.float32)
     longest_px = max(float(np.linalg.norm(field, axis=2).max()), 1e-6)
     field *= max(1.0, 1.0 / longest_px)  # displace at least one pixel by 1 px, even in a tiny image
-    field[np.linalg.norm(field, axis=2) < LEAST_SHIFT_PX] = 0
+    field[np.linalg.norm(field, axis=2) < MIN_SHIFT_PX] = 0
     return field
 
 
-def _moved(pixels: Pixels, field: Floats, method: int) -> Pixels:
+def _moved(pixels: UInt8Image, field: Float32Array, method: int) -> UInt8Image:
     height_px, width_px = pixels.shape[:2]
     at_x = np.arange(width_px, dtype=np.float32) - field[..., 0]
     at_y = np.arange(height_px, dtype=np.float32)[:, None] - field[..., 1]
     return np.asarray(cv2.remap(pixels, at_x, at_y, method, borderMode=cv2.BORDER_REFLECT_101), np.uint8)
 
 
-def _frame_part(pixels: Pixels) -> tuple[slice, slice]:
+def _frame_part(pixels: UInt8Image) -> tuple[slice, slice]:
     """Return the rows and columns without the black border of a crop that extends beyond its frame; all if black."""
     bright = pixels.max(axis=2) > BORDER_LEVEL
     ends = [np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0)]
@@ -200,7 +200,7 @@ def _frame_part(pixels: Pixels) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _within(pixels: Pixels, mask: Floats) -> Floats:
+def _within(pixels: UInt8Image, mask: Float32Array) -> Float32Array:
     """Return the mask without the black border; unchanged if nothing else would remain."""
     part = _frame_part(pixels)
     inside = np.zeros_like(mask)
@@ -208,10 +208,10 @@ def _within(pixels: Pixels, mask: Floats) -> Floats:
     return inside if inside.any() else mask
 
 
-def _calm(pixels: Pixels) -> Floats:
+def _calm(pixels: UInt8Image) -> Float32Array:
     """Return (H, W), 1 within the frame and falling to 0 towards the black border, so that no border is pulled in."""
     height_px, width_px = pixels.shape[:2]
-    reach_px = CALM_SHARE * max(height_px, width_px)
+    reach_px = CALM_FRACTION * max(height_px, width_px)
     ramps = []
     for part, size_px in zip(_frame_part(pixels), (height_px, width_px), strict=True):
         start, stop, _ = part.indices(size_px)
@@ -222,7 +222,7 @@ def _calm(pixels: Pixels) -> Floats:
     return np.asarray(np.minimum(ramps[0][:, None], ramps[1]), np.float32)
 
 
-def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float) -> Pixels:
+def recoloured(source: UInt8Image, target: UInt8Image, mask: Float32Array, *, strength: float) -> UInt8Image:
     """Match an image's colours to another's: mean and standard deviation of each channel within the mask.
 
     After Reinhard et al. 2001, "Color Transfer between Images", but in RGB.
@@ -241,7 +241,7 @@ def recoloured(source: Pixels, target: Pixels, mask: Floats, *, strength: float)
     return np.asarray(cv2.LUT(source, table[None]), np.uint8)
 
 
-def _statistics(pixels: Pixels, mask: Floats) -> tuple[Floats, Floats]:
+def _statistics(pixels: UInt8Image, mask: Float32Array) -> tuple[Float32Array, Float32Array]:
     weights = (mask / mask.sum()).ravel()
     values = pixels.reshape(-1, 3).astype(np.float32)
     mean = weights @ values
@@ -249,7 +249,7 @@ def _statistics(pixels: Pixels, mask: Floats) -> tuple[Floats, Floats]:
     return mean, np.sqrt(weights @ np.square(values, out=values))
 
 
-def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:
+def _alignment(source: Float32Array, target: Float32Array) -> Float64Array:
     """Return the (2, 3) least-squares affine map between landmarks, or the identity if they are implausible."""
     design = np.column_stack([source, np.ones(len(source))]).astype(np.float64)
     if not (np.isfinite(design).all() and np.isfinite(target).all()):
@@ -258,7 +258,7 @@ def _alignment(source: Floats, target: Floats) -> NDArray[np.float64]:
     return found if 0.05 < np.linalg.det(found[:, :2]) < 20 else np.eye(2, 3)
 
 
-def _whole(cut: Cut, width_px: int, height_px: int) -> Floats:
+def _whole(cut: Cut, width_px: int, height_px: int) -> Float32Array:
     """Return the mask in full-image coordinates, scaled to a peak of 1."""
     x1, y1, x2, y2 = cut.box_xyxy
     mask = np.zeros((height_px, width_px), np.float32)
@@ -266,13 +266,13 @@ def _whole(cut: Cut, width_px: int, height_px: int) -> Floats:
     return mask
 
 
-def _blended(target: Pixels, source: Pixels, mask: Floats, region: Region) -> Blend:
+def _blended(target: UInt8Image, source: UInt8Image, mask: Float32Array, region: Region) -> Blend:
     return _sure(target, blend(source, target, mask), mask, region)
 
 
-def _sure(real: Pixels, fake: Pixels, mask: Floats, region: Region) -> Blend:
+def _sure(real: UInt8Image, fake: UInt8Image, mask: Float32Array, region: Region) -> Blend:
     """Return the pair; if the change is invisible, as in a black image, make the fake lighter or darker there."""
     core = mask >= mask.max() / 2
-    if cv2.absdiff(fake, real)[core].mean() < LEAST_CHANGE:
+    if cv2.absdiff(fake, real)[core].mean() < MIN_CHANGE:
         fake = blend(towards_grey(real), real, mask)
     return Blend(real.copy(), fake, mask, region)

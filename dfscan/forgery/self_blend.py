@@ -17,19 +17,18 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+
+from dfscan.arrays import Float32Array, Float64Array, UInt8Image
 
 Region = Literal["face", "inner", "eyes", "nose", "mouth"]
 Changed = Literal["source", "target"]
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 REGIONS: tuple[Region, ...] = get_args(Region)
-REGION_SHARES: dict[Region, float] = {"face": 0.5, "inner": 0.2, "mouth": 0.16, "eyes": 0.08, "nose": 0.06}
+REGION_PROBS: dict[Region, float] = {"face": 0.5, "inner": 0.2, "mouth": 0.16, "eyes": 0.08, "nose": 0.06}
 """Probability of blending each region. The mouth leads the parts because lip-sync edits change nothing else."""
 BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
-LEAST_SIDE_PX = 16
-LEAST_CHANGE = 1.5
+MIN_IMAGE_SIDE_PX = 16
+MIN_CHANGE = 1.5
 """Minimum mean difference between fake and real, in 8-bit levels, where the mask is at least half its peak."""
 
 # Template coordinates are in units of the distance between the eyes. The origin is midway between them; the axes point
@@ -78,7 +77,7 @@ _RIGHT_HALVES: dict[Region, list[tuple[float, float, float]]] = {
     ],
     "mouth": [(0, 0.68, 0.2), (0.4, 0.7, 0.15), (0.74, 0.98, 0), (0.74, 1.28, 0), (0.44, 1.54, 0.05), (0, 1.62, 0.1)],
 }
-OUTLINES: dict[Region, NDArray[np.float64]] = {
+OUTLINES: dict[Region, Float64Array] = {
     region: np.array([(side * x, y, z) for x, y, z in half for side in (-1, 1) if x or side > 0], dtype=np.float64)
     for region, half in _RIGHT_HALVES.items()
 }
@@ -86,9 +85,9 @@ OUTLINES: dict[Region, NDArray[np.float64]] = {
 
 _DEPTH_RIDGE = 0.03
 """Ridge penalty on depth; against the nose's 0.45 squared, the fit keeps about four fifths of a head turn."""
-_LEAST_MASK_PX = 12
+_MIN_MASK_PX = 12
 """Minimum number of mask pixels within the image; smaller regions are not blended."""
-_LEAST_ASPECT = 0.55
+_MIN_ASPECT = 0.55
 """Minimum aspect of the fitted face: the eyes nearly meet in a profile, which would reduce the face to a sliver."""
 _EYES_TO_SIDE = (0.04, 0.6)
 """Minimum and maximum distance between the eyes relative to the longer side of an image of one face."""
@@ -104,18 +103,18 @@ _STRENGTHS = (1.0, 1.0, 1.5, 2.0, 3.0)
 class Blend:
     """An image of a real face and a fake made from it."""
 
-    real: Pixels
+    real: UInt8Image
     """(H, W, 3) RGB; in training, altered half of the time so that an alteration alone is no clue."""
-    fake: Pixels
+    fake: UInt8Image
     """(H, W, 3) RGB, equal to `real` where `mask` is zero, but not everywhere."""
-    mask: Floats
+    mask: Float32Array
     """(H, W) in [0, 1], weight of the source in each pixel of the fake; for a warp, the relative displacement."""
     region: Region
 
 
 def self_blend(
-    pixels: Pixels,
-    landmarks: NDArray[np.float32],
+    pixels: UInt8Image,
+    landmarks: Float32Array,
     rng: np.random.Generator,
     *,
     region: Region | None = None,
@@ -130,21 +129,26 @@ def self_blend(
         landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth as seen in the image, in pixels.
             If they cannot belong to a face in this image, a face in its middle is assumed.
         rng: the only source of randomness; the same state gives the same bytes.
-        region: region to blend; drawn by `REGION_SHARES` if None.
+        region: region to blend; drawn by `REGION_PROBS` if None.
         changed: the copy whose colours and sharpness are altered; drawn with equal probability if None. With
             ``source``, `real` equals `pixels`.
 
     Raises:
         ValueError: pixels or landmarks have another shape or type.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < LEAST_SIDE_PX:
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 3
+        or pixels.shape[2] != 3
+        or min(pixels.shape[:2]) < MIN_IMAGE_SIDE_PX
+    ):
         raise ValueError(
-            f"pixels must be uint8 (H, W, 3), {LEAST_SIDE_PX} px or more, got {pixels.dtype} {pixels.shape}"
+            f"pixels must be uint8 (H, W, 3), {MIN_IMAGE_SIDE_PX} px or more, got {pixels.dtype} {pixels.shape}"
         )
     if np.shape(landmarks) != (5, 2):
         raise ValueError(f"landmarks must be (5, 2), got {np.shape(landmarks)}")
     if region is None:
-        region = REGIONS[rng.choice(len(REGIONS), p=[REGION_SHARES[name] for name in REGIONS])]
+        region = REGIONS[rng.choice(len(REGIONS), p=[REGION_PROBS[name] for name in REGIONS])]
     cut = cut_out(landmarks, pixels.shape[1], pixels.shape[0], region, rng)
     x1, y1, x2, y2 = cut.box_xyxy
     mask = cut.mask * np.float32(rng.choice(BLEND_RATIOS) / cut.mask.max())
@@ -161,19 +165,17 @@ def self_blend(
 class Cut:
     """Mask and placement of the part that a fake takes from its source."""
 
-    mask: Floats
+    mask: Float32Array
     """(y2 - y1, x2 - x1) in [0, 1], not zero everywhere."""
     box_xyxy: tuple[int, int, int, int]
     """In pixels, end exclusive, within the image."""
-    move: NDArray[np.float64]
+    move: Float64Array
     """(2, 3) affine map from the source's pixels to the target's."""
     eyes_px: float
     """Distance between the eyes."""
 
 
-def cut_out(
-    landmarks: NDArray[np.float32], width_px: int, height_px: int, region: Region, rng: np.random.Generator
-) -> Cut:
+def cut_out(landmarks: Float32Array, width_px: int, height_px: int, region: Region, rng: np.random.Generator) -> Cut:
     """Draw a mask around a region of the face; if the region is outside the image, assume a face in its middle."""
     for camera in (_placed(landmarks, width_px, height_px), _centred(width_px, height_px)):
         eyes_px = float(np.sqrt(np.linalg.det(camera[:2])))
@@ -181,12 +183,12 @@ def cut_out(
         outline = np.column_stack([points, np.ones(len(points))]) @ camera
         move = _small_move(outline.mean(axis=0), eyes_px, rng)
         mask, box_xyxy = region_mask(outline @ move[:, :2].T + move[:, 2], width_px, height_px, rng)
-        if np.count_nonzero(mask > 0.5) >= _LEAST_MASK_PX:
+        if np.count_nonzero(mask > 0.5) >= _MIN_MASK_PX:
             break  # otherwise that part of the face is outside the image
     return Cut(mask, box_xyxy, move, eyes_px)
 
 
-def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def _small_move(centre: Float64Array, eyes_px: float, rng: np.random.Generator) -> Float64Array:
     """Return a (2, 3) affine map that scales about the centre and shifts, by a few hundredths of the face."""
     scale = rng.uniform(0.95, 1 / 0.95)
     shift_px = rng.uniform(-1, 1, 2) * (0.11, 0.09) * eyes_px
@@ -194,8 +196,8 @@ def _small_move(centre: NDArray[np.float64], eyes_px: float, rng: np.random.Gene
 
 
 def _lay_over(
-    pixels: Pixels, mask: Floats, cut: Cut, rng: np.random.Generator, *, is_source_changed: bool
-) -> tuple[Pixels, Pixels]:
+    pixels: UInt8Image, mask: Float32Array, cut: Cut, rng: np.random.Generator, *, is_source_changed: bool
+) -> tuple[UInt8Image, UInt8Image]:
     """Return the target, altered or not, and the patch of the fake within the box; the two differ visibly there."""
     x1, y1, x2, y2 = cut.box_xyxy
     move = cut.move - np.array([[0, 0, x1], [0, 0, y1]])
@@ -208,12 +210,12 @@ def _lay_over(
             real, source = change_look(pixels, cut.eyes_px, rng, strength=strength), moved
         target = real[y1:y2, x1:x2]
         patch = blend(source, target, mask)
-        if float(cv2.absdiff(patch, target)[core].mean()) >= LEAST_CHANGE:
+        if float(cv2.absdiff(patch, target)[core].mean()) >= MIN_CHANGE:
             return real, patch
     return real, blend(towards_grey(target), target, mask)  # nothing was visible, for example in a black image
 
 
-def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
+def fit_template(landmarks: Float32Array) -> Float64Array | None:
     """Fit the template to the image with a least-squares affine camera through the five landmarks.
 
     The nose protrudes from the plane of the other landmarks, so its offset reveals how the head is turned. A ridge
@@ -232,17 +234,17 @@ def fit_template(landmarks: NDArray[np.float32]) -> NDArray[np.float64] | None:
         return None
     design = np.column_stack([LANDMARKS, np.ones(5)])
     ridge = np.diag([0, 0, _DEPTH_RIDGE, 0])
-    camera: NDArray[np.float64] = np.linalg.solve(design.T @ design + ridge, design.T @ points)
+    camera: Float64Array = np.linalg.solve(design.T @ design + ridge, design.T @ points)
     left, sizes, right = np.linalg.svd(camera[:2])
     if np.linalg.det(camera[:2]) <= 0 or sizes[0] < 1e-3 or sizes[1] < 1e-6 * sizes[0]:
         return None
-    camera[:2] = left @ np.diag(np.maximum(sizes, _LEAST_ASPECT * sizes[0])) @ right
+    camera[:2] = left @ np.diag(np.maximum(sizes, _MIN_ASPECT * sizes[0])) @ right
     camera[2] *= min(1.0, sizes[0] / max(float(np.linalg.norm(camera[2])), 1e-9))
     camera[3] = points.mean(axis=0) - LANDMARKS.mean(axis=0) @ camera[:3]
     return camera
 
 
-def _placed(landmarks: NDArray[np.float32], width_px: int, height_px: int) -> NDArray[np.float64]:
+def _placed(landmarks: Float32Array, width_px: int, height_px: int) -> Float64Array:
     """Return the fitted camera, or that of a face in the middle if the fit is implausible in this image."""
     camera = fit_template(landmarks)
     if camera is not None:
@@ -254,12 +256,12 @@ def _placed(landmarks: NDArray[np.float32], width_px: int, height_px: int) -> ND
     return _centred(width_px, height_px)
 
 
-def _centred(width_px: int, height_px: int) -> NDArray[np.float64]:
+def _centred(width_px: int, height_px: int) -> Float64Array:
     eyes_px = 0.25 * min(width_px, height_px)
     return np.array([[eyes_px, 0], [0, eyes_px], [0, 0], [width_px / 2, height_px / 2 - 0.4 * eyes_px]])
 
 
-def jittered(outline: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def jittered(outline: Float64Array, rng: np.random.Generator) -> Float64Array:
     """Stretch and shift the outline at random and move each point slightly inwards; returns (N, 3).
 
     Points never move outwards: the convex hull would keep the outermost of them and extend beyond the face.
@@ -268,13 +270,13 @@ def jittered(outline: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
     spread = outline - centre
     stretch = np.array([*rng.uniform(0.94, 1.1, 2), 1.0])
     wobble = 1 - rng.uniform(0, 0.08, (len(outline), 1)) * (1, 1, 0)
-    moved: NDArray[np.float64] = centre + spread * stretch * wobble
+    moved: Float64Array = centre + spread * stretch * wobble
     return moved
 
 
 def region_mask(
-    outline: NDArray[np.float64], width_px: int, height_px: int, rng: np.random.Generator
-) -> tuple[Floats, tuple[int, int, int, int]]:
+    outline: Float64Array, width_px: int, height_px: int, rng: np.random.Generator
+) -> tuple[Float32Array, tuple[int, int, int, int]]:
     """Draw the convex hull of the outline, dent its edge and soften it.
 
     The mask is drawn on a grid of at most 160 px and enlarged, so that the cost does not grow with the image.
@@ -310,7 +312,7 @@ def region_mask(
     return np.asarray(whole[y1 - top : y2 - top, x1 - left : x2 - left], np.float32).copy(), (x1, y1, x2, y2)
 
 
-def _rounded(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
+def _rounded(polygon: Float32Array) -> Float32Array:
     """Cut the corners of a closed polygon twice at a quarter of each side (Chaikin 1974): a smooth curve inside it."""
     for _ in range(2):
         following = np.roll(polygon, -1, axis=0)
@@ -318,7 +320,7 @@ def _rounded(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
     return polygon
 
 
-def elastic(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
+def elastic(mask: Float32Array, width_px: float, rng: np.random.Generator) -> Float32Array:
     """Deform the edge of the mask with a smooth random field, by a few hundredths of the region's width.
 
     Args:
@@ -337,7 +339,7 @@ def elastic(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
     return np.asarray(cv2.remap(mask, at_x, at_y, cv2.INTER_LINEAR, borderValue=0), np.float32)
 
 
-def soften(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
+def soften(mask: Float32Array, width_px: float, rng: np.random.Generator) -> Float32Array:
     """Blur, keep what the blur left intact, and blur again: the new soft edge is inside the old edge.
 
     Args:
@@ -349,14 +351,14 @@ def soften(mask: Floats, width_px: float, rng: np.random.Generator) -> Floats:
         (H, W) in [0, 1], with peak 1 unless the mask was empty, and zero wherever `mask` is zero.
     """
     # The wider kernel erodes and the narrower one softens, so the soft edge never reaches the old edge again.
-    narrow_px, wide_px = (2 * int(share * width_px / 2) + 1 for share in np.sort(rng.uniform(0.04, 0.24, 2)))
+    narrow_px, wide_px = (2 * int(width * width_px / 2) + 1 for width in np.sort(rng.uniform(0.04, 0.24, 2)))
     core = (cv2.GaussianBlur(mask, (wide_px, wide_px), wide_px / 3) > 0.9999).astype(np.float32)
     soft = cv2.GaussianBlur(core, (narrow_px, narrow_px), narrow_px / 3, borderType=cv2.BORDER_CONSTANT)
     peak = float(soft.max())
     return np.asarray(np.minimum(soft / peak, 1) if peak > 0 else mask, np.float32)
 
 
-def change_look(pixels: Pixels, eyes_px: float, rng: np.random.Generator, *, strength: float = 1.0) -> Pixels:
+def change_look(pixels: UInt8Image, eyes_px: float, rng: np.random.Generator, *, strength: float = 1.0) -> UInt8Image:
     """Alter colours and sharpness as forgery tools do.
 
     Colours: a shift of each channel, hue, saturation, value, brightness and contrast. Sharpness: either shrunk and
@@ -379,7 +381,7 @@ def change_look(pixels: Pixels, eyes_px: float, rng: np.random.Generator, *, str
     return np.asarray(cv2.addWeighted(colours, 1 + amount, blurred, -amount, 0), np.uint8)
 
 
-def _shrunk(pixels: Pixels, largest_factor: float, rng: np.random.Generator) -> Pixels:
+def _shrunk(pixels: UInt8Image, largest_factor: float, rng: np.random.Generator) -> UInt8Image:
     height, width = pixels.shape[:2]
     factor = rng.uniform(1.4, largest_factor)
     size_px = (max(2, round(width / factor)), max(2, round(height / factor)))
@@ -389,7 +391,7 @@ def _shrunk(pixels: Pixels, largest_factor: float, rng: np.random.Generator) -> 
     return np.asarray(cv2.resize(small, (width, height), interpolation=up), np.uint8)
 
 
-def _colour_matrix(rng: np.random.Generator, strength: float) -> NDArray[np.float64]:
+def _colour_matrix(rng: np.random.Generator, strength: float) -> Float64Array:
     """Return (3, 4) for `cv2.transform`: all colour changes in one matrix, so that 8 bits are rounded once."""
     strength *= rng.uniform(0.4, 1)
     largest = (np.radians(7), 0.18, 0.07, 0.1, 16)
@@ -404,7 +406,7 @@ def _colour_matrix(rng: np.random.Generator, strength: float) -> NDArray[np.floa
     return np.column_stack([colour, offset])
 
 
-def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
+def blend(source: UInt8Image, target: UInt8Image, mask: Float32Array) -> UInt8Image:
     """Return mask * source + (1 - mask) * target, rounded once.
 
     Args:
@@ -420,6 +422,6 @@ def blend(source: Pixels, target: Pixels, mask: Floats) -> Pixels:
     return np.rint(mixed).astype(np.uint8)
 
 
-def towards_grey(pixels: Pixels) -> Pixels:
+def towards_grey(pixels: UInt8Image) -> UInt8Image:
     """Make every pixel visibly lighter or darker, in the direction that has room."""
     return np.where(pixels < 128, pixels + np.uint8(32), pixels - np.uint8(32)).astype(np.uint8)

@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from dfscan.arrays import BoolArray
 from dfscan.errors import VideoError
 from dfscan.media import matroska, mp4
 from dfscan.media.content import picture_kind
@@ -32,7 +33,7 @@ MAX_FRAME_PX = 8192 * 4352
 MAX_STREAMS = 64
 MAX_PACKETS = 10_000_000
 """Maximum number of packets that are surveyed, which is 46 hours at 60 frames per second."""
-HEAD_BYTES = 16
+SIGNATURE_BYTES = 16
 MAX_SEARCH_S = 5.0
 """Maximum time for FFmpeg to find a header or the next packet: some readers skip any number of zeros to find one."""
 
@@ -45,7 +46,7 @@ FORMATS = (
     "mp3 wav flac aac ac3 eac3 aiff au caf amr ape w64 webvtt srt ass"
 ).replace(" ", ",")
 
-CODECS = (
+DECODED_CODECS = (
     "h264 hevc vvc libdav1d vp8 vp9 vp7 mpeg4 mpeg2video mpeg1video mpegvideo h261 h263 h263i h263p flv vp6 vp6a vp6f "
     "msmpeg4 msmpeg4v1 msmpeg4v2 wmv1 wmv2 wmv3 wmv3image vc1 vc1image theora vp3 dirac cavs rv10 rv20 rv30 rv40 "
     "svq1 svq3 cinepak indeo3 indeo5 msvideo1 mjpeg mjpegb amv dvvideo prores prores_raw dnxhd cfhd apv hap ffv1 "
@@ -129,7 +130,7 @@ def open_container(file: FileIO) -> Iterator[InputContainer]:
     Raises:
         VideoError: the file is not a container, lacks its index, or has an unsupported format.
     """
-    head = os.pread(file.fileno(), HEAD_BYTES, 0)
+    head = os.pread(file.fileno(), SIGNATURE_BYTES, 0)
     try:
         container = _open(file)
     except av.error.MemoryError:
@@ -154,7 +155,7 @@ def open_video(file: FileIO, stream: int | None = None) -> Iterator[tuple[InputC
         chosen = _choose(container, "main" if stream is None else stream)[0][0]
         chosen.thread_type = "SLICE"  # with frame threads, a damaged frame also loses the frames in progress
         chosen.codec_context.thread_count = 1
-        chosen.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(CODECS)}
+        chosen.codec_context.options = {"max_pixels": str(MAX_FRAME_PX), "codec_whitelist": ",".join(DECODED_CODECS)}
         yield container, chosen
 
 
@@ -169,14 +170,14 @@ def _open(file: FileIO, container_format: str | None = None) -> InputContainer:
             "fd": str(file.fileno()),
             "protocol_whitelist": "fd",
             "format_whitelist": FORMATS,
-            "codec_whitelist": ",".join(CODECS),
+            "codec_whitelist": ",".join(DECODED_CODECS),
             "max_streams": str(MAX_STREAMS),
         },
     )
 
 
 def _refusal(file: FileIO, error: Exception) -> VideoError:
-    if os.pread(file.fileno(), HEAD_BYTES, 0).startswith(PLAYLIST_HEADS):
+    if os.pread(file.fileno(), SIGNATURE_BYTES, 0).startswith(PLAYLIST_HEADS):
         return VideoError("not_video", "a playlist, which holds no video itself; scan the files that it names")
     if isinstance(error, av.error.ArgumentError):  # FFmpeg's error for a format that is not in FORMATS
         return VideoError("unsupported_format", UNSUPPORTED)
@@ -241,7 +242,11 @@ def _problem(stream: VideoStream) -> str | None:
     if stream.codec_context is None:
         return "nothing here decodes its video codec"
     codec = stream.codec_context.codec.name
-    return None if codec in CODECS else f"its codec, {codec}, is not among those that dfscan runs on untrusted files"
+    return (
+        None
+        if codec in DECODED_CODECS
+        else f"its codec, {codec}, is not among those that dfscan runs on untrusted files"
+    )
 
 
 def _described(stream: VideoStream) -> str:
@@ -276,29 +281,31 @@ def survey(
         encrypted = _encrypted_streams(file, container, index)
         delays = _indexed_delays(container, streams, index)
         if delays:
-            found = _survey_indexes(file, container, delays, encrypted)
+            outcome_of = _survey_indexes(file, container, delays, encrypted)
         else:
-            found = _survey_packets(container, streams, encrypted, check_time)
-    if len(found) < len(descriptions):  # open again: packets were consumed to compare them with an index
+            outcome_of = _survey_packets(container, streams, encrypted, check_time)
+    if len(outcome_of) < len(descriptions):  # open again: packets were consumed to compare them with an index
         with open_container(file) as container:
-            rest = [each for each in container.streams.video if each.index in descriptions.keys() - found.keys()]
-            found |= _survey_packets(container, rest, encrypted, check_time)
-    outcomes = [found[index] for index in descriptions]
-    surveys = [each for each in outcomes if isinstance(each, Survey)]
-    problems = {index: each for index, each in found.items() if isinstance(each, VideoError)}
+            rest = [
+                stream for stream in container.streams.video if stream.index in descriptions.keys() - outcome_of.keys()
+            ]
+            outcome_of |= _survey_packets(container, rest, encrypted, check_time)
+    outcomes = [outcome_of[index] for index in descriptions]
+    surveys = [outcome for outcome in outcomes if isinstance(outcome, Survey)]
+    problems = {index: outcome for index, outcome in outcome_of.items() if isinstance(outcome, VideoError)}
     if not surveys:
         if _is_scrambled(file):
             raise VideoError("encrypted", ENCRYPTED)
         raise problems[next(iter(descriptions))]
     skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
     cut_off = _cut_off(file)
-    return Surveys([replace(each, damage=each.damage or cut_off) for each in surveys], skipped)
+    return Surveys([replace(surveyed, damage=surveyed.damage or cut_off) for surveyed in surveys], skipped)
 
 
 def _refuse_tiles(file: FileIO, container: InputContainer) -> None:
     """Refuse a picture that FFmpeg gives as one stream per tile: a face across tiles would not be found."""
     tiles = [each for each in container.streams.video if each.disposition & av.stream.Disposition.dependent]
-    if tiles and picture_kind(os.pread(file.fileno(), HEAD_BYTES, 0)):
+    if tiles and picture_kind(os.pread(file.fileno(), SIGNATURE_BYTES, 0)):
         raise VideoError("no_decoder", f"its picture is stored in {len(tiles)} tiles; convert it to JPEG and scan that")
 
 
@@ -332,11 +339,11 @@ def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index
     """Return the numbers of the video streams that the container declares to be encrypted, whatever their codec."""
     videos = container.streams.video
     if index:
-        return {each.index for each in videos if (track := index.tracks.get(each.id)) and track.is_encrypted}
+        return {stream.index for stream in videos if (track := index.tracks.get(stream.id)) and track.is_encrypted}
     if container.format.name == MATROSKA_FORMAT:
         return {
-            each.index
-            for each, is_encrypted in zip(videos, matroska.encrypted_video_tracks(file), strict=False)
+            stream.index
+            for stream, is_encrypted in zip(videos, matroska.encrypted_video_tracks(file), strict=False)
             if is_encrypted
         }
     return set()
@@ -351,14 +358,14 @@ def _indexed_delays(
         return {stream.index: np.zeros(stream.frames, np.int64) for stream in long}
     if index is None or index.is_fragmented:
         return {}
-    found = {}
+    delays = {}
     for stream in long:
         track = index.tracks.get(stream.id)
         if track and not len(track.delays):
-            found[stream.index] = np.zeros(stream.frames, np.int64)
+            delays[stream.index] = np.zeros(stream.frames, np.int64)
         elif track and len(track.delays) == stream.frames:
-            found[stream.index] = track.delays
-    return found
+            delays[stream.index] = track.delays
+    return delays
 
 
 def _survey_indexes(
@@ -366,17 +373,17 @@ def _survey_indexes(
 ) -> dict[int, Survey | VideoError]:
     """Survey streams by their index; omit streams whose first packets contradict it."""
     size_bytes = os.fstat(file.fileno()).st_size
-    found: dict[int, Survey | VideoError] = {}
+    outcome_of: dict[int, Survey | VideoError] = {}
     for number, index in enumerate(delays):
         # Packets were consumed for the first stream, so the file is opened again for each further one.
         with open_container(file) if number else nullcontext(container) as opened:
-            stream = next(each for each in opened.streams.video if each.index == index)
+            stream = next(candidate for candidate in opened.streams.video if candidate.index == index)
             try:
-                if each := _survey_index(opened, stream, delays[index], encrypted, size_bytes):
-                    found[index] = each
+                if surveyed := _survey_index(opened, stream, delays[index], encrypted, size_bytes):
+                    outcome_of[index] = surveyed
             except VideoError as error:
-                found[index] = error
-    return found
+                outcome_of[index] = error
+    return outcome_of
 
 
 def _survey_index(
@@ -492,16 +499,16 @@ def _survey_packets(
         raise
     except (av.error.FFmpegError, ValueError) as error:
         broken_off = f"reading broke off after {num_packets} frames ({_cause(error)})"
-    found: dict[int, Survey | VideoError] = {}
+    outcome_of: dict[int, Survey | VideoError] = {}
     for stream in streams:
         try:
-            each = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
-            found[stream.index] = replace(
-                each, num_bytes=logs[stream.index].num_bytes, encoder=encoders.get(stream.index)
+            surveyed = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
+            outcome_of[stream.index] = replace(
+                surveyed, num_bytes=logs[stream.index].num_bytes, encoder=encoders.get(stream.index)
             )
         except VideoError as error:
-            found[stream.index] = error
-    return found
+            outcome_of[stream.index] = error
+    return outcome_of
 
 
 def _survey(
@@ -544,6 +551,6 @@ def _clock(ticks: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[n
     return values
 
 
-def _timeline(ticks: NDArray[np.int64], keys: NDArray[np.bool_], stream: VideoStream) -> Timeline:
+def _timeline(ticks: NDArray[np.int64], keys: BoolArray, stream: VideoStream) -> Timeline:
     order = np.argsort(ticks, kind="stable")
     return Timeline(ticks[order], keys[order], float(stream.time_base or 1))

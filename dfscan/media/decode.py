@@ -16,8 +16,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
 from dfscan.media.facts import read_facts, with_stream_facts
@@ -182,7 +182,7 @@ class Decoding:
             self._num_samples += 1
             last_s = time_s
 
-    def _note_first(self, picture: VideoFrame, pixels: NDArray[np.uint8]) -> None:
+    def _note_first(self, picture: VideoFrame, pixels: UInt8Image) -> None:
         """Update `info` from the first sample of a stream. HDR counts in any stream, the rest only in the first one."""
         self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
         if not self._num_samples:

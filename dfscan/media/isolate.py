@@ -25,8 +25,8 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
@@ -258,7 +258,7 @@ class _Worker:
         self.path = None
         return ended
 
-    def _receive_pixels(self, height: int, width: int) -> NDArray[np.uint8]:
+    def _receive_pixels(self, height: int, width: int) -> UInt8Image:
         """Receive pixels directly into their array; `Connection` would make a second copy and fragment memory."""
         if min(height, width) <= 0 or height * width > MAX_PIXELS:
             raise ValueError("no picture that is ever sent")

@@ -38,7 +38,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
+class Mp4Track:
     """One track of the index."""
 
     is_encrypted: bool
@@ -50,7 +50,7 @@ class Track:
 class Index:
     """The ``moov`` box."""
 
-    tracks: dict[int, Track]
+    tracks: dict[int, Mp4Track]
     """Tracks by track number, which is FFmpeg's `stream.id`."""
     is_fragmented: bool
     """True if the file may contain frames that the index does not list."""
@@ -175,9 +175,9 @@ def _track_number(file: FileIO, tkhd: Box) -> int:
     return int.from_bytes(body[at : at + 4], "big")
 
 
-def _track(file: FileIO, trak: Box) -> Track:
+def _track(file: FileIO, trak: Box) -> Mp4Track:
     table = (b"mdia", b"minf", b"stbl")
-    return Track(
+    return Mp4Track(
         is_encrypted=any(_is_protected(file, stsd) for stsd in _inside(file, trak, *table, b"stsd")),
         delays=next((_delays(file, ctts) for ctts in _inside(file, trak, *table, b"ctts")), np.empty(0, np.int64)),
     )

@@ -12,7 +12,8 @@ from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
+
+from dfscan.arrays import UInt8Image
 
 HDR_TRANSFERS = (16, 18)
 """ITU-T H.273 transfer characteristics of SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG)."""
@@ -25,7 +26,7 @@ def is_hdr(frame: VideoFrame) -> bool:
     return int(frame.color_trc) in HDR_TRANSFERS
 
 
-def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> NDArray[np.uint8]:
+def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> UInt8Image:
     """Convert to (H, W, 3) uint8 RGB, upright, with square pixels (the shorter side is stretched)."""
     width, height = _square_size(frame.width, frame.height, pixel_aspect)
     pixels = frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
@@ -72,7 +73,7 @@ def _from_angle(counterclockwise_deg: int) -> tuple[int, int, int, int]:
     return turns.get(counterclockwise_deg, (1, 0, 0, 1))
 
 
-def _turn(pixels: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def _turn(pixels: UInt8Image, matrix: tuple[int, int, int, int]) -> UInt8Image:
     a, b, c, d = matrix
     if b:
         pixels = pixels.transpose(1, 0, 2)

@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.arrays import BoolArray, Float64Array
+
 Streams = Literal["all", "main"] | int
 """Video streams of a file: all, the main one, or the one with this number."""
 
@@ -52,7 +54,7 @@ class Timeline:
 
     pts: NDArray[np.int64]
     """(N,) presentation timestamps in units of `time_base_s`, ascending."""
-    is_key: NDArray[np.bool_]
+    is_key: BoolArray
     """(N,) True if decoding can start at this frame."""
     time_base_s: float
 
@@ -132,7 +134,7 @@ def _every(timeline: Timeline, step_s: float) -> NDArray[np.intp]:
     return np.flatnonzero(np.ceil(np.maximum(begin_s, 0.0) / step_s) * step_s < end_s)
 
 
-def _at_times(timeline: Timeline, times_s: NDArray[np.float64]) -> NDArray[np.intp]:
+def _at_times(timeline: Timeline, times_s: Float64Array) -> NDArray[np.intp]:
     """Return the position of the frame on screen at each time after the first frame."""
     ticks = timeline.pts[0] + times_s / timeline.time_base_s if timeline.time_base_s else times_s
     # Half a tick late, so that rounding of 0.3 s / (1/90000) does not pick the frame before.

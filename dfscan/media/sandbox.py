@@ -92,9 +92,9 @@ def limit(max_memory_bytes: int) -> None:
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
     }
-    for kind, most in limits.items():
+    for kind, maximum in limits.items():
         hard = resource.getrlimit(kind)[1]
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        allowed = maximum if hard == resource.RLIM_INFINITY else min(maximum, hard)
         try:
             resource.setrlimit(kind, (allowed, allowed))
         except ValueError as error:  # macOS refuses some of them

@@ -21,15 +21,16 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-Cells = NDArray[np.float32]
+from dfscan.arrays import Float32Array
+
 """(16, 16) mean levels, 0 to 255."""
 
 NUM_CELLS = 16
 """Number of cells along each side of a frame."""
 NUM_SAMPLED = (2, 4)
 """Pixels along y and x that are averaged per cell; reading all of them would cost as much as decoding."""
-SUM_ROWS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[0], axis=1)
-SUM_COLUMNS: NDArray[np.float32] = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[1], axis=0)
+SUM_ROWS: Float32Array = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[0], axis=1)
+SUM_COLUMNS: Float32Array = np.repeat(np.eye(NUM_CELLS, dtype=np.float32), NUM_SAMPLED[1], axis=0)
 """Matrices that sum the samples of each cell."""
 NUM_RECENT = 6
 """Number of preceding changes that a change is compared with."""
@@ -53,12 +54,12 @@ class ShotCounter:
 
     def __init__(self) -> None:
         self._number = 0
-        self._last: Cells | None = None
+        self._last: Float32Array | None = None
         self._is_blank = False
         self._kind: tuple[str, int, int] | None = None
         self._layout: _Layout
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
-        self._kept: deque[Cells] = deque(maxlen=MAX_KEPT)
+        self._kept: deque[Float32Array] = deque(maxlen=MAX_KEPT)
         """Frames since the second to last sample."""
         self._num_new = 0
         """Number of these frames after the last sample."""
@@ -69,7 +70,7 @@ class ShotCounter:
         is_blank = float(cells.max() - cells.min()) < BLANK
         if self._last is not None:
             change = float(np.abs(cells - self._last).sum()) / cells.size
-            if change > self._least_cut() or (self._is_blank and not is_blank):
+            if change > self._min_cut() or (self._is_blank and not is_blank):
                 self._begin_shot()
             self._recent.append(change)
         self._last, self._is_blank = cells, is_blank
@@ -93,7 +94,7 @@ class ShotCounter:
         self._num_new = 0
         return self._number
 
-    def _brightness(self, frame: VideoFrame) -> Cells:
+    def _brightness(self, frame: VideoFrame) -> Float32Array:
         """Return the mean luma of each cell."""
         kind = frame.format.name, frame.width, frame.height
         if kind != self._kind:
@@ -112,11 +113,11 @@ class ShotCounter:
         self._kept.clear()
         self._num_new = 0
 
-    def _least_cut(self) -> float:
+    def _min_cut(self) -> float:
         return min(SURE_CUT, max(MIN_CUT, CUT_RATIO * max(self._recent, default=SURE_CUT)))
 
 
-def _is_dissolve(frames: NDArray[np.float32]) -> bool:
+def _is_dissolve(frames: Float32Array) -> bool:
     """Return whether all frames, (N, 16, 16), are mixtures of the first and the last, and these two differ."""
     way, between = frames[-1] - frames[0], frames[1:-1] - frames[0]
     if len(frames) < 3 or float(np.abs(way).mean()) < MIN_DISSOLVE:

@@ -14,8 +14,8 @@ from io import FileIO
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
 from dfscan.media.container import MAX_FRAME_PX
 
 ANIMATION_FLAG, ALPHA_FLAG = 2, 16
@@ -84,7 +84,7 @@ def _number(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[NDArray[np.uint8] | None]:
+def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[UInt8Image | None]:
     """Yield the canvas, (H, W, 3) RGB, after each frame; yield None for a frame that cannot be decoded.
 
     All frames share one array, which the next frame overwrites. Transparent parts are black.
@@ -105,7 +105,7 @@ def animation_pictures(file: FileIO, animation: WebpAnimation) -> Iterator[NDArr
             place[:] = 0
 
 
-def _decoded(data: bytes, frame: WebpFrame) -> NDArray[np.uint8] | None:
+def _decoded(data: bytes, frame: WebpFrame) -> UInt8Image | None:
     """Return the pixels of one frame, (H, W, 4) RGBA, or None if it cannot be decoded."""
     sides = b"".join((side - 1).to_bytes(3, "little") for side in (frame.width_px, frame.height_px))
     flags = ALPHA_FLAG if data.startswith((b"ALPH", b"VP8L")) else 0

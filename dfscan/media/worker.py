@@ -49,7 +49,7 @@ ALIVE_EVERY_S = 0.5
 CHANGED = "the file changed while it was read; scan it again"
 
 
-class _BusyClock:
+class _WorkingTime:
     """Counts working time in seconds, without the time spent waiting for the parent to receive a frame."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ def _enter_sandbox(limits: dict[str, Any]) -> str | None:
         if limits["sandbox"]:
             sandbox.enter()
     except OSError as error:
-        return f"the decoder cannot be caged here ({error.strerror}); if you trust the files, use --no-sandbox"
+        return f"the decoder cannot be sandboxed here ({error.strerror}); if you trust the files, use --no-sandbox"
     return None
 
 
@@ -195,7 +195,7 @@ def _serve(
     problem: str | None,
     read_manifest: Callable[[], Provenance | None],
 ) -> None:
-    clock = _BusyClock()
+    clock = _WorkingTime()
     cpu_s = time.process_time()
     content = _Content(decoding.file, lambda: _say_alive(parent))
     decoding.check_time = _limit(clock, limits["timeout_s"])
@@ -279,7 +279,7 @@ def _peak_rss_bytes(status: FileIO | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
+def _limit(clock: _WorkingTime, limit_s: float) -> Callable[[], None]:
     def check() -> None:
         if clock.seconds() > limit_s:
             raise VideoError("timeout", f"decoding took longer than {limit_s:g} s; raise --timeout to allow more")
@@ -288,7 +288,7 @@ def _limit(clock: _BusyClock, limit_s: float) -> Callable[[], None]:
 
 
 def _send_samples(
-    parent: Connection, stream: socket.socket, decoding: Decoding, clock: _BusyClock, content: _Content
+    parent: Connection, stream: socket.socket, decoding: Decoding, clock: _WorkingTime, content: _Content
 ) -> None:
     for frame in decoding.samples():
         clock.waiting(content.hash)
@@ -317,14 +317,14 @@ def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
     The position of the file stays, because FFmpeg may be reading from the same descriptor.
     """
     digest = hashlib.sha256()
-    told_s = time.monotonic()
+    sent_s = time.monotonic()
     position = 0
     while block := os.pread(file.fileno(), HASH_BLOCK_BYTES, position):
         position += len(block)
         digest.update(block)
-        if time.monotonic() - told_s > ALIVE_EVERY_S:
+        if time.monotonic() - sent_s > ALIVE_EVERY_S:
             tell()
-            told_s = time.monotonic()
+            sent_s = time.monotonic()
     return digest.hexdigest()
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import UInt8Image
 from dfscan.errors import OutputError
+from dfscan.files import make_folder, writing
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.writers import open_writer
 
 INDEX_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),
@@ -38,16 +38,16 @@ INDEX_COLUMNS: tuple[Column, ...] = (
 """Columns of ``index.csv`` in a dump folder; file names are relative to that folder."""
 
 MAX_STEM = 60
-JPEG_QUALITY = 92
+DUMP_JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Exhibit:
+class FaceExplanation:
     """The images that explain one face, all uint8 RGB."""
 
-    face: NDArray[np.uint8]
-    heat_map: NDArray[np.uint8]
-    frame: NDArray[np.uint8]
+    face: UInt8Image
+    heat_map: UInt8Image
+    frame: UInt8Image
     row: dict[str, Any]
     """Values of `INDEX_COLUMNS`, without path, rank and files."""
 
@@ -67,15 +67,15 @@ class DumpFolder:
         """
         self._folder = folder
         self._suffix = suffix
-        _make_folder(folder)
+        make_folder(folder, remedy="Name another folder.")
 
-    def write(self, video_path: str, exhibits: Iterable[Exhibit]) -> list[dict[str, Any]]:
+    def write(self, video_path: str, explanations: Iterable[FaceExplanation]) -> list[dict[str, Any]]:
         """Write one video's exhibits, best first, and return their index rows.
 
         Raises:
             OutputError: a file cannot be written.
         """
-        return [self._write(video_path, rank, exhibit) for rank, exhibit in enumerate(exhibits, start=1)]
+        return [self._write(video_path, rank, explanation) for rank, explanation in enumerate(explanations, start=1)]
 
     def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
         """Return True if every file of these index rows still exists."""
@@ -92,15 +92,15 @@ class DumpFolder:
             for row in rows:
                 writer.append(row)
 
-    def _write(self, video_path: str, rank: int, exhibit: Exhibit) -> dict[str, Any]:
+    def _write(self, video_path: str, rank: int, explanation: FaceExplanation) -> dict[str, Any]:
         name = video_folder(video_path)
-        _make_folder(self._folder / name)
-        stem = f"{name}/{rank:02d}_{exhibit.row['time_s']:.3f}s_score{exhibit.row['score']:.3f}"
-        pictures = {"face": exhibit.face, "heat_map": exhibit.heat_map, "frame": exhibit.frame}
+        make_folder(self._folder / name, remedy="Name another folder.")
+        stem = f"{name}/{rank:02d}_{explanation.row['time_s']:.3f}s_score{explanation.row['score']:.3f}"
+        pictures = {"face": explanation.face, "heat_map": explanation.heat_map, "frame": explanation.frame}
         files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
         for kind, pixels in pictures.items():
             _write_picture(self._folder / files[f"{kind}_file"], pixels)
-        return {"path": video_path, "rank": rank, **exhibit.row, **files}
+        return {"path": video_path, "rank": rank, **explanation.row, **files}
 
 
 def video_folder(video_path: str) -> str:
@@ -110,20 +110,11 @@ def video_folder(video_path: str) -> str:
     return f"{stem or 'video'}-{digest}"
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
-
-
-def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _write_picture(path: Path, pixels: UInt8Image) -> None:
     """Encode in memory, then write; `cv2.imwrite` would report a full disk only by returning False."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    options = [cv2.IMWRITE_JPEG_QUALITY, DUMP_JPEG_QUALITY] if path.suffix == ".jpg" else []
     is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not is_encoded:
         raise OutputError(f"{path}: the image cannot be encoded as {path.suffix}; try the other --explain-format")
-    try:
+    with writing(path):
         path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); free some space or change folder") from error

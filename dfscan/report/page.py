@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
-from dfscan.report.text import display_path, printable, report_order
-from dfscan.report.writers import AtomicFile
-from dfscan.types import FileFacts, Label, Picture, Provenance, Track, VideoResult
+from dfscan.text import display_path, printable, report_order
+from dfscan.types import FileFacts, Picture, Provenance, Track, VerdictLabel, VideoResult
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-SHOWN_ORDER: tuple[Label, ...] = ("fake", "inconclusive", "error", "real", "no_face")
+SHOWN_ORDER: tuple[VerdictLabel, ...] = ("fake", "inconclusive", "error", "real", "no_face")
 """Verdicts in the order of the page; those that need attention come first."""
 
-_LEAST_SHARE = 0.006
+_MIN_FRACTION = 0.006
 """Minimum part of the summary bar, so that one video among thousands is visible."""
-_LABELLED_SHARE = 0.06
+_MIN_LABELLED_FRACTION = 0.06
 _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "eer": "equal error rate",
@@ -57,7 +57,7 @@ class PageVideo:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodInfo:
     """How the videos were judged, for the footer of the page."""
 
     cards: Mapping[str, Mapping[str, Any]]
@@ -84,7 +84,7 @@ def write_page(
     videos: Sequence[PageVideo],
     *,
     pictures: Callable[[VideoResult], Sequence[Picture]],
-    method: Method,
+    method: MethodInfo,
     max_mb: float = 50.0,
 ) -> PageSummary:
     """Write the page, atomically replacing an older one.
@@ -102,14 +102,9 @@ def write_page(
     """
     ordered = sorted(videos, key=lambda video: report_order(video.result.path))
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
-    file = AtomicFile(path)
-    try:
+    with AtomicFile(path) as file:
         for part in _template().generate(**_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"):
             file.write(part.encode())
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
     return PageSummary(blocks.num_granted, len(blocks.left_out))
 
 
@@ -163,7 +158,7 @@ def _asset(name: str) -> str:
     return importlib.resources.files("dfscan.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _shell(videos: Sequence[PageVideo], method: Method) -> dict[str, Any]:
+def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     """Return the template variables without the pictures; all text in them is printable."""
     style, script = _asset("page.css"), _asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
@@ -220,7 +215,7 @@ def _lines(values: Iterable[object]) -> str:
 def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
     """Return the part of the bar for each verdict; positions are percentages of its width."""
     counts = Counter(video.result.verdict.label for video in videos)
-    shares = [max(counts[label] / len(videos), _LEAST_SHARE) if counts[label] else 0.0 for label in SHOWN_ORDER]
+    shares = [max(counts[label] / len(videos), _MIN_FRACTION) if counts[label] else 0.0 for label in SHOWN_ORDER]
     parts, start = [], 0.0
     for label, share in zip(SHOWN_ORDER, shares, strict=True):
         width = 100 * share / (sum(shares) or 1)
@@ -232,14 +227,14 @@ def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
                 "start": round(start, 3),
                 "width": round(width, 3),
                 "middle": round(start + width / 2, 3),
-                "is_labelled": share >= _LABELLED_SHARE,
+                "is_labelled": share >= _MIN_LABELLED_FRACTION,
             }
         )
         start += width
     return parts
 
 
-def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Method) -> dict[str, Any]:
+def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: MethodInfo) -> dict[str, Any]:
     """Return the data that the script needs at start."""
     calibrations = [_part(method.cards.get(name), "calibration") for name in checkpoints]
     return {

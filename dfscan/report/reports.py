@@ -12,11 +12,13 @@ from urllib.parse import quote
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, OutputError
-from dfscan.report.page import Method, PageSummary, PageVideo, write_page
+from dfscan.files import AtomicFile
+from dfscan.report.formats import format_for, open_writer
+from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.tables import LINK, XlsxWriter
 from dfscan.report.webvtt import write_webvtt
-from dfscan.report.writers import AtomicFile, ReportWriter, format_for, open_writer
+from dfscan.report.writers import ReportWriter
 from dfscan.types import Picture, VideoResult
 
 STDOUT = "-"
@@ -75,7 +77,7 @@ class Reports:
             self._videos.append(PageVideo(result, checkpoint, version))
 
     def write_page(
-        self, pictures: Callable[[VideoResult], Sequence[Picture]], method: Callable[[], Method]
+        self, pictures: Callable[[VideoResult], Sequence[Picture]], method: Callable[[], MethodInfo]
     ) -> PageSummary | None:
         """Write the page with all videos so far, if one was requested.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from dfscan.report.schema import REPORT_COLUMNS, REPORT_VERSION, Column, Kind
-from dfscan.types import LABELS, DeclaredAi, ProvenanceState, Status
+from dfscan.types import VERDICT_LABELS, DeclaredAi, ProvenanceState, Status
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -13,7 +13,7 @@ _TYPES: dict[Kind, str] = {"path": "string", "text": "string", "int": "integer"}
 """Types of kinds that are not ``number``."""
 _ALWAYS_GIVEN = frozenset("path verdict status num_frames num_faces num_tracks".split())
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "verdict": LABELS,
+    "verdict": VERDICT_LABELS,
     "status": get_args(Status),
     "sound": ("none", "not examined"),
     "provenance": get_args(ProvenanceState),

@@ -14,9 +14,10 @@ from io import BytesIO
 from typing import Any
 
 from dfscan.errors import OutputError
+from dfscan.files import writing
 from dfscan.report.schema import DIGITS, Column
-from dfscan.report.text import guard_formula, printable
-from dfscan.report.writers import ReportWriter, Sink, reported, typed_cell
+from dfscan.report.writers import ReportWriter, Sink, typed_cell
+from dfscan.text import guard_formula, printable
 
 MAX_XLSX_ROWS = 1_048_575
 """Maximum number of rows that Excel opens, without the header."""
@@ -24,7 +25,7 @@ MAX_XLSX_TEXT = 32_767
 MAX_XLSX_LINKS = 65_530
 ROWS_PER_GROUP = 10_000
 VERDICT_COLOURS = {"fake": "F8CBAD", "real": "C6E0B4", "inconclusive": "FFE699", "no_face": "DDDDDD", "error": "D9B3FF"}
-WIDTHS = {"path": 60, "verdict": 14, "reason": 50, "sha256": 30, "checkpoint": 24}
+COLUMN_WIDTHS = {"path": 60, "verdict": 14, "reason": 50, "sha256": 30, "checkpoint": 24}
 DEFAULT_WIDTH = 12
 LINK = "dumps_folder"
 """Key of a row that is not a column: the folder with the video's dumps, relative to the report."""
@@ -55,7 +56,7 @@ class XlsxWriter(ReportWriter):
     def close(self) -> None:
         """See `ReportWriter.close`."""
         try:
-            with reported(tempfile.gettempdir()):  # openpyxl writes there first
+            with writing(tempfile.gettempdir()):  # openpyxl writes there first
                 packed = self._packed()
         except BaseException:
             self._sink.discard()
@@ -84,7 +85,7 @@ class XlsxWriter(ReportWriter):
 
         letters = [get_column_letter(i) for i in range(1, len(self._columns) + 1)]
         for letter, column in zip(letters, self._columns, strict=True):
-            sheet.column_dimensions[letter].width = WIDTHS.get(column.name, DEFAULT_WIDTH)
+            sheet.column_dimensions[letter].width = COLUMN_WIDTHS.get(column.name, DEFAULT_WIDTH)
         sheet.freeze_panes = "B2"
         sheet.auto_filter.ref = f"A1:{letters[-1]}{len(self._rows) + 1}"
         head = [_text(sheet, column.name) for column in self._columns]

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfscan.errors import OutputError
+from dfscan.files import make_folder, write_bytes
 from dfscan.report.dumps import video_folder
-from dfscan.report.text import display_path, printable
-from dfscan.report.writers import AtomicFile
+from dfscan.text import display_path, printable
 from dfscan.types import Track, VideoResult
 
 MIN_CUE_S = 0.5
@@ -56,14 +55,9 @@ def write_webvtt(folder: Path, result: VideoResult) -> Path:
     Raises:
         OutputError: the folder or the file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
+    make_folder(folder)
     path = folder / f"{video_folder(result.path)}.vtt"
-    file = AtomicFile(path)
-    file.write(_text(result).encode())
-    file.commit()
+    write_bytes(path, _text(result).encode())
     return path
 
 

@@ -1,6 +1,6 @@
 """The scoring of faces in threads of this process, and the state of a video in progress.
 
-One thread submits work to this stage and to the stage in `search`, and takes the results in order. Both queues are
+One thread submits work to this stage and to the stage in `detect`, and takes the results in order. Both queues are
 bounded, so that a fast decoder waits for a slow classifier.
 """
 
@@ -11,14 +11,12 @@ from collections import deque
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dfscan.arrays import Float32Array
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import Runtime
 from dfscan.media.isolate import Ended
+from dfscan.media.source import FileIdentity
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures
 from dfscan.scan.second_look import KeptFrames
 from dfscan.scan.timing import Timings
@@ -26,8 +24,6 @@ from dfscan.types import FaceCrop, FaceScore, Frame, Reason
 
 MAX_WAITING_BATCHES = 2
 """Maximum number of batches that wait for the classifier, in addition to one for each of its threads."""
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,11 +34,11 @@ class ScoredCrop:
     frame: Frame | None
     logit: float
     """Logit of the network, before temperature scaling."""
-    cam: Floats
+    cam: Float32Array
 
 
 @dataclass(eq=False)
-class VideoUnderWay:
+class VideoState:
     """State of a video in progress."""
 
     path: str
@@ -57,7 +53,7 @@ class VideoUnderWay:
     """Number of faces found so far, whether they are scored or not."""
     num_unscored: int = 0
     ended: Ended | None = None
-    is_search_ended: bool = False
+    is_detection_done: bool = False
     has_changed: bool = False
     failure: Reason | None = None
     faces: list[FaceScore] = field(default_factory=list)
@@ -80,7 +76,7 @@ class VideoUnderWay:
     @property
     def is_complete(self) -> bool:
         """True if all its frames are searched and all its faces are scored."""
-        return self.is_search_ended and not self.num_unscored
+        return self.is_detection_done and not self.num_unscored
 
     def keep(self, score: FaceScore, scored: ScoredCrop) -> None:
         """Add the score of one face."""
@@ -98,7 +94,7 @@ class VideoUnderWay:
         return [entry[2:] for entry in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
 
 
-_Unscored = tuple[VideoUnderWay, FaceCrop, Frame | None]
+_Unscored = tuple[VideoState, FaceCrop, Frame | None]
 
 
 class ScoreStage:
@@ -110,9 +106,9 @@ class ScoreStage:
         self._timings = timings
         self._pool = pool
         self._batch: list[_Unscored] = []
-        self._running: deque[tuple[Future[tuple[Floats, Floats]], list[_Unscored]]] = deque()
+        self._running: deque[tuple[Future[tuple[Float32Array, Float32Array]], list[_Unscored]]] = deque()
 
-    def submit(self, video: VideoUnderWay, crop: FaceCrop, frame: Frame | None) -> None:
+    def submit(self, video: VideoState, crop: FaceCrop, frame: Frame | None) -> None:
         """Add a face to the batch; pass its `frame` if an explanation may need it."""
         video.num_unscored += 1
         self._batch.append((video, crop, frame))
@@ -125,18 +121,18 @@ class ScoreStage:
         if batch:
             self._running.append((self._pool.submit(self._score, [crop for _, crop, _ in batch]), batch))
 
-    def _score(self, crops: list[FaceCrop]) -> tuple[Floats, Floats]:
+    def _score(self, crops: list[FaceCrop]) -> tuple[Float32Array, Float32Array]:
         with self._timings.stage("classify", count=len(crops)):
             return self._runtime.predict(to_input([crop.pixels for crop in crops], self._preprocessing))
 
-    def next(self) -> list[tuple[VideoUnderWay, ScoredCrop]] | None:
+    def next(self) -> list[tuple[VideoState, ScoredCrop]] | None:
         """Return the next scored batch, or None; wait only if too many batches are queued."""
-        most = self._runtime.threads + MAX_WAITING_BATCHES
-        if self._running and (self._running[0][0].done() or len(self._running) > most):
+        max_batches = self._runtime.threads + MAX_WAITING_BATCHES
+        if self._running and (self._running[0][0].done() or len(self._running) > max_batches):
             return self.wait()
         return None
 
-    def wait(self) -> list[tuple[VideoUnderWay, ScoredCrop]]:
+    def wait(self) -> list[tuple[VideoState, ScoredCrop]]:
         """Wait for the next scored batch."""
         future, batch = self._running.popleft()
         logits, cams = future.result()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfscan.faces.descriptor import likeness
-from dfscan.faces.track import LOOKS_SAME, MIN_IOU, iou
+from dfscan.faces.descriptor import similarity
+from dfscan.faces.track import MIN_IOU, MIN_SIMILARITY, iou
 from dfscan.types import Face, FaceCrop
 
 
@@ -21,7 +21,7 @@ class Crowd:
         self._max_faces = max_faces
         self._people: list[Face] = []
         """The last face of each selected person."""
-        self.most_faces = 0
+        self.max_faces_per_frame = 0
         """Largest number of faces in one frame."""
 
     def choose(self, crops: Sequence[FaceCrop]) -> list[FaceCrop]:
@@ -30,7 +30,7 @@ class Crowd:
         Args:
             crops: crops of all faces in the frame, largest first.
         """
-        self.most_faces = max(self.most_faces, len(crops))
+        self.max_faces_per_frame = max(self.max_faces_per_frame, len(crops))
         known = self._known([crop.face for crop in crops])
         order = sorted(range(len(crops)), key=lambda i: i not in known)
         chosen = sorted(order[: self._max_faces])
@@ -59,5 +59,5 @@ class Crowd:
 def _fit(person: Face, face: Face) -> float | None:
     """Return IoU plus descriptor similarity, or None if these are two people."""
     overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
-    alike = likeness(person.appearance, face.appearance)
-    return overlap + alike if overlap >= MIN_IOU or alike >= LOOKS_SAME else None
+    similar = similarity(person.descriptor, face.descriptor)
+    return overlap + similar if overlap >= MIN_IOU or similar >= MIN_SIMILARITY else None

@@ -18,25 +18,25 @@ import cv2
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_face
-from dfscan.faces.descriptor import appearance, scene
+from dfscan.faces.descriptor import face_descriptor, scene_descriptor
 from dfscan.faces.detect import Detection, FaceDetector
-from dfscan.faces.keyframes import Follower
-from dfscan.scan.classify import VideoUnderWay
+from dfscan.faces.keyframes import KeyframeDetector
+from dfscan.scan.classify import VideoState
 from dfscan.scan.timing import Timings
-from dfscan.types import Face, FaceCrop, Frame, Reason, Scene
+from dfscan.types import Face, FaceCrop, Frame, Reason, SceneDescriptor
 
 MAX_WAITING_FRAMES = 2
 """Maximum number of frames per thread that wait for detection on a CPU."""
 MAX_BATCHES_PASSED = 8
 """On a GPU, a partial batch is sent after this many batches of other shapes."""
-ODD_PICTURE_ERRORS = (IndexError, ValueError, cv2.error)
+ODD_FRAME_ERRORS = (IndexError, ValueError, cv2.error)
 """Errors that MTCNN and OpenCV raise on unusual frames."""
 
 log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LookedOver:
+class FrameCrops:
     """A searched frame and the crops of its faces."""
 
     frame: Frame
@@ -44,23 +44,23 @@ class LookedOver:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Searched:
+class DetectedFrames:
     """The next searched frames of a video."""
 
-    video: VideoUnderWay
-    looks: list[LookedOver]
+    video: VideoState
+    frames: list[FrameCrops]
 
 
-class SearchStage(Protocol):
+class DetectStage(Protocol):
     """Detects and crops the faces of several videos at once."""
 
-    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
+    def submit(self, video: VideoState, frame: Frame | None) -> None:
         """Take the next frame of a video, or None after its last frame."""
 
-    def next(self) -> list[Searched]:
+    def next(self) -> list[DetectedFrames]:
         """Return finished results; wait only if too many frames are queued."""
 
-    def wait(self) -> list[Searched]:
+    def wait(self) -> list[DetectedFrames]:
         """Wait for the next results; the stage must be busy (see `is_busy`)."""
 
     @property
@@ -68,19 +68,19 @@ class SearchStage(Protocol):
         """True if results are pending."""
 
 
-class Cutter:
+class FaceCropper:
     """Crops faces with the margin and size that the classifier needs."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._margin = preprocessing.crop_margin
         self._size_px = preprocessing.input_size_px
 
-    def look_over(self, frame: Frame, faces: Sequence[Detection]) -> LookedOver:
+    def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
         """Crop each face and compute its descriptor."""
-        view = scene(frame.pixels) if faces else None
-        return LookedOver(frame, [self._crop(frame, face, view) for face in faces])
+        view = scene_descriptor(frame.pixels) if faces else None
+        return FrameCrops(frame, [self._crop(frame, face, view) for face in faces])
 
-    def _crop(self, frame: Frame, detection: Detection, view: Scene | None) -> FaceCrop:
+    def _crop(self, frame: Frame, detection: Detection, view: SceneDescriptor | None) -> FaceCrop:
         face = Face(
             frame_index=frame.index,
             time_s=frame.time_s,
@@ -88,7 +88,7 @@ class Cutter:
             box_xyxy=detection.box_xyxy,
             landmarks=detection.landmarks,
             detection_score=detection.score,
-            appearance=appearance(frame.pixels, detection.landmarks),
+            descriptor=face_descriptor(frame.pixels, detection.landmarks),
             scene=view,
             frame_number=frame.number,
             stream=frame.stream,
@@ -97,8 +97,8 @@ class Cutter:
         return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
 
 
-def broken(error: Exception) -> Reason:
-    """Return the failure reason of a video in which a frame raised one of `ODD_PICTURE_ERRORS`."""
+def detection_failure(error: Exception) -> Reason:
+    """Return the failure reason of a video in which a frame raised one of `ODD_FRAME_ERRORS`."""
     log.debug("face detection", exc_info=error)
     return Reason("internal", f"face detection failed on a picture ({type(error).__name__})")
 
@@ -107,82 +107,82 @@ def broken(error: Exception) -> Reason:
 class _Queue:
     """Queued frames of one video."""
 
-    follower: Follower
+    detector: KeyframeDetector
     waiting: list[Frame] = field(default_factory=list)
-    is_searched: bool = False
+    is_running: bool = False
     """True while a worker thread is processing this video."""
 
 
-class FollowingSearch:
-    """`SearchStage` for a CPU: each video is processed by one thread at a time, and its faces are tracked."""
+class SequentialDetectStage:
+    """`DetectStage` for a CPU: each video is processed by one thread at a time, and its faces are tracked."""
 
     def __init__(
         self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, pool: Executor, *, threads: int
     ) -> None:
         self._detector = detector
-        self._cutter = Cutter(preprocessing)
+        self._cropper = FaceCropper(preprocessing)
         self._timings = timings
         self._pool = pool
         self._max_waiting = MAX_WAITING_FRAMES * threads
         self._num_waiting = 0
-        self._queues: WeakKeyDictionary[VideoUnderWay, _Queue] = WeakKeyDictionary()
+        self._queues: WeakKeyDictionary[VideoState, _Queue] = WeakKeyDictionary()
         """Weak keys: if the decoder of a video dies and it is retried, its first state never ends."""
-        self._running: deque[tuple[Future[list[LookedOver]], VideoUnderWay, int, bool]] = deque()
+        self._running: deque[tuple[Future[list[FrameCrops]], VideoState, int, bool]] = deque()
 
-    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
-        """See `SearchStage.submit`."""
+    def submit(self, video: VideoState, frame: Frame | None) -> None:
+        """See `DetectStage.submit`."""
         queue = self._queues.get(video)
         if queue is None:
-            queue = self._queues[video] = _Queue(Follower(self._detector))
+            queue = self._queues[video] = _Queue(KeyframeDetector(self._detector))
         if frame is not None:
             queue.waiting.append(frame)
             self._num_waiting += 1
-        if not queue.is_searched:
+        if not queue.is_running:
             self._start(video, queue)
 
-    def _start(self, video: VideoUnderWay, queue: _Queue) -> None:
+    def _start(self, video: VideoState, queue: _Queue) -> None:
         frames, queue.waiting = queue.waiting, []
         is_last = video.ended is not None
-        queue.is_searched = True
-        future = self._pool.submit(self._search, queue.follower, frames, is_last)
+        queue.is_running = True
+        future = self._pool.submit(self._detect, queue.detector, frames, is_last)
         self._running.append((future, video, len(frames), is_last))
 
-    def _search(self, follower: Follower, frames: list[Frame], is_last: bool) -> list[LookedOver]:
+    def _detect(self, detector: KeyframeDetector, frames: list[Frame], is_last: bool) -> list[FrameCrops]:
         with self._timings.stage("detect", count=len(frames)):
-            looks = [look for frame in frames for look in follower.look(frame)]
+            detected = [item for frame in frames for item in detector.add(frame)]
             if is_last:
-                looks += follower.finish()
-        with self._timings.stage("crop", count=sum(len(look.faces) for look in looks)):
-            return [self._cutter.look_over(look.frame, look.faces) for look in looks]
+                detected += detector.finish()
+        with self._timings.stage("crop", count=sum(len(item.faces) for item in detected)):
+            return [self._cropper.crop_faces(item.frame, item.faces) for item in detected]
 
-    def next(self) -> list[Searched]:
-        """See `SearchStage.next`."""
+    def next(self) -> list[DetectedFrames]:
+        """See `DetectStage.next`."""
         if self._running and (self._running[0][0].done() or self._num_waiting > self._max_waiting):
             return self.wait()
         return []
 
-    def wait(self) -> list[Searched]:
-        """See `SearchStage.wait`."""
+    def wait(self) -> list[DetectedFrames]:
+        """See `DetectStage.wait`."""
         future, video, num_frames, is_last = self._running.popleft()
         try:
-            looks = future.result()
-        except ODD_PICTURE_ERRORS as error:
-            video.failure = broken(error)
-            looks = []
+            detected = future.result()
+        except ODD_FRAME_ERRORS as error:
+            video.failure = detection_failure(error)
+            detected = []
         self._num_waiting -= num_frames
         queue = self._queues[video]
-        queue.is_searched, video.is_search_ended = False, is_last
+        queue.is_running, video.is_detection_done = False, is_last
         if queue.waiting or (video.ended and not is_last):
             self._start(video, queue)
-        return [Searched(video, looks)]
+        return [DetectedFrames(video, detected)]
 
     @property
     def is_busy(self) -> bool:
-        """See `SearchStage.is_busy`."""
+        """See `DetectStage.is_busy`."""
         return bool(self._running)
 
 
-_Item = tuple[VideoUnderWay, Frame]
+_Item = tuple[VideoState, Frame]
 _Shape = tuple[int, ...]
 
 
@@ -195,8 +195,8 @@ class _Batch:
     items: list[_Item] = field(default_factory=list)
 
 
-class BatchedSearch:
-    """`SearchStage` for a GPU: detects faces in every frame, in batches of equal frame shape across videos."""
+class BatchedDetectStage:
+    """`DetectStage` for a GPU: detects faces in every frame, in batches of equal frame shape across videos."""
 
     def __init__(
         self,
@@ -208,21 +208,21 @@ class BatchedSearch:
         threads: int,
     ) -> None:
         self._detector = detector
-        self._cutter = Cutter(preprocessing)
+        self._cropper = FaceCropper(preprocessing)
         self._timings = timings
         self._max_running = threads
         self._pool = pool
         self._batches: dict[_Shape, _Batch] = {}
         self._num_sent = 0
-        self._running: deque[tuple[Future[list[LookedOver | Reason]], list[_Item]]] = deque()
-        self._num_open: WeakKeyDictionary[VideoUnderWay, int] = WeakKeyDictionary()
+        self._running: deque[tuple[Future[list[FrameCrops | Reason]], list[_Item]]] = deque()
+        self._num_open: WeakKeyDictionary[VideoState, int] = WeakKeyDictionary()
         """Number of frames of each video that are not searched yet."""
-        self._shape_of: WeakKeyDictionary[VideoUnderWay, _Shape] = WeakKeyDictionary()
+        self._shape_of: WeakKeyDictionary[VideoState, _Shape] = WeakKeyDictionary()
 
-    def submit(self, video: VideoUnderWay, frame: Frame | None) -> None:
-        """See `SearchStage.submit`."""
+    def submit(self, video: VideoState, frame: Frame | None) -> None:
+        """See `DetectStage.submit`."""
         if frame is None:
-            video.is_search_ended = not self._num_open.get(video)
+            video.is_detection_done = not self._num_open.get(video)
             return
         shape = frame.pixels.shape
         last_shape, self._shape_of[video] = self._shape_of.get(video, shape), shape
@@ -239,49 +239,51 @@ class BatchedSearch:
         if batch is None:
             return
         self._num_sent += 1
-        self._running.append((self._pool.submit(self._search, [frame for _, frame in batch.items]), batch.items))
+        self._running.append((self._pool.submit(self._detect, [frame for _, frame in batch.items]), batch.items))
         for rare in [
             each for each, other in self._batches.items() if self._num_sent - other.began > MAX_BATCHES_PASSED
         ]:
             self._send(rare)
 
-    def _search(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:
+    def _detect(self, frames: Sequence[Frame]) -> list[FrameCrops | Reason]:
         """Return the crops of each frame, or the reason why detection failed."""
         try:
-            return self._look_over(frames)
-        except ODD_PICTURE_ERRORS as error:
+            return self._crop_batch(frames)
+        except ODD_FRAME_ERRORS as error:
             if len(frames) == 1:
-                return [broken(error)]
-            return [result for frame in frames for result in self._search([frame])]
+                return [detection_failure(error)]
+            return [result for frame in frames for result in self._detect([frame])]
 
-    def _look_over(self, frames: Sequence[Frame]) -> list[LookedOver | Reason]:
+    def _crop_batch(self, frames: Sequence[Frame]) -> list[FrameCrops | Reason]:
         with self._timings.stage("detect", count=len(frames)):
-            found = self._detector.detect([frame.pixels for frame in frames])
-        with self._timings.stage("crop", count=sum(map(len, found))):
-            return [self._cutter.look_over(frame, faces) for frame, faces in zip(frames, found, strict=True)]
+            faces_of_frames = self._detector.detect([frame.pixels for frame in frames])
+        with self._timings.stage("crop", count=sum(map(len, faces_of_frames))):
+            return [
+                self._cropper.crop_faces(frame, faces) for frame, faces in zip(frames, faces_of_frames, strict=True)
+            ]
 
-    def next(self) -> list[Searched]:
-        """See `SearchStage.next`."""
+    def next(self) -> list[DetectedFrames]:
+        """See `DetectStage.next`."""
         if self._running and (self._running[0][0].done() or len(self._running) > self._max_running):
             return self.wait()
         return []
 
-    def wait(self) -> list[Searched]:
-        """See `SearchStage.wait`."""
+    def wait(self) -> list[DetectedFrames]:
+        """See `DetectStage.wait`."""
         if not self._running:
             self._send(next(iter(self._batches)))
         future, items = self._running.popleft()
         searched = []
         for (video, _), result in zip(items, future.result(), strict=True):
             self._num_open[video] -= 1
-            video.is_search_ended = video.ended is not None and not self._num_open[video]
+            video.is_detection_done = video.ended is not None and not self._num_open[video]
             if isinstance(result, Reason):
                 video.failure = result
             else:
-                searched.append(Searched(video, [result]))
+                searched.append(DetectedFrames(video, [result]))
         return searched
 
     @property
     def is_busy(self) -> bool:
-        """See `SearchStage.is_busy`."""
+        """See `DetectStage.is_busy`."""
         return bool(self._running or self._batches)

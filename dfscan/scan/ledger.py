@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import DataError, OutputError
+from dfscan.media.source import FileIdentity
 from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
@@ -72,26 +73,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """File attributes that reveal a change without reading the file."""
-
-    size_bytes: int
-    mtime_ns: int
-    inode: int
-    ctime_ns: int = field(default=0, compare=False)
-    """Changes with the content, but also with permissions, names and links, so it is not compared."""
-
-    @classmethod
-    def of(cls, path: str) -> FileIdentity | None:
-        """Return the identity of the file now at this path, or None if there is none."""
-        try:
-            found = os.stat(path)
-        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
-            return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Everything besides the file that a result depends on; equal recipes give equal results."""
@@ -138,7 +119,7 @@ class Ledger:
         self._name = str(path) if path else "temporary ledger"
         self._recipe = recipe
         self._card = card
-        with self._explained():
+        with self._sqlite_errors():
             self._database = sqlite3.connect(path or "", timeout=BUSY_TIMEOUT_S)
             try:
                 self._prepare()
@@ -179,10 +160,10 @@ class Ledger:
         )
         key = (row[0], *_size_and_time(identity), self._recipe.digest)
         pictures = [
-            (*key, i, each.kind, each.track_id, each.frame_index, each.time_s, each.score, each.jpeg)
-            for i, each in enumerate(result.pictures)
+            (*key, i, picture.kind, picture.track_id, picture.frame_index, picture.time_s, picture.score, picture.jpeg)
+            for i, picture in enumerate(result.pictures)
         ]
-        with self._explained(), self._database:
+        with self._sqlite_errors(), self._database:
             self._database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", row)
             self._database.execute(f"DELETE FROM pictures {_OF_FILE}", key)
             self._database.executemany(f"INSERT INTO pictures VALUES ({','.join('?' * 11)})", pictures)
@@ -193,7 +174,7 @@ class Ledger:
 
         Pictures are not loaded, see `pictures`.
         """
-        with self._explained():
+        with self._sqlite_errors():
             key = (_key(path), *_size_and_time(identity), self._recipe.digest)
             query = f"SELECT result FROM videos {_OF_FILE} ORDER BY rowid DESC LIMIT 1"
             row = self._database.execute(query, key).fetchone()
@@ -201,7 +182,7 @@ class Ledger:
 
     def has_stamp(self, path: str, identity: FileIdentity) -> bool:
         """Return True if inode and change time are unchanged since the result was last confirmed."""
-        with self._explained():
+        with self._sqlite_errors():
             key = (_key(path), *_size_and_time(identity), self._recipe.digest)
             row = self._database.execute(f"SELECT inode, ctime_ns FROM stamps {_OF_FILE}", key).fetchone()
         return bool(row == _stamp(identity))
@@ -211,7 +192,7 @@ class Ledger:
             row = (*key, *_stamp(identity))
             self._database.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?)", row)
 
-    def renew(self, path: str, identity: FileIdentity | None) -> None:
+    def touch(self, path: str, identity: FileIdentity | None) -> None:
         """Make the stored result the latest one for its path again, after the file has been confirmed unchanged.
 
         Raises:
@@ -219,7 +200,7 @@ class Ledger:
         """
         query = f"SELECT max(rowid), (SELECT max(rowid) FROM videos WHERE path = ?) FROM videos {_OF_FILE}"
         key = (_key(path), *_size_and_time(identity), self._recipe.digest)
-        with self._explained(), self._database:
+        with self._sqlite_errors(), self._database:
             row, latest = self._database.execute(query, (key[0], *key)).fetchone()
             if row != latest:
                 newest = "UPDATE videos SET rowid = (SELECT max(rowid) + 1 FROM videos) WHERE rowid = ?"
@@ -228,7 +209,7 @@ class Ledger:
 
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
         """Return the pictures that were stored with a result."""
-        with self._explained():
+        with self._sqlite_errors():
             return _pictures(self._database, (_key(path), *_size_and_time(identity), self._recipe.digest))
 
     def __enter__(self) -> Self:
@@ -240,7 +221,7 @@ class Ledger:
         self._database.close()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _sqlite_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -251,7 +232,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """Reference to the latest result of one file in a ledger."""
 
     path: str
@@ -265,18 +246,18 @@ class Entry:
     row: int
 
 
-class OldLedger:
+class LedgerReader:
     """Reads a ledger, across all its recipes; a context manager."""
 
     def __init__(self, path: Path) -> None:
         """Open the ledger.
 
         Raises:
-            ConfigError: the file does not exist or is not a dfscan ledger of this version.
+            DataError: the file does not exist or is not a dfscan ledger of this version.
         """
         self._path = path
         if not path.is_file():
-            raise ConfigError(f"{path}: no such ledger; name the .ledger file beside a report")
+            raise DataError(f"{path}: no such ledger; name the .ledger file beside a report")
         try:
             # Not mode=ro, which cannot read a write-ahead log that no other process has open.
             self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
@@ -284,57 +265,57 @@ class OldLedger:
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise ConfigError(f"{path}: cannot be read as a ledger ({error})") from error
+            raise DataError(f"{path}: cannot be read as a ledger ({error})") from error
         if version != SCHEMA_VERSION or not {"videos", "recipes"} <= tables:
             self._database.close()
-            raise ConfigError(f"{path}: not a ledger of this version of dfscan")
+            raise DataError(f"{path}: not a ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """List the latest result of every file, sorted by absolute path.
 
         Raises:
-            ConfigError: a record is damaged.
+            DataError: a record is damaged.
         """
         query = (
             "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path') FROM videos "
             "WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY path"
         )
-        with self._damage_said():
+        with self._corrupt_record_errors():
             documents = self._database.execute("SELECT recipe, document FROM recipes")
             recipes = {digest: Recipe(**json.loads(document)) for digest, document in documents}
             return [
-                Entry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), sha256, row)
+                LedgerEntry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), sha256, row)
                 for path, size_bytes, mtime_ns, digest, sha256, row, given in self._database.execute(query)
             ]
 
-    def result(self, entry: Entry) -> VideoResult:
+    def result(self, entry: LedgerEntry) -> VideoResult:
         """Return the whole result, without its pictures.
 
         Raises:
-            ConfigError: the record is damaged.
+            DataError: the record is damaged.
         """
-        with self._damage_said():
+        with self._corrupt_record_errors():
             (document,) = self._database.execute("SELECT result FROM videos WHERE rowid = ?", (entry.row,)).fetchone()
             return from_json(json.loads(document))
 
-    def pictures(self, entry: Entry) -> list[Picture]:
+    def pictures(self, entry: LedgerEntry) -> list[Picture]:
         """Return the pictures that were stored with a result; raises the same errors as `result`."""
-        with self._damage_said():
+        with self._corrupt_record_errors():
             return _pictures(self._database, entry.key) if self._has_pictures else []
 
     @contextmanager
-    def _damage_said(self) -> Iterator[None]:
+    def _corrupt_record_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
+            raise DataError(f"{self._path}: a record is damaged ({error}); scan again") from error
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Return the cards of checkpoints by the sha256 of their file; raises the same errors as `result`."""
         if not self._has_pictures:
             return {}
-        with self._damage_said():
+        with self._corrupt_record_errors():
             return {sha256: json.loads(card) for sha256, card in self._database.execute("SELECT * FROM checkpoints")}
 
     def __enter__(self) -> Self:
@@ -367,7 +348,7 @@ def _key(path: str) -> bytes:
 
 
 def to_json(result: VideoResult) -> dict[str, Any]:
-    """Convert a result to plain JSON values; appearance descriptors are omitted, since reports do not need them."""
+    """Convert a result to plain JSON values; face descriptors are omitted, since reports do not need them."""
     document = {
         "path": base64.b64encode(os.fsencode(result.path)).decode(),
         "status": result.status,
@@ -433,7 +414,7 @@ def _face_from_json(document: dict[str, Any]) -> FaceScore:
         box_xyxy=np.array(document["box_xyxy"], dtype=np.float32),
         landmarks=np.array(document["landmarks"], dtype=np.float32),
         detection_score=document["detection_score"],
-        appearance=np.empty(0, dtype=np.float32),
+        descriptor=np.empty(0, dtype=np.float32),
         frame_number=document.get("frame_number"),  # this and `stream` are absent from ledgers of 0.1
         stream=document.get("stream", 0),
     )

@@ -14,14 +14,14 @@ from typing import Any, Self
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, VideoError
-from dfscan.media.source import hash_file
+from dfscan.files import remove_leftovers
+from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import meta_path, versions, write_meta
-from dfscan.report.page import Method, PageSummary
+from dfscan.report.page import MethodInfo, PageSummary
 from dfscan.report.reports import Reports
-from dfscan.report.text import display_path
-from dfscan.report.writers import remove_leftovers
-from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
+from dfscan.scan.ledger import Ledger, Recipe
+from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
 MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())
@@ -37,13 +37,13 @@ class Outputs:
     """
 
     def __init__(
-        self, settings: ScanSettings, made_by: Recipe, paths: list[str], *, card: Mapping[str, Any] | None = None
+        self, settings: ScanSettings, recipe: Recipe, paths: list[str], *, card: Mapping[str, Any] | None = None
     ) -> None:
         """Open all outputs.
 
         Args:
             settings: settings that name the outputs.
-            made_by: recipe of the results.
+            recipe: recipe of the results.
             paths: paths of all inputs, in report order.
             card: card of the checkpoint.
 
@@ -51,7 +51,7 @@ class Outputs:
             OutputError: an output cannot be written.
         """
         self._settings = settings
-        self._recipe = made_by
+        self._recipe = recipe
         self._card = card
         self._waiting = deque(paths)
         self._identities: dict[str, FileIdentity | None] = {}
@@ -60,9 +60,9 @@ class Outputs:
         for path in (*written_files(settings), *map(meta_path, settings.out_files)):
             remove_leftovers(path)
         with ExitStack() as opened:
-            self._reports = opened.enter_context(Reports(settings, about=about([made_by])))
+            self._reports = opened.enter_context(Reports(settings, about=about([recipe])))
             self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
-            self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=made_by, card=card))
+            self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=recipe, card=card))
             self._stack = opened.pop_all()
 
     def recall(self, path: str) -> VideoResult | None:
@@ -73,7 +73,7 @@ class Outputs:
             return None
         if not self._is_same_file(known, identity):
             return None
-        self._ledger.renew(path, identity)
+        self._ledger.touch(path, identity)
         self._take(path, identity)
         return known
 
@@ -148,9 +148,9 @@ class Outputs:
         def pictures(result: VideoResult) -> list[Picture]:
             return self._ledger.pictures(result.path, self._identities[result.path])
 
-        def method() -> Method:
+        def method() -> MethodInfo:
             cards = {self._recipe.checkpoint: self._card} if self._card else {}
-            return Method(cards, self._recipe.settings, versions(), skipped)
+            return MethodInfo(cards, self._recipe.settings, versions(), skipped)
 
         warn_of_missing(self._reports.write_page(pictures, method))
 
@@ -184,15 +184,15 @@ def warn_of_missing(page: PageSummary | None) -> None:
 
 def about(recipes: Iterable[Recipe]) -> dict[str, str]:
     """Return the facts about a scan that workbooks show on their second sheet."""
-    told: dict[str, str] = {}
+    facts: dict[str, str] = {}
     for i, recipe in enumerate(recipes, start=1):
         of = "" if i == 1 else f" ({i})"
-        told[f"checkpoint{of}"] = recipe.checkpoint
-        told[f"checkpoint sha256{of}"] = recipe.checkpoint_sha256
-        told[f"dfscan version{of}"] = recipe.version
-        told[f"device{of}"] = recipe.device_kind
-        told[f"settings{of}"] = json.dumps(recipe.settings, sort_keys=True)
-    return told
+        facts[f"checkpoint{of}"] = recipe.checkpoint
+        facts[f"checkpoint sha256{of}"] = recipe.checkpoint_sha256
+        facts[f"dfscan version{of}"] = recipe.version
+        facts[f"device{of}"] = recipe.device_kind
+        facts[f"settings{of}"] = json.dumps(recipe.settings, sort_keys=True)
+    return facts
 
 
 def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
@@ -223,10 +223,10 @@ def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]
     Raises:
         ConfigError: an output is an input; the message names both.
     """
-    there = {found: option for option, path in named if (found := _place(path))}
+    there = {place: option for option, path in named if (place := _place(path))}
     for path in inputs if there else ():
-        if (found := _place(path)) in there:
-            raise ConfigError(f"{there[found]} would overwrite the input {path}; name another file")
+        if (place := _place(path)) in there:
+            raise ConfigError(f"{there[place]} would overwrite the input {path}; name another file")
 
 
 def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
@@ -240,10 +240,10 @@ def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
 def _place(path: str | Path) -> tuple[int, int] | None:
     """Return device and inode number of a file, or None if it does not exist."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def written_files(settings: ScanSettings) -> list[Path]:

@@ -6,20 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.detector import gradcam
 from dfscan.types import FaceCrop, Picture, Track
 
 FACE_PX = 96
 HEAT_MAP_PX = 192
-JPEG_QUALITY = 80
+THUMBNAIL_JPEG_QUALITY = 80
 MAX_FACES_OF_TRACK = 8
 """Maximum number of faces shown per track, spread evenly over its time."""
 MAX_HELD = 640
 """Maximum number of faces held per video; in longer videos only every second, fourth, ... frame is kept."""
-
-Pixels = NDArray[np.uint8]
 
 
 class FacePictures:
@@ -49,7 +47,7 @@ class FacePictures:
                 yield Picture("face", track.track_id, face.frame_index, face.time_s, scored.score, jpeg)
 
 
-def heat_map_jpeg(pixels: Pixels, cam: NDArray[np.float32]) -> bytes:
+def heat_map_jpeg(pixels: UInt8Image, cam: Float32Array) -> bytes:
     """Return the heat map of a face, drawn over its crop, as JPEG.
 
     Args:
@@ -59,10 +57,10 @@ def heat_map_jpeg(pixels: Pixels, cam: NDArray[np.float32]) -> bytes:
     return _jpeg(gradcam.overlay(pixels, gradcam.heat_map(cam, pixels.shape[0])), HEAT_MAP_PX)
 
 
-def _jpeg(pixels: Pixels, side_px: int) -> bytes:
+def _jpeg(pixels: UInt8Image, side_px: int) -> bytes:
     method = cv2.INTER_AREA if pixels.shape[0] > side_px else cv2.INTER_CUBIC
     small = cv2.resize(pixels, (side_px, side_px), interpolation=method)
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options = [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_JPEG_QUALITY]
     is_encoded, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), options)
     assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
     return data.tobytes()

@@ -23,19 +23,26 @@ from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.report.dumps import DumpFolder, Exhibit
+from dfscan.media.source import FileIdentity
+from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
-from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoUnderWay
+from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoState
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.detect import ODD_PICTURE_ERRORS, BatchedSearch, FollowingSearch, Searched, SearchStage, broken
-from dfscan.scan.ledger import FileIdentity
+from dfscan.scan.detect import (
+    ODD_FRAME_ERRORS,
+    BatchedDetectStage,
+    DetectedFrames,
+    DetectStage,
+    SequentialDetectStage,
+    detection_failure,
+)
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.types import FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
-class Listener(Protocol):
+class ScanListener(Protocol):
     """Receives the progress of a scan."""
 
     def faces_scored(self, count: int) -> None:
@@ -77,7 +84,7 @@ def scan_videos(
     dumps: DumpFolder | None = None,
     num_explained: int = 0,
     keeps_pictures: bool = False,
-    listener: Listener | None = None,
+    listener: ScanListener | None = None,
     timings: Timings | None = None,
 ) -> Generator[tuple[VideoResult, FileIdentity | None], None, None]:
     """Judge videos, several at a time.
@@ -112,7 +119,7 @@ class _Scan:
         dumps: DumpFolder | None,
         num_explained: int,
         keeps_pictures: bool,
-        listener: Listener | None,
+        listener: ScanListener | None,
         timings: Timings,
     ) -> None:
         self._engine = engine
@@ -124,20 +131,20 @@ class _Scan:
         self._pool = self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="faces")
         if engine.batched_detector:  # threads mostly wait for the GPU
             self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="score")
-        self._search = self._search_stage()
+        self._detect = self._detect_stage()
         self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
-        self._videos: dict[str, VideoUnderWay] = {}
-        self._upright: dict[str, VideoUnderWay] = {}
+        self._videos: dict[str, VideoState] = {}
+        self._upright: dict[str, VideoState] = {}
         """Videos that need a second pass with rotated frames, with the state of the upright pass."""
         self._turns_deg: dict[str, int] = {}
         """Clockwise rotation for the second pass of each video."""
 
-    def _search_stage(self) -> SearchStage:
+    def _detect_stage(self) -> DetectStage:
         engine = self._engine
         rest = (engine.preprocessing, self._timings, self._pool)
         if engine.batched_detector:
-            return BatchedSearch(engine.batched_detector, *rest, threads=engine.runtime.threads)
-        return FollowingSearch(engine.detector, *rest, threads=engine.runtime.threads)
+            return BatchedDetectStage(engine.batched_detector, *rest, threads=engine.runtime.threads)
+        return SequentialDetectStage(engine.detector, *rest, threads=engine.runtime.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         yield from self._go_through(paths)
@@ -156,8 +163,8 @@ class _Scan:
             for event in events:
                 self._take(event)
                 yield from self._finished()
-        while self._search.is_busy:
-            self._look_over(self._search.wait())
+        while self._detect.is_busy:
+            self._score_faces(self._detect.wait())
         self._score.flush()
         while self._score.is_busy:
             self._keep(self._score.wait())
@@ -171,7 +178,7 @@ class _Scan:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Opened):
-            self._videos[event.path] = VideoUnderWay(
+            self._videos[event.path] = VideoState(
                 event.path,
                 FileIdentity.of(event.path),
                 self._num_explained,
@@ -187,31 +194,31 @@ class _Scan:
                 video.kept.add(frame)
             else:
                 video.kept.frames.clear()
-            self._search.submit(video, frame)
+            self._detect.submit(video, frame)
         else:
             video = self._videos[event.path]
             video.end(event)
-            self._search.submit(video, None)
+            self._detect.submit(video, None)
             self._note(event, video.num_frames)
-        while searched := self._search.next():
-            self._look_over(searched)
+        while searched := self._detect.next():
+            self._score_faces(searched)
         while (scored := self._score.next()) is not None:
             self._keep(scored)
 
-    def _look_over(self, searched: list[Searched]) -> None:
+    def _score_faces(self, searched: list[DetectedFrames]) -> None:
         """Submit the faces of searched frames to the classifier."""
-        for each in searched:
-            for look in each.looks:
-                each.video.num_found += len(look.crops)
-                for crop in each.video.crowd.choose(look.crops):
-                    self._score.submit(each.video, crop, look.frame if self._dumps else None)
+        for batch in searched:
+            for detected in batch.frames:
+                batch.video.num_found += len(detected.crops)
+                for crop in batch.video.crowd.choose(detected.crops):
+                    self._score.submit(batch.video, crop, detected.frame if self._dumps else None)
                     while (scored := self._score.next()) is not None:
                         self._keep(scored)
 
-    def _keep(self, scored: list[tuple[VideoUnderWay, ScoredCrop]]) -> None:
-        for video, each in scored:
-            logit = each.logit / self._engine.temperature
-            video.keep(FaceScore(each.crop.face, logit), each)
+    def _keep(self, scored: list[tuple[VideoState, ScoredCrop]]) -> None:
+        for video, result in scored:
+            logit = result.logit / self._engine.temperature
+            video.keep(FaceScore(result.crop.face, logit), result)
         if self._listener:
             self._listener.faces_scored(len(scored))
 
@@ -228,26 +235,26 @@ class _Scan:
                 continue
             upright = self._upright.pop(video.path, None)
             if upright and (video.fails or video.num_found <= upright.num_found):
-                upright.kept.frames = [second_look.turned(each, 360 - video.turn_deg) for each in video.kept.frames]
+                upright.kept.frames = [second_look.turned(frame, 360 - video.turn_deg) for frame in video.kept.frames]
                 video = upright
             yield self._result(video), video.identity
 
-    def _is_to_be_turned(self, video: VideoUnderWay) -> bool:
+    def _is_to_be_turned(self, video: VideoState) -> bool:
         """If too few faces were found, look for faces that are not upright; schedule a second pass if there are any."""
         if video.turn_deg or video.fails or video.num_found >= self._engine.rules.min_faces:
             return False
         try:
             with self._timings.stage("detect", count=0):
                 turn_deg = second_look.find_turn(video.kept.frames, self._engine.detector, self._pool)
-        except ODD_PICTURE_ERRORS as error:
-            video.failure = broken(error)
+        except ODD_FRAME_ERRORS as error:
+            video.failure = detection_failure(error)
             return False
         if turn_deg:
             self._turns_deg[video.path], self._upright[video.path] = turn_deg, video
             video.kept.frames.clear()
         return bool(turn_deg)
 
-    def _result(self, video: VideoUnderWay) -> VideoResult:
+    def _result(self, video: VideoState) -> VideoResult:
         ended = video.ended
         assert ended is not None
         failure = ended.failure or video.failure
@@ -282,14 +289,14 @@ class _Scan:
             facts=ended.facts,
         )
 
-    def _left_out(self, video: VideoUnderWay) -> Reason | None:
-        most_faces, max_faces = video.crowd.most_faces, self._engine.max_faces
-        if most_faces <= max_faces:
+    def _left_out(self, video: VideoState) -> Reason | None:
+        max_faces_per_frame, max_faces = video.crowd.max_faces_per_frame, self._engine.max_faces
+        if max_faces_per_frame <= max_faces:
             return None
-        text = f"{most_faces} faces in one frame, of which {most_faces - max_faces} were not judged"
+        text = f"{max_faces_per_frame} faces in one frame, of which {max_faces_per_frame - max_faces} were not judged"
         return Reason("too_many_faces", f"{text}; raise --max-faces, now {max_faces}, to judge them")
 
-    def _face_notes(self, video: VideoUnderWay) -> list[Reason]:
+    def _face_notes(self, video: VideoState) -> list[Reason]:
         """Return notes for the report on how faces were searched for."""
         if video.turn_deg:
             text = f"faces were found only after the frames were turned clockwise by {video.turn_deg} degrees"
@@ -300,12 +307,12 @@ class _Scan:
             small = second_look.find_small_faces(video.kept.frames, self._engine.detector, self._pool)
         return [small] if small else []
 
-    def _pictures(self, video: VideoUnderWay, tracks: tuple[Track, ...]) -> tuple[Picture, ...]:
+    def _pictures(self, video: VideoState, tracks: tuple[Track, ...]) -> tuple[Picture, ...]:
         if video.pictures is None:
             return ()
         if not tracks:
             return second_look.pictures(video.kept.frames)
-        track_of = {id(each.face): track.track_id for track in tracks for each in track.faces}
+        track_of = {id(scored.face): track.track_id for track in tracks for scored in track.faces}
         with self._timings.stage("explain", count=0):
             heat_maps = [
                 Picture(
@@ -320,13 +327,13 @@ class _Scan:
             ]
             return (*video.pictures.of(tracks), *heat_maps)
 
-    def _dump(self, video: VideoUnderWay) -> tuple[dict[str, object], ...]:
+    def _dump(self, video: VideoState) -> tuple[dict[str, object], ...]:
         if self._dumps is None:
             return ()
         best = video.best_first()
         with self._timings.stage("explain", count=len(best)):
-            exhibits = [_exhibit(*each, self._engine.preprocessing.crop_margin) for each in best]
-            return tuple(self._dumps.write(video.path, exhibits))
+            explanations = [_explanation(*face, self._engine.preprocessing.crop_margin) for face in best]
+            return tuple(self._dumps.write(video.path, explanations))
 
 
 def failed(
@@ -372,19 +379,19 @@ def _skipped_streams(ended: Ended) -> Reason:
 
 def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
     """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
-    by_face = {id(each.face): each for each in scored}
-    streams = sorted({each.face.stream for each in scored})
+    by_face = {id(face.face): face for face in scored}
+    streams = sorted({face.face.stream for face in scored})
     linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]
     return tuple(Track(i, tuple(by_face[id(face)] for face in faces)) for i, faces in enumerate(linked))
 
 
-def _exhibit(score: FaceScore, scored: ScoredCrop, margin: float) -> Exhibit:
+def _explanation(score: FaceScore, scored: ScoredCrop, margin: float) -> FaceExplanation:
     face, pixels = score.face, scored.crop.pixels
     assert scored.frame is not None
     square = crop_square_xyxy(face.box_xyxy, margin=margin)
     x1, y1, x2, y2 = (float(edge) for edge in face.box_xyxy)
     row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_number}
-    return Exhibit(
+    return FaceExplanation(
         face=pixels,
         heat_map=gradcam.overlay(pixels, gradcam.heat_map(scored.cam, pixels.shape[0])),
         frame=gradcam.overlay_on_frame(scored.frame.pixels, scored.cam, square),

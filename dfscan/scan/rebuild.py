@@ -13,22 +13,22 @@ from typing import Any
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
+from dfscan.files import remove_leftovers
 from dfscan.report.meta import meta_path, versions, write_meta
-from dfscan.report.page import Method
+from dfscan.report.page import MethodInfo
 from dfscan.report.reports import Reports
-from dfscan.report.text import report_order
-from dfscan.report.writers import remove_leftovers
-from dfscan.scan.ledger import Entry, OldLedger, Recipe
+from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
+from dfscan.text import report_order
 from dfscan.types import Picture, VideoResult
 
-Known = tuple[Entry, OldLedger]
+Known = tuple[LedgerEntry, LedgerReader]
 
 log = logging.getLogger("dfscan")
 
 
-def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
+def rebuild_reports(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
     """Write reports with the latest result of every file in the ledgers.
 
     Args:
@@ -39,7 +39,8 @@ def report_again(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str
         The number of videos with each verdict.
 
     Raises:
-        ConfigError: a ledger cannot be read, or would be overwritten.
+        DataError: a ledger cannot be read.
+        ConfigError: a ledger would be overwritten.
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
@@ -58,7 +59,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
     labels = Counter[str]()
     shown: dict[int, Known] = {}
     with ExitStack() as stack:
-        known = _known([stack.enter_context(OldLedger(path)) for path in ledgers])
+        known = _known([stack.enter_context(LedgerReader(path)) for path in ledgers])
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
         reports = stack.enter_context(Reports(settings, about=about(recipes)))
@@ -78,7 +79,7 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
     return labels
 
 
-def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
+def _known(ledgers: Sequence[LedgerReader]) -> list[Known]:
     """Return one entry per file, from the last ledger that has it, in report order."""
     latest: dict[bytes, Known] = {}
     num_changed = 0
@@ -92,7 +93,7 @@ def _known(ledgers: Sequence[OldLedger]) -> list[Known]:
     return sorted(latest.values(), key=lambda known: report_order(known[0].path))
 
 
-def _file(entry: Entry) -> tuple[int, int, str]:
+def _file(entry: LedgerEntry) -> tuple[int, int, str]:
     """Return size, modification time and sha256, which differ if the file has changed."""
     _, size_bytes, mtime_ns, _ = entry.key
     return size_bytes, mtime_ns, entry.sha256
@@ -103,13 +104,13 @@ def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:
     reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
 
 
-def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> Method:
+def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
     by_sha256: dict[str, dict[str, Any]] = {}
     for ledger in {id(ledger): ledger for _, ledger in known}.values():
         by_sha256 |= ledger.cards()
     labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
     cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}
-    return Method(cards, recipes[0].settings if len(recipes) == 1 else {}, versions(), {})
+    return MethodInfo(cards, recipes[0].settings if len(recipes) == 1 else {}, versions(), {})
 
 
 def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:

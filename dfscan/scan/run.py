@@ -22,22 +22,22 @@ from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
+from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
-from dfscan.report.text import display_path, report_order
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
-from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
-from dfscan.scan.setup import load_engine, recipe, resolve
+from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
+from dfscan.scan.setup import load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
-from dfscan.types import LABELS, Reason, VideoResult
+from dfscan.text import display_path, report_order
+from dfscan.types import VERDICT_LABELS, Reason, VideoResult
 
 log = logging.getLogger("dfscan")
 
 
 @dataclass
-class Tally:
+class ScanSummary:
     """Counts and findings of a scan."""
 
     seen: SeenFiles | None = None
@@ -78,14 +78,16 @@ class Tally:
         """Return 1 if `fail_on` matches a verdict or ``partial``, 2 if only errors or empty inputs, else 0."""
         if settings.exit_zero:
             return 0
-        found = {label for label, count in self.labels.items() if count} | ({"partial"} if self.num_partial else set())
-        counted = (self.news if settings.new_only else found) | ({"empty"} if self.empty else set())
+        findings_of_all = {label for label, count in self.labels.items() if count} | (
+            {"partial"} if self.num_partial else set()
+        )
+        counted = (self.news if settings.new_only else findings_of_all) | ({"empty"} if self.empty else set())
         failing = counted & set(settings.fail_on)
         return 1 if failing - {"error", "empty"} else 2 if failing else 0
 
     def summary(self) -> str:
         """Return a one-line summary, fit for a terminal and for cron mail."""
-        counts = ", ".join(f"{self.labels[label]} {label}" for label in LABELS)
+        counts = ", ".join(f"{self.labels[label]} {label}" for label in VERDICT_LABELS)
         plural = "video" if self.num_videos == 1 else "videos"
         extra = f" ({self.num_partial} partial)" if self.num_partial else ""
         skipped = ", ".join(f"{count} {why}" for why, count in sorted(self.num_skipped.items()))
@@ -109,10 +111,10 @@ def run_scan(
     settings: ScanSettings,
     *,
     listed: Sequence[str] = (),
-    listener: Listener | None = None,
+    listener: ScanListener | None = None,
     on_discovered: Callable[[int], None] | None = None,
     timings: Timings | None = None,
-) -> Tally:
+) -> ScanSummary:
     """Scan, and write every output that the settings name.
 
     Args:
@@ -131,7 +133,7 @@ def run_scan(
     """
     started = datetime.now(UTC)
     timings = timings or Timings()
-    found = discover(
+    discovery = discover(
         inputs,
         listed=listed,
         include=settings.include,
@@ -139,72 +141,72 @@ def run_scan(
         follow_symlinks=settings.follow_symlinks,
         images=settings.images,
     )
-    empty = _empty(found)
-    found = share(found, settings.shard)
-    refuse_overwriting(settings, found.paths)
+    empty = _empty(discovery)
+    discovery = select_shard(discovery, settings.shard)
+    refuse_overwriting(settings, discovery.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
     settings, checkpoint = resolve(settings)
-    made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
-    tally = Tally(checkpoint.card.seen, skipped=found.skipped, empty=empty)
-    for path, reason in found.skipped:
+    recipe = scan_recipe(settings, checkpoint, device=choose_device(settings.device))
+    summary = ScanSummary(checkpoint.card.seen, skipped=discovery.skipped, empty=empty)
+    for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
     if on_discovered:
-        on_discovered(len(found.paths) + len(found.problems))
+        on_discovered(len(discovery.paths) + len(discovery.problems))
     card = checkpoint.card.model_dump(mode="json", exclude={"seen"})
-    order = sorted([*found.paths, *found.problems], key=report_order)
+    order = sorted([*discovery.paths, *discovery.problems], key=report_order)
     with only_run(written_files(settings)):
-        with Outputs(settings, made_by, order, card=card) as outputs:
-            known = _recalled(found.paths, outputs, tally, listener) if settings.takes_known else set()
-            paths = [path for path in found.paths if path not in known]
+        with Outputs(settings, recipe, order, card=card) as outputs:
+            known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
+            paths = [path for path in discovery.paths if path not in known]
             with timings.stage("start"):
                 engine = load_engine(settings, checkpoint) if paths else None
-            judged = _results(found.problems, paths, engine, outputs.dumps, settings, listener, timings)
-            for result, identity in judged:
+            results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
+            for result, identity in results:
                 with timings.stage("write"):
-                    tally.count(result, is_new=outputs.record(result, identity))
+                    summary.count(result, is_new=outputs.record(result, identity))
                 if listener:
                     listener.video_done(result)
-            outputs.finish(tally.num_skipped)
-        outputs.write_meta(_metadata(started, settings, checkpoint, engine, tally))
-    if tally.num_seen:
+            outputs.finish(summary.num_skipped)
+        outputs.write_meta(_metadata(started, settings, checkpoint, engine, summary))
+    if summary.num_seen:
         log.warning(
             "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
-            tally.num_seen,
-            tally.num_videos,
+            summary.num_seen,
+            summary.num_videos,
         )
-    return tally
+    return summary
 
 
-def _empty(found: Discovery) -> list[str]:
+def _empty(discovery: Discovery) -> list[str]:
     """Return the display names of inputs that contained nothing to scan."""
-    if found.empty or found.paths or found.problems:
-        return [display_path(path) for path in found.empty]
+    if discovery.empty or discovery.paths or discovery.problems:
+        return [display_path(path) for path in discovery.empty]
     return ["the list of --files-from"]
 
 
-def share(found: Discovery, shard: str | None) -> Discovery:
+def select_shard(discovery: Discovery, shard: str | None) -> Discovery:
     """Return part I of N of the inputs, for ``shard`` ``I/N``; a file's part depends only on its path."""
     if shard is None:
-        return found
+        return discovery
     part, num_parts = map(int, shard.split("/"))
 
     def is_ours(path: str) -> bool:
         return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8]) % num_parts == part - 1
 
-    paths = [path for path in found.paths if is_ours(path)]
-    problems = {path: reason for path, reason in found.problems.items() if is_ours(path)}
-    return replace(found, paths=paths, problems=problems)
+    paths = [path for path in discovery.paths if is_ours(path)]
+    problems = {path: reason for path, reason in discovery.problems.items() if is_ours(path)}
+    return replace(discovery, paths=paths, problems=problems)
 
 
-def _recalled(paths: Sequence[str], outputs: Outputs, tally: Tally, listener: Listener | None) -> set[str]:
+def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, listener: ScanListener | None) -> set[str]:
     """Take results from the ledger; return the paths for which there is one."""
     known = set()
     for path in paths:
         if result := outputs.recall(path):
             known.add(path)
-            tally.num_known += 1
-            tally.count(result, is_new=False)
+            summary.num_known += 1
+            summary.count(result, is_new=False)
             if listener:
                 listener.video_done(result)
     return known
@@ -216,7 +218,7 @@ def _results(
     engine: Engine | None,
     dumps: DumpFolder | None,
     settings: ScanSettings,
-    listener: Listener | None,
+    listener: ScanListener | None,
     timings: Timings,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """Yield the results of inputs that cannot be opened, then those of judged videos in order of completion."""
@@ -224,7 +226,7 @@ def _results(
         yield failed(path, reason), None
     if engine is None:
         return
-    judged = scan_videos(
+    results = scan_videos(
         paths,
         engine,
         dumps=dumps,
@@ -233,12 +235,12 @@ def _results(
         listener=listener,
         timings=timings,
     )
-    with closing(judged):
-        yield from judged
+    with closing(results):
+        yield from results
 
 
 def _metadata(
-    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, tally: Tally
+    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, summary: ScanSummary
 ) -> dict[str, Any]:
     import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
@@ -255,11 +257,11 @@ def _metadata(
             "sha256": checkpoint.sha256,
             **checkpoint.card.model_dump(mode="json", exclude={"seen"}),
         },
-        "counts": {label: tally.labels[label] for label in LABELS} | {"partial": tally.num_partial},
-        "known_from_ledger": tally.num_known,
-        "seen_by_checkpoint": tally.num_seen if tally.seen else None,
-        "num_skipped": dict(tally.num_skipped),
-        "skipped": [{"path": display_path(path), "reason": reason} for path, reason in tally.skipped],
+        "counts": {label: summary.labels[label] for label in VERDICT_LABELS} | {"partial": summary.num_partial},
+        "known_from_ledger": summary.num_known,
+        "seen_by_checkpoint": summary.num_seen if summary.seen else None,
+        "num_skipped": dict(summary.num_skipped),
+        "skipped": [{"path": display_path(path), "reason": reason} for path, reason in summary.skipped],
         "versions": versions(),
     }
 
@@ -270,14 +272,14 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
     Raises:
         ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
-    found = discover([path])
+    discovery = discover([path])
     settings, checkpoint = resolve(settings)
-    for unopened, reason in found.problems.items():
+    for unopened, reason in discovery.problems.items():
         return failed(unopened, reason)
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
     dumps = DumpFolder(folder, suffix=settings.explain_format)
     engine = load_engine(settings, checkpoint)
-    ((result, _),) = scan_videos(found.paths, engine, dumps=dumps, num_explained=settings.explain_top)
+    ((result, _),) = scan_videos(discovery.paths, engine, dumps=dumps, num_explained=settings.explain_top)
     dumps.write_index(result.dumps)
     return result

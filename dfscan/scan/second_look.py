@@ -14,12 +14,14 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from dfscan.faces.detect import SMALLEST_PX, FaceDetector, Pixels
+from dfscan.arrays import UInt8Image
+from dfscan.faces.detect import SMALLEST_PX, FaceDetector
+from dfscan.scan.pictures import THUMBNAIL_JPEG_QUALITY
 from dfscan.types import Frame, Picture, Reason
 
 TURNS_DEG = (90, 180, 270)
 """Clockwise rotations to try."""
-MAX_FRAMES = 4
+MAX_KEPT_FRAMES = 4
 """Maximum number of frames of a video that are searched again, spread over its length."""
 MAX_KEPT_BYTES = 50_000_000
 """Maximum size of the kept frames together, unless the first frame alone is larger."""
@@ -27,7 +29,6 @@ MIN_FRAMES_WITH_FACE = 2
 """Minimum number of frames with a face; a face in a single frame may be a false detection."""
 PICTURE_PX = 192
 """Longer side of a frame on the report page."""
-JPEG_QUALITY = 80
 
 
 class KeptFrames:
@@ -42,9 +43,9 @@ class KeptFrames:
         if frame.index % self._every:
             return
         self.frames.append(frame)
-        while len(self.frames) > MAX_FRAMES or (len(self.frames) > 1 and self._num_bytes() > MAX_KEPT_BYTES):
+        while len(self.frames) > MAX_KEPT_FRAMES or (len(self.frames) > 1 and self._num_bytes() > MAX_KEPT_BYTES):
             self._every *= 2
-            self.frames = [each for each in self.frames if each.index % self._every == 0]
+            self.frames = [frame for frame in self.frames if frame.index % self._every == 0]
 
     def _num_bytes(self) -> int:
         return sum(frame.pixels.nbytes for frame in self.frames)
@@ -67,10 +68,12 @@ def find_turn(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -
         pool: threads to search in.
     """
     tries = list(itertools.product(TURNS_DEG, frames))
-    found = list(pool.map(lambda each: detector.detect(turned(each[1], each[0]).pixels), tries))
-    num_frames = Counter(turn_deg for (turn_deg, _), faces in zip(tries, found, strict=True) if faces)
-    least = max(1, min(MIN_FRAMES_WITH_FACE, len(frames)))
-    return max((turn for turn in TURNS_DEG if num_frames[turn] >= least), key=lambda turn: num_frames[turn], default=0)
+    faces_of = list(pool.map(lambda pair: detector.detect(turned(pair[1], pair[0]).pixels), tries))
+    num_frames = Counter(turn_deg for (turn_deg, _), faces in zip(tries, faces_of, strict=True) if faces)
+    min_frames = max(1, min(MIN_FRAMES_WITH_FACE, len(frames)))
+    return max(
+        (turn for turn in TURNS_DEG if num_frames[turn] >= min_frames), key=lambda turn: num_frames[turn], default=0
+    )
 
 
 def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Executor) -> Reason | None:
@@ -85,13 +88,15 @@ def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Exec
     smallest_px = int(SMALLEST_PX)
     if detector.min_face_px <= smallest_px:
         return None
-    finer = detector.with_sizes(min_face_px=smallest_px, least_side_px=longest_px)
-    found = [faces for faces in pool.map(lambda frame: finer.detect(frame.pixels), frames) if faces]
-    if not found or len(found) < min(MIN_FRAMES_WITH_FACE, len(frames)):
+    finer = detector.with_sizes(min_face_px=smallest_px, min_copy_side_px=longest_px)
+    faces_of_frames = [faces for faces in pool.map(lambda frame: finer.detect(frame.pixels), frames) if faces]
+    if not faces_of_frames or len(faces_of_frames) < min(MIN_FRAMES_WITH_FACE, len(frames)):
         return None
-    sizes_px = [round(float(np.min(face.box_xyxy[2:] - face.box_xyxy[:2]))) for faces in found for face in faces]
-    least_px, most_px = min(sizes_px), max(sizes_px)
-    size = f"{most_px} px" if least_px == most_px else f"{least_px} to {most_px} px"
+    sizes_px = [
+        round(float(np.min(face.box_xyxy[2:] - face.box_xyxy[:2]))) for faces in faces_of_frames for face in faces
+    ]
+    min_px, max_px = min(sizes_px), max(sizes_px)
+    size = f"{max_px} px" if min_px == max_px else f"{min_px} to {max_px} px"
     text = f"faces of {size} were seen, but only those of at least {detector.min_face_px} px are judged"
     return Reason("faces_too_small", f"{text}; see --min-face-px")
 
@@ -101,11 +106,11 @@ def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
     return tuple(Picture("frame", -1, frame.index, frame.time_s, 0.0, _jpeg(frame.pixels)) for frame in frames)
 
 
-def _jpeg(pixels: Pixels) -> bytes:
+def _jpeg(pixels: UInt8Image) -> bytes:
     height_px, width_px = pixels.shape[:2]
     scale = min(1.0, PICTURE_PX / max(height_px, width_px))
     size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
     small = cv2.cvtColor(cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    is_encoded, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    is_encoded, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_JPEG_QUALITY])
     assert is_encoded  # cannot fail: encoded in memory, and within the size limits of JPEG
     return data.tobytes()

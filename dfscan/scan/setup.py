@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 
-from dfscan import __version__
 from dfscan.config import ScanSettings
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
-from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
+from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
+from dfscan.detector.verify import verify
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
@@ -21,6 +21,7 @@ from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
 from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
+from dfscan.version import __version__
 
 MIN_WORKERS = 2
 """Minimum default number of videos decoded at once, so that the first frames of the next video are always ready."""
@@ -166,7 +167,7 @@ NOT_IN_RECIPE = frozenset(
 """Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
-def recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
+def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
     """Return everything besides the file that a result depends on; `device` must come from `choose_device`.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfscan.detector.card import Use
-from dfscan.types import Label, Reason, Track, Verdict, sigmoid
+from dfscan.types import Reason, Track, Verdict, VerdictLabel, sigmoid
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
@@ -104,7 +104,7 @@ SINGLE_FRAME = Reason("single_frame", "a picture; the thresholds of this checkpo
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
 
 
-def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
+def _label(score: float, rules: Rules) -> tuple[VerdictLabel, Reason | None]:
     fake_threshold, real_threshold = rules.fake_threshold, rules.real_threshold
     if fake_threshold is not None and score >= fake_threshold:
         return "fake", None
@@ -120,5 +120,5 @@ def _label(score: float, rules: Rules) -> tuple[Label, Reason | None]:
 
 
 def _too_few(tracks: Sequence[Track], rules: Rules) -> Reason:
-    most = max(len(track.faces) for track in tracks)
-    return Reason("too_few_faces", f"at most {most} of one person where {rules.min_faces} are needed")
+    max_faces = max(len(track.faces) for track in tracks)
+    return Reason("too_few_faces", f"at most {max_faces} of one person where {rules.min_faces} are needed")

@@ -16,33 +16,32 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.dataset.crops import LooseCrop
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.forgery.degrade import (
-    CODECS,
-    RESENT_CRFS,
+    RECOMPRESSION_CRFS,
+    SIMULATED_CODECS,
     available_codecs,
     draw_video_chain,
     smooth_skin,
     through_video,
 )
-from dfscan.forgery.forgeries import forge
+from dfscan.forgery.forgeries import make_forgery
 from dfscan.forgery.names import ForgeryKind
-from dfscan.forgery.self_blend import LEAST_SIDE_PX
+from dfscan.forgery.self_blend import MIN_IMAGE_SIDE_PX
 from dfscan.train.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
-ROOM = 1.25
+ROTATION_MARGIN = 1.25
 """Side of the image that is rotated and scaled, relative to the side of the square that is then cut from it."""
-OUTLIER_SHARE, OUTLIER_FACTOR = 0.1, 3.0
+OUTLIER_PROB, OUTLIER_FACTOR = 0.1, 3.0
 """Probability that the box is off by more than usual, and the factor by which its jitter then grows."""
 
 
-def evaluation_view(face: LooseCrop, settings: TrainSettings) -> Pixels:
+def evaluation_view(face: LooseCrop, settings: TrainSettings) -> UInt8Image:
     """Return the network input of this face as a scan would crop it: (size, size, 3) RGB."""
     return crop_face(face.pixels, face.box_xyxy, margin=settings.crop_margin, size=settings.input_size_px)
 
@@ -52,8 +51,8 @@ def evaluation_fake(
     settings: TrainSettings,
     rng: np.random.Generator,
     kind: ForgeryKind,
-    companion: LooseCrop | None = None,
-) -> Pixels:
+    donor: LooseCrop | None = None,
+) -> UInt8Image:
     """Return the view of a fake made from this real face; both differ within the mask only.
 
     Args:
@@ -61,12 +60,12 @@ def evaluation_fake(
         settings: the recipe.
         rng: random generator.
         kind: kind of fake.
-        companion: as for `TrainingViews.pair`.
+        donor: as for `PairAugmenter.pair`.
     """
-    beside = companion
-    if companion and companion.pixels.shape != face.pixels.shape:  # a donor face
-        beside = _work(companion, face.pixels.shape[0], margin=_margin(face))
-    blend = forge(kind, face, beside, rng, keeps_real=True)
+    sized_donor = donor
+    if donor and donor.pixels.shape != face.pixels.shape:  # a donor face
+        sized_donor = _work(donor, face.pixels.shape[0], margin=_margin(face))
+    blend = make_forgery(kind, face, sized_donor, rng, keeps_real=True)
     return evaluation_view(LooseCrop(blend.fake, face.box_xyxy, face.landmarks), settings)
 
 
@@ -128,23 +127,23 @@ class Placement:
         return np.asarray(turned, picture.dtype)
 
 
-class TrainingViews:
+class PairAugmenter:
     """Creates the views of training, with the augmentation of the settings."""
 
     def __init__(self, settings: TrainSettings) -> None:
         """Build the augmentation, and warn about video codecs that this build of PyAV lacks."""
         self._settings = settings
         self._augment = _augmentation(settings)
-        self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROOM
-        missing = [codec for codec in CODECS if codec not in available_codecs()]
-        if missing and settings.kinds and settings.codec_p + settings.resend_p > 0:
+        self._margin = settings.crop_margin * settings.resize_px / settings.input_size_px * ROTATION_MARGIN
+        missing = [codec for codec in SIMULATED_CODECS if codec not in available_codecs()]
+        if missing and settings.kinds and settings.codec_p + settings.recompress_p > 0:
             log.warning(
                 "PyAV lacks the codecs %s; faces are compressed with these only: %s",
                 ", ".join(missing),
                 ", ".join(available_codecs()) or "none",
             )
 
-    def single(self, face: LooseCrop, rng: np.random.Generator) -> list[Pixels]:
+    def single(self, face: LooseCrop, rng: np.random.Generator) -> list[UInt8Image]:
         """Return a list with one view, (size, size, 3) RGB; size is that of the patch if patches are used.
 
         If the recipe makes pairs, the view is shrunk and compressed as they are; otherwise a clean image would indicate
@@ -160,26 +159,26 @@ class TrainingViews:
         face: LooseCrop,
         rng: np.random.Generator,
         kind: ForgeryKind = "self-blended",
-        companion: LooseCrop | None = None,
-    ) -> list[Pixels]:
+        donor: LooseCrop | None = None,
+    ) -> list[UInt8Image]:
         """Return two views, of a real face and of a fake made from it, that agree in everything else.
 
         Args:
             face: the real face.
             rng: random generator.
             kind: kind of fake.
-            companion: second input of the fake, see `forge`; here it may have any size.
+            donor: second input of the fake, see `make_forgery`; here it may have any size.
         """
         size_px = self._native_size(face, rng)
         work = _work(face, size_px, margin=self._margin)
-        beside = _work(companion, size_px, margin=self._margin) if companion else None
-        blend = forge(kind, work, beside, rng, keeps_real=False)
+        sized_donor = _work(donor, size_px, margin=self._margin) if donor else None
+        blend = make_forgery(kind, work, sized_donor, rng, keeps_real=False)
         return self._seen(self._compressed([blend.real, blend.fake], rng), blend.mask, rng)
 
     def _largest_size(self, face: LooseCrop) -> int:
         """Return the side of the square at the crop's own resolution, capped at what the network can show."""
         left, _, right, _ = crop_square_xyxy(face.box_xyxy, margin=self._margin)
-        return min(round(self._settings.resize_px * ROOM), right - left)
+        return min(round(self._settings.resize_px * ROTATION_MARGIN), right - left)
 
     def _native_size(self, face: LooseCrop, rng: np.random.Generator) -> int:
         """Return the side at which a fake is made and compressed: that of a face in a clip, never enlarged.
@@ -193,25 +192,31 @@ class TrainingViews:
         if not is_shrunk:
             return self._largest_size(face)
         face_px = low_px * math.exp(place * math.log(high_px / low_px))
-        return max(LEAST_SIDE_PX, round(self._margin * face_px))
+        return max(MIN_IMAGE_SIDE_PX, round(self._margin * face_px))
 
-    def _compressed(self, pictures: list[Pixels], rng: np.random.Generator) -> list[Pixels]:
+    def _compressed(self, pictures: list[UInt8Image], rng: np.random.Generator) -> list[UInt8Image]:
         settings = self._settings
-        is_smoothed, is_compressed, is_resent = rng.random(3) < (settings.beauty_p, settings.codec_p, settings.resend_p)
+        is_smoothed, is_compressed, is_recompressed = rng.random(3) < (
+            settings.skin_smoothing_p,
+            settings.codec_p,
+            settings.recompress_p,
+        )
         if is_smoothed:
             strength = rng.uniform(0.2, 1)
             pictures = [smooth_skin(picture, strength=strength) for picture in pictures]
         crf_ranges = []
         if is_compressed:
             crf_ranges.append((settings.codec_crf_min, settings.codec_crf_max))
-        if is_resent:
-            crf_ranges.append(RESENT_CRFS)
+        if is_recompressed:
+            crf_ranges.append(RECOMPRESSION_CRFS)
         if crf_ranges:
-            chain = draw_video_chain(rng, crf_ranges, resent=bool(is_resent))
+            chain = draw_video_chain(rng, crf_ranges, recompressed=bool(is_recompressed))
             pictures = [through_video(picture, chain) for picture in pictures]
         return pictures
 
-    def _seen(self, pictures: list[Pixels], mask: Floats | None, rng: np.random.Generator) -> list[Pixels]:
+    def _seen(
+        self, pictures: list[UInt8Image], mask: Float32Array | None, rng: np.random.Generator
+    ) -> list[UInt8Image]:
         """Cut and augment the same square of all images, or the same patch of it if patches are used."""
         size_px, patch_px = self._settings.input_size_px, self._settings.patch_px
         placement = self._drawn_placement(rng)
@@ -229,23 +234,23 @@ class TrainingViews:
         From frame to frame, MTCNN's boxes shift and grow by a few per cent of their side.
         """
         settings = self._settings
-        is_turned, is_flipped, is_outlier = rng.random(3) < (settings.affine_p, settings.flip_p, OUTLIER_SHARE)
+        is_turned, is_flipped, is_outlier = rng.random(3) < (settings.affine_p, settings.flip_p, OUTLIER_PROB)
         turn_deg = rng.uniform(-settings.rotate_deg, settings.rotate_deg)
         scale = rng.uniform(settings.scale_min, settings.scale_max)
         free = (settings.resize_px - settings.input_size_px) / settings.resize_px
         jitter = settings.box_jitter * (OUTLIER_FACTOR if is_outlier else 1)
         growth, *moves = jitter * rng.standard_normal(3)
-        shift = rng.uniform(-free / 2, free / 2, 2) / ROOM + np.array(moves) / self._margin
-        side = (1 - free) / ROOM * math.exp(growth) / (scale if is_turned else 1)
+        shift = rng.uniform(-free / 2, free / 2, 2) / ROTATION_MARGIN + np.array(moves) / self._margin
+        side = (1 - free) / ROTATION_MARGIN * math.exp(growth) / (scale if is_turned else 1)
         return Placement((float(shift[0]), float(shift[1])), side, turn_deg if is_turned else 0.0, bool(is_flipped))
 
-    def _augmented(self, picture: Pixels, seed: int) -> Pixels:
+    def _augmented(self, picture: UInt8Image, seed: int) -> UInt8Image:
         self._augment.set_random_seed(seed)
-        augmented: Pixels = self._augment(image=picture)["image"]
+        augmented: UInt8Image = self._augment(image=picture)["image"]
         return augmented
 
 
-def _patch_corner(mask: Floats | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
+def _patch_corner(mask: Float32Array | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:
     """Draw left and top of a patch: anywhere, or, if there is a mask, near a point of the mask's edge."""
     free_px = size_px - patch_px
     anywhere = rng.integers(0, free_px + 1, size=2)

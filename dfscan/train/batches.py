@@ -85,8 +85,8 @@ def draw_epoch(
     """Draw the batches of one epoch by domain, source and crop, with equal numbers of real and fake faces.
 
     Faces come in pairs. A pair is either a real face with a fake made from it, or a true fake with a real face of the
-    same group, else of the same domain, else of any domain. The two faces of such a pair therefore differ by the
-    forgery more than by their origin.
+    same group, else of the same domain, else of any video if the fake is from a video, else of any domain. The two
+    faces of such a pair therefore differ by the forgery more than by their origin.
 
     Args:
         pool: the samples, at least one of them real.
@@ -103,6 +103,7 @@ def draw_epoch(
     """
     rng = np.random.default_rng([seed, epoch])
     reals, fakes = _Drawer(pool, False, domain_exponent), _Drawer(pool, True, domain_exponent)
+    videos = _Drawer(pool, False, domain_exponent, min_crops=2)
     batches: list[Batch] = []
     for _ in range(num_faces // (batch_size * world_size) * world_size):
         keys: list[Key] = []
@@ -110,7 +111,8 @@ def draw_epoch(
             view = int(rng.integers(2**31))
             if fakes and rng.random() < fake_share:
                 fake = fakes.any(rng)
-                real = reals.beside(pool.groups[fake], pool.domains[fake], rng)
+                others = videos if videos and fakes.is_video(fake) else reals
+                real = reals.beside(pool.groups[fake], pool.domains[fake], rng, others)
                 keys += [Key(epoch, fake, view, False), Key(epoch, real, view, False)]
             else:
                 keys.append(Key(epoch, reals.any(rng), view))
@@ -121,12 +123,13 @@ def draw_epoch(
 class _Drawer:
     """Draws samples of one label: first a domain, then one of its sources, then one of its crops."""
 
-    def __init__(self, pool: Pool, is_fake: bool, exponent: float) -> None:
+    def __init__(self, pool: Pool, is_fake: bool, exponent: float, *, min_crops: int = 1) -> None:
         sources: dict[str, list[int]] = {}
         for index, label in enumerate(pool.is_fake):
             if label == is_fake:
                 sources.setdefault(pool.sources[index], []).append(index)
-        self._crops = list(sources.values())
+        self._crops = [crops for crops in sources.values() if len(crops) >= min_crops]
+        self._videos = {index for crops in self._crops if len(crops) > 1 for index in crops}
         self._by_domain: dict[str, list[int]] = {}
         self._by_group: dict[str, list[int]] = {}
         groups: dict[str, set[str]] = {}
@@ -137,25 +140,29 @@ class _Drawer:
             groups.setdefault(domain, set()).add(group)
         self._domains = list(self._by_domain)
         weights = np.array([len(groups[domain]) for domain in self._domains], np.float64) ** exponent
-        self._odds = weights / weights.sum()
+        self._odds = weights / weights.sum() if self._domains else weights
 
     def __bool__(self) -> bool:
         return bool(self._crops)
+
+    def is_video(self, index: int) -> bool:
+        """Return whether the sample's source has several crops, so it is a video rather than a picture."""
+        return index in self._videos
 
     def any(self, rng: np.random.Generator) -> int:
         """Draw a sample from any domain."""
         return self._of(self._by_domain[self._domains[rng.choice(len(self._domains), p=self._odds)]], rng)
 
-    def beside(self, group: str, domain: str, rng: np.random.Generator) -> int:
-        """Draw a sample of this group, else of this domain, else of any domain."""
+    def beside(self, group: str, domain: str, rng: np.random.Generator, others: _Drawer) -> int:
+        """Draw a sample of this group, else of this domain, else any sample of `others`."""
         numbers = self._by_group.get(group) or self._by_domain.get(domain)
-        return self._of(numbers, rng) if numbers else self.any(rng)
+        return self._of(numbers, rng) if numbers else others.any(rng)
 
     def _of(self, numbers: list[int], rng: np.random.Generator) -> int:
         crops = self._crops[numbers[rng.integers(len(numbers))]]
         return crops[rng.integers(len(crops))]
 
 
-def num_steps(num_batches: int, *, accumulate: int, world_size: int = 1) -> int:
+def num_steps(num_batches: int, *, grad_accumulation: int, world_size: int = 1) -> int:
     """Return the number of optimiser steps per epoch; a last partial accumulation window counts as a step."""
-    return math.ceil(num_batches / world_size / accumulate)
+    return math.ceil(num_batches / world_size / grad_accumulation)

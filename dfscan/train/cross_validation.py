@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
-from dfscan.errors import ConfigError
-from dfscan.evaluation.calibrate import SINGLE_PICTURES, calibrate, video_scores
+from dfscan.errors import DataError
+from dfscan.evaluation.calibrate import SINGLE_PICTURES, fit_calibration, video_scores
 from dfscan.evaluation.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
 
@@ -32,9 +32,9 @@ HELD_OUT = "held-out folds"
 class HeldOutFaces:
     """Validation faces of all runs, one entry per face; forgeries made from real faces are excluded."""
 
-    logits: NDArray[np.float64]
+    logits: Float64Array
     """(F,) raw."""
-    is_fake: NDArray[np.bool_]
+    is_fake: BoolArray
     sources: list[str]
     groups: list[str]
     kinds: list[str]
@@ -46,7 +46,7 @@ def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
     """Pool the validation faces of several runs.
 
     Raises:
-        ConfigError: a run has no table of validation faces or lacks columns, or two runs held out the same source.
+        DataError: a run has no table of validation faces or lacks columns, or two runs held out the same source.
     """
     rows: list[dict[str, str]] = []
     run_of: dict[str, Path] = {}
@@ -54,17 +54,17 @@ def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
         path = run_dir / VALIDATION_NAME
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                found = [row for row in csv.DictReader(file) if not row.get("made_by")]
+                run_rows = [row for row in csv.DictReader(file) if not row.get("made_by")]
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give folders of finished runs") from error
-        if found and (missing := [name for name in VALIDATION_COLUMNS if name not in found[0]]):
-            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; train again with this version")
-        for row in found:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); give folders of finished runs") from error
+        if run_rows and (missing := [name for name in VALIDATION_COLUMNS if name not in run_rows[0]]):
+            raise DataError(f"{path}: lacks the columns {', '.join(missing)}; train again with this version")
+        for row in run_rows:
             if run_of.setdefault(row["source"], run_dir) != run_dir:
-                raise ConfigError(
+                raise DataError(
                     f"{row['source']}: held out by {run_of[row['source']]} and by {run_dir}; give one run per fold"
                 )
-        rows += found
+        rows += run_rows
     return HeldOutFaces(
         logits=np.array([float(row["logit"]) for row in rows], np.float64),
         is_fake=np.array([row["label"] == "fake" for row in rows], np.bool_),
@@ -80,9 +80,9 @@ def calibrate_on_runs(
     run_dirs: Sequence[Path],
     out: Path,
     *,
-    real_called_fake: float,
-    fake_called_real: float,
-    half: bool,
+    max_fpr: float,
+    max_fnr: float,
+    fp16: bool,
 ) -> CheckpointCard:
     """Write a copy of a checkpoint with thresholds and metrics from held-out folds.
 
@@ -90,24 +90,24 @@ def calibrate_on_runs(
         checkpoint: trained on all folds with the recipe of the runs.
         run_dirs: one run per fold.
         out: path of the copy.
-        real_called_fake: maximum rate of real videos at or above the fake threshold.
-        fake_called_real: maximum rate of fake videos at or below the real threshold.
-        half: store the weights in fp16.
+        max_fpr: maximum rate of real videos at or above the fake threshold.
+        max_fnr: maximum rate of fake videos at or below the real threshold.
+        fp16: store the weights in fp16.
 
     Raises:
-        ConfigError: the runs cannot be pooled, or lack a class.
+        DataError: the runs cannot be pooled, or lack a class.
         OutputError: the copy cannot be written.
     """
     faces = read_held_out(run_dirs)
     videos = by_source(faces.logits, faces.is_fake, faces.sources, faces.groups)
     card = checkpoint.card
-    calibration = calibrate(
+    calibration = fit_calibration(
         videos.logits,
         videos.is_fake,
         aggregation=card.aggregation,
         num_frames=card.sampling.num_frames,
-        real_called_fake=real_called_fake,
-        fake_called_real=fake_called_real,
+        max_fpr=max_fpr,
+        max_fnr=max_fnr,
     )
     scores = video_scores(videos.logits, calibration, aggregation=card.aggregation, num_frames=card.sampling.num_frames)
     face_scores = 1 / (1 + np.exp(-faces.logits / calibration.temperature))
@@ -126,11 +126,11 @@ def calibrate_on_runs(
     training["limits"] = [limit for limit in training.get("limits", []) if limit != SINGLE_PICTURES]
     training |= {"calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
     card = card.model_copy(update={"calibration": calibration, "training": training, "metrics": metrics})
-    save_checkpoint(out, load_network(checkpoint), card, half=half)
+    save_checkpoint(out, load_network(checkpoint), card, fp16=fp16)
     return card
 
 
-def _by_kind(videos: VideoScores, scores: NDArray[np.float64], faces: HeldOutFaces) -> dict[str, Any]:
+def _by_kind(videos: VideoScores, scores: Float64Array, faces: HeldOutFaces) -> dict[str, Any]:
     """Compare each kind of fake with all reals, with reals of its domain, and with reals of its group."""
     first = {source: place for place, source in reversed(list(enumerate(faces.sources)))}
     places = [first[source] for source in videos.sources.tolist()]

@@ -11,16 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor  # noqa: TID253
 from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
+from dfscan.arrays import UInt8Image
 from dfscan.dataset.crops import LooseCrop
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import ConfigError
-from dfscan.forgery.donors import Companions
+from dfscan.errors import DataError
+from dfscan.forgery.donors import Donors
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
-from dfscan.train.augment import TrainingViews, evaluation_fake, evaluation_view
+from dfscan.train.augment import PairAugmenter, evaluation_fake, evaluation_view
 from dfscan.train.batches import Batch, Key
 from dfscan.train.kinds import kind_class
 from dfscan.train.settings import TrainSettings
@@ -53,7 +54,7 @@ class Faces:
 class View:
     """One face as the network sees it."""
 
-    pixels: NDArray[np.uint8]
+    pixels: UInt8Image
     """(S, S, 3) RGB."""
     is_fake: bool
     kind: ForgeryKind | None = None
@@ -64,7 +65,7 @@ _Item = tuple[list[View], int, str]
 """The views of a sample, its index, and its kind of manipulation."""
 
 
-class FaceSet(Dataset[_Item | ConfigError]):
+class FaceSet(Dataset[_Item | DataError]):
     """Samples of one split; an item holds all faces that come from one sample."""
 
     def __init__(
@@ -87,22 +88,22 @@ class FaceSet(Dataset[_Item | ConfigError]):
         """
         self.samples = samples
         self._settings = settings
-        self._views = TrainingViews(settings) if is_training else None
+        self._views = PairAugmenter(settings) if is_training else None
         self.reconstructions = reconstructions
-        self._companions = Companions(samples, folder, reconstructions)
+        self._donors = Donors(samples, folder, reconstructions)
         self._turns = _turns(samples)
 
     @property
     def num_faces(self) -> list[int]:
         """Number of faces that come from each sample."""
         settings = self._settings
-        num_fakes = bool(settings.kinds) + (bool(settings.left_out_kinds) and not self._views)
+        num_fakes = bool(settings.kinds) + (bool(settings.held_out_kinds) and not self._views)
         return [1 + (num_fakes if sample.label == "real" else 0) for sample in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> _Item | ConfigError:
+    def __getitem__(self, key: Key) -> _Item | DataError:
         """Return the views of a sample, its index and its kind of manipulation.
 
         If a crop cannot be read, its error is returned rather than raised, because DataLoader would wrap it in a
@@ -110,37 +111,37 @@ class FaceSet(Dataset[_Item | ConfigError]):
         """
         try:
             return self.views_of(key), key.sample, self.samples[key.sample].kind
-        except ConfigError as error:
+        except DataError as error:
             return error
 
     def views_of(self, key: Key) -> list[View]:
         """Return the view of the sample itself, followed by the fakes made from it.
 
         Raises:
-            ConfigError: a crop or a reconstruction cannot be read.
+            DataError: a crop or a reconstruction cannot be read.
         """
         rng = np.random.default_rng([self._settings.seed, *key])
-        sample, face = self.samples[key.sample], self._companions.read(key.sample)
+        sample, face = self.samples[key.sample], self._donors.read(key.sample)
         is_fake, kinds = sample.label == "fake", self._settings.kinds
         if not self._views:
-            made = [] if is_fake else self._held_out_kinds(key.sample)
+            made = [] if is_fake else self._evaluation_kinds(key.sample)
             fakes = [self._evaluation_fake(key.sample, face, kind, rng) for kind in made]
             return [View(evaluation_view(face, self._settings), is_fake), *fakes]
         if is_fake or not kinds or not key.is_forged:
             return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
         kind = kinds[rng.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
-        companion = self._companions.of(key.sample, face, kind, rng)
-        real_pixels, fake_pixels = self._views.pair(face, rng, kind, companion)
+        donor = self._donors.of(key.sample, face, kind, rng)
+        real_pixels, fake_pixels = self._views.pair(face, rng, kind, donor)
         return [View(real_pixels, False), View(fake_pixels, True, kind)]
 
-    def _held_out_kinds(self, index: int) -> list[ForgeryKind]:
+    def _evaluation_kinds(self, index: int) -> list[ForgeryKind]:
         """Return the kinds of fakes made from a real face in evaluation, chosen in rotation by source."""
         turn, settings = self._turns[index], self._settings
-        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.left_out_kinds) if kinds]
+        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.held_out_kinds) if kinds]
 
     def _evaluation_fake(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> View:
-        companion = self._companions.of(index, face, kind, rng)
-        return View(evaluation_fake(face, self._settings, rng, kind, companion), True, kind)
+        donor = self._donors.of(index, face, kind, rng)
+        return View(evaluation_fake(face, self._settings, rng, kind, donor), True, kind)
 
 
 def _turns(samples: Sequence[Sample]) -> list[int]:
@@ -156,7 +157,7 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
     """Yield batches in order; workers, if any, load them in advance.
 
     Raises:
-        ConfigError: a crop cannot be read.
+        DataError: a crop cannot be read.
     """
     if num_workers:
         cv2.setNumThreads(1)  # else a forked worker waits forever for threads of this process's pool
@@ -170,7 +171,7 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
         prefetch_factor=4 if num_workers else None,
     )
     for loaded in loader:
-        if isinstance(loaded, ConfigError):
+        if isinstance(loaded, DataError):
             raise loaded
         yield loaded
 
@@ -178,14 +179,17 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process stops the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)  # one process per core; thread pools would compete for the cores
+    # One process per core; thread pools would compete for the cores. With 16 workers on 16 cores, BLAS threads that
+    # waited for work took three quarters of the CPU time.
+    cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
-def _collate(items: list[_Item | ConfigError]) -> Faces | ConfigError:
-    good = [item for item in items if not isinstance(item, ConfigError)]
+def _collate(items: list[_Item | DataError]) -> Faces | DataError:
+    good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
-        return next(item for item in items if isinstance(item, ConfigError))
+        return next(item for item in items if isinstance(item, DataError))
     views = [(view, index, kind) for views, index, kind in good for view in views]
     return Faces(
         pixels=torch.from_numpy(np.stack([view.pixels for view, *_ in views])),

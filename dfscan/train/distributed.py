@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class DistContext:
     """The processes of a run, seen from one of them; each process has its own device."""
 
     rank: int
@@ -41,18 +41,18 @@ class World:
         distributed.all_gather_object(parts, part)
         return [each for one in parts for each in one]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for all processes, so that files written by the first one can be read."""
         if self.size > 1:
             distributed.barrier()
 
-    def share_buffers(self, network: torch.nn.Module) -> None:
+    def broadcast_buffers(self, network: torch.nn.Module) -> None:
         """Copy the first process's batch norm statistics, which the checkpoint contains, to all processes."""
         if self.size > 1:
             for buffer in network.buffers():
                 distributed.broadcast(buffer, src=0)
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is set in any process; all processes must call this at the same point."""
         if self.size == 1:
             return flags
@@ -62,7 +62,7 @@ class World:
 
 
 @contextmanager
-def joined_world(device: str) -> Iterator[World]:
+def joined_processes(device: str) -> Iterator[DistContext]:
     """Join the process group that torchrun started, if any, and leave it at the end.
 
     Args:
@@ -73,7 +73,7 @@ def joined_world(device: str) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(0, 1, torch.device(choose_device(device)))
+        yield DistContext(0, 1, torch.device(choose_device(device)))
         return
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -83,6 +83,6 @@ def joined_world(device: str) -> Iterator[World]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
-        yield World(distributed.get_rank(), size, chosen)
+        yield DistContext(distributed.get_rank(), size, chosen)
     finally:
         distributed.destroy_process_group()

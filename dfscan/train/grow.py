@@ -101,11 +101,11 @@ class _Widening:
             rows: old output that each new output copies, [O'].
             columns: old input that each new input copies, [I'].
         """
-        shares = torch.rand(len(rows), len(columns), generator=self._generator) + 0.5
-        totals = torch.zeros(len(rows), old.weight.shape[1]).index_add_(1, columns, shares)
-        shares /= totals[:, columns]
+        fractions = torch.rand(len(rows), len(columns), generator=self._generator) + 0.5
+        totals = torch.zeros(len(rows), old.weight.shape[1]).index_add_(1, columns, fractions)
+        fractions /= totals[:, columns]
         weight = old.weight[rows][:, columns]
-        new.weight.copy_(weight * shares.reshape(shares.shape + (1,) * (weight.ndim - 2)))
+        new.weight.copy_(weight * fractions.reshape(fractions.shape + (1,) * (weight.ndim - 2)))
         if old.bias is not None:
             new.bias.copy_(old.bias[rows])
 

@@ -19,19 +19,19 @@ KIND_CLASSES = ("real", "self-blended", "swapped", "warped", "reconstructed", "l
 """Classes of the second output: real faces, kinds of forgeries, and families of fakes of the data set."""
 
 
-def kind_class(is_fake: bool, made_by: ForgeryKind | None, manipulation: str) -> int:
+def kind_class(is_fake: bool, forgery: ForgeryKind | None, manipulation: str) -> int:
     """Return the index of a face's class in `KIND_CLASSES`.
 
     Args:
         is_fake: label of the face.
-        made_by: kind of a forgery made in training; None for real faces and fakes of the data set.
+        forgery: kind of a forgery made in training; None for real faces and fakes of the data set.
         manipulation: kind of a fake as given by the data set. Face swaps become ``swapped``, lip-sync becomes
             ``lip-sync``, and everything else ``generated``.
     """
     if not is_fake:
         name = "real"
-    elif made_by:
-        name = made_by
+    elif forgery:
+        name = forgery
     elif "swap" in manipulation.lower():
         name = "swapped"
     elif "lip" in manipulation.lower():

@@ -19,9 +19,10 @@ import torch  # noqa: TID253
 from timm.models._efficientnet_blocks import InvertedResidual  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from dfscan.detector.network import DeepfakeDetector, create_network, make_identity
+from dfscan.detector.network import EFFICIENTNETS, DeepfakeDetector, create_network, make_identity
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import CheckpointError
+from dfscan.train.grow import grow
 from dfscan.train.settings import LITE_NETWORKS
 
 LITE_MEAN = LITE_STD = 0.5
@@ -62,10 +63,10 @@ def load_lite(name: str) -> nn.Module:
     lite: nn.Module = timm.create_model(f"tf_efficientnet_{name}")
     wanted = lite.state_dict()
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's restricted unpickler raises various exceptions on damaged files
         _refuse(path, name, f"cannot be read as plain tensors ({type(error).__name__})", origin=error)
-    tensors = list(found.values()) if isinstance(found, dict) else []
+    tensors = list(loaded.values()) if isinstance(loaded, dict) else []
     if [getattr(tensor, "shape", None) for tensor in tensors] != [tensor.shape for tensor in wanted.values()]:
         _refuse(path, name, f"does not contain the {len(wanted)} tensors of EfficientNet-{name.capitalize()}")
     lite.load_state_dict(dict(zip(wanted, tensors, strict=True)))  # same order, different names
@@ -102,7 +103,8 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     """Build a detector whose backbone starts from EfficientNet-Lite's ImageNet features.
 
     Convolutions and norms are copied. Squeeze-and-excitation starts neutral. Blocks that EfficientNet-Lite lacks start
-    as the identity. The first layer is adapted to the different input normalisation.
+    as the identity. The first layer is adapted to the different input normalisation. A larger architecture is grown
+    from the one that belongs to `name`, which does not change its features.
 
     Two differences remain. First, SiLU approximates ReLU, not ReLU6: it has no cap at 6. Second, timm's EfficientNet
     pads strided convolutions symmetrically, but TensorFlow pads an even side only at the right and bottom. At 224 px,
@@ -110,7 +112,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
 
     Args:
         name: one of `LITE_NETWORKS`.
-        architecture: the architecture that belongs to `name`.
+        architecture: the architecture that belongs to `name`, or a larger EfficientNet.
         seed: seed of all weights that are not copied.
 
     Returns:
@@ -119,13 +121,14 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     Raises:
         CheckpointError: the architecture does not fit, or the weights cannot be loaded.
     """
-    if architecture != LITE_NETWORKS[name]:
+    native = LITE_NETWORKS[name]
+    if architecture not in EFFICIENTNETS[EFFICIENTNETS.index(native) :]:
         raise CheckpointError(
-            f"--start-from {name} needs {LITE_NETWORKS[name]}, not {architecture}: give --architecture "
-            f"{LITE_NETWORKS[name]}"
+            f"--start-from {name} needs {native} or a larger EfficientNet, not {architecture}: give --architecture "
+            f"{native}"
         )
     lite: Any = load_lite(name)
-    network = create_network(architecture, seed=seed)
+    network = create_network(native, seed=seed)
     backbone: Any = network.backbone
     with torch.no_grad():
         _adapt_input(lite, Preprocessing())
@@ -134,7 +137,7 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
             for added in blocks[len(lite_blocks) :]:
                 make_identity(added)
         _adapt_activations(backbone)
-    return network
+    return network if architecture == native else grow(network, source=native, target=architecture, seed=seed)
 
 
 def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
@@ -147,11 +150,11 @@ def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
 
 def _copy_matching(lite: Any, backbone: Any) -> None:
     """Copy convolutions and norms; where the last convolution is wider than Lite's, its first channels are repeated."""
-    found: dict[str, Tensor] = lite.state_dict()
+    lite_state: dict[str, Tensor] = lite.state_dict()
     for name, tensor in backbone.state_dict().items():
-        if name not in found:
+        if name not in lite_state:
             continue
-        source = found[name]
+        source = lite_state[name]
         if tensor.ndim:
             source = source[torch.arange(len(tensor)) % len(source)]
         if name.endswith("running_var"):

@@ -35,21 +35,21 @@ from dfscan.errors import ConfigError, TrainingError
 from dfscan.evaluation.metrics import quick
 from dfscan.train.batches import Batch, Pool, draw_epoch, num_steps, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
-from dfscan.train.distributed import World
+from dfscan.train.distributed import DistContext
 from dfscan.train.folder import RunFolder
 from dfscan.train.interrupt import Interrupt
 from dfscan.train.kinds import KindTeacher, kind_loss
 from dfscan.train.loss import detection_loss
 from dfscan.train.optim import create_optimizer, create_schedule, update_average
 from dfscan.train.settings import SAME_RESULT, TrainSettings
-from dfscan.train.state import Machinery, Progress, load_state, save_state
+from dfscan.train.state import TrainProgress, TrainState, load_state, save_state
 from dfscan.train.validation import ValidationScores, normalised, score_faces
 
 MAX_WORKERS = 16
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Listener(Protocol):
+class TrainListener(Protocol):
     """Receives progress events of a training run."""
 
     def noted(self, text: str) -> None:
@@ -76,7 +76,7 @@ class Trainer:
         training: FaceSet,
         validation: FaceSet,
         card: CheckpointCard,
-        world: World,
+        dist: DistContext,
     ) -> None:
         """Plan all epochs, and create the network, optimiser and schedule on the device.
 
@@ -86,38 +86,38 @@ class Trainer:
             training: at least one batch of faces.
             validation: faces of both classes.
             card: card of the checkpoints to write, without calibration; its `preprocessing` is used for training.
-            world: the processes of the run.
+            dist: the processes of the run.
 
         Raises:
             ConfigError: an epoch has less than one batch per process.
         """
-        self._settings, self._card, self._world = settings, card, world
+        self._settings, self._card, self._dist = settings, card, dist
         self._training, self._validation = training, validation
-        self.network: DeepfakeDetector = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._precision = PRECISIONS[chosen_precision(settings.precision, world.device)]
+        self.network: DeepfakeDetector = network.to(dist.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._precision = PRECISIONS[chosen_precision(settings.precision, dist.device)]
         is_fake = [sample.label == "fake" for sample in training.samples]
-        texts = {name: [getattr(each, name) for each in training.samples] for name in ("domain", "group", "source")}
+        texts = {name: [getattr(sample, name) for sample in training.samples] for name in ("domain", "group", "source")}
         self._pool = Pool(is_fake, texts["domain"], texts["group"], texts["source"])
         self._plans = {epoch: len(self._plan(epoch)) for epoch in range(settings.epochs)}
         if not all(self._plans.values()):
             raise ConfigError(
                 f"{len(training)} training samples are less than one batch of {settings.batch_size} for each of "
-                f"{world.size} processes; prepare more, lower --batch-size, or train on fewer devices"
+                f"{dist.size} processes; prepare more, lower --batch-size, or train on fewer devices"
             )
-        teacher = KindTeacher(self.network).to(world.device) if settings.kind_weight else None
+        teacher = KindTeacher(self.network).to(dist.device) if settings.kind_weight else None
         kind_output = teacher.kinds if teacher else None
         optimizer = create_optimizer(self.network, settings, kind_output)
         schedule = create_schedule(optimizer, settings, num_steps=self.num_steps)
-        scaler = GradScaler(world.device.type, enabled=self._precision == torch.float16)
+        scaler = GradScaler(dist.device.type, enabled=self._precision == torch.float16)
         average = copy.deepcopy(self.network).eval() if settings.ema_decay else None
-        self._machinery = Machinery(self.network, optimizer, schedule, scaler, average, kind_output)
+        self._state = TrainState(self.network, optimizer, schedule, scaler, average, kind_output)
         self._model = self._distributed(teacher or self.network)
-        self.progress = Progress()
+        self.progress = TrainProgress()
 
     @property
-    def _judged(self) -> DeepfakeDetector:
+    def _evaluated(self) -> DeepfakeDetector:
         """The network that is validated and saved."""
-        return self._machinery.average or self.network
+        return self._state.average or self.network
 
     @property
     def num_steps(self) -> int:
@@ -125,7 +125,7 @@ class Trainer:
         return sum(self._steps_of(num_batches) for num_batches in self._plans.values())
 
     def _steps_of(self, num_batches: int) -> int:
-        return num_steps(num_batches, accumulate=self._settings.accumulate, world_size=self._world.size)
+        return num_steps(num_batches, grad_accumulation=self._settings.grad_accumulation, world_size=self._dist.size)
 
     def _plan(self, epoch: int) -> list[Batch]:
         settings = self._settings
@@ -138,7 +138,7 @@ class Trainer:
                 num_faces=settings.faces_per_epoch,
                 fake_share=settings.fake_share,
                 domain_exponent=settings.domain_exponent,
-                world_size=self._world.size,
+                world_size=self._dist.size,
             )
         return plan_epoch(
             self._training.num_faces,
@@ -146,13 +146,13 @@ class Trainer:
             seed=settings.seed,
             batch_size=settings.batch_size,
             repeat=settings.repeat,
-            world_size=self._world.size,
+            world_size=self._dist.size,
         )
 
     def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
-        if self._world.size == 1:
+        if self._dist.size == 1:
             return model
-        device = self._world.device
+        device = self._dist.device
         devices = [device] if device.type == "cuda" else None
         return cast("torch.nn.Module", DistributedDataParallel(model, device_ids=devices))
 
@@ -175,7 +175,7 @@ class Trainer:
 
     # The run
 
-    def run(self, folder: RunFolder, listener: Listener, interrupt: Interrupt) -> None:
+    def run(self, folder: RunFolder, listener: TrainListener, interrupt: Interrupt) -> None:
         """Train to the end or until interrupted, updating `best.safetensors` and `state.safetensors`.
 
         Raises:
@@ -197,10 +197,11 @@ class Trainer:
         """Restore the saved state.
 
         Raises:
-            ConfigError: there is no state, it is damaged, or it belongs to other settings.
+            DataError: there is no state, or it is damaged.
+            ConfigError: it belongs to other settings.
         """
-        self.progress = load_state(folder.state_path, self._machinery, self._identity())
-        if self._world.is_main:
+        self.progress = load_state(folder.state_path, self._state, self._identity())
+        if self._dist.is_main:
             folder.rewind(self.progress.steps_done)
 
     def _identity(self) -> dict[str, Any]:
@@ -210,31 +211,31 @@ class Trainer:
         values = dataclasses.asdict(self._settings)
         kept = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return {name: value for name, value in kept.items() if name not in SAME_RESULT} | {
-            "number of devices": self._world.size,
-            "kind of device": self._world.device.type,
-            "kinds of forgeries": [list(self._settings.kinds), list(self._settings.left_out_kinds)],
+            "number of devices": self._dist.size,
+            "kind of device": self._dist.device.type,
+            "kinds of forgeries": [list(self._settings.kinds), list(self._settings.held_out_kinds)],
             "training faces": hashlib.sha256(json.dumps(faces).encode()).hexdigest(),
             "reconstructed faces": reconstructions.name if reconstructions else None,
         }
 
     def _save(self, folder: RunFolder) -> None:
-        if self._world.is_main:
-            save_state(folder.state_path, self._machinery, self.progress, self._identity())
+        if self._dist.is_main:
+            save_state(folder.state_path, self._state, self.progress, self._identity())
 
-    def _train_epoch(self, folder: RunFolder, listener: Listener, interrupt: Interrupt) -> None:
+    def _train_epoch(self, folder: RunFolder, listener: TrainListener, interrupt: Interrupt) -> None:
         settings, progress = self._settings, self.progress
         self.network.train()
         batches = self._plan(progress.epoch)
-        first = progress.next_step * settings.accumulate
-        mine = batches[self._world.rank :: self._world.size][first:]
+        first = progress.next_step * settings.grad_accumulation
+        mine = batches[self._dist.rank :: self._dist.size][first:]
         loaded = load(self._training, mine, num_workers=self._num_workers(), pin_memory=self._is_cuda)
         saved_s = started_s = time.monotonic()
         seconds = progress.seconds
-        for window in _windows(zip(itertools.count(first), loaded, strict=False), settings.accumulate):
+        for window in _windows(zip(itertools.count(first), loaded, strict=False), settings.grad_accumulation):
             rates = self._rates()
             loss, is_stopped = self._step(window, interrupt)
             progress.seconds = seconds + time.monotonic() - started_s
-            if self._world.is_main:
+            if self._dist.is_main:
                 folder.append({"event": "step", "step": progress.steps_done, "loss": loss, **rates})
             listener.stepped(loss)
             is_due = time.monotonic() - saved_s > settings.save_every_s
@@ -242,28 +243,28 @@ class Trainer:
                 self._save(folder)
                 saved_s = time.monotonic()
             if is_stopped:
-                self._world.wait()  # when one process exits, torchrun kills the others, possibly while they save
+                self._dist.barrier()  # when one process exits, torchrun kills the others, possibly while they save
                 interrupt.leave()
 
     def _step(self, window: Sequence[tuple[int, Faces]], interrupt: Interrupt) -> tuple[float, bool]:
         """Take one optimiser step over a window of batches; return the mean loss and whether a stop was requested."""
-        progress, machinery = self.progress, self._machinery
+        progress, state = self.progress, self._state
         losses = []
         for position, (number, faces) in enumerate(window):
             is_last = position == len(window) - 1
             self._seed(number)
             with self._unsynced(is_last):
                 loss = self._loss(faces) / len(window)
-                machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         values = torch.stack(losses).tolist()
         value = sum(values)
         broken = [batch for batch, loss_of in zip(window, values, strict=True) if not math.isfinite(loss_of)]
-        is_broken, is_stopped = self._world.any(bool(broken), interrupt.is_asked)
+        is_broken, is_stopped = self._dist.any_rank(bool(broken), interrupt.is_asked)
         if is_broken:
             self._refuse("loss", broken)
         norm = self._update()
-        if not math.isfinite(norm) and not machinery.scaler.is_enabled():
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
             self._refuse("gradient", window)
         progress.next_step += 1
         progress.steps_done += 1
@@ -272,7 +273,7 @@ class Trainer:
 
     def _seed(self, number: int) -> None:
         """Seed dropout with the batch's position in the run, independently of the process that computes it."""
-        place = number * self._world.size + self._world.rank
+        place = number * self._dist.size + self._dist.rank
         torch.manual_seed(_mixed(self._settings.seed, self.progress.epoch, place))
 
     def _unsynced(self, is_last: bool) -> AbstractContextManager[Any]:
@@ -281,37 +282,37 @@ class Trainer:
         return cast("AbstractContextManager[Any]", self._model.no_sync())
 
     def _loss(self, faces: Faces) -> Tensor:
-        pixels = normalised(faces, self._card.preprocessing, self._world.device)
-        with torch.autocast(self._world.device.type, self._precision, enabled=self._precision != torch.float32):
-            found = self._model(pixels)
+        pixels = normalised(faces, self._card.preprocessing, self._dist.device)
+        with torch.autocast(self._dist.device.type, self._precision, enabled=self._precision != torch.float32):
+            outputs = self._model(pixels)
         if not self._settings.kind_weight:
-            return detection_loss(found, faces.is_fake.to(found.device), self._settings)
-        logits, kind_logits = found
+            return detection_loss(outputs, faces.is_fake.to(outputs.device), self._settings)
+        logits, kind_logits = outputs
         loss = detection_loss(logits, faces.is_fake.to(logits.device), self._settings)
         return loss + self._settings.kind_weight * kind_loss(kind_logits, faces.kinds)
 
     def _update(self) -> float:
         """Update the weights unless the gradient is not finite; return the gradient norm before clipping."""
-        machinery = self._machinery
-        machinery.scaler.unscale_(machinery.optimizer)
+        state = self._state
+        state.scaler.unscale_(state.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm))
         # With a non-finite gradient, the scaler skips the optimiser step itself and lowers its scale.
-        if math.isfinite(norm) or machinery.scaler.is_enabled():
-            machinery.scaler.step(machinery.optimizer)
-            machinery.scaler.update()
-            machinery.schedule.step()
-            if machinery.average:
+        if math.isfinite(norm) or state.scaler.is_enabled():
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.schedule.step()
+            if state.average:
                 decay, steps_done = self._settings.ema_decay, self.progress.steps_done
-                update_average(machinery.average, self.network, decay=decay, steps_done=steps_done)
-        machinery.optimizer.zero_grad(set_to_none=True)
+                update_average(state.average, self.network, decay=decay, steps_done=steps_done)
+        state.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _refuse(self, what: str, broken: Sequence[tuple[int, Faces]]) -> None:
         """Abort the run, listing the broken batches of all devices."""
-        clauses = [f"batch {number + 1} of device {self._world.rank}: {self._crops(faces)}" for number, faces in broken]
+        clauses = [f"batch {number + 1} of device {self._dist.rank}: {self._crops(faces)}" for number, faces in broken]
         raise TrainingError(
             f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} "
-            f"({'; '.join(self._world.gather(clauses))}). The last saved state and the best checkpoint are kept. "
+            f"({'; '.join(self._dist.gather(clauses))}). The last saved state and the best checkpoint are kept. "
             "Start a new run with lower --lr-head and --lr-backbone, or with --precision fp32"
         )
 
@@ -320,34 +321,34 @@ class Trainer:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def _rates(self) -> dict[str, float]:
-        head, backbone = self._machinery.optimizer.param_groups
+        head, backbone = self._state.optimizer.param_groups
         return {"lr_head": head["lr"], "lr_backbone": backbone["lr"]}
 
     @property
     def _is_cuda(self) -> bool:
-        return self._world.device.type == "cuda"
+        return self._dist.device.type == "cuda"
 
     def _num_workers(self) -> int:
         if self._settings.workers is not None:
             return self._settings.workers
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MAX_WORKERS, cpus // self._world.size) if self._is_cuda else min(1, cpus - 1)
+        return min(MAX_WORKERS, cpus // self._dist.size) if self._is_cuda else min(1, cpus - 1)
 
     # After an epoch
 
-    def _finish_epoch(self, folder: RunFolder, listener: Listener) -> None:
+    def _finish_epoch(self, folder: RunFolder, listener: TrainListener) -> None:
         progress = self.progress
-        found = self._validate()
+        metrics = self._validate()
         row = {"event": "epoch", "epoch": progress.epoch + 1, "step": progress.steps_done}
-        row |= {"train_loss": progress.loss_sum / progress.next_step, **found, "seconds": progress.seconds}
-        auc = found["val_auc"]
+        row |= {"train_loss": progress.loss_sum / progress.next_step, **metrics, "seconds": progress.seconds}
+        auc = metrics["val_auc"]
         is_best = progress.best_auc is None or auc > progress.best_auc + self._settings.min_delta
         if is_best:
             progress.best_auc, progress.best_epoch, progress.stale_epochs = auc, progress.epoch + 1, 0
         else:
             progress.stale_epochs += 1
         progress.epoch, progress.next_step, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        if self._world.is_main:
+        if self._dist.is_main:
             folder.append(row)
             if is_best:
                 self._save_best(folder)
@@ -355,19 +356,19 @@ class Trainer:
         listener.epoch_done(row, is_best)
 
     def _save_best(self, folder: RunFolder) -> None:
-        folder.save_best(self._judged, self._card, half=self._settings.half)
+        folder.save_best(self._evaluated, self._card, fp16=self._settings.fp16)
 
     def _validate(self) -> dict[str, float]:
-        self._world.share_buffers(self._judged)
+        self._dist.broadcast_buffers(self._evaluated)
         scores = score_faces(
-            self._judged,
+            self._evaluated,
             self._validation,
             self._card.preprocessing,
-            world=self._world,
+            dist=self._dist,
             batch_size=self._settings.batch_size,
             num_workers=self._num_workers(),
             precision=self._precision,
-        ).without(self._settings.left_out_kinds)
+        ).without(self._settings.held_out_kinds)
         if not np.isfinite(scores.logits).all():
             raise TrainingError(
                 f"the score of a validation face is not finite after epoch {self.progress.epoch + 1}. The best "
@@ -375,19 +376,19 @@ class Trainer:
             )
         with torch.no_grad():
             loss = detection_loss(torch.from_numpy(scores.logits), torch.from_numpy(scores.is_fake), self._settings)
-        found = quick(scores.logits, scores.is_fake)
+        metrics = quick(scores.logits, scores.is_fake)
         names = {"val_accuracy": "accuracy", "val_auc": "roc_auc", "val_f1": "f1"}
-        return {"val_loss": float(loss), **{name: found[metric] or 0.0 for name, metric in names.items()}}
+        return {"val_loss": float(loss), **{name: metrics[metric] or 0.0 for name, metric in names.items()}}
 
     def score_best(self, folder: RunFolder, faces: FaceSet) -> ValidationScores:
         """Score faces with the best checkpoint, in fp32 and with the weights as stored."""
-        self._world.wait()
-        network = load_network(read_card(folder.best_path)).to(self._world.device)
+        self._dist.barrier()
+        network = load_network(read_card(folder.best_path)).to(self._dist.device)
         return score_faces(
             network,
             faces,
             self._card.preprocessing,
-            world=self._world,
+            dist=self._dist,
             batch_size=self._settings.batch_size,
             num_workers=self._num_workers(),
         )
@@ -395,21 +396,21 @@ class Trainer:
     @property
     def device_name(self) -> str:
         """Number of processes and name of the GPU, or ``cpu``."""
-        device = self._world.device
-        return f"{self._world.size} x {torch.cuda.get_device_name(device) if self._is_cuda else 'cpu'}"
+        device = self._dist.device
+        return f"{self._dist.size} x {torch.cuda.get_device_name(device) if self._is_cuda else 'cpu'}"
 
     # Loading time
 
     def measure_loading(self, num_steps: int) -> dict[str, float]:
         """Measure the seconds per step with the loader and with one batch kept in memory, and their ratio."""
-        accumulate = self._settings.accumulate
+        grad_accumulation = self._settings.grad_accumulation
         # The run's own schedule may have fewer steps than are measured here.
-        endless = create_schedule(self._machinery.optimizer, self._settings, num_steps=10**9)
-        self._machinery = dataclasses.replace(self._machinery, schedule=endless)
-        batches = self._plan(0)[self._world.rank :: self._world.size]
-        needed = list(itertools.islice(itertools.cycle(batches), (num_steps + 2) * accumulate))
+        endless = create_schedule(self._state.optimizer, self._settings, num_steps=10**9)
+        self._state = dataclasses.replace(self._state, schedule=endless)
+        batches = self._plan(0)[self._dist.rank :: self._dist.size]
+        needed = list(itertools.islice(itertools.cycle(batches), (num_steps + 2) * grad_accumulation))
         loaded = load(self._training, needed, num_workers=self._num_workers(), pin_memory=self._is_cuda)
-        windows = _windows(enumerate(loaded), accumulate)
+        windows = _windows(enumerate(loaded), grad_accumulation)
         kept = [next(windows) for _ in range(2)][-1]
         for window in (kept, kept):
             self._step(window, Interrupt())
@@ -427,9 +428,9 @@ class Trainer:
         return (time.perf_counter() - started_s) / count
 
 
-def _windows(batches: Iterator[tuple[int, Faces]], accumulate: int) -> Iterator[list[tuple[int, Faces]]]:
-    """Yield windows of `accumulate` batches; the last one may be shorter."""
-    while window := list(itertools.islice(batches, accumulate)):
+def _windows(batches: Iterator[tuple[int, Faces]], grad_accumulation: int) -> Iterator[list[tuple[int, Faces]]]:
+    """Yield windows of `grad_accumulation` batches; the last one may be shorter."""
+    while window := list(itertools.islice(batches, grad_accumulation)):
         yield window
 
 

@@ -24,7 +24,7 @@ from dfscan.train.dataset import Faces
 from dfscan.train.lite import LITE_MEAN, LITE_STD, SHARPNESS
 from dfscan.train.validation import normalised
 
-LEARNING_RATE = 1e-3
+MATCH_LEARNING_RATE = 1e-3
 GRID_SHIFT_PX = 31
 """Shift of the last features' centres by TensorFlow's padding, to the right and down, compared with timm's networks."""
 NUM_REPORTS = 4
@@ -51,17 +51,17 @@ def match_features(
     """
     device = next(network.parameters()).device
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    optimizer = AdamW(network.backbone.parameters(), lr=LEARNING_RATE)
-    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(num_batches, 3), cycle_momentum=False)
+    optimizer = AdamW(network.backbone.parameters(), lr=MATCH_LEARNING_RATE)
+    schedule = OneCycleLR(optimizer, MATCH_LEARNING_RATE, total_steps=max(num_batches, 3), cycle_momentum=False)
     network.train()
     for number, faces in enumerate(batches, 1):
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             with torch.no_grad():
                 wanted = _features(teacher, _shifted(_as_teacher_sees(faces, device)))
-            found = _features(network.backbone, normalised(faces, Preprocessing(), device))
+            features = _features(network.backbone, normalised(faces, Preprocessing(), device))
         # A wider last layer starts with repeated channels, so only the first ones are compared.
-        found = found.float()[:, : wanted.shape[1]] / SHARPNESS
-        error = functional.mse_loss(found, wanted.float()) / wanted.float().var()
+        features = features.float()[:, : wanted.shape[1]] / SHARPNESS
+        error = functional.mse_loss(features, wanted.float()) / wanted.float().var()
         error.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()

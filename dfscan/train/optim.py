@@ -58,12 +58,12 @@ def update_average(average: nn.Module, network: nn.Module, *, decay: float, step
         decay: decay of the average in (0, 1), reached after the first steps.
         steps_done: optimiser steps before this one.
     """
-    share = 1 - min(decay, (1 + steps_done) / (10 + steps_done))
+    weight = 1 - min(decay, (1 + steps_done) / (10 + steps_done))
     with torch.no_grad():
         pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
         floats: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if pair[0].is_floating_point()]
         # One launch for all tensors: on a GPU, hundreds of small launches would take longer than the training step.
-        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], share)
+        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)
         for mine, theirs in pairs:
             if not mine.is_floating_point():
                 mine.copy_(theirs)

@@ -21,8 +21,8 @@ from dfscan.dataset.splits import check_splits
 from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.errors import CheckpointError, ConfigError
-from dfscan.evaluation.calibrate import SINGLE_PICTURES, calibrate, video_scores
+from dfscan.errors import CheckpointError, ConfigError, DataError
+from dfscan.evaluation.calibrate import SINGLE_PICTURES, fit_calibration, video_scores
 from dfscan.evaluation.metrics import Estimate, by_source, measure
 from dfscan.forgery.donors import RECONSTRUCTION_FORMAT, check_swaps
 from dfscan.forgery.names import DESIGNS, ForgeryKind
@@ -33,8 +33,8 @@ from dfscan.train.settings import LITE_NETWORKS, TrainSettings
 if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
     from dfscan.train.dataset import FaceSet, View
-    from dfscan.train.distributed import World
-    from dfscan.train.loop import Listener, Trainer
+    from dfscan.train.distributed import DistContext
+    from dfscan.train.loop import Trainer, TrainListener
     from dfscan.train.validation import ValidationScores
 
 log = logging.getLogger("dfscan")
@@ -45,7 +45,7 @@ HELD_OUT_SPLITS: dict[str, Split] = {"validation": "val", "test": "test"}
 """Split of each held-out set, by its name in a card's metrics."""
 
 
-def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: bool = False) -> Path | None:
+def run_training(settings: TrainSettings, listener: TrainListener, *, is_resumed: bool = False) -> Path | None:
     """Train, calibrate and write the run folder.
 
     Args:
@@ -57,53 +57,54 @@ def run_training(settings: TrainSettings, listener: Listener, *, is_resumed: boo
         Path of the calibrated checkpoint; None in all processes but the first.
 
     Raises:
-        ConfigError: the data, settings or run folder cannot be used.
+        ConfigError: the settings or the run folder cannot be used.
+        DataError: the data set cannot be used.
         CheckpointError: the weights to start from cannot be used.
         TrainingError: a loss, gradient or score is not finite.
         OutputError: a file cannot be written.
         KeyboardInterrupt, SystemExit: the run was interrupted; --resume continues from the saved state.
     """
-    from dfscan.train.distributed import joined_world
+    from dfscan.train.distributed import joined_processes
     from dfscan.train.interrupt import Interrupt
 
     samples = load_samples(settings)
     if settings.out is None:
         raise ConfigError("no run folder: give one with --out")
     folder = RunFolder(settings.out)
-    with joined_world(settings.device) as world:
-        if world.is_main and not is_resumed:
+    with joined_processes(settings.device) as dist:
+        if dist.is_main and not is_resumed:
             folder.create()
-        if settings.match_faces and world.size > 1:
+        if settings.match_faces and dist.size > 1:
             raise ConfigError("match_faces works with one process only: train this stage without torchrun")
-        trainer = _trainer(samples, settings, world)
+        trainer = _trainer(samples, settings, dist)
         if is_resumed:
             trainer.resume(folder)
-        elif world.is_main:
+        elif dist.is_main:
             folder.write_settings(dataclasses.asdict(settings))
             if settings.match_faces and settings.start_from in LITE_NETWORKS:
                 trainer.match(settings.start_from, listener.noted)
             trainer.begin(folder)
-        listener = listener if world.is_main else _Silence()
+        listener = listener if dist.is_main else _Silence()
         if not _seen(samples, settings).is_complete:
             listener.noted(
                 "the checkpoint will not recognise all its training videos: some SHA-256 are missing from the data set "
                 "or from the initial checkpoint; `dfscan prepare` records them"
             )
-        _reconstruct(samples, settings, world, listener.noted)
+        _reconstruct(samples, settings, dist, listener.noted)
         interrupt = Interrupt()
         with closing(folder), interrupt.listening():
             trainer.run(folder, listener, interrupt)
-        return _finish(trainer, folder, settings, samples, world)
+        return _finish(trainer, folder, settings, samples, dist)
 
 
 def measure_loading(settings: TrainSettings, *, num_steps: int, tell: Callable[[str], None]) -> dict[str, float]:
     """Measure the seconds per training step with and without the loader; only reconstructed faces are written."""
-    from dfscan.train.distributed import joined_world
+    from dfscan.train.distributed import joined_processes
 
     samples = load_samples(settings)
-    with joined_world(settings.device) as world:
-        trainer = _trainer(samples, settings, world)
-        _reconstruct(samples, settings, world, tell)
+    with joined_processes(settings.device) as dist:
+        trainer = _trainer(samples, settings, dist)
+        _reconstruct(samples, settings, dist, tell)
         return trainer.measure_loading(num_steps)
 
 
@@ -113,17 +114,17 @@ def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], No
     Missing reconstructed faces are created first, if needed.
 
     Raises:
-        ConfigError: the data set cannot be used.
+        DataError: the data set cannot be used.
         OutputError: the sheet cannot be written.
     """
     from dfscan.train.batches import Key
-    from dfscan.train.distributed import joined_world
+    from dfscan.train.distributed import joined_processes
     from dfscan.train.sheet import contact_sheet, save_sheet
 
     samples = load_samples(settings)
     if "reconstructed" in settings.kinds:
-        with joined_world(settings.device) as world:
-            _reconstruct(samples, settings, world, tell)
+        with joined_processes(settings.device) as dist:
+            _reconstruct(samples, settings, dist, tell)
     faces = _face_set(samples, "train", settings, is_training=True)
     order = np.random.default_rng(settings.seed).permutation(len(faces))[:num_faces].tolist()
     views = [faces.views_of(Key(0, index, 0)) for index in order]
@@ -142,8 +143,8 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     """Read the samples of a data set and check that it can be used for training.
 
     Raises:
-        ConfigError: no data set is given, a split leaks into another, is empty, lacks a class, or has too few people
-            to swap.
+        ConfigError: no data set is given, or a fold does not exist.
+        DataError: a split leaks into another, is empty, lacks a class, or has too few people to swap.
     """
     if settings.data is None:
         raise ConfigError("no data set: give the folder written by `dfscan prepare` with --data")
@@ -152,17 +153,17 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     if settings.held_out_folds is not None:
         samples = _split_by_fold(samples, settings.held_out_folds, path)
     check_splits(samples, path.parent)
-    if "swapped" in settings.kinds + settings.left_out_kinds:
+    if "swapped" in settings.kinds + settings.held_out_kinds:
         check_swaps(samples, path)
     for split in ("train", "val"):
         missing = _missing_labels(samples, split, settings)
         if len(missing) == 2:
-            raise ConfigError(
+            raise DataError(
                 f"{path}: the split {split!r} is empty; prepare the data set again with more groups or another --val"
             )
         if missing:
             remedy = ", or make them from real faces with --forgeries self-blended" if "fake" in missing else ""
-            raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
+            raise DataError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
     return samples
 
 
@@ -190,7 +191,7 @@ def _missing_labels(samples: Sequence[Sample], split: str, settings: TrainSettin
     return {"real", "fake"} - labels
 
 
-def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -> Trainer:
+def _trainer(samples: Sequence[Sample], settings: TrainSettings, dist: DistContext) -> Trainer:
     import torch
 
     from dfscan.train.loop import Trainer
@@ -205,9 +206,7 @@ def _trainer(samples: Sequence[Sample], settings: TrainSettings, world: World) -
         seen=_seen(samples, settings),
     )
     parts = {split: _face_set(samples, split, settings, is_training=split == "train") for split in TRAINING_SPLITS}
-    return Trainer(
-        _network(settings), settings, training=parts["train"], validation=parts["val"], card=card, world=world
-    )
+    return Trainer(_network(settings), settings, training=parts["train"], validation=parts["val"], card=card, dist=dist)
 
 
 def _face_set(
@@ -216,8 +215,8 @@ def _face_set(
     from dfscan.train.dataset import FaceSet
 
     of_split = [sample for sample in samples if sample.split == split]
-    painted = reconstructions_in(samples, settings)
-    return FaceSet(of_split, _folder(settings), settings, is_training=is_training, reconstructions=painted)
+    reconstructed = reconstructions_in(samples, settings)
+    return FaceSet(of_split, _folder(settings), settings, is_training=is_training, reconstructions=reconstructed)
 
 
 def _folder(settings: TrainSettings) -> Path:
@@ -234,29 +233,39 @@ def reconstructions_in(samples: Sequence[Sample], settings: TrainSettings) -> Pa
     Raises:
         ConfigError: the settings name no parent folder.
     """
-    if "reconstructed" not in settings.kinds + settings.left_out_kinds:
+    if "reconstructed" not in settings.kinds + settings.held_out_kinds:
         return None
     parent = settings.reconstructions or (settings.out / "reconstructed" if settings.out else None)
     if parent is None:
         raise ConfigError("reconstructed faces need a folder: set one with --reconstructions")
-    taught = sorted(sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real")
-    facts = [RECONSTRUCTION_FORMAT, settings.seed, settings.reconstruction_px, settings.reconstruction_steps, *taught]
+    training_faces = sorted(
+        sample.crop_sha256 for sample in samples if sample.split == "train" and sample.label == "real"
+    )
+    facts = [
+        RECONSTRUCTION_FORMAT,
+        settings.seed,
+        settings.reconstruction_px,
+        settings.reconstruction_steps,
+        *training_faces,
+    ]
     return parent / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: World, tell: Callable[[str], None]) -> None:
+def _reconstruct(
+    samples: Sequence[Sample], settings: TrainSettings, dist: DistContext, tell: Callable[[str], None]
+) -> None:
     """Create missing reconstructed faces, if the settings need them.
 
     Raises:
-        ConfigError: faces are missing and there are several processes; the others would time out waiting for one.
+        DataError: faces are missing and there are several processes; the others would time out waiting for one.
     """
     from dfscan.forgery.autoencoder import is_complete, reconstruct
 
     folder = reconstructions_in(samples, settings)
     if folder is None or all(is_complete(folder, design, samples) for design in DESIGNS):
         return
-    if world.size > 1:
-        raise ConfigError(
+    if dist.size > 1:
+        raise DataError(
             f"{folder}: reconstructed faces are missing; create them first with one process: run `dfscan train` with "
             f"the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
         )
@@ -266,7 +275,7 @@ def _reconstruct(samples: Sequence[Sample], settings: TrainSettings, world: Worl
         folder,
         size_px=settings.reconstruction_px,
         num_steps=settings.reconstruction_steps,
-        device=world.device,
+        device=dist.device,
         seed=settings.seed,
         tell=tell,
     )
@@ -353,7 +362,7 @@ class _Silence:
 
 
 def _finish(
-    trainer: Trainer, folder: RunFolder, settings: TrainSettings, samples: Sequence[Sample], world: World
+    trainer: Trainer, folder: RunFolder, settings: TrainSettings, samples: Sequence[Sample], dist: DistContext
 ) -> Path | None:
     """Score held-out faces with the stored best checkpoint, calibrate it, and write metrics and plots."""
     held_out = {
@@ -361,31 +370,31 @@ def _finish(
         for name, split in HELD_OUT_SPLITS.items()
         if not _missing_labels(samples, split, settings)
     }
-    if not world.is_main:
+    if not dist.is_main:
         return None
     best = read_card(folder.best_path)
-    scores = held_out["validation"].without(settings.left_out_kinds)
+    scores = held_out["validation"].without(settings.held_out_kinds)
     videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
-    calibration = calibrate(
+    calibration = fit_calibration(
         videos.logits,
         videos.is_fake,
         aggregation=best.card.aggregation,
         num_frames=best.card.sampling.num_frames,
-        real_called_fake=settings.real_called_fake,
-        fake_called_real=settings.fake_called_real,
+        max_fpr=settings.max_fpr,
+        max_fnr=settings.max_fnr,
     )
     card = best.card.model_copy(
         update={
             "calibration": calibration,
             "training": _summary(settings, samples, trainer) | (best.card.training or {}),
             "metrics": {
-                name: _metrics(each.without(settings.left_out_kinds), best.card, calibration)
-                | {"forgeries": _by_kind(each, settings)}
-                for name, each in held_out.items()
+                name: _metrics(faces.without(settings.held_out_kinds), best.card, calibration)
+                | {"forgeries": _by_kind(faces, settings)}
+                for name, faces in held_out.items()
             },
         }
     )
-    save_checkpoint(folder.best_path, load_network(best), card, half=settings.half)
+    save_checkpoint(folder.best_path, load_network(best), card, fp16=settings.fp16)
     _warn_of_withheld(card)
     _write_validation(folder, held_out["validation"], settings, calibration)
     return folder.best_path
@@ -394,19 +403,21 @@ def _finish(
 def _warn_of_withheld(card: CheckpointCard) -> None:
     document = card.model_dump()
     if why := withheld(document, "fake"):
-        log.warning("scans will not return fake: %s; add real validation videos, or raise --real-called-fake", why)
+        log.warning("scans will not return fake: %s; add real validation videos, or raise --max-fpr", why)
     if why := withheld(document, "real"):
-        log.warning("scans will not return real: %s; add fake validation videos, or raise --fake-called-real", why)
+        log.warning("scans will not return real: %s; add fake validation videos, or raise --max-fnr", why)
 
 
 def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
     videos = by_source(scores.logits, scores.is_fake, scores.sources, scores.groups)
-    judged = video_scores(videos.logits, calibration, aggregation=card.aggregation, num_frames=card.sampling.num_frames)
+    calibrated_scores = video_scores(
+        videos.logits, calibration, aggregation=card.aggregation, num_frames=card.sampling.num_frames
+    )
     threshold = calibration.fake_threshold
     faces = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
     return {
         "frame": _plain(measure(faces, scores.is_fake, scores.groups, fake_threshold=threshold)),
-        "video": _plain(measure(judged, videos.is_fake, videos.groups.tolist(), fake_threshold=threshold)),
+        "video": _plain(measure(calibrated_scores, videos.is_fake, videos.groups.tolist(), fake_threshold=threshold)),
         "num_faces": len(scores.logits),
         "num_videos": len(videos.logits),
         "num_groups": len(set(scores.groups)),
@@ -415,17 +426,17 @@ def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibr
 
 def _by_kind(scores: ValidationScores, settings: TrainSettings) -> dict[str, Any]:
     """Measure each kind of forgery against all real faces: the frame-level ROC AUC, and whether it was left out."""
-    found: dict[str, Any] = {}
-    for kind in settings.kinds + settings.left_out_kinds:
+    by_kind: dict[str, Any] = {}
+    for kind in settings.kinds + settings.held_out_kinds:
         part = scores.against_real(kind)
         faces = 1 / (1 + np.exp(-part.logits))
         metrics = measure(faces, part.is_fake, part.groups, fake_threshold=None)
-        found[kind] = {
+        by_kind[kind] = {
             "roc_auc": dataclasses.asdict(metrics["roc_auc"]),
             "num_faces": int(part.is_fake.sum()),
-            "left_out": kind in settings.left_out_kinds,
+            "left_out": kind in settings.held_out_kinds,
         }
-    return found
+    return by_kind
 
 
 def _plain(metrics: dict[str, Estimate]) -> dict[str, Any]:
@@ -437,19 +448,21 @@ def _write_validation(
 ) -> None:
     from dfscan.evaluation.plots import plot_history, plot_scores
 
-    judged = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
+    calibrated_scores = 1 / (1 + np.exp(-scores.logits / calibration.temperature))
     labels = ["fake" if is_fake else "real" for is_fake in scores.is_fake]
     texts = [
         (s.crop, s.source, s.group, label, s.kind, s.domain) for s, label in zip(scores.samples, labels, strict=True)
     ]
     made = [kind or "" for kind in scores.made]
-    numbers = zip(made, scores.logits.tolist(), judged.tolist(), strict=True)
+    numbers = zip(made, scores.logits.tolist(), calibrated_scores.tolist(), strict=True)
     rows = (text + number for text, number in zip(texts, numbers, strict=True))
     folder.write_table(VALIDATION_NAME, VALIDATION_COLUMNS, rows)
     plot_history(folder.rows(), folder.path)
     thresholds = (calibration.real_threshold, calibration.fake_threshold)
-    shown = np.array([made not in settings.left_out_kinds for made in scores.made])
-    plot_scores(judged[shown], scores.is_fake[shown], folder.path, thresholds=thresholds, title="validation faces")
+    shown = np.array([made not in settings.held_out_kinds for made in scores.made])
+    plot_scores(
+        calibrated_scores[shown], scores.is_fake[shown], folder.path, thresholds=thresholds, title="validation faces"
+    )
 
 
 _NOT_IN_CARD = (
@@ -486,10 +499,10 @@ def _seen(samples: Sequence[Sample], settings: TrainSettings) -> SeenFiles:
     before = read_card(parent).card if parent else None
     if before is None or not before.calibration.trained:
         return seen
-    return seen.united(before.seen or SeenFiles(is_complete=False))
+    return seen.union(before.seen or SeenFiles(is_complete=False))
 
 
-_MADE_BY: dict[ForgeryKind, str] = {
+_FORGERY_TEXTS: dict[ForgeryKind, str] = {
     "self-blended": "blended with themselves",
     "swapped": "swapped with other people's faces",
     "warped": "warped",
@@ -501,7 +514,7 @@ def _limits(samples: Sequence[Sample], settings: TrainSettings) -> list[str]:
     """List the limitations of the card's error rates."""
     limits = ["Does not reliably detect manipulations that it was not trained on, or fully synthetic faces."]
     if not any(sample.label == "fake" for sample in samples):
-        ways = " or ".join(_MADE_BY[kind] for kind in settings.kinds)
+        ways = " or ".join(_FORGERY_TEXTS[kind] for kind in settings.kinds)
         limits.append(
             f"All its fakes, in validation too, were real faces {ways}. Its error rates hold only for such fakes; it "
             "was never tested on deepfakes from elsewhere."

