@@ -84,10 +84,11 @@ class ScanSettings(BaseModel):
     trust_list: Path | None = None
     # output
     out: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = ("-",)
-    format: Literal["csv", "jsonl", "xlsx", "parquet"] | None = None
+    format: Literal["csv", "jsonl", "xlsx", "parquet", "case"] | None = None
     frames_out: Path | None = None
     html: Path | None = None
     html_max_mb: Annotated[float, Field(ge=0)] = 50.0
+    webvtt: Path | None = None
     keep_pictures: bool | None = None
     excel: bool = False
     delimiter: Literal[",", ";"] = ","

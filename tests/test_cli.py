@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "scan",
     "report",
+    "schema",
     "explain",
     "prepare",
     "shortcuts",
@@ -48,6 +49,7 @@ COMMANDS = (
 REQUIRED_ARGUMENTS = {
     "scan": ["."],
     "report": ["a.ledger"],
+    "schema": [],
     "explain": ["a.mp4", "--out", "dumps"],
     "prepare": [".", "--out", "dataset"],
     "shortcuts": [],

@@ -66,7 +66,7 @@ def test_every_example_is_understood(example: str, tmp_path: Path, monkeypatch: 
     _, name, *arguments = shlex.split(example.replace("\\%", "%"))
     command = typer.main.get_group(app).commands[name]
     with command.make_context(name, list(arguments)) as context:
-        assert context.params
+        assert context.params or not command.params
 
 
 @pytest.fixture

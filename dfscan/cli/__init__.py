@@ -17,6 +17,7 @@ from dfscan.cli import (
     prepare,
     report,
     scan,
+    schema,
     shortcuts,
     train,
 )
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
+app.command("schema", cls=SectionedCommand)(schema.schema)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("shortcuts", cls=SectionedCommand)(shortcuts.shortcuts)

@@ -104,8 +104,8 @@ Out = Annotated[
         "--out",
         "-o",
         panel=OUTPUT,
-        help="Report file; its extension selects the format: .csv, .jsonl, .xlsx or .parquet. Use - for stdout. "
-        "Repeatable. Default: stdout.",
+        help="Report file; its extension selects the format: .csv, .jsonl, .xlsx, .parquet, or .jsonld for CASE. Use - "
+        "for stdout. Repeatable. Default: stdout.",
         metavar="FILE",
     ),
 ]
@@ -114,7 +114,7 @@ Format = Annotated[
     option(
         "--format",
         panel=OUTPUT,
-        help="Report format: csv, jsonl, xlsx or parquet. Default: the extension of --out, else csv.",
+        help="Report format: csv, jsonl, xlsx, parquet or case. Default: the extension of --out, else csv.",
         metavar="FORMAT",
     ),
 ]
@@ -143,6 +143,15 @@ HtmlMaxMb = Annotated[
         panel=OUTPUT,
         help="Maximum total size of the images in the page, in MB. Default: 50.",
         metavar="MB",
+    ),
+]
+WebVtt = Annotated[
+    Path | None,
+    option(
+        "--webvtt",
+        panel=OUTPUT,
+        help="Also write a WebVTT file per video to this folder, with the times of faces at or above the threshold.",
+        metavar="DIR",
     ),
 ]
 Excel = Annotated[

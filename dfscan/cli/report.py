@@ -27,6 +27,7 @@ def report(
     frames_out: options.FramesOut = None,
     html: options.Html = None,
     html_max_mb: options.HtmlMaxMb = None,
+    webvtt: options.WebVtt = None,
     excel: options.Excel = None,
     delimiter: options.Delimiter = None,
     quiet: options.Quiet = None,

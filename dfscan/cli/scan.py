@@ -58,6 +58,7 @@ def scan(
     frames_out: options.FramesOut = None,
     html: options.Html = None,
     html_max_mb: options.HtmlMaxMb = None,
+    webvtt: options.WebVtt = None,
     keep_pictures: Annotated[
         bool | None,
         option(

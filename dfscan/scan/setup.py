@@ -160,7 +160,7 @@ def limit_threads() -> None:
 
 
 NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb webvtt "
     "keep_pictures shard excel delimiter ledger resume verify workers trust_list "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )

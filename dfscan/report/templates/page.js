@@ -398,7 +398,7 @@
       Colours: facts.hdr === undefined ? null : "high dynamic range",
       Sampling: `${counted(facts.looked, "frame", "frames")} scanned`,
       Checkpoint: foreign("code", data.checkpoints[facts.checkpoint].label),
-      "LabelledResult by": make("bdi", {}, `dfscan ${facts.version}`),
+      "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
     return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Encoding", "SHA-256"]));
