@@ -129,6 +129,21 @@ def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> Non
         ({"held_out": "warped"}, ["held_out needs forgeries"]),
         ({"reconstruction_px": 250}, ["not a multiple of 8"]),
         ({"start_from": "lite0", "grow_from": "b0.safetensors"}, ["start_from and grow_from exclude each other"]),
+        ({"match_faces": 64}, ["match_faces needs start_from lite0, lite1 or lite2"]),
+        ({"match_faces": 64, "start_from": "lab.safetensors"}, ["match_faces needs start_from lite0"]),
+        (
+            {"match_faces": 8, "start_from": "lite0"},
+            ["match_faces is below batch_size", "architecture efficientnet_b0"],
+        ),
+        ({"start_from": "lite1"}, ["start_from lite1 needs architecture efficientnet_b1"]),
+        ({"repeat": 2, "faces_per_epoch": 64}, ["repeat and faces_per_epoch exclude each other"]),
+        ({"fake_share": 0.2, "domain_exponent": 0.0}, ["fake_share needs faces_per_epoch", "domain_exponent needs"]),
+        ({"beauty_p": 0.1, "resend_p": 0.1}, ["beauty_p needs forgeries", "resend_p needs forgeries"]),
+        (
+            {"forgeries": "swapped", "reconstructions": "painted"},
+            ["reconstructions needs reconstructed in forgeries or in left_out"],
+        ),
+        ({"focal_balanced": True, "focal_weight": 0.0}, ["focal_balanced needs a focal_weight above 0"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
 )
@@ -379,9 +394,27 @@ def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, mon
     dist = DistContext(rank, 2, torch.device("cpu"))
     monkeypatch.setattr("dfscan.train.distributed.joined_processes", lambda _: contextlib.nullcontext(dist))
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
-    done = train(tmp_path / "data", tmp_path / "run", "--match-faces", 8)
+    options = ("--architecture", "efficientnet_b0", "--start-from", "lite0", "--match-faces", 8)
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL_PICTURES, *options)
     refused(done, "match_faces", "without torchrun")
-    assert not list(tmp_path.glob("run/*"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--match-faces", 8), ("match_faces needs start_from",)),
+        (("--start-from", "absent.safetensors"), ("absent.safetensors",)),
+        (("--grow-from", "absent.safetensors"), ("absent.safetensors",)),
+        (("--device", "cuda:99"), ("cuda:99",)),
+        (("--resume", "--bench", 2), ("--bench and --resume exclude each other",)),
+        (("--sheet", "sheet.png", "--bench", 2), ("--sheet and --bench exclude each other",)),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(options: tuple[object, ...], words: tuple[str, ...], tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    refused(train(tmp_path / "data", tmp_path / "run", *options), *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_and_run_folder_are_required(tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def _train(
     from dfscan.train import run
     from dfscan.train.settings import build_train_settings
 
+    alone = [name for name, value in {"--sheet": sheet, "--bench": bench, "--resume": resume}.items() if value]
+    if len(alone) > 1:
+        raise ConfigError(f"{alone[0]} and {alone[1]} exclude each other; give only one of them")
     given = {name: value for name, value in flags.items() if value is not None}
     if given.get("pretrained") and (other := [name for name in ("start_from", "grow_from") if name in given]):
         raise ConfigError(

@@ -31,7 +31,7 @@ from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
-from dfscan.types import FileFacts, Frame, Reason, VideoInfo
+from dfscan.types import Dissolve, FileFacts, Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
 """Time for a child to notice a timeout itself; after that it counts as hung and is killed."""
@@ -83,6 +83,8 @@ class Ended:
     """The video streams that were not scanned, each with the reason."""
     facts: FileFacts | None = None
     """None if the container could not be opened."""
+    dissolves: tuple[Dissolve, ...] = ()
+    """The dissolves between its samples."""
 
 
 Event = Opened | Decoded | Ended
@@ -254,6 +256,7 @@ class _Worker:
             message.get("num_missing", 0),
             tuple(message.get("skipped", ())),
             FileFacts.from_dict(message.get("facts")),
+            tuple(Dissolve(*each) for each in message.get("dissolves", ())),
         )
         self.path = None
         return ended

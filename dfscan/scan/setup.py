@@ -30,7 +30,7 @@ MAX_DEFAULT_THREADS = 8
 
 MAX_FOUND_FACES = 100
 """Maximum number of faces tracked per frame, so that the same `max_faces` people can be scored in every frame."""
-METHOD = 2
+METHOD = 3
 """Increment this when equal settings start to give different results; files in old ledgers are then rescanned."""
 
 log = logging.getLogger("dfscan")

@@ -118,6 +118,4 @@ def _label(score: float, rules: Rules) -> tuple[VerdictLabel, Reason | None]:
         return "inconclusive", rules.no_fake
     if real_threshold is None:
         return "inconclusive", Reason("below_threshold", f"not enough for fake; {rules.no_real}")
-    if real_threshold >= fake_threshold:  # crossed: no inconclusive band, `fake_threshold` decides alone
-        return "real", None
     return "inconclusive", Reason("between_thresholds", f"above {real_threshold:.6f}, the limit for real")

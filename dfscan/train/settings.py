@@ -296,6 +296,7 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         f"{name}_min is above {name}_max": getattr(settings, f"{name}_min") > getattr(settings, f"{name}_max")
         for name in ordered
     }
+    problems |= _needs(settings)
     return problems | {
         "face_px_min is above face_px_max": settings.face_px_min > settings.face_px_max,
         "blur_min_px is above blur_max_px": settings.blur_min_px > settings.blur_max_px,
@@ -310,4 +311,27 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         "held_out needs forgeries to train on": bool(settings.held_out_kinds and not settings.kinds),
         "start_from and grow_from exclude each other": bool(settings.start_from and settings.grow_from),
         "reconstruction_px is not a multiple of 8": bool(settings.reconstruction_px % 8),
+        "match_faces is below batch_size": 0 < settings.match_faces < settings.batch_size,
+        "repeat and faces_per_epoch exclude each other": settings.repeat > 1 and bool(settings.faces_per_epoch),
+    }
+
+
+def _needs(settings: TrainSettings) -> dict[str, bool]:
+    """Return settings that would have no effect, because another one that they need is missing."""
+    lite, draws = LITE_NETWORKS.get(settings.start_from or ""), bool(settings.faces_per_epoch)
+    return {
+        "match_faces needs start_from lite0, lite1 or lite2, whose features it fits": bool(
+            settings.match_faces and not lite
+        ),
+        f"start_from {settings.start_from} needs architecture {lite}": bool(lite and settings.architecture != lite),
+        "fake_share needs faces_per_epoch": settings.fake_share != TrainSettings.fake_share and not draws,
+        "domain_exponent needs faces_per_epoch": (
+            settings.domain_exponent != TrainSettings.domain_exponent and not draws
+        ),
+        "beauty_p needs forgeries": bool(settings.beauty_p and not settings.kinds),
+        "resend_p needs forgeries": bool(settings.resend_p and not settings.kinds),
+        "reconstructions needs reconstructed in forgeries or in left_out": bool(
+            settings.reconstructions and "reconstructed" not in settings.kinds + settings.left_out_kinds
+        ),
+        "focal_balanced needs a focal_weight above 0": settings.focal_balanced and not settings.focal_weight,
     }
