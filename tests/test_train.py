@@ -135,13 +135,19 @@ def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> Non
             {"match_faces": 8, "start_from": "lite0"},
             ["match_faces is below batch_size", "architecture efficientnet_b0"],
         ),
-        ({"start_from": "lite1"}, ["start_from lite1 needs architecture efficientnet_b1"]),
+        (
+            {"start_from": "lite1", "architecture": "efficientnet_b0"},
+            ["start_from lite1 needs architecture efficientnet_b1"],
+        ),
         ({"repeat": 2, "faces_per_epoch": 64}, ["repeat and faces_per_epoch exclude each other"]),
         ({"fake_share": 0.2, "domain_exponent": 0.0}, ["fake_share needs faces_per_epoch", "domain_exponent needs"]),
-        ({"beauty_p": 0.1, "resend_p": 0.1}, ["beauty_p needs forgeries", "resend_p needs forgeries"]),
+        (
+            {"skin_smoothing_p": 0.1, "recompress_p": 0.1},
+            ["skin_smoothing_p needs forgeries", "recompress_p needs forgeries"],
+        ),
         (
             {"forgeries": "swapped", "reconstructions": "painted"},
-            ["reconstructions needs reconstructed in forgeries or in left_out"],
+            ["reconstructions needs reconstructed in forgeries or in held_out"],
         ),
         ({"focal_balanced": True, "focal_weight": 0.0}, ["focal_balanced needs a focal_weight above 0"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
@@ -504,7 +510,7 @@ def test_initial_weights_must_be_given_only_once(option: tuple[str, str], tmp_pa
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--start-from", "lite0"), "--architecture efficientnet_b0"),
+        (("--start-from", "lite0"), "start_from lite0 needs architecture efficientnet_b0 or a larger"),
         (("--grow-from", "{untrained}"), "untrained.safetensors: test_efficientnet cannot be grown"),
     ],
 )

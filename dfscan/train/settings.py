@@ -323,15 +323,20 @@ def _needs(settings: TrainSettings) -> dict[str, bool]:
         "match_faces needs start_from lite0, lite1 or lite2, whose features it fits": bool(
             settings.match_faces and not lite
         ),
-        f"start_from {settings.start_from} needs architecture {lite}": bool(lite and settings.architecture != lite),
+        f"match_faces needs architecture {lite} with start_from {settings.start_from}": bool(
+            settings.match_faces and lite and settings.architecture != lite
+        ),
+        f"start_from {settings.start_from} needs architecture {lite} or a larger EfficientNet": bool(
+            lite and not lite <= settings.architecture <= "efficientnet_b4"
+        ),
         "fake_share needs faces_per_epoch": settings.fake_share != TrainSettings.fake_share and not draws,
         "domain_exponent needs faces_per_epoch": (
             settings.domain_exponent != TrainSettings.domain_exponent and not draws
         ),
-        "beauty_p needs forgeries": bool(settings.beauty_p and not settings.kinds),
-        "resend_p needs forgeries": bool(settings.resend_p and not settings.kinds),
-        "reconstructions needs reconstructed in forgeries or in left_out": bool(
-            settings.reconstructions and "reconstructed" not in settings.kinds + settings.left_out_kinds
+        "skin_smoothing_p needs forgeries": bool(settings.skin_smoothing_p and not settings.kinds),
+        "recompress_p needs forgeries": bool(settings.recompress_p and not settings.kinds),
+        "reconstructions needs reconstructed in forgeries or in held_out": bool(
+            settings.reconstructions and "reconstructed" not in settings.kinds + settings.held_out_kinds
         ),
         "focal_balanced needs a focal_weight above 0": settings.focal_balanced and not settings.focal_weight,
     }
