@@ -121,7 +121,7 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
         },
         "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
         "bootstrap": {"over": "groups", "confidence": CONFIDENCE} | _draws(evaluation),
-        "settings": evaluation.settings.model_dump(mode="json"),
+        "settings": evaluation.settings.document(),
         "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
     }
 

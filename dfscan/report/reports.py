@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -43,8 +44,10 @@ class Reports:
         self._html_max_mb = settings.html_max_mb
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
-            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
-            self._frames = opened.enter_context(_open_frames(settings)) if settings.frames_out else None
+            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.reports]
+            self._frames = (
+                opened.enter_context(_open_frames(settings.frames_out, settings)) if settings.frames_out else None
+            )
             if settings.html:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
@@ -105,9 +108,7 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> Report
     )
 
 
-def _open_frames(settings: ScanSettings) -> ReportWriter:
-    assert settings.frames_out
-    path = settings.frames_out
+def _open_frames(path: Path, settings: ScanSettings) -> ReportWriter:
     return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
 
 
