@@ -13,12 +13,12 @@ The public names are imported on first use, so that ``import dfscan`` stays fast
 
 from typing import TYPE_CHECKING
 
+from dfscan.version import __version__
+
 if TYPE_CHECKING:
     from dfscan.api import Scanner, scan_video, to_frame
     from dfscan.errors import CheckpointError, ConfigError, DfscanError, MissingExtraError
     from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",

@@ -16,17 +16,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 from weakref import WeakSet
 
-from dfscan import __version__
 from dfscan.config import ScanSettings, build_settings, rows
 from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.schema import REPORT_COLUMNS, Kind, report_row
-from dfscan.report.text import report_order
 from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
+from dfscan.text import report_order
 from dfscan.types import VideoResult
+from dfscan.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ class ScannerOptions(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     follow_symlinks: bool
+    images: bool
     num_frames: int | None
     every: float | None
     max_frames: int | None
@@ -54,6 +55,8 @@ class ScannerOptions(TypedDict, total=False):
     batch_size: int | None
     threshold: float | None
     min_faces: int | None
+    provenance: bool | None
+    trust_list: AnyPath | None
     workers: int | None
     threads: int | None
     timeout: float
@@ -118,6 +121,7 @@ class Scanner:
             include=settings.include,
             exclude=settings.exclude,
             follow_symlinks=settings.follow_symlinks,
+            images=settings.images,
         )
         results = self._results_of(discovery, self._engine)
         self._scans.add(results)

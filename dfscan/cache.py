@@ -7,8 +7,10 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import secrets
 from pathlib import Path
+
+from dfscan.errors import OutputError
+from dfscan.files import make_folder, write_bytes
 
 log = logging.getLogger("dfscan")
 
@@ -23,23 +25,6 @@ def cache_dir() -> Path | None:
     except RuntimeError:  # no HOME, and a user unknown to the system
         return None
     return base / "dfscan" if base.is_absolute() else None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically: readers see either the complete file or none, even with concurrent writers.
-
-    Raises:
-        OSError: the file cannot be written; no temporary file is left behind.
-    """
-    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def recall(key: str) -> bytes | None:
@@ -66,18 +51,14 @@ def _name(key: str, data: bytes) -> str:
 
 def remember(key: str, data: bytes) -> None:
     """Store data under `key`; log a warning if that fails."""
-    folder = cache_dir()
+    folder, remedy = cache_dir(), "Set XDG_CACHE_HOME to a writable folder."
     try:
         if folder is None:
-            raise OSError("no home directory and no XDG_CACHE_HOME")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / _name(key, data), data)
-    except OSError as error:
-        log.warning(
-            "the ONNX graph cannot be cached (%s) and will be exported again each time: "
-            "set XDG_CACHE_HOME to a writable folder",
-            error,
-        )
+            raise OutputError(f"there is no home directory. {remedy}")
+        make_folder(folder, remedy=remedy)
+        write_bytes(folder / _name(key, data), data, remedy=remedy)
+    except OutputError as error:
+        log.warning("the ONNX graph is not cached and will be exported again each time: %s", error)
 
 
 def package_version(name: str) -> str:

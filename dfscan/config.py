@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 INPUT, OUTPUT, EXPLAIN, VERDICT = "Input", "Output", "Explanation", "Verdict"
-SAMPLING, FACES, DETECTOR, BEHAVIOUR = "Sampling", "Faces", "Detector", "Behaviour"
+SAMPLING, FACES, DETECTOR, PROVENANCE = "Sampling", "Faces", "Detector", "Provenance"
+BEHAVIOUR = "Behaviour"
 
 FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
 FAIL_ON: tuple[str, ...] = get_args(FailOn)
@@ -191,6 +192,12 @@ class ScanSettings(Settings):
         (), INPUT, "In folders, skip files and folders that match this glob. Repeatable.", metavar="GLOB"
     )
     follow_symlinks: bool = setting(False, INPUT, "Follow symbolic links found in folders.")
+    images: bool = setting(
+        False,
+        INPUT,
+        "Also scan pictures: JPEG, PNG, WebP, HEIC and AVIF. Their verdict is inconclusive, because the thresholds are "
+        "those for videos.",
+    )
     shard: str | None = setting(
         None,
         INPUT,
@@ -333,6 +340,21 @@ class ScanSettings(Settings):
     )
     device: str = setting("auto", DETECTOR, "Device: auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     batch_size: int = setting(32, DETECTOR, "Faces scored at once on a GPU; a CPU scores one at a time.", ge=1)
+
+    provenance: bool | None = setting(
+        None,
+        PROVENANCE,
+        "Read and validate C2PA manifests, offline.",
+        default_text="yes if the extra provenance is installed",
+        example=True,
+    )
+    trust_list: Path | None = setting(
+        None,
+        PROVENANCE,
+        "Certificates, in PEM, of the authorities whose signers of C2PA manifests are trusted.",
+        default_text="nobody is trusted",
+        example="trusted.pem",
+    )
 
     workers: int | None = setting(
         None,

@@ -1,12 +1,13 @@
 """Exceptions that dfscan raises deliberately.
 
 DfscanError
-+-- ConfigError        an option, configuration file, input list or input data set is unusable (exit 2)
++-- ConfigError        an option, configuration file or input list is unusable (exit 2)
++-- DataError          a data set, ledger or saved state is missing, damaged or unsuitable (exit 2)
 +-- CheckpointError    a checkpoint is missing, damaged, of another format, or fails its self-test (exit 2)
 +-- OutputError        a report, ledger, log or dump cannot be written (exit 2)
 +-- MissingExtraError  an optional package is not installed (exit 2, before any work)
 +-- LockedError        another run writes the same files (exit 75)
-+-- TrainingError      training cannot continue; saved states are kept (exit 2)
++-- TrainingError      training has diverged; saved states are kept (exit 2)
 +-- VideoError         one video cannot be scored; it becomes an ``error`` row and the batch continues
 """
 
@@ -20,7 +21,11 @@ class DfscanError(Exception):
 
 
 class ConfigError(DfscanError):
-    """An option, a configuration file, a list of inputs or an input data set is unusable."""
+    """An option, a configuration file or a list of inputs is unusable."""
+
+
+class DataError(DfscanError):
+    """A data set, a ledger, a journal or the state of a run is missing, damaged or unsuitable."""
 
 
 class CheckpointError(DfscanError):
@@ -42,7 +47,7 @@ class LockedError(DfscanError):
 
 
 class TrainingError(DfscanError):
-    """Training cannot continue because its values are no longer finite."""
+    """Training has diverged: its values are not finite, or so large that scores saturate."""
 
 
 class VideoError(DfscanError):

@@ -7,20 +7,27 @@ from typing import Literal
 
 from dfscan.errors import MissingExtraError
 
-Extra = Literal["pandas", "train"]
+Extra = Literal["pandas", "provenance", "train"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "pandas": {"pandas": "pandas"},
+    "provenance": {"c2pa": "c2pa-python"},
     "train": {
         "albumentations": "albumentations",
         "matplotlib": "matplotlib",
         "pandas": "pandas",
         "scipy": "scipy",
+        "threadpoolctl": "threadpoolctl",
         "sklearn": "scikit-learn",
         "tqdm": "tqdm",
     },
 }
 """For each extra of pyproject.toml, the name that each of its packages is imported by, and the name of the package."""
+
+
+def is_installed(extra: Extra) -> bool:
+    """Return whether the packages of an extra are installed, without importing them."""
+    return not _missing(extra)
 
 
 def require(extra: Extra, subject: str) -> None:
@@ -33,9 +40,12 @@ def require(extra: Extra, subject: str) -> None:
     Raises:
         MissingExtraError: some are not installed; the message names them and the command that installs them.
     """
-    missing = [package for module, package in PACKAGES[extra].items() if find_spec(module) is None]
-    if missing:
+    if missing := _missing(extra):
         verb = "is" if len(missing) == 1 else "are"
         raise MissingExtraError(
             f"{subject} needs {', '.join(missing)}, which {verb} not installed: pip install 'dfscan[{extra}]'"
         )
+
+
+def _missing(extra: Extra) -> list[str]:
+    return [package for module, package in PACKAGES[extra].items() if find_spec(module) is None]

@@ -9,18 +9,24 @@ Numpy only: importing this module is cheap. Pixels are uint8 RGB, upright (rotat
 from __future__ import annotations
 
 import base64
+import functools
 import math
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dfscan.arrays import Float32Array, UInt8Image
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 VerdictLabel = Literal["fake", "real", "inconclusive", "no_face", "error"]
 Status = Literal["ok", "partial", "error"]
 PictureKind = Literal["face", "heat_map", "frame"]
+ProvenanceState = Literal["unknown", "present", "unreadable", "invalid", "valid", "trusted"]
+DeclaredAi = Literal["generated", "partly generated"]
 
 VERDICT_LABELS: tuple[VerdictLabel, ...] = ("fake", "real", "inconclusive", "no_face", "error")
 
@@ -56,6 +62,78 @@ class VideoInfo:
     is_hdr: bool = False
     num_skipped_streams: int | None = None
     """Number of video streams that were not scanned; cover art does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the C2PA manifest of a file says, and whether it is valid. It never changes a score or a verdict."""
+
+    state: ProvenanceState
+    """``unknown``: no manifest was found, which says nothing. ``present``: one is stored elsewhere. ``unreadable``:
+    reading failed. ``invalid``: it is damaged, or it does not belong to this content. ``valid``: it belongs to this
+    content and its signature holds, but the signer is not on the trust list. ``trusted``: the signer is."""
+    signer: str | None = None
+    """Name and organisation in the certificate of the signer."""
+    generator: str | None = None
+    """Program that made the manifest."""
+    actions: tuple[str, ...] = ()
+    """Actions in the manifest, such as ``c2pa.created``."""
+    declared_ai: DeclaredAi | None = None
+    """Whether the manifest says that a trained model made the content, or a part of it. None if it says neither."""
+    problem: str | None = None
+    """Why the manifest is not valid or was not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file states about how it was made. None means that the file states nothing, or that nothing was read.
+
+    The statements are quoted, not verified: anyone can write them. They never change a score or a verdict.
+    """
+
+    container: str | None = None
+    """Format of the container, such as ``mp4``."""
+    brand: str | None = None
+    """Major brand of an MP4 or MOV file, and its compatible brands in parentheses."""
+    muxer: str | None = None
+    """Programs that wrote the container."""
+    encoder: str | None = None
+    """Programs that encoded the main video stream, from its tags and from the stream itself."""
+    device: str | None = None
+    """Make and model of the camera."""
+    creation_time: str | None = None
+    """Time of creation as written."""
+    num_edits: int | None = None
+    """Number of entries in the edit list of an MP4 or MOV file."""
+    hidden_s: float | None = None
+    """Seconds of video that the edit list hides."""
+    bit_rate_bps: int | None = None
+    """Mean bit rate of the main video stream in bits per second, from the sizes of its packets."""
+    gop_frames: int | None = None
+    """Maximum number of frames from one key frame to the next in the main video stream."""
+    num_audio_streams: int | None = None
+    origin_signs: tuple[str, ...] = ()
+    """Tags that name a screen recorder, an online service or a generator."""
+    provenance: Provenance | None = None
+    """None if it was not read."""
+    is_picture: bool = False
+    """True for a still picture in one of the formats of `media.content.picture_kind`."""
+
+    @classmethod
+    def from_dict(cls, document: object) -> FileFacts | None:
+        """Convert the result of `asdict`, also after JSON, back to facts. Unknown keys are ignored; None gives None.
+
+        Raises:
+            ValueError: a value has another type. Documents from a compromised decoder can hold anything.
+        """
+        return None if document is None else _facts_adapter().validate_python(document)
+
+
+@functools.cache
+def _facts_adapter() -> TypeAdapter[FileFacts]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(FileFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +286,8 @@ class VideoResult:
     """Short text that names the checkpoint; set by `dfscan.Scanner`. Ledgers keep it in their recipes."""
     dfscan_version: str | None = field(default=None, compare=False)
     """Set like `checkpoint`."""
+    facts: FileFacts | None = None
+    """None if the file could not be opened, or if the result is from before facts were read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values that JSON can hold, without pictures and dumps.
@@ -229,6 +309,7 @@ class VideoResult:
             "tracks": [_track_to_dict(track) for track in self.tracks],
             "checkpoint": self.checkpoint,
             "dfscan_version": self.dfscan_version,
+            "facts": asdict(self.facts) if self.facts else None,
         }
         finite: dict[str, Any] = _finite(document)
         return finite
@@ -258,7 +339,7 @@ def _finite(value: Any) -> Any:
     """The value with None in place of every NaN and infinity in it."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

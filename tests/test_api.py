@@ -262,6 +262,7 @@ def test_to_dict_is_stable() -> None:
         ],
         "checkpoint": "c",
         "dfscan_version": None,
+        "facts": None,
     }
 
 

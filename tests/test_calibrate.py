@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dfscan.cli import app
 from dfscan.detector.card import Aggregation, Calibration
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError, DfscanError, TrainingError
 from dfscan.evaluation.calibrate import fit_calibration
 from dfscan.scan.verdict import Rules, track_score
 from dfscan.types import Face, FaceScore, Track
@@ -154,17 +154,19 @@ def test_too_few_videos_give_no_real_threshold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reals", "fakes", "message"),
+    ("reals", "fakes", "error", "message"),
     [
-        ([], [], "there are no validation videos"),
-        ([1.0], [], "all 1 validation videos are real"),
-        ([], [1.0, 2.0], "all 2 validation videos are fake"),
-        ([0.0, float("nan")], [1.0], "non-finite"),
-        ([1e9], [1e9], "diverged"),
+        ([], [], DataError, "there are no validation videos"),
+        ([1.0], [], DataError, "all 1 validation videos are real"),
+        ([], [1.0, 2.0], DataError, "all 2 validation videos are fake"),
+        ([0.0, float("nan")], [1.0], TrainingError, "non-finite"),
+        ([1e9], [1e9], TrainingError, "diverged"),
     ],
 )
-def test_unusable_splits_are_rejected(reals: list[float], fakes: list[float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_unusable_splits_are_rejected(
+    reals: list[float], fakes: list[float], error: type[DfscanError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         fit(reals, fakes)
 
 

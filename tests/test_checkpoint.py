@@ -17,18 +17,17 @@ from pydantic import ValidationError
 
 from dfscan.detector import checkpoint as checkpoint_module
 from dfscan.detector import selftest
-from dfscan.detector.card import Calibration
+from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.detector.checkpoint import (
     Checkpoint,
-    CheckpointCard,
     create_untrained,
     default_checkpoint_path,
     load_network,
     read_card,
     save_checkpoint,
-    self_test_input,
-    verify,
 )
+from dfscan.detector.selftest import self_test_input
+from dfscan.detector.verify import verify
 from dfscan.errors import CheckpointError, OutputError
 
 TINY = "test_efficientnet"

@@ -29,6 +29,7 @@ from typer.testing import CliRunner, Result
 from dfscan.cli import app
 from dfscan.config import ScanSettings, build_settings, rows
 from dfscan.report.schema import REPORT_COLUMNS
+from tests.signing import identity
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -190,7 +191,7 @@ def test_a_folder_of_photographs_gives_a_hint(untrained: Path, tmp_path: Path) -
     for name in ("a.jpg", "b.PNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"\xff\xd8\xff")
     result = scan(untrained, tmp_path)
-    hint = "2 pictures were skipped; to judge one, use `dfscan explain`"
+    hint = "2 pictures were skipped; to scan pictures, add --images"
     assert f"nothing to scan in {tmp_path}: {hint}" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("dfscan: 0 videos:")
 
@@ -480,6 +481,7 @@ def test_configuration_file_works_with_every_line_uncommented(
     text = re.sub(r"^# (\w+ = )", r"\1", (ROOT / "configs" / "scan.toml").read_text(), flags=re.MULTILINE)
     text = re.sub(r"^(threshold|every|max_frames) = .*$", "", text, flags=re.MULTILINE)  # need a trained checkpoint
     (tmp_path / "all.toml").write_text(text)
+    (tmp_path / "trusted.pem").write_text(identity().root_pem)
     video = clips / "one.mp4"
     base = ("--config", "all.toml", "--checkpoint", untrained, "--device", "cpu", "--num-frames", 2)
     assert run("scan", video, *base).exit_code == 0

@@ -13,7 +13,7 @@ from dfscan.cli import app
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, Split, TrueLabel, read_manifest, write_manifest
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import create_network
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, DataError
 from dfscan.train.cross_validation import HELD_OUT, read_held_out
 from dfscan.train.folder import VALIDATION_COLUMNS
 from dfscan.train.kinds import KIND_CLASSES, KindTeacher, kind_class, kind_loss
@@ -110,13 +110,13 @@ def test_forgeries_are_excluded_and_overlapping_runs_are_rejected(tmp_path: Path
     faces = read_held_out([one])
     assert faces.sources == ["a.mp4"]
     assert faces.logits.tolist() == [-1.5]
-    with pytest.raises(ConfigError, match=r"a\.mp4: held out by .*one and by .*two; give one run per fold"):
+    with pytest.raises(DataError, match=r"a\.mp4: held out by .*one and by .*two; give one run per fold"):
         read_held_out([one, write_run(tmp_path / "two", [row])])
-    with pytest.raises(ConfigError, match="lacks the columns kind, domain"):
+    with pytest.raises(DataError, match="lacks the columns kind, domain"):
         read_held_out(
             [write_run(tmp_path / "old", [row], tuple(c for c in VALIDATION_COLUMNS if c not in ("kind", "domain")))]
         )
-    with pytest.raises(ConfigError, match=r"cannot be read .*give folders of finished runs"):
+    with pytest.raises(DataError, match=r"cannot be read .*give folders of finished runs"):
         read_held_out([tmp_path / "nothing"])
 
 

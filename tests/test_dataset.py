@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfscan.detector.preprocess import Preprocessing, to_input
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.names import FORGERY_KINDS
 from dfscan.train.batches import Key, plan_epoch
 from dfscan.train.dataset import Faces, FaceSet, load
@@ -73,7 +73,7 @@ def test_an_unreadable_crop_is_named_with_a_remedy(
     crop.unlink()
     if content is not None:
         crop.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DataError) as caught:
         list(load(faces, [(Key(0, 1, 0), Key(0, 2, 0))], num_workers=num_workers, pin_memory=False))
     assert str(crop) in str(caught.value)
     assert word in str(caught.value)

@@ -5,7 +5,7 @@ import pytest
 
 from dfscan.dataset.crops import encode
 from dfscan.dataset.manifest import Sample, Split
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.donors import Donors, check_swaps, path_of
 from dfscan.forgery.names import DESIGNS
 from dfscan.train.run import reconstructions_in
@@ -55,7 +55,7 @@ def test_a_split_with_only_one_person_is_refused(split: Split, tmp_path: Path) -
     alone = [sample for sample in samples if sample.split != split]
     alone += [write_sample(tmp_path, 9 + i, split=split, group="one") for i in range(2)]
     alone.append(write_sample(tmp_path, 12, split=split, label="fake"))
-    with pytest.raises(ConfigError, match=f"split '{split}'.*--held-out") as caught:
+    with pytest.raises(DataError, match=f"split '{split}'.*--held-out") as caught:
         check_swaps(alone, tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_runs_share_reconstructions_only_if_theirs_would_be_equal(tmp_path: Path
     others = [folder(other_split), folder(seed=1), folder(reconstruction_px=128), folder(reconstruction_steps=9)]
     assert len({here, *others}) == 5
     assert folder(samples[::-1]) == here
-    with pytest.raises(ConfigError, match="--reconstructions"):
+    with pytest.raises(DataError, match="--reconstructions"):
         folder(out=None)
 
 
@@ -108,7 +108,7 @@ def test_a_missing_or_damaged_reconstruction_is_named(content: bytes | None, tmp
         if content is not None:
             path.write_bytes(content)
     donors = Donors([sample], tmp_path, tmp_path / "made")
-    with pytest.raises(ConfigError, match=rf"{sample.crop_sha256[:32]}\.png .*delete it .*run again") as caught:
+    with pytest.raises(DataError, match=rf"{sample.crop_sha256[:32]}\.png .*delete it .*run again") as caught:
         donors.of(0, donors.read(0), "reconstructed", np.random.default_rng(0))
     assert "manifest" not in str(caught.value)
 

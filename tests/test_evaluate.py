@@ -264,7 +264,7 @@ def test_one_split_only(trained: Path, tmp_path: Path) -> None:
         (["--split", "dev"], "--split must be one of train, val, test"),
         (["--label", "true"], "--label must be one of real, fake"),
         (["--label-column", "truth"], "truth"),
-        (["--out", "in/labels.csv"], "cannot be created"),
+        (["--out", "in/labels.csv"], "Give another folder with --out"),
     ],
 )
 def test_bad_options(

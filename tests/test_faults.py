@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from dfscan.media.source import FileIdentity
 from dfscan.report import dumps as dumping
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import ledger as keeping
 from dfscan.scan import run as scanning
-from dfscan.scan.ledger import FileIdentity
 from dfscan.types import Picture, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run
 from tests.test_cli import surroundings as surroundings

@@ -64,7 +64,8 @@ def decode_in_the_sandbox(sources: Sequence[Path], folder: Path, count: int) -> 
     opened: set[str] = set()
     warm_bytes = 0
     paths = written(sources, folder, count)
-    for event in decode_videos(paths, sampling=Sampling(2), num_workers=2, limits=Limits(timeout_s=20)):
+    limits = Limits(timeout_s=20)
+    for event in decode_videos(paths, sampling=Sampling(2), num_workers=2, limits=limits, trust_list=""):
         if isinstance(event, Opened):
             opened.add(event.path)
         elif isinstance(event, Ended):
@@ -90,6 +91,14 @@ def test_each_of_some_mutants_gets_one_result(sources: list[Path], tmp_path: Pat
     codes = decode_in_the_sandbox(sources, tmp_path / "mutants", 150)
     assert codes["internal"] == 0, codes
     assert 15 < codes["ok"] < 150, codes
+
+
+def test_each_of_some_mutants_of_signed_files_gets_one_result(sources: list[Path], tmp_path: Path) -> None:
+    from tests.signing import sign
+
+    signed = [sign(path, tmp_path / f"signed{path.suffix}") for path in sources if path.suffix in (".mp4", ".avi")]
+    codes = decode_in_the_sandbox(signed, tmp_path / "mutants", 100)
+    assert codes["internal"] == codes["crashed"] == 0, codes
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfscan.errors import ConfigError, OutputError
-from dfscan.scan.ledger import FileIdentity, Ledger, LedgerReader, Recipe, from_json, to_json
-from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.errors import DataError, OutputError
+from dfscan.media.source import FileIdentity
+from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
+from dfscan.types import Face, FaceScore, FileFacts, Picture, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 def face(frame_index: int) -> FaceScore:
@@ -27,6 +28,7 @@ def face(frame_index: int) -> FaceScore:
     return FaceScore(found, logit=-1 / 3 + frame_index)
 
 
+PROVENANCE = Provenance("invalid", "Signer, Org", "Editor 1", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
 FULL = VideoResult(
     path="clips/a.mp4",
     status="partial",
@@ -35,6 +37,7 @@ FULL = VideoResult(
     num_frames=32,
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
     dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
+    facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE, True),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
@@ -65,7 +68,7 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 
 
 def test_the_test_result_sets_every_field() -> None:
-    for value in (FULL, FULL.verdict, FULL.info):
+    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, PROVENANCE):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
             if field.compare:  # the others are kept beside the JSON: pictures in a table, the checkpoint in a recipe
                 assert getattr(value, field.name) != field.default, field.name
@@ -348,7 +351,7 @@ def test_a_damaged_card_is_reported(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE checkpoints SET card = 'no JSON'")
     database.close()
-    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.cards()
 
 
@@ -378,7 +381,7 @@ def test_a_ledger_without_a_pictures_table_can_be_read_and_written(tmp_path: Pat
 )
 def test_old_ledger_refuses_other_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "x.ledger")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         LedgerReader(tmp_path / "x.ledger")
 
 
@@ -389,5 +392,5 @@ def test_a_damaged_record_is_reported(tmp_path: Path, result: str) -> None:
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE videos SET result = ?", (result,))
     database.close()
-    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(ConfigError, match="a record is damaged"):
+    with LedgerReader(tmp_path / "x.ledger") as old, pytest.raises(DataError, match="a record is damaged"):
         old.result(old.entries()[0])

@@ -16,7 +16,7 @@ from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector, create_network
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.errors import ConfigError, OutputError, TrainingError
+from dfscan.errors import ConfigError, DataError, OutputError, TrainingError
 from dfscan.train.batches import plan_epoch
 from dfscan.train.dataset import FaceSet, load
 from dfscan.train.distributed import DistContext
@@ -278,7 +278,7 @@ def test_a_state_with_former_names_of_settings_is_resumed(tmp_path: Path) -> Non
 def test_a_missing_or_damaged_state_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "state.safetensors").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"state\.safetensors"):
+    with pytest.raises(DataError, match=r"state\.safetensors"):
         trainer(tmp_path / "data").resume(RunFolder(tmp_path))
 
 
@@ -346,8 +346,8 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dfscan.cache.os.replace", full)
-    with pytest.raises(OutputError, match=r"No space left.*free some space"):
+    monkeypatch.setattr("dfscan.files.os.replace", full)
+    with pytest.raises(OutputError, match=r"No space left.*Free some space"):
         made._save(folder)
     assert folder.state_path.read_bytes() == before
     assert sorted(path.name for path in folder.path.iterdir()) == [

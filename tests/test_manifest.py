@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dfscan.dataset.manifest import COLUMNS, Sample, read_manifest, write_manifest
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import DataError, OutputError
 
 SAMPLE = Sample(
     crop="crops/ab/ab_0000_0.png",
@@ -62,31 +62,31 @@ def test_round_trip(tmp_path: Path) -> None:
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(DataError, match=complaint):
         read_manifest(write_table(tmp_path, **changes))
 
 
 def test_a_crop_listed_twice_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.csv", [SAMPLE, SAMPLE])
-    with pytest.raises(ConfigError, match=r"crop is listed twice \(line 3\)"):
+    with pytest.raises(DataError, match=r"crop is listed twice \(line 3\)"):
         read_manifest(tmp_path)
 
 
 def test_missing_columns_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text(",".join(COLUMNS[2:]) + "\n")
-    with pytest.raises(ConfigError, match="lacks the columns crop, source; recreate it"):
+    with pytest.raises(DataError, match="lacks the columns crop, source; recreate it"):
         read_manifest(tmp_path)
 
 
 def test_a_manifest_without_rows_or_table_or_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.csv"
-    with pytest.raises(ConfigError, match=r"cannot be read .*create it with `dfscan prepare`"):
+    with pytest.raises(DataError, match=r"cannot be read .*create it with `dfscan prepare`"):
         read_manifest(path)
     path.write_text("")
-    with pytest.raises(ConfigError, match="not a CSV file"):
+    with pytest.raises(DataError, match="not a CSV file"):
         read_manifest(path)
     path.write_text(",".join(COLUMNS) + "\n")
-    with pytest.raises(ConfigError, match="holds no face crop"):
+    with pytest.raises(DataError, match="holds no face crop"):
         read_manifest(path)
 
 

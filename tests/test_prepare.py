@@ -24,7 +24,7 @@ from dfscan.dataset.crops import cut, encode, read_crop
 from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.manifest import read_manifest
 from dfscan.dataset.prepare import PrepareSettings, PrepareSummary, run_prepare
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError, DataError, OutputError
 from dfscan.faces.detect import Detection, FaceDetector
 from tests.pictures import astronaut, moved, nobody, on_canvas, other_person, two_people
 from tests.videos import write_video
@@ -282,7 +282,7 @@ def test_one_file_with_two_labels_is_refused(footage: Path, tmp_path: Path) -> N
     shutil.copy(footage / "real/still.png", tmp_path / "real/a.png")
     shutil.copy(footage / "real/still.png", tmp_path / "fake/b.png")
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"the same file is (real|fake) as .*: remove the wrong one"):
+        with pytest.raises(DataError, match=r"the same file is (real|fake) as .*: remove the wrong one"):
             run_prepare([str(tmp_path)], settings(tmp_path / "d"))
 
 
@@ -297,7 +297,7 @@ def test_given_splits_that_leak_are_refused(footage: Path, tmp_path: Path) -> No
 
 
 def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
+    with pytest.raises(DataError, match=r"no source shows a usable face; skipped.csv there gives the reasons"):
         run_prepare([str(footage / "real/nobody.mp4")], settings(tmp_path / "d", label="real"))
     assert len(skipped(tmp_path / "d")) == 1
 
@@ -305,13 +305,13 @@ def test_inputs_without_any_face_are_refused(footage: Path, tmp_path: Path) -> N
 def test_folders_unfit_for_a_data_set_are_refused(footage: Path, tmp_path: Path) -> None:
     still = str(footage / "real/still.png")
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/d/progress.jsonl: cannot be written \(Not a directory\)"):
+    with pytest.raises(OutputError, match=r"file/d/progress.jsonl': Not a directory\. .*another --out"):
         run_prepare([still], settings(tmp_path / "file" / "d", label="real"))
     with pytest.raises(ConfigError, match="is not empty and not a data set"):
         run_prepare([still], settings(tmp_path, label="real"))
     (tmp_path / "d").mkdir()
     (tmp_path / "d/progress.jsonl").write_text('{"num_frames": 3}\nnonsense\n')
-    with pytest.raises(ConfigError, match=r"progress.jsonl: is damaged .*delete it"):
+    with pytest.raises(DataError, match=r"progress.jsonl: is damaged .*delete it"):
         run_prepare([still], settings(tmp_path / "d", label="real"))
 
 
@@ -320,7 +320,7 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OutputError, match=r"No space left on device\); free some space there"):
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space there"):
         run_prepare([str(footage / "real/still.png")], settings(tmp_path / "d", label="real"))
 
 
@@ -334,7 +334,7 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(DataError, match=complaint):
         settings(tmp_path, **changes)
 
 

@@ -11,22 +11,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
+from dfscan import files
 from dfscan.errors import ConfigError, OutputError
-from dfscan.report import tables, writers
+from dfscan.files import AtomicFile
+from dfscan.report import tables
+from dfscan.report.formats import ReportFormat, format_for, open_writer
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
 from dfscan.report.tables import LINK, VERDICT_COLOURS
-from dfscan.report.text import display_path, guard_formula, is_escaped, printable
-from dfscan.report.writers import AtomicFile, ReportFormat, format_for, open_writer
-from dfscan.types import Face, FaceScore, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.text import display_path, guard_formula, is_escaped, printable
+from dfscan.types import Face, FaceScore, FileFacts, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SUFFIXES = ("csv", "jsonl", "xlsx", "parquet")
+
+FACT_COLUMNS = (
+    "container container_brand muxer encoder device creation_time num_edits hidden_s bit_rate_bps gop_frames"
+    " rotation_deg num_audio_streams sound origin_signs provenance provenance_signer provenance_generator"
+    " provenance_actions provenance_problem declared_ai"
+).split()
 
 SHA256 = "0e91b9c5d2a7f3864cb05f1e7d8a2b3c4d5e6f708192a3b4c5d6e7f80912a3b4"
 
@@ -133,7 +142,7 @@ def test_report_columns_are_stable() -> None:
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split()
+    ).split() + FACT_COLUMNS
 
 
 def test_report_row() -> None:
@@ -161,7 +170,26 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
+        **dict.fromkeys(FACT_COLUMNS),
+        "rotation_deg": 0,
     }
+
+
+def test_facts_of_the_file_are_quoted_at_the_end_of_the_row(tmp_path: Path) -> None:
+    provenance = Provenance("invalid", "Signer", "Camera", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
+    facts = FileFacts(
+        "mp4", "isom", "=Lavf", "x264", "Apple", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), provenance
+    )
+    told = row(replace(judged("a.mp4"), facts=facts))
+    stated = ["mp4", "isom", "=Lavf", "x264", "Apple", "2024", 2, 1.5, 800_000, 250, 0, 1, "not examined", "a: b; c: d"]
+    signed = ["invalid", "Signer", "Camera", "c2pa.created; c2pa.edited", "mismatch", "generated"]
+    assert [told[name] for name in FACT_COLUMNS] == stated + signed
+    assert row(replace(judged("a.mp4"), facts=FileFacts(num_audio_streams=0)))["sound"] == "none"
+    before, after = (write(tmp_path / "r.csv", [each]).read_text() for each in (row(judged("a.mp4")), told))
+    old_cells = before[: before.index(",,")]
+    assert old_cells.endswith(',"b2-plain","0.1.0",1')
+    assert after.startswith(old_cells), "the columns that were there before keep their bytes"
+    assert ',"\'=Lavf",' in after, "text of a file is no formula"
 
 
 def test_row_of_an_error_has_empty_cells_not_zeros() -> None:
@@ -216,7 +244,7 @@ def test_csv_bytes(tmp_path: Path) -> None:
 
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
-    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",'
+    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(FACT_COLUMNS)
 
 
 def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:
@@ -385,7 +413,7 @@ def test_old_report_survives_a_failing_disk(
     path = tmp_path / f"r.{suffix}"
     path.write_text("old")
     writer = open_writer(path, REPORT_COLUMNS, format=format_for(path))
-    monkeypatch.setattr(writers.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(OutputError, match=rf"r\.{suffix}': No space left on device. Free some space"):
         writer.close()
     assert path.read_text() == "old"
@@ -434,7 +462,7 @@ def test_data_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.M
     steps: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(writers.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
+        monkeypatch.setattr(files.os, name, lambda *args, name=name, real=real: steps.append(name) or real(*args))
     write(tmp_path / "r.csv", [])
     assert steps == ["fsync", "replace", "fsync"]
 
@@ -534,7 +562,7 @@ def test_workbook(tmp_path: Path) -> None:
     assert cells["size_bytes"].value == 1234567890123
     assert cells["verdict"].fill.fgColor.rgb.endswith(VERDICT_COLOURS["fake"])
     assert sheet.freeze_panes == "B2"
-    assert sheet.auto_filter.ref == "A1:W3"
+    assert sheet.auto_filter.ref == f"A1:{openpyxl.utils.get_column_letter(len(REPORT_COLUMNS))}3"
     assert [[cell.value for cell in line] for line in book["about"].iter_rows()] == [
         list(each) for each in about.items()
     ]
@@ -587,7 +615,7 @@ def test_versions_import_nothing() -> None:
     assert found["numpy"] == np.__version__
     assert (
         list(found)
-        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch").split()
+        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch c2pa").split()
     )
 
 

@@ -262,7 +262,7 @@ def test_resume_without_a_ledger_is_refused(videos: Path, untrained: Path) -> No
 
 
 def test_only_leftovers_of_a_killed_run_are_removed(videos: Path, untrained: Path, tmp_path: Path) -> None:
-    from dfscan.report.writers import AtomicFile
+    from dfscan.files import AtomicFile
 
     for name in ("r.csv", "r.csv.meta.json", "other.csv"):
         file = AtomicFile(tmp_path / name)

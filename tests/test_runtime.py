@@ -19,11 +19,10 @@ from dfscan.detector.checkpoint import (
     default_checkpoint_path,
     load_network,
     read_card,
-    verify,
 )
 from dfscan.detector.preprocess import to_input
 from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
-from dfscan.detector.selftest import MIXED_TOLERANCE
+from dfscan.detector.verify import MIXED_TOLERANCE, verify
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
 from dfscan.faces.crop import crop_face
 from dfscan.graphs import export_failure

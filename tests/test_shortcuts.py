@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from dfscan.cli import app
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery import forgeries
 from dfscan.forgery.degrade import blur, compress_jpeg
 from dfscan.train import shortcuts
@@ -92,13 +92,13 @@ def test_forgeries_with_leaking_artefacts_are_detected(
 
 def test_too_few_people_are_rejected(tmp_path: Path) -> None:
     write_dataset(tmp_path, num_train=4)
-    with pytest.raises(ConfigError, match="4 groups, but the check needs 5"):
+    with pytest.raises(DataError, match="4 groups, but the check needs 5"):
         check_made_fakes(settings(tmp_path, "warped"), num_faces=10)
 
 
 def test_reconstructed_faces_must_exist(faces: Path, tmp_path: Path) -> None:
     wanted = settings(faces, "reconstructed", reconstructions=tmp_path)
-    with pytest.raises(ConfigError, match="reconstructed faces are missing; create them with `dfscan preview-training"):
+    with pytest.raises(DataError, match="reconstructed faces are missing; create them with `dfscan preview-training"):
         check_made_fakes(wanted, num_faces=10)
 
 

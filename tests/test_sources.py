@@ -7,7 +7,7 @@ import pytest
 
 from dfscan.dataset.layouts import components
 from dfscan.dataset.sources import Source, SourceOptions, Sources, read_sources
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, DataError
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -66,7 +66,7 @@ def test_csv_with_origins_and_takes(tmp_path: Path) -> None:
     ]
     plain = read_sources([listing]).items[0]
     assert (plain.domain, plain.take, plain.group) == ("", "", f"{tmp_path}/a.mp4")
-    with pytest.raises(ConfigError, match=r"'page' \(--source-column\), 'clip' \(--take-column\)"):
+    with pytest.raises(DataError, match=r"'page' \(--source-column\), 'clip' \(--take-column\)"):
         read_sources([listing], SourceOptions(source_column="page", take_column="clip"))
 
 
@@ -98,20 +98,20 @@ def test_files_missing_from_disk_are_skipped(tmp_path: Path) -> None:
 )
 def test_a_bad_csv_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     tree(tmp_path, "a.mp4")
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(DataError, match=complaint):
         read_sources([csv_file(tmp_path, text)])
 
 
 def test_a_csv_without_a_requested_column_is_refused(tmp_path: Path) -> None:
     listing = csv_file(tmp_path, "path,label\na.mp4,real\n")
-    with pytest.raises(ConfigError, match=r"'person' \(--group-column\).*choose from path, label"):
+    with pytest.raises(DataError, match=r"'person' \(--group-column\).*choose from path, label"):
         read_sources([listing], SourceOptions(group_column="person"))
 
 
 def test_a_file_that_is_no_csv_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "video.csv"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not a CSV file in UTF-8"):
+    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
         read_sources([str(path)])
 
 
@@ -140,7 +140,7 @@ def test_plain_folder_and_file_need_a_label(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="contains no video or image"):
+    with pytest.raises(DataError, match="contains no video or image"):
         read_sources([str(tmp_path)], SourceOptions(label="fake"))
 
 
@@ -156,7 +156,7 @@ def test_a_repeated_file_is_skipped_unless_its_labels_differ(tmp_path: Path) -> 
     assert len(found.items) == 2
     assert set(found.skipped) == {(f"{tmp_path}/real/link.mp4", f"repeated: named already, as {tmp_path}/real/a.mp4")}
     (tmp_path / "fake/link.mp4").symlink_to(tmp_path / "real/a.mp4")
-    with pytest.raises(ConfigError, match=r"fake/link.mp4' is fake, but real as .*real/a.mp4"):
+    with pytest.raises(DataError, match=r"fake/link.mp4' is fake, but real as .*real/a.mp4"):
         read_sources([str(tmp_path)])
 
 
@@ -187,7 +187,7 @@ def test_face_forensics(tmp_path: Path) -> None:
 
 def test_face_forensics_reads_or_refuses_the_splits_folder(tmp_path: Path) -> None:
     tree(tmp_path, "original_sequences/youtube/c40/videos/071.mp4", "splits/train.json")
-    with pytest.raises(ConfigError, match=r"splits/train.json: cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"splits/train.json: cannot be read as JSON"):
         read_sources([str(tmp_path)])
     (tmp_path / "splits/train.json").write_text('[["071", "054"]]')
     assert read_sources([str(tmp_path)]).items[0].split == "train"
@@ -239,7 +239,7 @@ def test_dfdc(tmp_path: Path) -> None:
 @pytest.mark.parametrize("facts", [[], {"abc.mp4": "FAKE"}, {"abc.mp4": {"label": "odd"}}])
 def test_bad_dfdc_metadata_is_refused(tmp_path: Path, facts: object) -> None:
     dfdc_part(tmp_path, "dfdc_train_part_0", facts)
-    with pytest.raises(ConfigError, match=r"metadata.json: .*download it again"):
+    with pytest.raises(DataError, match=r"metadata.json: .*download it again"):
         read_sources([str(tmp_path)])
 
 

@@ -14,7 +14,7 @@ from dfscan.dataset.duplicates import MAX_DISTANCE_BITS, fingerprint, near_dupli
 from dfscan.dataset.manifest import Sample, Split, TrueLabel
 from dfscan.dataset.sources import Source
 from dfscan.dataset.splits import assign_splits, check_splits, find_leaks
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from tests.pictures import astronaut, moved, other_person
 
 Picture = NDArray[np.uint8]
@@ -138,7 +138,7 @@ def test_many_offenders_are_counted() -> None:
     pairs = [sample(i, split, group=f"g{i % 9}") for i, split in enumerate(["train"] * 9 + ["val"] * 9)]
     (clause,) = leaks(*pairs)
     assert clause.endswith("'g0' (train, val), 'g1' (train, val), 'g2' (train, val) and 6 more")
-    with pytest.raises(ConfigError, match=r"dataset: the splits leak: group in .*one group or one split"):
+    with pytest.raises(DataError, match=r"dataset: the splits leak: group in .*one group or one split"):
         check_splits(pairs, Path("dataset"))
 
 
@@ -146,10 +146,10 @@ def test_missing_fingerprints_are_computed_from_the_crops(tmp_path: Path) -> Non
     for number, picture in enumerate((astronaut(), cv2.resize(astronaut(), (300, 300), interpolation=cv2.INTER_AREA))):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
     samples = [sample(0, "train", fingerprint=""), sample(1, "val", fingerprint="")]
-    with pytest.raises(ConfigError, match="nearly identical crops"):
+    with pytest.raises(DataError, match="nearly identical crops"):
         check_splits(samples, tmp_path)
     (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"1.png: not an image"):
+    with pytest.raises(DataError, match=r"1.png: not an image"):
         check_splits(samples, tmp_path)
 
 

@@ -17,7 +17,7 @@ from dfscan.cli import app
 from dfscan.dataset.manifest import MANIFEST_NAME, write_manifest
 from dfscan.detector.checkpoint import create_untrained, load_network, read_card, save_checkpoint
 from dfscan.detector.network import ARCHITECTURES
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, DataError
 from dfscan.train.distributed import DistContext
 from dfscan.train.run import _reconstruct, load_samples
 from dfscan.train.settings import FORMER_NAMES, TrainSettings, build_train_settings
@@ -264,7 +264,7 @@ def test_several_processes_do_not_create_reconstructed_faces(tmp_path: Path) -> 
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
     for rank in range(2):
-        with pytest.raises(ConfigError, match=r"first with one process.*preview-training"):
+        with pytest.raises(DataError, match=r"first with one process.*preview-training"):
             _reconstruct(samples, settings, DistContext(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
@@ -417,7 +417,7 @@ def test_one_class_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 def test_an_empty_split_is_an_error(split: str, tmp_path: Path) -> None:
     counts = {"num_train": 2, "num_val": 2} | {f"num_{split}": 0}
     write_dataset(tmp_path, **counts)
-    with pytest.raises(ConfigError, match=f"'{split}'"):
+    with pytest.raises(DataError, match=f"'{split}'"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 
@@ -425,7 +425,7 @@ def test_leaking_splits_are_rejected(tmp_path: Path) -> None:
     samples = write_dataset(tmp_path, num_train=2, num_val=2)
     samples.append(write_sample(tmp_path, 9, split="val", group="person0"))
     write_manifest(tmp_path / MANIFEST_NAME, samples)
-    with pytest.raises(ConfigError, match="person0"):
+    with pytest.raises(DataError, match="person0"):
         load_samples(TrainSettings(data=tmp_path, forgeries="self-blended"))
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dfscan.cli import app
 from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
-from dfscan.detector.selftest import verify
+from dfscan.detector.verify import verify
 from dfscan.train.cross_validation import HELD_OUT
 from dfscan.train.settings import FORMER_NAMES, TrainSettings, build_train_settings
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dfscan import __version__
 from dfscan.cli import (
     bench,
     calibrate,
@@ -22,6 +21,7 @@ from dfscan.cli import (
     train,
 )
 from dfscan.cli.help import SectionedCommand
+from dfscan.version import __version__
 
 app = typer.Typer(
     name="dfscan",

@@ -9,12 +9,12 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
-from dfscan.config import DETECTOR, FACES, SAMPLING, ScanSettings
+from dfscan.config import DETECTOR, FACES, PROVENANCE, SAMPLING, ScanSettings
 
 
 @guarded
 @options.with_settings(
-    "include", "exclude", SAMPLING, FACES, DETECTOR, "workers", "threads", "timeout", "max_memory", "sandbox"
+    "include exclude workers threads timeout max_memory sandbox", SAMPLING, FACES, DETECTOR, PROVENANCE
 )
 def bench(
     *,

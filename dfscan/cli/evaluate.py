@@ -32,7 +32,7 @@ log = logging.getLogger("dfscan")
 
 
 @guarded
-@options.with_settings(DETECTOR, "workers", "threads", "timeout", "max_memory", "sandbox", "quiet", "log_file")
+@options.with_settings("workers threads timeout max_memory sandbox quiet log_file", DETECTOR)
 def evaluate(
     *,
     inputs: Annotated[
@@ -170,7 +170,7 @@ def evaluate(
 
 def _say_skipped(skipped: Sequence[tuple[str, str]], folder: Path) -> None:
     """Log the skipped files, at most `MAX_SAID` of them by name."""
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     for path, reason in skipped[:MAX_SAID]:
         log.warning("%s: skipped, %s", display_path(path), reason)
@@ -238,7 +238,7 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:
     from dfscan.evaluation.evaluation_files import COMPARISONS
-    from dfscan.report.text import printable
+    from dfscan.text import printable
 
     compared = [part for part in evaluation.parts if part.comparisons]
     if compared:
@@ -252,7 +252,7 @@ def _comparisons(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _row(part: SubsetMetrics, name: str) -> str:
-    from dfscan.report.text import printable
+    from dfscan.text import printable
 
     cells = "".join(f"{_shown(part.metrics.get(metric)):>23}" for metric in SHOWN)
     return f"{part.level:<7}{printable(name)[:25]:<26}{part.num_videos:>7}{cells}"

@@ -14,17 +14,7 @@ from dfscan.config import EXPLAIN, FACES, SAMPLING, ScanSettings, build_settings
 
 @guarded
 @options.with_settings(
-    "threshold",
-    "min_faces",
-    SAMPLING,
-    FACES,
-    "checkpoint",
-    "device",
-    "threads",
-    "timeout",
-    "max_memory",
-    "sandbox",
-    "log_file",
+    "threshold min_faces checkpoint device threads timeout max_memory sandbox log_file", SAMPLING, FACES
 )
 def explain(
     *,
@@ -56,8 +46,8 @@ def explain(
       dfscan explain clip.mp4 --out ./clip --every 1 --top 10
       dfscan explain portrait.jpg --out ./portrait --format jpg
     """
-    from dfscan.report.text import display_path
     from dfscan.scan.run import explain_file
+    from dfscan.text import display_path
 
     start_logging(log_path=settings.log_file)
     shown = {"explain_top": top, "explain_format": picture_format}

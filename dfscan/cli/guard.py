@@ -119,7 +119,7 @@ def _silence(descriptor: int) -> None:
 
 def say(message: str) -> None:
     """Print one line to stderr, with unprintable characters escaped."""
-    from dfscan.report.text import printable
+    from dfscan.text import printable
 
     if sys.stderr is not None:  # closed by the caller
         try:

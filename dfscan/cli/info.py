@@ -174,7 +174,7 @@ def _stated(rate: float | None, interval: tuple[float, float] | None, num_videos
 
 
 def _lines(document: dict[str, Any], indent: str = "") -> list[str]:
-    from dfscan.report.text import printable
+    from dfscan.text import printable
 
     lines: list[str] = []
     for name, value in document.items():

@@ -30,14 +30,15 @@ Config = Annotated[
 ]
 
 
-def with_settings(*names: str, whole_file: bool = False) -> Callable[[Command], Command]:
+def with_settings(names: str = "", *panels: str, whole_file: bool = False) -> Callable[[Command], Command]:
     """Give a command flags for the settings in the table that its parameter `settings` is annotated with.
 
     The flags take the place of that parameter, which then holds the settings given by flags, ``DFSCAN_*`` variables
     and the file of the command's parameter `config`, if it has one.
 
     Args:
-        *names: the settings to take, by name or by section; without names, all.
+        names: the settings to take, separated by spaces.
+        *panels: sections of which to take all settings. Without names and sections, all settings are taken.
         whole_file: use all settings of the file, not only those for which the command has a flag.
     """
 
@@ -45,8 +46,9 @@ def with_settings(*names: str, whole_file: bool = False) -> Callable[[Command], 
         own = inspect.signature(command, eval_str=True).parameters
         table: type[Settings] = own["settings"].annotation
         known = rows(table)
-        taken = [row for row in known.values() if not names or row.name in names or row.panel in names]
-        if unknown := set(names) - {text for row in taken for text in (row.name, row.panel)}:
+        wanted = {*names.split(), *panels}
+        taken = [row for row in known.values() if not wanted or {row.name, row.panel} & wanted]
+        if unknown := wanted - {text for row in taken for text in (row.name, row.panel)}:
             raise ValueError(f"{table.__name__} has no {sorted(unknown)}")
 
         @functools.wraps(command)
@@ -59,9 +61,8 @@ def with_settings(*names: str, whole_file: bool = False) -> Callable[[Command], 
                 from_file = {row.name: from_file[row.name] for row in taken if row.name in from_file}
             if "context" in own:
                 arguments["context"] = context
-            command(
-                settings=build_settings(table, _preferred(context, table, {**from_file, **given}, given)), **arguments
-            )
+            values = _preferred(context, table, {**from_file, **given}, given)
+            command(settings=build_settings(table, values), **arguments)
 
         parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for parameter in own.values():

@@ -42,7 +42,7 @@ def prepare(
     """
     require("train", "dfscan prepare")
     from dfscan.dataset.prepare import run_prepare
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     with _progress(is_quiet=settings.quiet) as progress, resumable("to continue, run the same command again"):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
@@ -54,7 +54,7 @@ def prepare(
 def _progress(*, is_quiet: bool) -> Any:
     """Create a progress bar fed by `train.prepare`; the class is local because its base imports rich."""
     from dfscan.cli.progress import ScanProgressBar
-    from dfscan.report.text import display_path
+    from dfscan.text import display_path
 
     class PrepareProgress(ScanProgressBar):
         def source_done(self, path: str, num_crops: int, reason: str) -> None:

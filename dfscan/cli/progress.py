@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from dfscan.report.text import display_path, printable
+from dfscan.text import display_path, printable
 
 if TYPE_CHECKING:
     from dfscan.types import VideoResult

@@ -14,7 +14,7 @@ from dfscan.config import ScanSettings
 
 
 @guarded
-@options.with_settings("out", "format", "frames_out", "html", "html_max_mb", "excel", "delimiter", "quiet")
+@options.with_settings("out format frames_out html html_max_mb excel delimiter quiet")
 def report(
     *,
     ledgers: Annotated[

@@ -126,8 +126,8 @@ def _strongest(finding: Finding, number: int = 3) -> str:
 
 
 def _write(path: Path, findings: Sequence[Finding]) -> None:
+    from dfscan.report.formats import format_for, open_writer
     from dfscan.report.schema import Column
-    from dfscan.report.writers import format_for, open_writer
     from dfscan.train.shortcuts import FEATURES
 
     columns = [

@@ -88,16 +88,9 @@ def train(
 
 @guarded
 @with_settings(
-    "data",
-    "seed",
-    "fake_share",
-    "held_out_folds",
+    "data seed fake_share held_out_folds input_size_px patch_px crop_margin device",
     FORGERIES,
-    "input_size_px",
-    "patch_px",
-    "crop_margin",
     AUGMENTATION,
-    "device",
     whole_file=True,
 )
 def preview_training(
@@ -131,13 +124,7 @@ def preview_training(
 
 @guarded
 @with_settings(
-    "data",
-    "seed",
-    "repeat",
-    "faces_per_epoch",
-    "domain_exponent",
-    "fake_share",
-    "held_out_folds",
+    "data seed repeat faces_per_epoch domain_exponent fake_share held_out_folds",
     FORGERIES,
     NETWORK,
     AUGMENTATION,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dfscan.arrays import Float32Array, UInt8Image
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.faces.crop import crop_face, crop_square_xyxy
 from dfscan.faces.detect import Detection
 
@@ -78,14 +78,14 @@ def read_crop(path: Path) -> UInt8Image:
     """Read a crop as (H, W, 3) RGB.
 
     Raises:
-        ConfigError: the file is missing, unreadable or not an image.
+        DataError: the file is missing, unreadable or not an image.
     """
     remedy = "delete its row from the manifest, or recreate the data set with `dfscan prepare`"
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise ConfigError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise DataError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     if picture is None:
-        raise ConfigError(f"face crop {path}: not an image that can be decoded; {remedy}")
+        raise DataError(f"face crop {path}: not an image that can be decoded; {remedy}")
     return np.asarray(picture, np.uint8)

@@ -14,14 +14,15 @@ import cv2
 
 from dfscan.dataset.crops import LooseCrop, cut, encode
 from dfscan.dataset.duplicates import fingerprint
-from dfscan.dataset.journal import CropRecord, Journal, JournalEntry, writing
+from dfscan.dataset.journal import RESUME, CropRecord, Journal, JournalEntry
 from dfscan.dataset.layouts import Source
 from dfscan.dataset.settings import PrepareSettings
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.faces.detect import FaceDetector
+from dfscan.files import writing
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.scan.ledger import FileIdentity
+from dfscan.media.source import FileIdentity
 from dfscan.scan.setup import default_threads, default_workers, limit_threads
 from dfscan.types import Frame
 
@@ -84,7 +85,7 @@ class Extraction:
         """Process all sources that the journal lacks.
 
         Raises:
-            ConfigError: one file has two labels.
+            DataError: one file has two labels.
             OutputError: a crop or the journal cannot be written.
         """
         current = [path for path in self._sources if self._is_done(path)]
@@ -96,7 +97,7 @@ class Extraction:
         shutil.rmtree(self._unfinished_dir, ignore_errors=True)
         if not paths:
             return
-        with writing(self._unfinished_dir):
+        with writing(self._unfinished_dir, remedy=RESUME):
             self._unfinished_dir.mkdir(parents=True)
         self._decode(paths)
         shutil.rmtree(self._unfinished_dir, ignore_errors=True)
@@ -109,7 +110,7 @@ class Extraction:
         source = self._sources[path]
         first = self._first_with.setdefault(sha256, source)
         if first.label != source.label:
-            raise ConfigError(
+            raise DataError(
                 f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
                 "the wrong one"
             )
@@ -159,7 +160,7 @@ class Extraction:
     def _keep(self, work: _PendingSource, name: str, crop: LooseCrop, time_s: float, score: float) -> CropRecord:
         data = encode(crop.pixels, self._settings.crop_format)
         path = self._unfinished_dir / f"{work.number}_{name}"
-        with writing(path):
+        with writing(path, remedy=RESUME):
             path.write_bytes(data)
         return CropRecord(
             crop="",
@@ -199,7 +200,7 @@ class Extraction:
         records = []
         for name, record in work.crops:
             crop = f"{CROPS_DIR}/{sha256[:2]}/{sha256[:16]}_{name}"
-            with writing(self._settings.out / crop):
+            with writing(self._settings.out / crop, remedy=RESUME):
                 (self._settings.out / crop).parent.mkdir(exist_ok=True)
                 os.replace(self._unfinished_dir / f"{work.number}_{name}", self._settings.out / crop)
             records.append(replace(record, crop=crop))

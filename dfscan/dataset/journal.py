@@ -8,18 +8,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dfscan.errors import ConfigError, OutputError, VideoError
-from dfscan.media.source import hash_file
-from dfscan.scan.ledger import FileIdentity
+from dfscan.errors import ConfigError, DataError, VideoError
+from dfscan.files import writing
+from dfscan.media.source import FileIdentity, hash_file
 
 JOURNAL_NAME = "progress.jsonl"
+RESUME = "Free some space there or choose another --out, then run the same command to resume."
+"""Remedy for a file of a data set that cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,12 @@ class Journal:
             recipe: everything besides the sources that crops depend on.
 
         Raises:
+            DataError: the journal is damaged.
             ConfigError: the folder holds other files, was started with another recipe, or is in use.
             OutputError: the journal cannot be written.
         """
         self._path = dataset_dir / JOURNAL_NAME
-        with writing(self._path):
+        with writing(self._path, remedy=RESUME):
             dataset_dir.mkdir(parents=True, exist_ok=True)
             if not self._path.exists() and any(dataset_dir.iterdir()):
                 raise ConfigError(
@@ -116,7 +118,7 @@ class Journal:
             begun_with = json.loads(head)
             entries = [_entry(json.loads(line)) for line in lines]
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{self._path}: is damaged ({error}); delete it to start over") from error
+            raise DataError(f"{self._path}: is damaged ({error}); delete it to start over") from error
         self._compare(begun_with, recipe)
         return {entry.path: entry for entry in entries}
 
@@ -139,7 +141,7 @@ class Journal:
         self.entries[entry.path] = entry
 
     def _append(self, value: dict[str, Any]) -> None:
-        with writing(self._path), os.fdopen(self._fd, "wb", closefd=False) as file:
+        with writing(self._path, remedy=RESUME), os.fdopen(self._fd, "wb", closefd=False) as file:
             file.write(json.dumps(value).encode() + b"\n")
 
     def __enter__(self) -> Self:
@@ -153,19 +155,3 @@ class Journal:
 
 def _entry(value: dict[str, Any]) -> JournalEntry:
     return JournalEntry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Convert an OSError while writing a file of the data set into an error with a remedy.
-
-    Raises:
-        OutputError: the system could not write; the message names the file.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free some space there or choose another --out. Then run "
-            "the same command to resume"
-        ) from error

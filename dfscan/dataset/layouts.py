@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dfscan.dataset.manifest import SPLITS, TRUE_LABELS, Split, TrueLabel
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.media.discover import why_no_video
 from dfscan.media.names import VIDEO_SUFFIXES, is_system_folder
 
@@ -156,9 +156,9 @@ def _json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+        raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(value, kind):
-        raise ConfigError(f"{path}: does not hold a JSON {kind.__name__}; download it again")
+        raise DataError(f"{path}: does not hold a JSON {kind.__name__}; download it again")
     return value
 
 
@@ -210,7 +210,7 @@ def read_dfdc(metadata: Sequence[Path], sources: Sources) -> None:
         for name, facts in sorted(_json(path, dict).items()):
             label = LABEL_WORDS.get(str(facts.get("label")).lower()) if isinstance(facts, dict) else None
             if label is None:
-                raise ConfigError(f"{path}: '{name}' has no label REAL or FAKE; download it again")
+                raise DataError(f"{path}: '{name}' has no label REAL or FAKE; download it again")
             split = SPLIT_WORDS.get(str(facts.get("split")).lower())
             group = f"dfdc {facts.get('original') or name}"
             sources.add(Source(str(path.parent / name), label, "", group, None if split == "train" else split))

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from dfscan.arrays import BoolArray, Float32Array
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
+from dfscan.files import write_bytes
 
 TrueLabel = Literal["real", "fake"]
 Split = Literal["train", "val", "test"]
@@ -77,7 +78,7 @@ def read_manifest(path: Path) -> list[Sample]:
     """Read a manifest from its file or from the folder of its data set.
 
     Raises:
-        ConfigError: the manifest is missing, lacks columns, has no rows, or holds invalid values. The message lists all
+        DataError: the manifest is missing, lacks columns, has no rows, or holds invalid values. The message lists all
             missing columns, or the first few bad rows of each problem.
     """
     import pandas as pd
@@ -86,15 +87,15 @@ def read_manifest(path: Path) -> list[Sample]:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys((*TEXT_COLUMNS, *OPTIONAL_COLUMNS), str), keep_default_na=False)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); create it with `dfscan prepare`") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); create it with `dfscan prepare`") from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise ConfigError(f"{path}: not a CSV file of face crops ({error}); create it with `dfscan prepare`") from error
+        raise DataError(f"{path}: not a CSV file of face crops ({error}); create it with `dfscan prepare`") from error
     if "source_sha256" not in table.columns:
         table["source_sha256"] = ""
     if missing := [name for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS) if name not in table.columns]:
-        raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; recreate it with `dfscan prepare`")
+        raise DataError(f"{path}: lacks the columns {', '.join(missing)}; recreate it with `dfscan prepare`")
     if table.empty:
-        raise ConfigError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
+        raise DataError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
     numbers = table[list(NUMBER_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     _check_rows(path, table, numbers)
     return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
@@ -119,7 +120,7 @@ def _check_rows(path: Path, table: Any, numbers: Float32Array) -> None:
             more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
             complaints.append(f"{problem} (line {', '.join(lines[:3])}{more})")
     if complaints:
-        raise ConfigError(f"{path}: {'; '.join(complaints)}")
+        raise DataError(f"{path}: {'; '.join(complaints)}")
 
 
 def _is_tiny(boxes_xyxy: Float32Array) -> BoolArray:
@@ -152,10 +153,6 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> None:
     """
     import pandas as pd
 
-    from dfscan.report.writers import AtomicFile
-
     # dtype=object: pandas' default text type, backed by Arrow, rejects names that are not valid UTF-8.
     table = pd.DataFrame([sample.row() for sample in samples], columns=list(COLUMNS), dtype=object)
-    sink = AtomicFile(path)
-    sink.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))
-    sink.commit()
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace"))

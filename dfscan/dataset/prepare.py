@@ -22,10 +22,10 @@ from dfscan.dataset.manifest import MANIFEST_NAME, SPLITS, TRUE_LABELS, Sample, 
 from dfscan.dataset.settings import PrepareSettings
 from dfscan.dataset.sources import SourceOptions, read_sources
 from dfscan.dataset.splits import assign_splits, check_splits
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.text import report_order
-from dfscan.report.writers import open_writer
+from dfscan.text import report_order
 
 __all__ = ["PrepareListener", "PrepareSettings", "PrepareSummary", "run_prepare"]
 
@@ -75,8 +75,9 @@ def run_prepare(
         listener: receives the progress.
 
     Raises:
-        ConfigError: the inputs cannot be interpreted, one file has two labels, no source shows a face, or the given
-            splits leak; in the last case the manifest is still written.
+        ConfigError: the inputs cannot be interpreted.
+        DataError: one file has two labels, no source shows a face, or the given splits leak; in the last case the
+            manifest is still written.
         OutputError: a file cannot be written.
     """
     given = {name: value for name, value in vars(settings).items() if name in SourceOptions.__dataclass_fields__}
@@ -119,7 +120,7 @@ def _write(
     num_crops = {source.path: len(entries[source.path].crops) for source in used}
     _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
     if not used:
-        raise ConfigError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
+        raise DataError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
     merged = _merge_groups_of_copies(used, entries)
     divided = assign_splits(merged, val=settings.val, test=settings.test, seed=settings.seed)
     samples = [sample for source in divided for sample in _samples(source, entries[source.path])]

@@ -25,7 +25,7 @@ from dfscan.dataset.layouts import (
 )
 from dfscan.dataset.manifest import SPLITS, TrueLabel
 from dfscan.dataset.settings import PrepareSettings
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, DataError
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
 
@@ -70,8 +70,9 @@ def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()
         Every file once, in the order of the inputs; within an input, in the order of its paths or lines.
 
     Raises:
-        ConfigError: an input does not exist, has no supported layout, or contains no existing file; a CSV file lacks
-            columns or holds unknown words; one file has two labels.
+        ConfigError: an input does not exist or has no supported layout.
+        DataError: an input cannot be read or contains no existing file, a CSV file lacks columns or holds unknown
+            words, or one file has two labels.
     """
     if missing := [repr(path) for path in inputs if not os.path.exists(path)]:
         raise ConfigError(f"no such file or directory: {', '.join(missing)}. Check the spelling, or leave it out.")
@@ -90,10 +91,10 @@ def _refuse_empty(path: str, part: Sources) -> None:
     if part.skipped:
         (first, reason), more = part.skipped[0], len(part.skipped) - 1
         also = f" and {more} more" if more else ""
-        raise ConfigError(
+        raise DataError(
             f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
         )
-    raise ConfigError(f"{path}: contains no video or image")
+    raise DataError(f"{path}: contains no video or image")
 
 
 def _read_input(path: Path, options: SourceOptions, sources: Sources) -> None:
@@ -126,7 +127,7 @@ def _without_repeats(sources: Sources) -> Sources:
     for source in sources.items:
         first = kept.setdefault(os.path.realpath(source.path), source)
         if first.label != source.label:
-            raise ConfigError(
+            raise DataError(
                 f"'{source.path}' is {source.label}, but {first.label} as '{first.path}': remove the wrong one"
             )
         if first.path != source.path:
@@ -156,7 +157,7 @@ def _read_csv(path: Path, options: SourceOptions, sources: Sources) -> None:
             group = cells.get("group") or texts["take"] or file
             sources.add(Source(file, label, group=group, split=split, domain=cells.get("source", ""), **texts))
     if problems:
-        raise ConfigError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
+        raise DataError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -166,9 +167,9 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
             rows = [(reader.line_num, row) for row in reader]
             return list(reader.fieldnames or ()), rows
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
 
 
 def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[str, str]:
@@ -190,7 +191,7 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
     if missing := [role for role in asked if role in needed and role not in columns]:
         wanted = ", ".join(f"'{asked[role][0]}' (--{role}-column)" for role in missing)
         label = ", or --label for all" if "label" in missing else ""
-        raise ConfigError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
+        raise DataError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
     return columns
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dfscan.dataset.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
 from dfscan.dataset.layouts import Source
 from dfscan.dataset.manifest import SPLITS, Sample, Split
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 
 NUM_NAMED = 3
 """Number of offenders that a message names; further ones are only counted."""
@@ -138,11 +138,11 @@ def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
         dataset_dir: folder that the crops' paths are relative to.
 
     Raises:
-        ConfigError: the splits leak, or a crop whose fingerprint is missing cannot be read.
+        DataError: the splits leak, or a crop whose fingerprint is missing cannot be read.
     """
     fingerprints = unpack([sample.fingerprint or _read_fingerprint(dataset_dir / sample.crop) for sample in samples])
     if leaks := find_leaks(samples, fingerprints):
-        raise ConfigError(
+        raise DataError(
             f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Assign related videos to one group or one split, "
             "and run `dfscan prepare` again"
         )

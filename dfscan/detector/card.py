@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-import dfscan
 from dfscan.config import of_checkpoints
 from dfscan.detector.preprocess import Positive, Preprocessing, Unit
+from dfscan.version import __version__
 
 FORMAT_VERSION: Final = 1
 
@@ -183,7 +183,7 @@ class CheckpointCard(_Section):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")
-    dfscan_version: str = dfscan.__version__
+    dfscan_version: str = __version__
     """Version of dfscan that wrote the file."""
     architecture: str = "efficientnet_b4"
     preprocessing: Preprocessing = Preprocessing()

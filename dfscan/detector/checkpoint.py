@@ -15,29 +15,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from pydantic import ValidationError
 
-import dfscan
-from dfscan.cache import write_atomically
 from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
 from dfscan.detector.preprocess import Preprocessing, to_input
-from dfscan.detector.selftest import library_versions, mosaic, self_test_input, verify
-from dfscan.errors import CheckpointError, OutputError
+from dfscan.detector.selftest import library_versions, mosaic, self_test_input
+from dfscan.errors import CheckpointError
+from dfscan.files import write_bytes
+from dfscan.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dfscan.detector.network import DeepfakeDetector
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointCard",
-    "create_untrained",
-    "default_checkpoint_path",
-    "load_network",
-    "read_card",
-    "save_checkpoint",
-    "self_test_input",
-    "verify",
-]
 
 CARD_KEY = "dfscan"
 MAX_HEADER_BYTES = 10_000_000
@@ -138,7 +126,7 @@ def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
     if version != FORMAT_VERSION:
         _refuse(
             path,
-            f"its format version is {version!r}, but dfscan {dfscan.__version__} reads version {FORMAT_VERSION}",
+            f"its format version is {version!r}, but dfscan {__version__} reads version {FORMAT_VERSION}",
             "use the dfscan that wrote it, or a later one",
         )
     try:
@@ -236,12 +224,7 @@ def save_checkpoint(
     state = {name: _as_stored(tensor, fp16=fp16) for name, tensor in network.state_dict().items()}
     card = _with_expected_logits(card, _build(path, card, state))
     data = safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()})
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise OutputError(
-            f"checkpoint {path} cannot be written ({error.strerror}): choose another folder or free some space"
-        ) from error
+    write_bytes(path, data)
     return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
 
 

@@ -18,7 +18,7 @@ from dfscan.cache import package_version
 from dfscan.detector.checkpoint import Checkpoint, load_network, read_card
 from dfscan.detector.selftest import SELF_TEST_TOLERANCE, self_test_input
 from dfscan.errors import CheckpointError
-from dfscan.graphs import cached_graph, export_failure, run_child
+from dfscan.graphs import cached_graph, export_failure, open_session, run_child
 
 CLASSIFIER_EXPORT_FORMAT = 1
 """Increase this when the graph of the same checkpoint changes: its inputs, outputs or export method."""
@@ -107,9 +107,8 @@ def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
 
 
 def _compare(checkpoint: Checkpoint, graph_path: Path, expected: Float32Array) -> None:
-    from dfscan.detector.runtime import OnnxRuntime
-
-    got, _ = OnnxRuntime(graph_path.read_bytes()).predict(self_test_input(checkpoint.card))
+    session = open_session(graph_path.read_bytes())
+    got = session.run(list(OUTPUT_NAMES), {INPUT_NAME: self_test_input(checkpoint.card)})[0][:, 0]
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: ONNX Runtime gives the logits {got.tolist()}, but PyTorch gives "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +15,7 @@ from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint, load_network
 from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
 from dfscan.errors import ConfigError, DfscanError
-from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
+from dfscan.gpu import BusyClock, GpuModel, is_out_of_memory
 from dfscan.graphs import open_session
 
 if TYPE_CHECKING:
@@ -83,16 +82,15 @@ class OnnxRuntime:
         return _join([self._session.run(names, {INPUT_NAME: face}) for face in faces])
 
 
-class TorchRuntime:
+class TorchRuntime(GpuModel):
     """PyTorch, intended for a GPU: in fp32 (TF32 off), or with `mixed_precision` in float16 where autocast uses it.
 
-    Every batch is padded to `batch_size`. Kernels are selected by batch size, so the padding makes the score of a face
-    independent of the number of faces in its batch. If memory runs out, `batch_size` is halved. If memory is not
-    sufficient for one face, the network moves to the CPU permanently, which is slow but changes logits by less than
-    1e-3.
-
-    One batch runs at a time; other threads prepare the next batches meanwhile.
+    When the CPU takes over, the network moves there permanently, which is slow but changes logits by less than 1e-3.
     """
+
+    NAME = "the network"
+    HALVED = "continuing with --batch-size %d"
+    ON_CPU = "continuing on the CPU, slowly; end other programs that use the GPU"
 
     def __init__(
         self,
@@ -105,13 +103,10 @@ class TorchRuntime:
     ) -> None:
         import torch
 
-        use_exact_arithmetic()
-        self.device = device
+        super().__init__(device, BusyClock())
         self.batch_size = batch_size
         self.threads = threads
         self.mixed_precision = mixed_precision
-        self.clock = BusyClock()
-        self._lock = threading.Lock()
         self._network = network.eval().float()
         try:
             # torch's type stubs lack the overload of Module.to with both device and memory_format.
@@ -128,39 +123,8 @@ class TorchRuntime:
             DfscanError: if the device fails, or memory is not sufficient even on the CPU.
         """
         _check(batch)
-        results: list[tuple[Float32Array, Float32Array]] = []
-        while len(batch):
-            x = self._full(batch)
-            with self._lock, self.clock.at_work():
-                result = self._try(x)
-                if result is None:
-                    self._make_room(len(x))
-                    continue
-            num_faces = min(len(batch), len(x))
-            results.append((result[0][:num_faces], result[1][:num_faces]))
-            batch = batch[num_faces:]
-        return _join(results)
-
-    def _full(self, faces: Float32Array) -> Tensor:
-        """Return the first `batch_size` faces, padded with zeros, in pinned memory for a GPU."""
-        import torch
-
-        shape = (self.batch_size, *faces.shape[1:])
-        try:
-            x = torch.zeros(shape, pin_memory=self.device != "cpu" and torch.cuda.is_available())
-        except RuntimeError as error:
-            raise self._failure(error) from error
-        x[: len(faces)] = torch.from_numpy(faces[: len(x)])
-        return x
-
-    def _try(self, x: Tensor) -> tuple[Float32Array, Float32Array] | None:
-        """Run a batch, or return None if memory ran out; on return, the exception no longer references the tensors."""
-        try:
-            return self._run(x)
-        except RuntimeError as error:
-            if self.device == "cpu" or not is_out_of_memory(error):
-                raise self._failure(error) from error
-            return None
+        batches = self._run_batches(batch, self._run, lambda: self.batch_size)
+        return _join([(logits[:num_faces], cams[:num_faces]) for num_faces, (logits, cams) in batches])
 
     def _run(self, x: Tensor) -> tuple[Float32Array, Float32Array]:
         logits, cams = self._forward(x, mixed_precision=self.mixed_precision)
@@ -180,31 +144,20 @@ class TorchRuntime:
             logits, cams = self._network.forward_with_cam(x)
         return logits[:, 0].cpu().numpy(), cams.cpu().numpy()
 
-    def _make_room(self, num_tried: int) -> None:
-        import torch
+    def _halve(self) -> None:
+        self.batch_size //= 2
 
-        if self.batch_size < num_tried:
-            pass  # another thread has already reduced it
-        elif self.batch_size > 1:
-            self.batch_size //= 2
-            log.warning("%s is out of memory: continuing with --batch-size %d", self.device, self.batch_size)
-        else:
-            self._move_to_cpu()
-        torch.cuda.empty_cache()
+    def _use_cpu(self, failure: DfscanError) -> None:
+        if self.device == "cpu":
+            raise failure
+        self._move_to_cpu()
 
     def _move_to_cpu(self) -> None:
         import torch
 
-        log.warning(
-            "%s is out of memory even for one face: continuing on the CPU, slowly; end other programs that use the GPU",
-            self.device,
-        )
+        log.warning("%s is out of memory even for one face: %s", self.device, self.ON_CPU)
         self.device, self.batch_size, self.mixed_precision = "cpu", 1, False
         self._network = self._network.to("cpu").to(memory_format=torch.channels_last)
-
-    def _failure(self, error: RuntimeError) -> DfscanError:
-        cause = str(error).partition("\n")[0]
-        return DfscanError(f"the network cannot run on {self.device}: {cause}; try --device cpu")
 
 
 def _check(batch: Float32Array) -> None:
@@ -222,7 +175,7 @@ def _join(results: list[tuple[Float32Array, Float32Array]]) -> tuple[Float32Arra
 def create_runtime(
     checkpoint: Checkpoint, *, device: str = "auto", batch_size: int | None = None, threads: int = 1
 ) -> Runtime:
-    """Load a checkpoint on a device. Call `checkpoint.verify` afterwards to check its scores there.
+    """Load a checkpoint on a device. Call `verify.verify` afterwards to check its scores there.
 
     Args:
         checkpoint: checkpoint from `checkpoint.read_card`.

@@ -1,36 +1,19 @@
-"""Self-test: refuse a checkpoint that does not give its expected logits on this device with these libraries."""
+"""The input of a checkpoint's self-test, and the facts on which its expected logits depend."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import logging
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-import dfscan
 from dfscan.arrays import Float32Array, UInt8Image
-from dfscan.cache import cache_dir, package_version, write_atomically
+from dfscan.cache import package_version
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.preprocess import to_input
-from dfscan.errors import CheckpointError
-from dfscan.gpu import device_name
-
-if TYPE_CHECKING:
-    from dfscan.detector.checkpoint import Checkpoint
-    from dfscan.detector.runtime import Runtime
+from dfscan.version import __version__
 
 SELF_TEST_TOLERANCE = 1e-3
 """Maximum difference between expected and computed logits in fp32."""
-MIXED_TOLERANCE = 2e-2
-"""Maximum difference in mixed precision for logits up to 20; for larger logits, a thousandth of the logit."""
-
-log = logging.getLogger("dfscan")
 
 
 def self_test_input(card: CheckpointCard) -> Float32Array:
@@ -53,74 +36,7 @@ def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> UInt8
     return tiles[:, tile_of_pixel][:, :, tile_of_pixel]
 
 
-def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
-    """Check that the checkpoint gives its expected logits on this device with these libraries.
-
-    Mixed precision may change logits by `MIXED_TOLERANCE`; if it changes them more, the runtime is set to fp32.
-
-    The cache folder records a pass for this checkpoint, these versions and this device. Without a writable cache, the
-    test runs every time.
-
-    Raises:
-        CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE` in fp32.
-    """
-    stamp = _stamp_path(runtime, checkpoint)
-    if stamp is not None and stamp.is_file():
-        return
-    expected = np.asarray(checkpoint.card.self_test.expected_logits)
-    inputs = self_test_input(checkpoint.card)
-    device, is_mixed, runtime.mixed_precision = runtime.device, runtime.mixed_precision, False
-    got = runtime.predict(inputs)[0]
-    if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
-        _refuse_scores(runtime.device, checkpoint, got)
-    if is_mixed and runtime.device == device:
-        runtime.mixed_precision = True
-        shift = np.abs(runtime.predict(inputs)[0] - expected)
-        if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
-            runtime.mixed_precision = False
-            log.warning(
-                "float16 changes this checkpoint's logits by %.3f: continuing in float32, which is slower", shift.max()
-            )
-            return
-    if runtime.device == device:  # else memory ran out and the runtime moved to the CPU
-        _leave_stamp(stamp, checkpoint)
-
-
-def _refuse_scores(device: str, checkpoint: Checkpoint, got: Float32Array) -> NoReturn:
-    test = checkpoint.card.self_test
-    raise CheckpointError(
-        f"checkpoint {checkpoint.path} fails its self-test on {device}: expected logits "
-        f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was written with "
-        f"{_listing(test.versions)}; installed are {_listing(library_versions())}. Its measured error rates would not "
-        "apply: install the versions it was written with, or use a checkpoint written with the installed versions"
-    )
-
-
-def _numbers(values: tuple[float, ...] | list[float]) -> str:
-    return ", ".join(f"{value:.6f}" for value in values)
-
-
-def _listing(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown versions"
-
-
 def library_versions() -> dict[str, str]:
     """Return the versions of dfscan and of the libraries that a score depends on."""
     names = ("torch", "timm", "onnxruntime")
-    return {"dfscan": dfscan.__version__} | {name: package_version(name) for name in names}
-
-
-def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
-    if (folder := cache_dir()) is None:
-        return None
-    how = [device_name(runtime.device), runtime.batch_size, runtime.mixed_precision]
-    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, *how])
-    return folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-
-
-def _leave_stamp(stamp: Path | None, checkpoint: Checkpoint) -> None:
-    if stamp is None:
-        return
-    with contextlib.suppress(OSError):  # without the stamp, the test runs again
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stamp, checkpoint.label.encode(errors="backslashreplace"))
+    return {"dfscan": __version__} | {name: package_version(name) for name in names}

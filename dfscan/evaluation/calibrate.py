@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import Aggregation, Calibration
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError, TrainingError
 from dfscan.evaluation.metrics import clopper_pearson
 
 TEMPERATURES = (0.05, 100.0)
@@ -51,7 +51,8 @@ def fit_calibration(
         max_fnr: maximum rate of fake videos at or below `real_threshold`.
 
     Raises:
-        ConfigError: there are no videos or only one class, or logits are not finite or so large that scores saturate.
+        DataError: there are no videos, or only one class.
+        TrainingError: logits are not finite, or so large that scores saturate.
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
     _check(values, labels)
@@ -81,15 +82,15 @@ def _check(logits: Float64Array, is_fake: BoolArray) -> None:
     if logits.shape != is_fake.shape or logits.ndim != 1:
         raise ValueError(f"logits and labels must be 1-D and equally long, got {logits.shape} and {is_fake.shape}")
     if not len(logits):
-        raise ConfigError("there are no validation videos to calibrate on; put some groups into the split val")
+        raise DataError("there are no validation videos to calibrate on; put some groups into the split val")
     if num_bad := int((~np.isfinite(logits)).sum()):
-        raise ConfigError(
+        raise TrainingError(
             f"{num_bad} of {len(logits)} validation videos have a non-finite logit: training has diverged; "
             "start again with a lower learning rate"
         )
     if is_fake.all() or not is_fake.any():
         only, other = ("fake", "real") if is_fake.all() else ("real", "fake")
-        raise ConfigError(
+        raise DataError(
             f"all {len(logits)} validation videos are {only}, but thresholds need both classes; put {other} videos "
             "into the split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
         )
@@ -128,7 +129,7 @@ def _fake_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float) -
     num_allowed = _num_allowed(len(reals), max_rate)
     below = float(reals[num_allowed]) if num_allowed < len(reals) else 0.0
     if below >= 1:
-        raise ConfigError(
+        raise TrainingError(
             "a real validation video scores 1.0 at any temperature: training has diverged; start again with a "
             "lower learning rate"
         )

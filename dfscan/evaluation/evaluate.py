@@ -27,7 +27,7 @@ from dfscan.dataset.manifest import TRUE_LABELS, TrueLabel
 from dfscan.dataset.sources import Source
 from dfscan.detector.card import Use
 from dfscan.detector.checkpoint import Checkpoint
-from dfscan.errors import ConfigError, VideoError
+from dfscan.errors import DataError, VideoError
 from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accuracy, proportion, within_source_auc
 from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
@@ -132,7 +132,7 @@ def run_evaluation(
         on_scanned: called after all originals have been scanned, before the results are checked.
 
     Raises:
-        ConfigError: no video got a score, or the checkpoint has seen some of the videos.
+        DataError: no video got a score, or the checkpoint has seen some of the videos.
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
@@ -201,7 +201,7 @@ def _check_overlap(
     named = ", ".join(f"'{path}'" for path in list(overlap)[:3]) + more
     overlap_text = f"{checkpoint.label} has seen {len(overlap)} of {num_videos} videos ({counts}): {named}"
     if not is_allowed:
-        raise ConfigError(
+        raise DataError(
             f"{overlap_text}. Results on these are too optimistic: remove them, or evaluate anyway with --allow-overlap"
         )
     log.warning("%s; the results are too optimistic", overlap_text)
@@ -234,7 +234,7 @@ def _check(results: Sequence[LabelledResult]) -> None:
     counts = Counter(video.verdict.label for video in results)
     if not labels:
         listed = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-        raise ConfigError(
+        raise DataError(
             f"none of {len(results)} videos could be scored ({listed}); see the reasons, and give videos that show "
             "faces"
         )

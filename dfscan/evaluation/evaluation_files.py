@@ -10,14 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dfscan import files
 from dfscan.dataset.manifest import TRUE_LABELS
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError
 from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, LabelledResult, SubsetMetrics, count_verdicts
 from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
 from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
+from dfscan.report.formats import open_writer
 from dfscan.report.meta import versions
 from dfscan.report.schema import Column
-from dfscan.report.writers import AtomicFile, open_writer
 
 DOCUMENT, METRICS, VIDEOS = "evaluation.json", "metrics.csv", "videos.csv"
 ROBUSTNESS_PLOT, COMPARISON_PLOT = "robustness.png", "within.png"
@@ -56,15 +57,12 @@ def make_folder(folder: Path, *, inputs: Iterable[str]) -> None:
         OutputError: the folder cannot be created or written to.
         ConfigError: an input has the path of an output file.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); give another folder with --out") from error
+    files.make_folder(folder, remedy="Give another folder with --out.")
     places = {os.path.realpath(folder / name): name for name in (DOCUMENT, METRICS, VIDEOS, *PLOTS)}
     for path in inputs:
         if name := places.get(os.path.realpath(path)):
             raise ConfigError(f"{name} would overwrite the input {path}; give another folder with --out")
-    AtomicFile(folder / DOCUMENT).discard()
+    files.AtomicFile(folder / DOCUMENT).discard()
 
 
 def write_videos(folder: Path, results: Sequence[LabelledResult]) -> None:
@@ -92,9 +90,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[
         for row in _metric_rows(evaluation):
             writer.append(row)
     text = json.dumps(document(evaluation, skipped=skipped), allow_nan=False, indent=2)
-    file = AtomicFile(folder / DOCUMENT)
-    file.write(f"{text}\n".encode())
-    file.commit()
+    files.write_bytes(folder / DOCUMENT, f"{text}\n".encode())
     _plot(folder, evaluation)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.evaluation.metrics import NUM_BINS, Estimate
-from dfscan.report.writers import AtomicFile
+from dfscan.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,9 +143,7 @@ def _legend(axes: Axes, **more: Any) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")  # without pyplot, PNG uses the Agg backend and needs no display
-    file = AtomicFile(path)
-    file.write(picture.getvalue())
-    file.commit()
+    write_bytes(path, picture.getvalue())
     return path
 
 

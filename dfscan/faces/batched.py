@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from dfscan.errors import DfscanError
 from dfscan.faces.detect import Copy, Detection, FaceDetector, num_halvings
 from dfscan.faces.mtcnn_numpy import Detections
 from dfscan.faces.networks import library_networks
-from dfscan.gpu import BusyClock, is_out_of_memory, use_exact_arithmetic
+from dfscan.gpu import BusyClock, GpuModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +24,15 @@ frames of 512 x 512, 17 of 720p, 15 of 1080p, 3 of 4K."""
 log = logging.getLogger("dfscan")
 
 
-class BatchedFaceDetector:
+class BatchedFaceDetector(GpuModel):
     """Detects faces in whole frames, in batches on a GPU, with the rules of a `FaceDetector`.
-
-    Batches are padded with empty frames, so that the result for a frame does not depend on the other frames. When the
-    GPU runs out of memory, the batch size is halved; if one frame is still too large, the CPU is used from then on.
 
     Thread-safe: one batch is searched at a time while other threads prepare theirs.
     """
+
+    NAME = "the face detector"
+    HALVED = "detecting faces in batches of %d frames"
+    ON_CPU = "detecting faces on the CPU, slowly"
 
     def __init__(self, detector: FaceDetector, *, device: str, clock: BusyClock | None = None) -> None:
         """Load the networks.
@@ -45,13 +45,9 @@ class BatchedFaceDetector:
         Raises:
             DfscanError: the networks do not fit into the memory of the device.
         """
-        use_exact_arithmetic()
+        super().__init__(device, clock or BusyClock())
         self._detector = detector
-        self._device = device
-        self._clock = clock or BusyClock()
         self._max_searched_px = MAX_SEARCHED_PX
-        self._is_working = True
-        self._lock = threading.Lock()
         try:
             self._networks = {name: network.to(device) for name, network in library_networks().items()}
         except RuntimeError as error:
@@ -87,60 +83,20 @@ class BatchedFaceDetector:
         return faces
 
     def _search(self, copies: Sequence[UInt8Image], shape: tuple[int, ...], min_px: float) -> list[Detections]:
-        detections: list[Detections] = []
-        while len(detections) < len(copies):
-            waiting = copies[len(detections) :]
-            if not self._is_working:
-                return detections + [self._detector.search(copy, min_px) for copy in waiting]
-            batch = self._full(waiting, self.batch_size(shape))
-            with self._lock, self._clock.at_work():
-                faces = self._try(batch, min_px)
-                if faces is None:
-                    self._make_room(shape, len(batch))
-                    continue
-            detections += faces[: len(waiting)]
-        return detections
-
-    def _full(self, copies: Sequence[UInt8Image], num_frames: int) -> Tensor:
-        """Copy the first `num_frames` into one tensor, padded with empty frames, in pinned memory."""
-        import torch
-
-        try:
-            batch = torch.zeros((num_frames, *copies[0].shape), dtype=torch.uint8, pin_memory=self._device != "cpu")
-        except RuntimeError as error:
-            raise self._failure(error) from error
-        for frame, copy in zip(batch.numpy(), copies, strict=False):
-            frame[...] = copy
-        return batch
-
-    def _try(self, batch: Tensor, min_px: float) -> list[Detections] | None:
-        """Search a batch. Return None when out of memory, because an exception would keep the tensors alive."""
         from dfscan.faces import mtcnn_torch
 
-        try:
-            on_device = batch.to(self._device, non_blocking=True)
+        def search(batch: Tensor) -> list[Detections]:
+            on_device = batch.to(self.device, non_blocking=True)
             return mtcnn_torch.find_all_faces(on_device, self._networks, min_face_px=min_px)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise self._failure(error) from error
-            return None
 
-    def _make_room(self, shape: tuple[int, ...], num_tried: int) -> None:
-        import torch
+        detections: list[Detections] = []
+        for num_frames, found in self._run_batches(copies, search, lambda: self.batch_size(shape)):
+            detections += found[:num_frames]
+        return detections + [self._detector.search(copy, min_px) for copy in copies[len(detections) :]]
 
-        if self.batch_size(shape) < num_tried or not self._is_working:
-            pass  # another thread has already reduced the batch size
-        elif num_tried > 1:
-            self._max_searched_px //= 2
-            while self.batch_size(shape) >= num_tried:
-                self._max_searched_px //= 2
-            num_frames = self.batch_size(shape)
-            log.warning("%s is out of memory: detecting faces in batches of %d frames", self._device, num_frames)
-        else:
-            self._is_working = False
-            log.warning("%s is out of memory even for one frame: detecting faces on the CPU, slowly", self._device)
-        torch.cuda.empty_cache()
+    def _halve(self) -> None:
+        self._max_searched_px //= 2
 
-    def _failure(self, error: RuntimeError) -> DfscanError:
-        cause = str(error).partition("\n")[0]
-        return DfscanError(f"the face detector cannot run on {self._device}: {cause}; try --device cpu")
+    def _use_cpu(self, failure: DfscanError) -> None:
+        self._is_working = False
+        log.warning("%s is out of memory even for one frame: %s", self.device, self.ON_CPU)

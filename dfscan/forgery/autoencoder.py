@@ -23,10 +23,10 @@ from torch.nn import functional as F  # noqa: TID253
 from dfscan.arrays import UInt8Image
 from dfscan.dataset.crops import encode, read_crop, resized
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import OutputError, TrainingError
+from dfscan.errors import TrainingError
+from dfscan.files import make_folder, write_bytes
 from dfscan.forgery.donors import path_of
 from dfscan.forgery.names import DESIGNS, Design
-from dfscan.report.writers import AtomicFile
 
 ENCODER_WIDTHS = (32, 64, 128)
 """Channels after each halving."""
@@ -70,7 +70,7 @@ def reconstruct(
         tell: called now and then with a line of progress.
 
     Raises:
-        ConfigError: a crop cannot be read.
+        DataError: a crop cannot be read.
         OutputError: a reconstruction cannot be written.
         TrainingError: an autoencoder's loss is not finite.
     """
@@ -198,11 +198,5 @@ def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.dev
 
 
 def _write(path: Path, picture: UInt8Image) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"{path.parent}: cannot be created ({error.strerror}); choose another --reconstructions"
-        raise OutputError(problem) from error
-    sink = AtomicFile(path)
-    sink.write(encode(picture, "png"))
-    sink.commit()
+    make_folder(path.parent, remedy="Choose another --reconstructions.")
+    write_bytes(path, encode(picture, "png"))

@@ -10,7 +10,7 @@ import numpy as np
 from dfscan.arrays import Float32Array, Float64Array
 from dfscan.dataset.crops import LooseCrop, read_crop, resized
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.names import DESIGNS, Design, ForgeryKind
 
 NUM_CANDIDATES = 8
@@ -34,7 +34,7 @@ class Donors:
         """Read the face of a sample.
 
         Raises:
-            ConfigError: the crop cannot be read.
+            DataError: the crop cannot be read.
         """
         sample = self._samples[index]
         return LooseCrop(read_crop(self._folder / sample.crop), sample.box_xyxy, sample.landmarks)
@@ -49,7 +49,7 @@ class Donors:
             rng: random generator.
 
         Raises:
-            ConfigError: a crop or a reconstruction cannot be read.
+            DataError: a crop or a reconstruction cannot be read.
         """
         if kind == "swapped":
             return self.read(self._most_similar_other(index, rng))
@@ -71,8 +71,8 @@ class Donors:
         path = path_of(self._reconstructions, design, sample)
         try:
             reconstructed = read_crop(path)
-        except ConfigError as error:
-            raise ConfigError(
+        except DataError as error:
+            raise DataError(
                 f"reconstructed face {path} is missing or damaged: delete it if it exists and run again to recreate it"
             ) from error
         height_px, width_px = face.pixels.shape[:2]
@@ -83,7 +83,7 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
     """Check that every split has at least two groups of real faces, so that each face has a donor.
 
     Raises:
-        ConfigError: all real faces of a split belong to one group.
+        DataError: all real faces of a split belong to one group.
     """
     groups: dict[str, set[str]] = {}
     for sample in samples:
@@ -91,7 +91,7 @@ def check_swaps(samples: Sequence[Sample], manifest: Path) -> None:
             groups.setdefault(sample.split, set()).add(sample.group)
     for split, names in groups.items():
         if len(names) < 2:
-            raise ConfigError(
+            raise DataError(
                 f"{manifest}: all real faces of the split {split!r} belong to one group, so none can be swapped: "
                 "prepare more people, or remove swapped from --forgeries and --held-out"
             )

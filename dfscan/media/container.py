@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from dfscan.arrays import BoolArray
 from dfscan.errors import VideoError
 from dfscan.media import matroska, mp4
+from dfscan.media.content import picture_kind
+from dfscan.media.facts import ENCODER_TEXT_BYTES, encoder_text
 from dfscan.media.plan import DECODE_ALL_FRAMES, Streams, Timeline
 
 MAX_FRAME_PX = 8192 * 4352
@@ -105,6 +107,10 @@ class Survey:
     has_clock: bool
     """False if presentation times are missing or jump back; then frames are identified by their number only."""
     damage: str | None
+    num_bytes: int = 0
+    """Size of all its packets."""
+    encoder: str | None = None
+    """Name of its encoder, if that is written into the stream."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,13 +255,26 @@ def _described(stream: VideoStream) -> str:
     return f"stream {stream.index} ({stream.codec_context.name}, {stream.width} x {stream.height})"
 
 
-def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None] = lambda: None) -> Surveys:
+def survey(
+    file: FileIO,
+    wanted: Streams = "all",
+    check_time: Callable[[], None] = lambda: None,
+    on_open: Callable[[InputContainer], None] = lambda _: None,
+) -> Surveys:
     """Read the packets of the wanted streams without decoding them; for a long stream, read its complete index instead.
+
+    Args:
+        file: open for reading.
+        wanted: the streams to survey.
+        check_time: called for every packet; raises an exception to stop.
+        on_open: called with the open container, before a stream is chosen.
 
     Raises:
         VideoError: no stream can be scanned: encrypted, or without packets; see also `open_video`.
     """
     with open_container(file) as container:
+        on_open(container)
+        _refuse_tiles(file, container)
         streams, skipped = _choose(container, wanted)
         descriptions = {stream.index: _described(stream) for stream in streams}
         index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
@@ -281,6 +300,13 @@ def survey(file: FileIO, wanted: Streams = "all", check_time: Callable[[], None]
     skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
     cut_off = _cut_off(file)
     return Surveys([replace(surveyed, damage=surveyed.damage or cut_off) for surveyed in surveys], skipped)
+
+
+def _refuse_tiles(file: FileIO, container: InputContainer) -> None:
+    """Refuse a picture that FFmpeg gives as one stream per tile: a face across tiles would not be found."""
+    tiles = [each for each in container.streams.video if each.disposition & av.stream.Disposition.dependent]
+    if tiles and picture_kind(os.pread(file.fileno(), SIGNATURE_BYTES, 0)):
+        raise VideoError("no_decoder", f"its picture is stored in {len(tiles)} tiles; convert it to JPEG and scan that")
 
 
 def _cut_off(file: FileIO) -> str | None:
@@ -396,12 +422,20 @@ def _survey_index(
         times += delays + constant
     num_lost, num_shown = int(shown.sum() - inside.sum()), int(shown.sum())
     damage = f"cut off: {num_lost} of {num_shown} frames lie beyond the file's end" if num_lost else None
-    return Survey(stream.index, _timeline(times[inside], keys[inside], stream), has_clock, damage)
+    num_bytes = sum(entry.size for entry, is_inside in zip(entries, inside, strict=True) if is_inside)
+    encoder = encoder_text(_start_of(stream, probe[0]))
+    return Survey(stream.index, _timeline(times[inside], keys[inside], stream), has_clock, damage, num_bytes, encoder)
 
 
 def is_encrypted(packet: AnyPacket) -> bool:
     """Return whether the payload is encrypted. Decoders turn it into noise, with or without an error."""
     return packet.has_sidedata("encryption_info")
+
+
+def _start_of(stream: VideoStream, packet: AnyPacket) -> bytes:
+    """Return the stream's header and the first bytes of its first packet."""
+    header = stream.codec_context.extradata if stream.codec_context else None
+    return (header or b"")[:ENCODER_TEXT_BYTES] + bytes(memoryview(packet)[:ENCODER_TEXT_BYTES])
 
 
 class _Int64List:
@@ -431,8 +465,10 @@ class _PacketLog:
     keys: bytearray = field(default_factory=bytearray)
     num_corrupt: int = 0
     num_encrypted: int = 0
+    num_bytes: int = 0
 
     def add(self, packet: AnyPacket) -> None:
+        self.num_bytes += packet.size
         self.num_encrypted += is_encrypted(packet)
         self.num_corrupt += packet.is_corrupt
         self.pts.append(packet.pts)
@@ -444,6 +480,8 @@ def _survey_packets(
     container: InputContainer, streams: list[VideoStream], encrypted: set[int], check_time: Callable[[], None]
 ) -> dict[int, Survey | VideoError]:
     logs = {stream.index: _PacketLog() for stream in streams}
+    by_index = {stream.index: stream for stream in streams}
+    encoders: dict[int, str | None] = {}
     num_packets = 0
     broken_off = None
     try:
@@ -453,6 +491,8 @@ def _survey_packets(
                 broken_off = f"only its first {MAX_PACKETS} frames are looked at"
                 break
             if packet.size and not packet.is_discard:
+                if not logs[packet.stream_index].num_bytes:
+                    encoders[packet.stream_index] = encoder_text(_start_of(by_index[packet.stream_index], packet))
                 logs[packet.stream_index].add(packet)
                 num_packets += 1
     except av.error.MemoryError:
@@ -462,8 +502,9 @@ def _survey_packets(
     outcome_of: dict[int, Survey | VideoError] = {}
     for stream in streams:
         try:
-            outcome_of[stream.index] = _survey(
-                container, stream, logs[stream.index], stream.index in encrypted, broken_off
+            surveyed = _survey(container, stream, logs[stream.index], stream.index in encrypted, broken_off)
+            outcome_of[stream.index] = replace(
+                surveyed, num_bytes=logs[stream.index].num_bytes, encoder=encoders.get(stream.index)
             )
         except VideoError as error:
             outcome_of[stream.index] = error

@@ -1,4 +1,4 @@
-"""Tell from the content of a file, without decoding it, whether it is a video, an animation, or text."""
+"""Tell from the content of a file, without decoding it, whether it is a video, a picture, an animation, or text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ _STILL_OR_SOUND_BRANDS = (
     b"M4A M4B M4P F4A F4B heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf avif avis avio"
     b" jp2 jpx jpm jxl crx aax aaxc"
 )
+PICTURES = ("jpeg", "png", "webp", "heif", "avif")
+"""Formats that `picture_kind` recognises."""
+_HEIF_BRANDS = dict.fromkeys(b"heic heix heim heis hevc hevx mif1 mif2 msf1 miaf".split(), "heif")
+_HEIF_BRANDS |= dict.fromkeys(b"avif avis avio".split(), "avif")
 _VIDEO_HEADS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
     b"\x00\x00\x01\xba",  # MPEG program stream
@@ -62,6 +66,20 @@ def _is_transport_stream(head: bytes) -> bool:
         return len(marks) >= 2 and marks.count(0x47) == len(marks)
 
     return has_sync(0, 188) or has_sync(4, 192)
+
+
+def picture_kind(head: bytes) -> str | None:
+    """Return the format of a picture, one of `PICTURES`, or None for any other file.
+
+    PNG, WebP and AVIF files may also be animations.
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return _HEIF_BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
 
 
 def is_text(head: bytes) -> bool:

@@ -20,11 +20,12 @@ from av.video.stream import VideoStream
 from dfscan.arrays import UInt8Image
 from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
+from dfscan.media.facts import read_facts, with_stream_facts
 from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
 from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, Timeline, plan_samples, seek_target
 from dfscan.media.shots import ShotCounter
 from dfscan.media.webp import WebpAnimation, animation_pictures, read_animation
-from dfscan.types import Frame, VideoInfo
+from dfscan.types import FileFacts, Frame, VideoInfo
 
 MAX_ERRORS_IN_A_ROW = 250
 """Decoding stops after this many consecutive undecodable packets."""
@@ -49,6 +50,8 @@ class Decoding:
 
     def __post_init__(self) -> None:
         self.info = VideoInfo(size_bytes=os.fstat(self.file.fileno()).st_size)
+        self.facts: FileFacts | None = None
+        """None until the container is open."""
         self.num_errors = 0
         self.num_corrupt = 0
         self.num_missing = 0
@@ -87,7 +90,9 @@ class Decoding:
         if animation := read_animation(self.file):
             yield from self._animation_samples(animation)
             return
-        surveys = survey(self.file, self.sampling.streams, self.check_time)
+        surveys = survey(self.file, self.sampling.streams, self.check_time, self._note_container)
+        if self.facts:
+            self.facts = with_stream_facts(self.facts, surveys.streams[0])
         self.surveyed_cpu_s = time.process_time()
         self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
         problems = []
@@ -127,6 +132,7 @@ class Decoding:
         wanted_stream = self.sampling.streams
         if wanted_stream not in ("all", "main", 0):
             raise VideoError("no_stream", f"has no video stream {wanted_stream}; its video streams: 0. Change --stream")
+        self.facts = FileFacts(container="webp", num_audio_streams=0)
         if not animation.frames:
             raise VideoError("no_frames", "its animation holds no frames; save it again, or look for a whole copy")
         if animation.width_px * animation.height_px > MAX_FRAME_PX:
@@ -154,6 +160,9 @@ class Decoding:
         if not index:
             raise VideoError("no_frames", f"no frame could be decoded ({self.damage})")
         self._note_missing(plan, index)
+
+    def _note_container(self, container: InputContainer) -> None:
+        self.facts = read_facts(self.file, container)
 
     def _note_timeline(self, surveyed: Survey) -> None:
         timeline = surveyed.timeline

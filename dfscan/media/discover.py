@@ -15,10 +15,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 from dfscan.errors import ConfigError
-from dfscan.media.content import HEAD_BYTES, UTF_16_MARKS, is_animation, is_text, looks_like_video
+from dfscan.media.content import HEAD_BYTES, UTF_16_MARKS, is_animation, is_text, looks_like_video, picture_kind
 from dfscan.media.names import (
     DOWNLOAD_FOLDER_SUFFIX,
     OTHER_SUFFIXES,
+    SCANNED_PICTURE_SUFFIXES,
     SHARED_WITH_TEXT,
     SOUND_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -59,6 +60,7 @@ def discover(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     follow_symlinks: bool = False,
+    images: bool = False,
 ) -> Discovery:
     """Find the files to scan.
 
@@ -73,13 +75,14 @@ def discover(
             the given directory; if there are any, they replace the tests of suffix and content.
         exclude: patterns for files and directories to skip; they take precedence over all other rules.
         follow_symlinks: also follow links inside directories.
+        images: also scan pictures in directories: JPEG, PNG, WebP, HEIC and AVIF.
 
     Raises:
         ConfigError: some `inputs` do not exist; the message names all of them.
     """
     named = [os.fsdecode(path) for path in inputs]
     _require_existing(named)
-    search = _Search(tuple(include), tuple(exclude), follow_symlinks)
+    search = _Search(tuple(include), tuple(exclude), follow_symlinks, images)
     for path in (*named, *map(os.fsdecode, listed)):
         search.add_named(path)
     return search.result()
@@ -194,6 +197,7 @@ class _Search:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     follow_symlinks: bool
+    images: bool
     rows: list[tuple[str, str, Reason | None]] = field(default_factory=list)
     """Path, resolved path and problem of each file."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -285,7 +289,7 @@ class _Search:
         try:
             reason = self._why_not(entry.name, resolved, relative)
         except OSError as error:
-            if suffix_of(entry.name) not in OTHER_SUFFIXES:
+            if self._is_picture_name(entry.name) or suffix_of(entry.name) not in OTHER_SUFFIXES:
                 return self._add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
             reason = "unreadable"  # its suffix is not a video's, so it is not worth an error in every nightly scan
         if reason:
@@ -303,7 +307,13 @@ class _Search:
         suffix = suffix_of(name)
         if suffix in VIDEO_SUFFIXES or (suffix not in SOUND_SUFFIXES and _has_video_content(resolved)):
             return None
-        return "not_video"
+        if self._is_picture_name(name):
+            return None
+        is_picture = self.images and suffix not in OTHER_SUFFIXES and picture_kind(_read_head(resolved)) is not None
+        return None if is_picture else "not_video"
+
+    def _is_picture_name(self, name: str) -> bool:
+        return self.images and suffix_of(name) in SCANNED_PICTURE_SUFFIXES
 
 
 def _matches(name: str, relative: str, patterns: tuple[str, ...]) -> bool:

@@ -16,12 +16,13 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
 from dfscan.media.source import open_source
-from dfscan.types import Frame, Reason, VideoInfo
+from dfscan.types import FileFacts, Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
 """Time for a child to notice a timeout itself; after that it counts as hung and is killed."""
@@ -81,6 +82,8 @@ class Ended:
     """Number of requested samples for which the video has no frame."""
     skipped: tuple[str, ...] = ()
     """The video streams that were not scanned, each with the reason."""
+    facts: FileFacts | None = None
+    """None if the container could not be opened."""
 
 
 Event = Opened | Decoded | Ended
@@ -99,7 +102,7 @@ class Limits:
 
 
 def decode_videos(
-    paths: Iterable[str], *, sampling: Sampling, num_workers: int, limits: Limits
+    paths: Iterable[str], *, sampling: Sampling, num_workers: int, limits: Limits, trust_list: str | None = None
 ) -> Generator[Event, None, None]:
     """Decode videos in up to `num_workers` child processes and yield their events as they arrive.
 
@@ -108,6 +111,8 @@ def decode_videos(
         sampling: selects the frames of each video.
         num_workers: maximum number of children at the same time.
         limits: limits of each child.
+        trust_list: certificates, in PEM, of the authorities whose signers of C2PA manifests are trusted; may be empty.
+            None: manifests are not read.
 
     Yields:
         For each path `Opened`, then `Decoded` for each frame, then one `Ended`. If the child dies, hangs or violates
@@ -118,7 +123,7 @@ def decode_videos(
         log.warning("%s; to accept this and decode without a sandbox, use --no-sandbox", lack)
     queue = iter(paths)
     retried: set[str] = set()
-    workers = [_Worker(sampling, limits) for _ in range(num_workers)]
+    workers = [_Worker(sampling, limits, trust_list) for _ in range(num_workers)]
     try:
         while True:
             for worker in workers:
@@ -131,7 +136,7 @@ def decode_videos(
                 if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
                     log.debug("decoder: %s; retrying in a new process", event.failure)
                     retried.add(event.path)
-                    yield from _begin(worker, event.path)
+                    yield from _begin(worker, event.path, is_retry=True)
                 elif event is not None:
                     yield event
     finally:
@@ -139,7 +144,7 @@ def decode_videos(
             worker.kill()
 
 
-def _begin(worker: _Worker, path: str) -> Iterator[Event]:
+def _begin(worker: _Worker, path: str, *, is_retry: bool = False) -> Iterator[Event]:
     """Pass a file to a child, unless it is empty or cannot be opened."""
     yield Opened(path)
     try:
@@ -149,7 +154,7 @@ def _begin(worker: _Worker, path: str) -> Iterator[Event]:
         yield Ended(path, info, Reason(error.code, str(error)))
         return
     try:
-        worker.begin(path, descriptor)
+        worker.begin(path, descriptor, is_retry=is_retry)
     finally:
         os.close(descriptor)
 
@@ -165,9 +170,10 @@ def _ready(busy: list[_Worker]) -> list[_Worker]:
 class _Worker:
     """One child process, replaced when necessary, and the video that it is decoding."""
 
-    def __init__(self, sampling: Sampling, limits: Limits) -> None:
+    def __init__(self, sampling: Sampling, limits: Limits, trust_list: str | None) -> None:
         self._sampling = sampling
         self._limits = limits
+        self._trust_list = trust_list
         self._hang_s = limits.timeout_s + GRACE_S
         self._process: subprocess.Popen[bytes] | None = None
         self._num_videos = 0
@@ -182,19 +188,19 @@ class _Worker:
         limit = struct.pack("ll", math.ceil(self._hang_s), 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.connection = Connection(os.dup(self._socket.fileno()))
-        limits = json.dumps(asdict(self._limits))
-        with theirs:
+        limits = json.dumps({**asdict(self._limits), "reads_manifests": self._trust_list is not None})
+        with theirs, _readable(self._trust_list or "") as trust_list:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path), limits, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                stdin=trust_list,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_environment(),
             )
         self._num_videos = 0
 
-    def begin(self, path: str, descriptor: int) -> None:
+    def begin(self, path: str, descriptor: int, *, is_retry: bool) -> None:
         """Pass an open video to the child. Start a new child if there is none or it has decoded enough videos."""
         if self._process is None or self._process.poll() is not None or self._num_videos >= MAX_VIDEOS_PER_CHILD:
             self.kill()
@@ -203,7 +209,8 @@ class _Worker:
         self.path, self.is_lost = path, False
         self._expect()
         with suppress(OSError):  # the child died just now; receive() will find the closed socket and report it
-            self.connection.send_bytes(json.dumps({"sampling": asdict(self._sampling)}).encode())
+            job = {"sampling": asdict(self._sampling), "is_retry": is_retry}
+            self.connection.send_bytes(json.dumps(job).encode())
             socket.send_fds(self._socket, [b"."], [descriptor])
 
     def _expect(self) -> None:
@@ -247,6 +254,7 @@ class _Worker:
             message["peak_rss_bytes"],
             message.get("num_missing", 0),
             tuple(message.get("skipped", ())),
+            FileFacts.from_dict(message.get("facts")),
         )
         self.path = None
         return ended
@@ -286,6 +294,18 @@ class _Worker:
         self._process = None
         self.connection.close()
         self._socket.close()
+
+
+@contextmanager
+def _readable(text: str) -> Iterator[IO[bytes] | int]:
+    """Give a text of any length the form that `subprocess` takes as standard input."""
+    if not text:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
 
 
 def _exit_text(code: int) -> str:

@@ -1,4 +1,4 @@
-"""Read properties of a Matroska or WebM file that FFmpeg does not expose: its announced end and encrypted tracks.
+"""Read properties of a Matroska or WebM file that FFmpeg does not expose: its end, encrypted tracks, and writers.
 
 A file is a sequence of elements. Each has a name, a size and a body, which may contain further elements. Name and size
 are numbers of 1 to 8 bytes; the position of the first set bit gives their length. The bytes 0x42 0x86 are a size of two
@@ -24,6 +24,11 @@ TRACK_TYPE = b"\x83"
 CONTENT_ENCODINGS = b"\x6d\x80"
 CONTENT_ENCODING = b"\x62\x40"
 CONTENT_ENCODING_TYPE = b"\x50\x33"
+DOCUMENT_TYPE = b"\x42\x82"
+INFO = b"\x15\x49\xa9\x66"
+APPLICATIONS = (b"\x4d\x80", b"\x57\x41")
+"""The program that wrote the container, and the one that asked for it."""
+MAX_TEXT_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,19 @@ def encrypted_video_tracks(file: FileIO) -> list[bool]:
         for entry in (_inside(file, segment, TRACKS, TRACK_ENTRY) if segment else ())
         if any(_number(file, kind) == VIDEO_TRACK for kind in _inside(file, entry, TRACK_TYPE))
     ]
+
+
+def document_type(file: FileIO) -> str | None:
+    """Return the kind of the file, ``matroska`` or ``webm``, or None if its header does not give it."""
+    header = next((each for each in _elements(file, 0, _size(file)) if each.name == MAGIC), None)
+    return next((_text(file, each) for each in _inside(file, header, DOCUMENT_TYPE)), None) if header else None
+
+
+def applications(file: FileIO) -> list[str]:
+    """Return the names of the programs that wrote the file."""
+    segment = _segment(file)
+    info = next(_inside(file, segment, INFO), None) if segment else None
+    return [_text(file, each) for name in APPLICATIONS for each in _inside(file, info, name)] if info else []
 
 
 def _segment(file: FileIO) -> _Element | None:
@@ -92,10 +110,15 @@ def _inside(file: FileIO, parent: _Element, *path: bytes) -> Iterator[_Element]:
                 yield child
             else:
                 yield from _inside(file, child, *path[1:])
-            if child.name == TRACKS:  # there is only one, and hours of frames may follow it
+            if child.name in (TRACKS, INFO):  # there is only one, and hours of frames may follow it
                 return
 
 
 def _number(file: FileIO, element: _Element) -> int:
     length = min((element.end or element.start) - element.start, 8)
     return int.from_bytes(os.pread(file.fileno(), length, element.start), "big")
+
+
+def _text(file: FileIO, element: _Element) -> str:
+    length = min((element.end or element.start) - element.start, MAX_TEXT_BYTES)
+    return os.pread(file.fileno(), length, element.start).decode("utf-8", errors="replace").rstrip("\0")

@@ -1,9 +1,10 @@
-"""Read properties of an MP4 or MOV file that FFmpeg does not expose: encryption, and the display delay of each frame.
+"""Read properties of an MP4 or MOV file that FFmpeg does not expose: encryption, display delays and edit lists.
 
 A file is a sequence of boxes. Each has a size (4 bytes), a name (4 bytes) and a body, which may contain further boxes.
 A size of 1 means that a size of 8 bytes follows the name. ::
 
     ftyp | mdat (the frames) | moov -> trak -> mdia -> minf -> stbl -> stsd (codec), ctts (display delays)
+                                            -> edts -> elst (edit list)
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"sidx", b"mdat", b"wide", b"free", b"skip")
 MAX_BOXES = 100_000
 MAX_DELAYS = 10_000_000
+MAX_TABLE_BYTES = 1 << 26
+"""Maximum number of bytes that are read of a table, such as one of frame durations."""
 SAMPLE_ENTRY_BYTES = 78
 """Fixed fields of a video sample entry, before the boxes in it."""
 PROTECTED_ENTRIES = (b"encv", b"drmi", b"drmv")
@@ -51,6 +54,15 @@ class Index:
     """Tracks by track number, which is FFmpeg's `stream.id`."""
     is_fragmented: bool
     """True if the file may contain frames that the index does not list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """The edit list of one track, which maps the stored frames to those that a player shows."""
+
+    num_edits: int
+    hidden_s: float
+    """Seconds of the track that no entry shows; 0 if unknown."""
 
 
 def is_mp4(file: FileIO) -> bool:
@@ -91,6 +103,56 @@ def read_index(file: FileIO) -> Index | None:
         if header is not None:
             tracks[_track_number(file, header)] = _track(file, trak)
     return Index(tracks, is_fragmented=any(_inside(file, moov, b"mvex")))
+
+
+def read_edits(file: FileIO) -> dict[int, Edits]:
+    """Return the edit list of each track, by track number; a track without one has no entries and hides nothing."""
+    moov = next((box for box in outer_boxes(file) if box.kind == b"moov"), None)
+    header = next(_inside(file, moov, b"mvhd"), None) if moov else None
+    if moov is None or header is None:
+        return {}
+    ticks_per_s = _ticks_per_s(file, header)
+    found = {}
+    for trak in _inside(file, moov, b"trak"):
+        if (track := next(_inside(file, trak, b"tkhd"), None)) is not None:
+            found[_track_number(file, track)] = _edits(file, trak, ticks_per_s)
+    return found
+
+
+def _edits(file: FileIO, trak: Box, ticks_per_s: int) -> Edits:
+    elst = next(_inside(file, trak, b"edts", b"elst"), None)
+    if elst is None:
+        return Edits(0, 0.0)
+    data = os.pread(file.fileno(), min(elst.end - elst.start, MAX_TABLE_BYTES), elst.start)
+    entry = np.dtype([("ticks", ">u8"), ("start", ">i8"), ("rate", ">u4")])
+    if data[:1] != b"\1":
+        entry = np.dtype([("ticks", ">u4"), ("start", ">i4"), ("rate", ">u4")])
+    num_edits = min(int.from_bytes(data[4:8], "big"), max(0, len(data) - 8) // entry.itemsize)
+    entries = np.frombuffer(data, entry, num_edits, offset=8) if num_edits else np.empty(0, entry)
+    shown = entries[entries["start"] >= 0]["ticks"].astype(np.float64)  # a negative start is a pause
+    header = next(_inside(file, trak, b"mdia", b"mdhd"), None)
+    track_ticks_per_s = _ticks_per_s(file, header) if header else 0
+    if not ticks_per_s or not track_ticks_per_s or not shown.all():  # a duration of 0 means the whole rest
+        return Edits(num_edits, 0.0)
+    shown_s = float(shown.sum()) / ticks_per_s
+    return Edits(num_edits, max(0.0, _stored_ticks(file, trak) / track_ticks_per_s - shown_s))
+
+
+def _ticks_per_s(file: FileIO, header: Box) -> int:
+    """Return the unit of time in an ``mvhd`` or ``mdhd`` box."""
+    body = os.pread(file.fileno(), 24, header.start)
+    at = 20 if body[:1] == b"\1" else 12  # times have 8 bytes in version 1
+    return int.from_bytes(body[at : at + 4], "big")
+
+
+def _stored_ticks(file: FileIO, trak: Box) -> int:
+    """Return the duration of all frames of a track. That in the header may include the delay of B-frames."""
+    stts = next(_inside(file, trak, b"mdia", b"minf", b"stbl", b"stts"), None)
+    if stts is None:
+        return 0
+    data = os.pread(file.fileno(), min(stts.end - stts.start, MAX_TABLE_BYTES), stts.start)[8:]
+    counts, ticks = np.frombuffer(data, ">u4", len(data) // 8 * 2).reshape(-1, 2).T.astype(np.float64)
+    return int(counts @ ticks)
 
 
 def _size(file: FileIO) -> int:

@@ -44,6 +44,9 @@ SHARED_WITH_TEXT = frozenset("drc mts qt smk ts".split())
 
 PICTURE_SUFFIXES = frozenset(_PICTURES.split())
 
+SCANNED_PICTURE_SUFFIXES = frozenset("avif heic heif jfif jpe jpeg jpg png webp".split())
+"""Suffixes of the pictures that ``--images`` adds."""
+
 SOUND_SUFFIXES = frozenset(_SOUND_IN_VIDEO_CONTAINERS.split())
 """Skipped without a test of the content, because these files begin like videos."""
 

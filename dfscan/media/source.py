@@ -1,12 +1,33 @@
-"""Open untrusted files in the parent process; the child reads them only through the descriptor."""
+"""Identify untrusted files and open them in the parent process; the child reads them only through the descriptor."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+from dataclasses import dataclass, field
 
 from dfscan.errors import VideoError
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """File attributes that reveal a change without reading the file."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    ctime_ns: int = field(default=0, compare=False)
+    """Changes with the content, but also with permissions, names and links, so it is not compared."""
+
+    @classmethod
+    def of(cls, path: str) -> FileIdentity | None:
+        """Return the identity of the file now at this path, or None if there is none."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
+            return None
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 def open_source(path: str) -> int:

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO, FileIO
 from multiprocessing.connection import Connection
 from typing import Any
@@ -34,6 +35,8 @@ from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
+from dfscan.media.provenance import ManifestReader, unreadable
+from dfscan.types import Provenance
 
 MAX_HASH_OF_UNREADABLE_BYTES = 1 << 30
 """Maximum size at which a file that cannot be decoded is still hashed; hashing a larger one could take minutes."""
@@ -43,6 +46,7 @@ HASH_BLOCK_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 ALIVE_EVERY_S = 0.5
+CHANGED = "the file changed while it was read; scan it again"
 
 
 class _WorkingTime:
@@ -61,17 +65,59 @@ class _WorkingTime:
         self._waited_s += time.monotonic() - before_s
 
 
+class _Content:
+    """The content of a file, and whether it is still the same.
+
+    The file is hashed when its first frame has been decoded. It is hashed again only if its size or one of its times
+    is different at the end: these also change when a file is renamed, linked or touched.
+    """
+
+    def __init__(self, file: FileIO, tell: Callable[[], None]) -> None:
+        self._file = file
+        self._tell = tell
+        self._before = _stamp(file)
+        self.sha256: str | None = None
+        """Lower-case hex digest; None if the file has not been hashed or has changed."""
+
+    def hash(self) -> None:
+        """Hash the file unless that is done.
+
+        Raises:
+            VideoError: the file has changed since it was opened.
+        """
+        if self.sha256 is None:
+            if _stamp(self._file) != self._before:
+                raise VideoError("changed", CHANGED)
+            self.sha256 = _sha256(self._file, self._tell)
+
+    def has_changed(self) -> bool:
+        """Return whether the file has changed since it was opened; True also if that is not certain."""
+        if _stamp(self._file) == self._before:
+            return False
+        if self.sha256 is not None and self.sha256 == _sha256(self._file, self._tell):
+            return False
+        self.sha256 = None
+        return True
+
+
+def _stamp(file: FileIO) -> tuple[int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def main() -> None:
     """Process decoding jobs until the parent closes the socket or dies.
 
-    The last two arguments are the limits, as JSON, and the descriptor of the socket. A job is a JSON message followed
-    by one byte that carries the descriptor of the open file.
+    The last two arguments are the limits, as JSON, and the descriptor of the socket. If manifests are to be read,
+    standard input holds the trust list. A job is a JSON message followed by one byte that carries the descriptor of the
+    open file.
     """
     _die_with_parent()
     limits, descriptor = json.loads(sys.argv[-2]), int(sys.argv[-1])
     status = _open_status()
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
+    manifests = ManifestReader(sys.stdin.read()) if limits["reads_manifests"] else None
     problem = _enter_sandbox(limits)
     gc.freeze()  # existing objects stay for good, so later collections can skip them
     with (
@@ -82,7 +128,9 @@ def main() -> None:
         while True:
             job = json.loads(parent.recv_bytes())
             with FileIO(_receive_descriptor(stream)) as file:
-                _serve(parent, stream, Decoding(file, Sampling(**job["sampling"])), limits, status, problem)
+                decoding = Decoding(file, Sampling(**job["sampling"]))
+                read_manifest = partial(_read_manifest, manifests, file, parent, limits, is_retry=job["is_retry"])
+                _serve(parent, stream, decoding, limits, status, problem, read_manifest)
             gc.collect()  # PyAV's objects form reference cycles, which keep the frames of the last video alive
 
 
@@ -145,15 +193,17 @@ def _serve(
     limits: dict[str, Any],
     status: FileIO | None,
     problem: str | None,
+    read_manifest: Callable[[], Provenance | None],
 ) -> None:
     clock = _WorkingTime()
     cpu_s = time.process_time()
+    content = _Content(decoding.file, lambda: _say_alive(parent))
     decoding.check_time = _limit(clock, limits["timeout_s"])
     end: dict[str, Any]
     try:
         if problem:
             raise VideoError("sandbox", problem)
-        _send_samples(parent, stream, decoding, clock)
+        _send_samples(parent, stream, decoding, clock, content)
         end = {
             "kind": "done",
             "damage": decoding.damage,
@@ -172,17 +222,41 @@ def _serve(
     except Exception as error:
         end = _failed("internal", f"unexpected {type(error).__name__}: {error}")
         end["traceback"] = traceback.format_exc()
-    info = decoding.info
-    if end["kind"] == "done" or (info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
-        try:
-            info = replace(info, sha256=_sha256(decoding.file, lambda: _say_alive(parent)))
-        except OSError as error:
-            end = _failed("unreadable", f"cannot be read ({error.strerror})")
-    end["info"] = asdict(info)
+    try:
+        if content.has_changed():
+            end = _failed("changed", CHANGED) if end["kind"] == "done" else end
+        elif end["kind"] == "done" or (decoding.info.size_bytes or 0) <= MAX_HASH_OF_UNREADABLE_BYTES:
+            content.hash()
+    except OSError as error:
+        end = _failed("unreadable", f"cannot be read ({error.strerror})")
+    end["info"] = asdict(replace(decoding.info, sha256=content.sha256))
+    end["facts"] = asdict(replace(decoding.facts, provenance=read_manifest())) if decoding.facts else None
     end["cpu_s"] = time.process_time() - cpu_s
     end["open_cpu_s"] = max(0.0, decoding.surveyed_cpu_s - cpu_s)
     end["peak_rss_bytes"] = _peak_rss_bytes(status)
     parent.send_bytes(json.dumps(end).encode())
+
+
+def _read_manifest(
+    manifests: ManifestReader | None, file: FileIO, parent: Connection, limits: dict[str, Any], *, is_retry: bool
+) -> Provenance | None:
+    """Read the manifest, unless a decoder has already failed on this file: the library must not cost it its verdict."""
+    if manifests is None:
+        return None
+    if is_retry:
+        return unreadable("not read, because the first attempt to read this file failed")
+    start_s = told_s = time.monotonic()
+
+    def check() -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - start_s > limits["timeout_s"]:
+            raise VideoError("timeout", f"reading the manifest took longer than {limits['timeout_s']:g} s")
+        if now_s - told_s > ALIVE_EVERY_S:
+            _say_alive(parent)
+            told_s = now_s
+
+    return manifests.read(file, check)
 
 
 def _failed(code: str, message: str) -> dict[str, Any]:
@@ -213,8 +287,11 @@ def _limit(clock: _WorkingTime, limit_s: float) -> Callable[[], None]:
     return check
 
 
-def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding, clock: _WorkingTime) -> None:
+def _send_samples(
+    parent: Connection, stream: socket.socket, decoding: Decoding, clock: _WorkingTime, content: _Content
+) -> None:
     for frame in decoding.samples():
+        clock.waiting(content.hash)
         head = {
             "kind": "frame",
             "shape": frame.pixels.shape[:2],
@@ -235,11 +312,15 @@ def _send_samples(parent: Connection, stream: socket.socket, decoding: Decoding,
 
 
 def _sha256(file: FileIO, tell: Callable[[], None]) -> str:
-    """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang."""
+    """Hash a file of any size. Call `tell` regularly, so that the parent does not take long work for a hang.
+
+    The position of the file stays, because FFmpeg may be reading from the same descriptor.
+    """
     digest = hashlib.sha256()
     sent_s = time.monotonic()
-    file.seek(0)
-    while block := file.read(HASH_BLOCK_BYTES):
+    position = 0
+    while block := os.pread(file.fileno(), HASH_BLOCK_BYTES, position):
+        position += len(block)
         digest.update(block)
         if time.monotonic() - sent_s > ALIVE_EVERY_S:
             tell()

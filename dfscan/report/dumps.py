@@ -17,8 +17,9 @@ import cv2
 
 from dfscan.arrays import UInt8Image
 from dfscan.errors import OutputError
+from dfscan.files import make_folder, writing
+from dfscan.report.formats import open_writer
 from dfscan.report.schema import Column
-from dfscan.report.writers import open_writer
 
 INDEX_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),
@@ -66,7 +67,7 @@ class DumpFolder:
         """
         self._folder = folder
         self._suffix = suffix
-        _make_folder(folder)
+        make_folder(folder, remedy="Name another folder.")
 
     def write(self, video_path: str, explanations: Iterable[FaceExplanation]) -> list[dict[str, Any]]:
         """Write one video's exhibits, best first, and return their index rows.
@@ -93,7 +94,7 @@ class DumpFolder:
 
     def _write(self, video_path: str, rank: int, explanation: FaceExplanation) -> dict[str, Any]:
         name = video_folder(video_path)
-        _make_folder(self._folder / name)
+        make_folder(self._folder / name, remedy="Name another folder.")
         stem = f"{name}/{rank:02d}_{explanation.row['time_s']:.3f}s_score{explanation.row['score']:.3f}"
         pictures = {"face": explanation.face, "heat_map": explanation.heat_map, "frame": explanation.frame}
         files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
@@ -109,20 +110,11 @@ def video_folder(video_path: str) -> str:
     return f"{stem or 'video'}-{digest}"
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
-
-
 def _write_picture(path: Path, pixels: UInt8Image) -> None:
     """Encode in memory, then write; `cv2.imwrite` would report a full disk only by returning False."""
     options = [cv2.IMWRITE_JPEG_QUALITY, DUMP_JPEG_QUALITY] if path.suffix == ".jpg" else []
     is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not is_encoded:
         raise OutputError(f"{path}: the image cannot be encoded as {path.suffix}; try the other --explain-format")
-    try:
+    with writing(path):
         path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); free some space or change folder") from error

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dfscan import __version__
+from dfscan.files import write_bytes
 from dfscan.report.schema import REPORT_VERSION
-from dfscan.report.text import printable
-from dfscan.report.writers import AtomicFile
+from dfscan.text import printable
+from dfscan.version import __version__
 
 _DISTRIBUTIONS = {
     "av": "av",
@@ -24,6 +24,7 @@ _DISTRIBUTIONS = {
     "torchvision": "torchvision",
     "timm": "timm",
     "facenet-pytorch": "facenet-pytorch",
+    "c2pa": "c2pa-python",
 }
 
 
@@ -45,9 +46,7 @@ def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) ->
     path = meta_path(report_path)
     versioned = {"report_version": REPORT_VERSION, **document}
     text = json.dumps(_printable_json(versioned), ensure_ascii=False, allow_nan=False, indent=2)
-    file = AtomicFile(path)
-    file.write(f"{text}\n".encode())
-    file.commit()
+    write_bytes(path, f"{text}\n".encode())
     return path
 
 

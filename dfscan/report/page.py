@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
-from dfscan.report.text import display_path, printable, report_order
-from dfscan.report.writers import AtomicFile
-from dfscan.types import Picture, Track, VerdictLabel, VideoResult
+from dfscan.text import display_path, printable, report_order
+from dfscan.types import FileFacts, Picture, Provenance, Track, VerdictLabel, VideoResult
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -102,14 +102,9 @@ def write_page(
     """
     ordered = sorted(videos, key=lambda video: report_order(video.result.path))
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
-    file = AtomicFile(path)
-    try:
+    with AtomicFile(path) as file:
         for part in _template().generate(**_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"):
             file.write(part.encode())
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
     return PageSummary(blocks.num_granted, len(blocks.left_out))
 
 
@@ -285,7 +280,50 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
         "version": printable(video.version),
         "decided": result.verdict.track_id,
         "tracks": [_track(track) for track in result.tracks],
+        "stated": _stated(result.facts) if result.facts else None,
     }
+    return _known(facts)
+
+
+def _stated(facts: FileFacts) -> dict[str, Any]:
+    """Return what the file states about itself, without what it does not state."""
+    texts = {
+        "container": facts.container,
+        "brand": facts.brand,
+        "muxer": facts.muxer,
+        "encoder": facts.encoder,
+        "device": facts.device,
+        "created": facts.creation_time,
+        "signs": "; ".join(facts.origin_signs) or None,
+    }
+    numbers = {
+        "hidden": _time(facts.hidden_s),
+        "bit_rate": facts.bit_rate_bps,
+        "gop": facts.gop_frames,
+        "sounds": facts.num_audio_streams,
+    }
+    return _known(_printable(texts) | numbers | {"provenance": _provenance(facts.provenance)})
+
+
+def _provenance(provenance: Provenance | None) -> dict[str, Any] | None:
+    if provenance is None:
+        return None
+    texts = {
+        "state": provenance.state,
+        "signer": provenance.signer,
+        "generator": provenance.generator,
+        "actions": ", ".join(provenance.actions) or None,
+        "problem": provenance.problem,
+        "ai": provenance.declared_ai,
+    }
+    return _known(_printable(texts))
+
+
+def _printable(texts: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name: printable(text) if text else None for name, text in texts.items()}
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 

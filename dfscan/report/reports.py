@@ -13,10 +13,12 @@ from urllib.parse import quote
 
 from dfscan.config import ScanSettings
 from dfscan.errors import OutputError
+from dfscan.files import AtomicFile
+from dfscan.report.formats import format_for, open_writer
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.tables import LINK, XlsxWriter
-from dfscan.report.writers import AtomicFile, ReportWriter, format_for, open_writer
+from dfscan.report.writers import ReportWriter
 from dfscan.types import Picture, VideoResult
 
 STDOUT = "-"

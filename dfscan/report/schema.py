@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dfscan.types import FaceScore, Track, VideoResult
+from dfscan.types import FaceScore, FileFacts, Provenance, Track, VideoResult
 
 Kind = Literal["path", "text", "int", "score", "time", "pixel"]
 
@@ -50,6 +50,27 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("checkpoint", "text"),
     Column("dfscan_version", "text"),
     Column("num_skipped_streams", "int"),
+    # What the file states about itself. These columns never affect a score or a verdict.
+    Column("container", "text"),
+    Column("container_brand", "text"),
+    Column("muxer", "text"),
+    Column("encoder", "text"),
+    Column("device", "text"),
+    Column("creation_time", "text"),
+    Column("num_edits", "int"),
+    Column("hidden_s", "time"),
+    Column("bit_rate_bps", "int"),
+    Column("gop_frames", "int"),
+    Column("rotation_deg", "int"),
+    Column("num_audio_streams", "int"),
+    Column("sound", "text"),
+    Column("origin_signs", "text"),
+    Column("provenance", "text"),
+    Column("provenance_signer", "text"),
+    Column("provenance_generator", "text"),
+    Column("provenance_actions", "text"),
+    Column("provenance_problem", "text"),
+    Column("declared_ai", "text"),
 )
 """Columns of a report, with one row per video."""
 
@@ -102,6 +123,7 @@ def report_row(result: VideoResult, *, checkpoint: str | None, version: str | No
         "checkpoint": checkpoint,
         "dfscan_version": version,
         "num_skipped_streams": info.num_skipped_streams,
+        **_fact_cells(result),
     }
 
 
@@ -127,6 +149,46 @@ def _face_cells(result: VideoResult) -> dict[str, object]:
         "max_face_score": finite(max(scores, default=None)),
         "fake_face_ratio": num_fake / len(scores) if scores and num_fake is not None else None,
     }
+
+
+def _fact_cells(result: VideoResult) -> dict[str, object]:
+    facts = result.facts or FileFacts()
+    is_decoded = result.info.width_px is not None
+    return {
+        "container": facts.container,
+        "container_brand": facts.brand,
+        "muxer": facts.muxer,
+        "encoder": facts.encoder,
+        "device": facts.device,
+        "creation_time": facts.creation_time,
+        "num_edits": facts.num_edits,
+        "hidden_s": finite(facts.hidden_s),
+        "bit_rate_bps": facts.bit_rate_bps,
+        "gop_frames": facts.gop_frames,
+        "rotation_deg": result.info.rotation_deg if is_decoded else None,
+        "num_audio_streams": facts.num_audio_streams,
+        "sound": sound(facts),
+        "origin_signs": "; ".join(facts.origin_signs) or None,
+        **_provenance_cells(facts.provenance),
+    }
+
+
+def _provenance_cells(provenance: Provenance | None) -> dict[str, object]:
+    return {
+        "provenance": provenance.state if provenance else None,
+        "provenance_signer": provenance.signer if provenance else None,
+        "provenance_generator": provenance.generator if provenance else None,
+        "provenance_actions": "; ".join(provenance.actions) or None if provenance else None,
+        "provenance_problem": provenance.problem if provenance else None,
+        "declared_ai": provenance.declared_ai if provenance else None,
+    }
+
+
+def sound(facts: FileFacts) -> str | None:
+    """Return ``none`` or ``not examined``: dfscan judges pictures only. None if the file was not opened."""
+    if facts.num_audio_streams is None:
+        return None
+    return "not examined" if facts.num_audio_streams else "none"
 
 
 def _evidence_cells(result: VideoResult) -> dict[str, object]:

@@ -14,9 +14,10 @@ from io import BytesIO
 from typing import Any
 
 from dfscan.errors import OutputError
+from dfscan.files import writing
 from dfscan.report.schema import DIGITS, Column
-from dfscan.report.text import guard_formula, printable
-from dfscan.report.writers import ReportWriter, Sink, reported, typed_cell
+from dfscan.report.writers import ReportWriter, Sink, typed_cell
+from dfscan.text import guard_formula, printable
 
 MAX_XLSX_ROWS = 1_048_575
 """Maximum number of rows that Excel opens, without the header."""
@@ -55,7 +56,7 @@ class XlsxWriter(ReportWriter):
     def close(self) -> None:
         """See `ReportWriter.close`."""
         try:
-            with reported(tempfile.gettempdir()):  # openpyxl writes there first
+            with writing(tempfile.gettempdir()):  # openpyxl writes there first
                 packed = self._packed()
         except BaseException:
             self._sink.discard()

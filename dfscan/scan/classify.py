@@ -15,8 +15,8 @@ from dfscan.arrays import Float32Array
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import Runtime
 from dfscan.media.isolate import Ended
+from dfscan.media.source import FileIdentity
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures
 from dfscan.scan.second_look import KeptFrames
 from dfscan.scan.timing import Timings

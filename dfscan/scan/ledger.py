@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from dfscan.errors import ConfigError, OutputError
-from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.errors import DataError, OutputError
+from dfscan.media.source import FileIdentity
+from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
@@ -70,26 +71,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     card TEXT NOT NULL
 );
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """File attributes that reveal a change without reading the file."""
-
-    size_bytes: int
-    mtime_ns: int
-    inode: int
-    ctime_ns: int = field(default=0, compare=False)
-    """Changes with the content, but also with permissions, names and links, so it is not compared."""
-
-    @classmethod
-    def of(cls, path: str) -> FileIdentity | None:
-        """Return the identity of the file now at this path, or None if there is none."""
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
-            return None
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -272,11 +253,11 @@ class LedgerReader:
         """Open the ledger.
 
         Raises:
-            ConfigError: the file does not exist or is not a dfscan ledger of this version.
+            DataError: the file does not exist or is not a dfscan ledger of this version.
         """
         self._path = path
         if not path.is_file():
-            raise ConfigError(f"{path}: no such ledger; name the .ledger file beside a report")
+            raise DataError(f"{path}: no such ledger; name the .ledger file beside a report")
         try:
             # Not mode=ro, which cannot read a write-ahead log that no other process has open.
             self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
@@ -284,17 +265,17 @@ class LedgerReader:
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise ConfigError(f"{path}: cannot be read as a ledger ({error})") from error
+            raise DataError(f"{path}: cannot be read as a ledger ({error})") from error
         if version != SCHEMA_VERSION or not {"videos", "recipes"} <= tables:
             self._database.close()
-            raise ConfigError(f"{path}: not a ledger of this version of dfscan")
+            raise DataError(f"{path}: not a ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
 
     def entries(self) -> list[LedgerEntry]:
         """List the latest result of every file, sorted by absolute path.
 
         Raises:
-            ConfigError: a record is damaged.
+            DataError: a record is damaged.
         """
         query = (
             "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path') FROM videos "
@@ -312,7 +293,7 @@ class LedgerReader:
         """Return the whole result, without its pictures.
 
         Raises:
-            ConfigError: the record is damaged.
+            DataError: the record is damaged.
         """
         with self._corrupt_record_errors():
             (document,) = self._database.execute("SELECT result FROM videos WHERE rowid = ?", (entry.row,)).fetchone()
@@ -328,7 +309,7 @@ class LedgerReader:
         try:
             yield
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self._path}: a record is damaged ({error}); scan again") from error
+            raise DataError(f"{self._path}: a record is damaged ({error}); scan again") from error
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """Return the cards of checkpoints by the sha256 of their file; raises the same errors as `result`."""
@@ -376,6 +357,7 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "num_frames": result.num_frames,
         "tracks": [_track_to_json(track) for track in result.tracks],
         "dumps": list(result.dumps),
+        "facts": asdict(result.facts) if result.facts else None,
     }
     return document
 
@@ -412,6 +394,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         num_frames=document["num_frames"],
         tracks=tuple(_track_from_json(track) for track in document["tracks"]),
         dumps=tuple(document["dumps"]),
+        facts=FileFacts.from_dict(document.get("facts")),  # absent from ledgers of 0.1
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dfscan.errors import LockedError
-from dfscan.report.writers import reported
+from dfscan.files import writing
 
 log = logging.getLogger("dfscan")
 
@@ -42,7 +42,7 @@ def _held(path: str) -> Iterator[None]:
     folder, name = os.path.split(path)
     lock_path = os.path.join(folder, f".{name[:200]}.lock")
     try:
-        with reported(path):
+        with writing(path):
             descriptor = _take(lock_path)
     except _HeldError:
         problem = f"{path}: another run of dfscan is writing it"

@@ -14,14 +14,14 @@ from typing import Any, Self
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, VideoError
-from dfscan.media.source import hash_file
+from dfscan.files import remove_leftovers
+from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import meta_path, versions, write_meta
 from dfscan.report.page import MethodInfo, PageSummary
 from dfscan.report.reports import Reports
-from dfscan.report.text import display_path
-from dfscan.report.writers import remove_leftovers
-from dfscan.scan.ledger import FileIdentity, Ledger, Recipe
+from dfscan.scan.ledger import Ledger, Recipe
+from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
 MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())

@@ -23,6 +23,7 @@ from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
+from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
 from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoState
@@ -35,11 +36,10 @@ from dfscan.scan.detect import (
     SequentialDetectStage,
     detection_failure,
 )
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
-from dfscan.types import FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class ScanListener(Protocol):
@@ -71,6 +71,10 @@ class Engine:
     limits: Limits
     seen: SeenFiles | None = None
     """Files that the checkpoint was trained and calibrated on, if it records them."""
+    images: bool = False
+    """Whether pictures are inputs in their own right, not videos with too few frames."""
+    trust_list: str | None = None
+    """Certificates of the authorities whose signers are trusted, in PEM; None if C2PA manifests are not read."""
 
 
 def scan_videos(
@@ -148,7 +152,13 @@ class _Scan:
 
     def _go_through(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         engine = self._engine
-        events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
+        events = decode_videos(
+            paths,
+            sampling=engine.sampling,
+            num_workers=engine.num_workers,
+            limits=engine.limits,
+            trust_list=engine.trust_list,
+        )
         with closing(events):
             for event in events:
                 self._take(event)
@@ -251,19 +261,21 @@ class _Scan:
         if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
-            return failed(video.path, failure, ended.info, num_frames=video.num_frames)
+            return failed(video.path, failure, ended.info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
         seen, sampling = self._engine.seen, self._engine.sampling
         damage, crowd = _damage(ended, sampling), self._left_out(video)
+        is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
         verdict = decide(
             tracks,
             self._engine.rules,
             damage=damage,
             crowd=crowd,
             is_hdr=ended.info.is_hdr,
+            is_picture=is_picture,
             used_for=seen.use_of(ended.info.sha256) if seen else None,
-            notes=[*self._face_notes(video), *_frame_notes(ended, video.num_frames, sampling)],
+            notes=[*self._face_notes(video), *([] if is_picture else _frame_notes(ended, video.num_frames, sampling))],
         )
         return VideoResult(
             path=video.path,
@@ -274,6 +286,7 @@ class _Scan:
             tracks=tracks,
             dumps=self._dump(video),
             pictures=self._pictures(video, tracks),
+            facts=ended.facts,
         )
 
     def _left_out(self, video: VideoState) -> Reason | None:
@@ -323,11 +336,18 @@ class _Scan:
             return tuple(self._dumps.write(video.path, explanations))
 
 
-def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_frames: int = 0) -> VideoResult:
+def failed(
+    path: str,
+    reason: Reason,
+    info: VideoInfo | None = None,
+    *,
+    num_frames: int = 0,
+    facts: FileFacts | None = None,
+) -> VideoResult:
     """Return the result of a video that could not be judged."""
     identity = FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
-    return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames)
+    return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames, facts=facts)
 
 
 def _damage(ended: Ended, sampling: Sampling) -> Reason | None:

@@ -13,14 +13,14 @@ from typing import Any
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
+from dfscan.files import remove_leftovers
 from dfscan.report.meta import meta_path, versions, write_meta
 from dfscan.report.page import MethodInfo
 from dfscan.report.reports import Reports
-from dfscan.report.text import report_order
-from dfscan.report.writers import remove_leftovers
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
+from dfscan.text import report_order
 from dfscan.types import Picture, VideoResult
 
 Known = tuple[LedgerEntry, LedgerReader]
@@ -39,7 +39,8 @@ def rebuild_reports(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[
         The number of videos with each verdict.
 
     Raises:
-        ConfigError: a ledger cannot be read, or would be overwritten.
+        DataError: a ledger cannot be read.
+        ConfigError: a ledger would be overwritten.
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """

@@ -22,15 +22,15 @@ from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
+from dfscan.media.source import FileIdentity
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
-from dfscan.report.text import display_path, report_order
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
 from dfscan.scan.setup import ResolvedSettings, load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
+from dfscan.text import display_path, report_order
 from dfscan.types import VERDICT_LABELS, Reason, VideoResult
 
 log = logging.getLogger("dfscan")
@@ -102,7 +102,7 @@ class ScanSummary:
         num_pictures = sum(suffix_of(path) in PICTURE_SUFFIXES for path, _ in self.skipped)
         if num_pictures:
             plural = "picture was" if num_pictures == 1 else "pictures were"
-            return f"nothing to scan in {places}: {num_pictures} {plural} skipped; to judge one, use `dfscan explain`"
+            return f"nothing to scan in {places}: {num_pictures} {plural} skipped; to scan pictures, add --images"
         return f"nothing to scan in {places}: no videos found; check the path, and that its disk is mounted"
 
 
@@ -139,6 +139,7 @@ def run_scan(
         include=settings.include,
         exclude=settings.exclude,
         follow_symlinks=settings.follow_symlinks,
+        images=settings.images,
     )
     empty = _empty(discovery)
     discovery = select_shard(discovery, settings.shard)

@@ -7,11 +7,11 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from dfscan import __version__
-from dfscan.config import BEHAVIOUR, DETECTOR, INPUT, OUTPUT, ScanSettings, rows
+from dfscan.config import ScanSettings
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
-from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card, verify
+from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
+from dfscan.detector.verify import verify
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
@@ -19,8 +19,10 @@ from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
+from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
 from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
+from dfscan.version import __version__
 
 MIN_WORKERS = 2
 """Minimum default number of videos decoded at once, so that the first frames of the next video are always ready."""
@@ -53,10 +55,10 @@ def resolve(settings: ScanSettings) -> tuple[ResolvedSettings, Checkpoint]:
     """Find the checkpoint and complete the settings with its own, as `load_engine` takes both.
 
     Raises:
-        CheckpointError, ConfigError: as `find_checkpoint` and `with_checkpoint`.
+        CheckpointError, ConfigError, MissingExtraError: as `find_checkpoint`, `with_checkpoint` and `with_provenance`.
     """
     checkpoint = find_checkpoint(settings)
-    return with_checkpoint(settings, checkpoint), checkpoint
+    return with_checkpoint(with_provenance(settings), checkpoint), checkpoint
 
 
 def find_checkpoint(settings: ScanSettings) -> Checkpoint:
@@ -100,7 +102,7 @@ def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
     """Load the models; take the arguments from `resolve`.
 
     Raises:
-        ConfigError: the device is not available.
+        ConfigError: the device is not available, or the trust list cannot be read.
         CheckpointError: the weights cannot be used, or do not reproduce the scores recorded in the checkpoint.
     """
     threads = settings.threads or default_threads()
@@ -127,6 +129,8 @@ def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         seen=checkpoint.card.seen,
+        images=settings.images,
+        trust_list=read_trust_list(settings.trust_list) if settings.provenance else None,
     )
 
 
@@ -167,19 +171,27 @@ def limit_threads() -> None:
 
 
 NOT_IN_RECIPE = frozenset(
-    {row.name for row in rows(ScanSettings).values() if row.panel in (INPUT, OUTPUT, DETECTOR, BEHAVIOUR)}
-    | {"fail_on", "new_only", "exit_zero"}
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
+    "keep_pictures shard excel delimiter ledger resume verify workers trust_list "
+    "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
 """Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
 def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
-    """Return everything besides the file that a result depends on; `device` must come from `choose_device`."""
+    """Return everything besides the file that a result depends on; `device` must come from `choose_device`.
+
+    Raises:
+        ConfigError: the trust list cannot be read.
+    """
     return Recipe(
         checkpoint=checkpoint.label,
         checkpoint_sha256=checkpoint.sha256,
         version=__version__,
         device_kind=device.partition(":")[0],
-        settings={name: value for name, value in settings.document().items() if name not in NOT_IN_RECIPE},
+        settings={
+            **{name: value for name, value in settings.document().items() if name not in NOT_IN_RECIPE},
+            "trust_list_sha256": trust_list_sha256(settings.trust_list),
+        },
         method=METHOD,
     )

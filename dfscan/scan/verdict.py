@@ -51,6 +51,7 @@ def decide(
     damage: Reason | None = None,
     crowd: Reason | None = None,
     is_hdr: bool = False,
+    is_picture: bool = False,
     used_for: Use | None = None,
     notes: Sequence[Reason] = (),
 ) -> Verdict:
@@ -63,6 +64,8 @@ def decide(
         crowd: why some faces were not scored, or None. Such a video is never `real`.
         is_hdr: whether the video has high dynamic range, for which the detector is not trained. Such a video is never
             `real`.
+        is_picture: whether the input is a picture. It is `inconclusive`: the thresholds were measured on videos, where
+            the faces of many frames are averaged, and no checkpoint has thresholds for single frames.
         used_for: what the checkpoint used this video for, or None. It is added to the reason; the label stays.
         notes: other remarks on the sampling of frames and the search for faces; they do not change the label.
 
@@ -71,16 +74,19 @@ def decide(
         with the highest-scoring track of all.
     """
     limits = [reason for reason in (damage, crowd, HDR if is_hdr else None) if reason]
+    threshold = None if is_picture else rules.fake_threshold
     if not tracks:
-        return Verdict("no_face", threshold=rules.fake_threshold, reason=joined([*limits, *notes]))
+        return Verdict("no_face", threshold=threshold, reason=joined([*limits, *notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
     label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
+    if is_picture:
+        label, reason = "inconclusive", SINGLE_FRAME
     if label == "real" and limits:
         label = "inconclusive"
     reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None, *notes) if each]
-    return Verdict(label, score, rules.fake_threshold, deciding.track_id, joined(reasons))
+    return Verdict(label, score, threshold, deciding.track_id, joined(reasons))
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:
@@ -94,6 +100,7 @@ _SEEN: dict[Use, Reason] = {
     "training": Reason("seen_in_training", "the checkpoint was trained on this file; its score proves nothing"),
     "validation": Reason("seen_in_validation", "the checkpoint was calibrated on this file; its score proves nothing"),
 }
+SINGLE_FRAME = Reason("single_frame", "a picture; the thresholds of this checkpoint are those for videos")
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
 
 

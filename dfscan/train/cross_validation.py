@@ -19,7 +19,7 @@ import numpy as np
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.evaluation.calibrate import SINGLE_PICTURES, fit_calibration, video_scores
 from dfscan.evaluation.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
 from dfscan.train.folder import VALIDATION_COLUMNS, VALIDATION_NAME
@@ -46,7 +46,7 @@ def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
     """Pool the validation faces of several runs.
 
     Raises:
-        ConfigError: a run has no table of validation faces or lacks columns, or two runs held out the same source.
+        DataError: a run has no table of validation faces or lacks columns, or two runs held out the same source.
     """
     rows: list[dict[str, str]] = []
     run_of: dict[str, Path] = {}
@@ -56,12 +56,12 @@ def read_held_out(run_dirs: Sequence[Path]) -> HeldOutFaces:
             with path.open(newline="", encoding="utf-8") as file:
                 run_rows = [row for row in csv.DictReader(file) if not row.get("made_by")]
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give folders of finished runs") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}); give folders of finished runs") from error
         if run_rows and (missing := [name for name in VALIDATION_COLUMNS if name not in run_rows[0]]):
-            raise ConfigError(f"{path}: lacks the columns {', '.join(missing)}; train again with this version")
+            raise DataError(f"{path}: lacks the columns {', '.join(missing)}; train again with this version")
         for row in run_rows:
             if run_of.setdefault(row["source"], run_dir) != run_dir:
-                raise ConfigError(
+                raise DataError(
                     f"{row['source']}: held out by {run_of[row['source']]} and by {run_dir}; give one run per fold"
                 )
         rows += run_rows
@@ -95,7 +95,7 @@ def calibrate_on_runs(
         fp16: store the weights in fp16.
 
     Raises:
-        ConfigError: the runs cannot be pooled, or lack a class.
+        DataError: the runs cannot be pooled, or lack a class.
         OutputError: the copy cannot be written.
     """
     faces = read_held_out(run_dirs)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 from dfscan.arrays import UInt8Image
 from dfscan.dataset.crops import LooseCrop
 from dfscan.dataset.manifest import Sample
-from dfscan.errors import ConfigError
+from dfscan.errors import DataError
 from dfscan.forgery.donors import Donors
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 from dfscan.train.augment import PairAugmenter, evaluation_fake, evaluation_view
@@ -65,7 +65,7 @@ _Item = tuple[list[View], int, str]
 """The views of a sample, its index, and its kind of manipulation."""
 
 
-class FaceSet(Dataset[_Item | ConfigError]):
+class FaceSet(Dataset[_Item | DataError]):
     """Samples of one split; an item holds all faces that come from one sample."""
 
     def __init__(
@@ -103,7 +103,7 @@ class FaceSet(Dataset[_Item | ConfigError]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> _Item | ConfigError:
+    def __getitem__(self, key: Key) -> _Item | DataError:
         """Return the views of a sample, its index and its kind of manipulation.
 
         If a crop cannot be read, its error is returned rather than raised, because DataLoader would wrap it in a
@@ -111,14 +111,14 @@ class FaceSet(Dataset[_Item | ConfigError]):
         """
         try:
             return self.views_of(key), key.sample, self.samples[key.sample].kind
-        except ConfigError as error:
+        except DataError as error:
             return error
 
     def views_of(self, key: Key) -> list[View]:
         """Return the view of the sample itself, followed by the fakes made from it.
 
         Raises:
-            ConfigError: a crop or a reconstruction cannot be read.
+            DataError: a crop or a reconstruction cannot be read.
         """
         rng = np.random.default_rng([self._settings.seed, *key])
         sample, face = self.samples[key.sample], self._donors.read(key.sample)
@@ -157,7 +157,7 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
     """Yield batches in order; workers, if any, load them in advance.
 
     Raises:
-        ConfigError: a crop cannot be read.
+        DataError: a crop cannot be read.
     """
     if num_workers:
         cv2.setNumThreads(1)  # else a forked worker waits forever for threads of this process's pool
@@ -171,7 +171,7 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
         prefetch_factor=4 if num_workers else None,
     )
     for loaded in loader:
-        if isinstance(loaded, ConfigError):
+        if isinstance(loaded, DataError):
             raise loaded
         yield loaded
 
@@ -186,10 +186,10 @@ def _start_worker(_: int) -> None:
     threadpool_limits(1)
 
 
-def _collate(items: list[_Item | ConfigError]) -> Faces | ConfigError:
-    good = [item for item in items if not isinstance(item, ConfigError)]
+def _collate(items: list[_Item | DataError]) -> Faces | DataError:
+    good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
-        return next(item for item in items if isinstance(item, ConfigError))
+        return next(item for item in items if isinstance(item, DataError))
     views = [(view, index, kind) for views, index, kind in good for view in views]
     return Faces(
         pixels=torch.from_numpy(np.stack([view.pixels for view, *_ in views])),

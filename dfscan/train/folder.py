@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfscan.errors import ConfigError, OutputError
-from dfscan.report.writers import AtomicFile
+from dfscan.errors import ConfigError
+from dfscan.files import make_folder, write_bytes, writing
 
 if TYPE_CHECKING:
     from dfscan.detector.card import CheckpointCard
@@ -49,10 +49,7 @@ class RunFolder:
         """
         if self._metrics_path.exists() or self.state_path.exists():
             raise ConfigError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be created ({error.strerror}); choose another --out") from error
+        make_folder(self.path, remedy="Choose another --out.")
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write the resolved settings as a file for --config."""
@@ -81,11 +78,8 @@ class RunFolder:
         Raises:
             OutputError: the line cannot be written.
         """
-        try:
-            with self._metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise OutputError(f"{self._metrics_path}: cannot be written ({error.strerror}); free some space") from error
+        with writing(self._metrics_path), self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
         self._append_to_tensorboard(row)
 
     def _append_to_tensorboard(self, row: Mapping[str, Any]) -> None:
@@ -115,9 +109,7 @@ class RunFolder:
             self._tensorboard.close()
 
     def _replace(self, path: Path, text: str) -> None:
-        sink = AtomicFile(path)
-        sink.write(text.encode("utf-8", "backslashreplace"))
-        sink.commit()
+        write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _toml(value: Any) -> str:

@@ -197,7 +197,8 @@ class Trainer:
         """Restore the saved state.
 
         Raises:
-            ConfigError: there is no state, it is damaged, or it belongs to other settings.
+            DataError: there is no state, or it is damaged.
+            ConfigError: it belongs to other settings.
         """
         self.progress = load_state(folder.state_path, self._state, self._identity())
         if self._dist.is_main:

@@ -21,7 +21,7 @@ from dfscan.dataset.splits import check_splits
 from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles, withheld
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.preprocess import Preprocessing
-from dfscan.errors import CheckpointError, ConfigError
+from dfscan.errors import CheckpointError, ConfigError, DataError
 from dfscan.evaluation.calibrate import SINGLE_PICTURES, fit_calibration, video_scores
 from dfscan.evaluation.metrics import Estimate, by_source, measure
 from dfscan.forgery.donors import RECONSTRUCTION_FORMAT, check_swaps
@@ -57,7 +57,8 @@ def run_training(settings: TrainSettings, listener: TrainListener, *, is_resumed
         Path of the calibrated checkpoint; None in all processes but the first.
 
     Raises:
-        ConfigError: the data, settings or run folder cannot be used.
+        ConfigError: the settings or the run folder cannot be used.
+        DataError: the data set cannot be used.
         CheckpointError: the weights to start from cannot be used.
         TrainingError: a loss, gradient or score is not finite.
         OutputError: a file cannot be written.
@@ -113,7 +114,7 @@ def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], No
     Missing reconstructed faces are created first, if needed.
 
     Raises:
-        ConfigError: the data set cannot be used.
+        DataError: the data set cannot be used.
         OutputError: the sheet cannot be written.
     """
     from dfscan.train.batches import Key
@@ -142,8 +143,8 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     """Read the samples of a data set and check that it can be used for training.
 
     Raises:
-        ConfigError: no data set is given, a split leaks into another, is empty, lacks a class, or has too few people
-            to swap.
+        ConfigError: no data set is given, or a fold does not exist.
+        DataError: a split leaks into another, is empty, lacks a class, or has too few people to swap.
     """
     if settings.data is None:
         raise ConfigError("no data set: give the folder written by `dfscan prepare` with --data")
@@ -157,12 +158,12 @@ def load_samples(settings: TrainSettings) -> list[Sample]:
     for split in ("train", "val"):
         missing = _missing_labels(samples, split, settings)
         if len(missing) == 2:
-            raise ConfigError(
+            raise DataError(
                 f"{path}: the split {split!r} is empty; prepare the data set again with more groups or another --val"
             )
         if missing:
             remedy = ", or make them from real faces with --forgeries self-blended" if "fake" in missing else ""
-            raise ConfigError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
+            raise DataError(f"{path}: the split {split!r} has no {missing.pop()} faces; add some{remedy}")
     return samples
 
 
@@ -256,7 +257,7 @@ def _reconstruct(
     """Create missing reconstructed faces, if the settings need them.
 
     Raises:
-        ConfigError: faces are missing and there are several processes; the others would time out waiting for one.
+        DataError: faces are missing and there are several processes; the others would time out waiting for one.
     """
     from dfscan.forgery.autoencoder import is_complete, reconstruct
 
@@ -264,7 +265,7 @@ def _reconstruct(
     if folder is None or all(is_complete(folder, design, samples) for design in DESIGNS):
         return
     if dist.size > 1:
-        raise ConfigError(
+        raise DataError(
             f"{folder}: reconstructed faces are missing; create them first with one process: run "
             f"`dfscan preview-training` with the same settings, --reconstructions {folder.parent} and --out preview.png"
         )

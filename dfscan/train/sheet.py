@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dfscan.arrays import UInt8Image
-from dfscan.report.writers import AtomicFile
+from dfscan.files import write_bytes
 
 GAP_PX = 4
 CAPTION_PX = 18
@@ -62,6 +62,4 @@ def save_sheet(path: Path, picture: UInt8Image) -> None:
         OutputError: it cannot be written.
     """
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    sink = AtomicFile(path)
-    sink.write(encoded.tobytes())
-    sink.commit()
+    write_bytes(path, encoded.tobytes())

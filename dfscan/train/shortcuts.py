@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dfscan.arrays import BoolArray, Float32Array, Float64Array, UInt8Image
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, DataError
 from dfscan.evaluation.metrics import Estimate, by_source, within_source_auc
 from dfscan.forgery.donors import check_swaps
 from dfscan.forgery.names import DESIGNS
@@ -87,7 +87,8 @@ def check_made_fakes(
         Findings at frame level: one per kind and, if there are several kinds, one for all of them together.
 
     Raises:
-        ConfigError: the data set cannot be used, its real faces come from fewer than five groups, or reconstructed
+        ConfigError: no data set is given.
+        DataError: the data set cannot be used, its real faces come from fewer than five groups, or reconstructed
             faces are needed but have not been created.
     """
     from dfscan.train.batches import Key
@@ -129,7 +130,7 @@ def check_true_fakes(
         all other data. Empty if the data set has no fakes, or too few groups of a class for cross-validation.
 
     Raises:
-        ConfigError: the data set cannot be used.
+        DataError: the data set cannot be used.
     """
     from dfscan.train.batches import Key
     from dfscan.train.dataset import FaceSet
@@ -316,7 +317,7 @@ def _reconstructions(samples: Sequence[Sample], settings: TrainSettings) -> Path
 
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
-        raise ConfigError(
+        raise DataError(
             f"{folder}: reconstructed faces are missing; create them with `dfscan preview-training --out preview.png`, "
             f"the same settings and --reconstructions {folder.parent}"
         )
@@ -325,7 +326,7 @@ def _reconstructions(samples: Sequence[Sample], settings: TrainSettings) -> Path
 
 def _check_groups(groups: Sequence[str]) -> None:
     if len(set(groups)) < NUM_PARTS:
-        raise ConfigError(
+        raise DataError(
             f"the real training faces come from {len(set(groups))} groups, but the check needs {NUM_PARTS}: prepare "
             "faces of more people"
         )

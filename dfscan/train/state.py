@@ -21,9 +21,9 @@ from torch.amp.grad_scaler import GradScaler  # noqa: TID253
 from torch.optim import AdamW  # noqa: TID253
 from torch.optim.lr_scheduler import OneCycleLR  # noqa: TID253
 
-from dfscan.cache import write_atomically
 from dfscan.detector.network import DeepfakeDetector
-from dfscan.errors import ConfigError, OutputError
+from dfscan.errors import ConfigError, DataError
+from dfscan.files import write_bytes
 from dfscan.train.settings import FORMER_NAMES
 
 STATE_KEY = "dfscan_run"
@@ -86,13 +86,8 @@ def save_state(path: Path, state: TrainState, progress: TrainProgress, settings:
     for index, moments in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        write_atomically(path, safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)}))
-    except OSError as error:
-        raise OutputError(
-            f"state {path} cannot be written ({error.strerror}): free some space; --resume then continues from the "
-            "previous state"
-        ) from error
+    data = safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)})
+    write_bytes(path, data, remedy="Free some space; --resume then continues from the previous state.")
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,14 +99,15 @@ def load_state(path: Path, state: TrainState, settings: Mapping[str, Any]) -> Tr
     """Restore a run from its saved state.
 
     Raises:
-        ConfigError: there is no state, it is damaged, or it belongs to other settings; the message lists them.
+        DataError: there is no state, or it is damaged.
+        ConfigError: it belongs to other settings; the message lists them.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             document = json.loads(file.metadata()[STATE_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: no state to resume from ({error}); train without --resume") from error
+        raise DataError(f"{path}: no state to resume from ({error}); train without --resume") from error
     before = {FORMER_NAMES.get(name, name): value for name, value in document["settings"].items()}
     _refuse_other_settings(path, before, settings)
     state.network.load_state_dict(_under(tensors, "network/"))

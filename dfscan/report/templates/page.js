@@ -247,7 +247,7 @@
     if ((facts.tracks.length || video.verdict === "no_face") && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
     const maps = pictures.filter((picture) => picture.kind === "heat_map");
     if (maps.length) box.append(heatMaps(maps));
-    box.append(fileFacts(video, facts));
+    box.append(...[statements(facts), fileFacts(video, facts)].filter((part) => part !== null));
     return box;
   }
 
@@ -321,13 +321,78 @@
     return make("div", { class: "gallery" }, ...figures);
   }
 
+  /** One sentence on the C2PA manifest. */
+  function provenance({ state, signer, problem }) {
+    const by = signer === undefined ? "" : `, signed by ${signer}`;
+    const why = problem === undefined ? "" : ` (${problem})`;
+    const sentences = {
+      unknown: "unknown: the file has no C2PA manifest, which says nothing about its content",
+      present: `not checked${why}`,
+      unreadable: `not read${why}`,
+      invalid: `invalid C2PA manifest${by}${why}`,
+      valid: `valid C2PA manifest${by}, who is not on the trust list`,
+      trusted: `valid C2PA manifest${by}, who is on the trust list`,
+    };
+    return make("bdi", {}, sentences[state]);
+  }
+
+  function manifestSays({ ai, generator, actions }) {
+    const parts = [
+      ai === undefined ? null : `${ai} by a trained model`,
+      generator === undefined ? null : `made with ${generator}`,
+      actions === undefined ? null : `actions: ${actions}`,
+    ].filter((part) => part !== null);
+    return parts.length ? make("bdi", {}, parts.join("; ")) : null;
+  }
+
+  const sound = (streams) => (streams ? `not examined (${counted(streams, "stream", "streams")})` : "none");
+
+  /** Quotes what the file states about itself. */
+  function statements({ stated }) {
+    if (stated === undefined) return null;
+    const quoted = (text) => (text === undefined ? null : make("bdi", {}, text));
+    const manifest = stated.provenance;
+    const pairs = {
+      Provenance: manifest === undefined ? "not read" : provenance(manifest),
+      "Manifest says": manifest === undefined ? null : manifestSays(manifest),
+      Origin: quoted(stated.signs),
+      "Encoded by": quoted(stated.encoder),
+      "Written by": quoted(stated.muxer),
+      "Recorded with": quoted(stated.device),
+      Created: quoted(stated.created),
+      "Edit list": stated.hidden === undefined ? null : `hides ${time(stated.hidden)} of video`,
+      Sound: stated.sounds === undefined ? null : sound(stated.sounds),
+    };
+    const head = make("h4", {}, "What the file states ", dim("(quoted; only a manifest is checked)"));
+    return make("section", { class: "person" }, head, factList(pairs, ["Provenance", "Manifest says", "Origin", "Encoded by"]));
+  }
+
+  function factList(pairs, wide) {
+    const known = Object.entries(pairs).filter(([, value]) => value !== null);
+    const list = known.map(([name, value]) =>
+      make("div", { class: wide.includes(name) ? "wide" : null }, make("dt", {}, name), make("dd", {}, value)),
+    );
+    return make("dl", { class: "facts" }, ...list);
+  }
+
+  function encoding(facts, { bit_rate, gop }) {
+    const parts = [
+      facts.codec,
+      facts.fps === undefined ? null : `${facts.fps} frames per second`,
+      bit_rate === undefined ? null : `${(bit_rate / 1e6).toFixed(2)} Mbit/s`,
+      gop === undefined ? null : `a key frame at least every ${counted(gop, "frame", "frames")}`,
+    ].filter((part) => part !== null && part !== undefined);
+    return parts.length ? make("bdi", {}, parts.join(", ")) : null;
+  }
+
   function fileFacts(video, facts) {
+    const { container, brand, ...stream } = facts.stated ?? {};
     const pairs = {
       Path: foreign("code", video.path),
+      Encoding: encoding(facts, stream),
       Size: facts.size === undefined ? null : bytes(facts.size),
       Resolution: facts.width === undefined ? null : `${facts.width} × ${facts.height ?? "?"} px`,
-      "Frame rate": facts.fps === undefined ? null : `${facts.fps} frames per second`,
-      Codec: facts.codec === undefined ? null : make("bdi", {}, facts.codec),
+      Container: container === undefined ? null : make("bdi", {}, [container, brand].filter(Boolean).join(", ")),
       Duration: video.duration === null ? null : time(video.duration),
       Rotated: facts.turned === undefined ? null : `by ${facts.turned}° to be upright`,
       Colours: facts.hdr === undefined ? null : "high dynamic range",
@@ -336,12 +401,7 @@
       "LabelledResult by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
-    const known = Object.entries(pairs).filter(([, value]) => value !== null);
-    const isWide = (name) => ["Path", "SHA-256"].includes(name);
-    const list = known.map(([name, value]) =>
-      make("div", { class: isWide(name) ? "wide" : null }, make("dt", {}, name), make("dd", {}, value)),
-    );
-    return make("section", { class: "person" }, make("h4", {}, "File"), make("dl", { class: "facts" }, ...list));
+    return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Encoding", "SHA-256"]));
   }
 
   // ---- The timeline ------------------------------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""Refuse a checkpoint that does not give its expected logits on this device with these libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from dfscan.arrays import Float32Array
+from dfscan.cache import cache_dir
+from dfscan.detector.checkpoint import Checkpoint
+from dfscan.detector.runtime import Runtime
+from dfscan.detector.selftest import SELF_TEST_TOLERANCE, library_versions, self_test_input
+from dfscan.errors import CheckpointError, OutputError
+from dfscan.files import make_folder, write_bytes
+from dfscan.gpu import device_name
+
+MIXED_TOLERANCE = 2e-2
+"""Maximum difference in mixed precision for logits up to 20; for larger logits, a thousandth of the logit."""
+
+log = logging.getLogger("dfscan")
+
+
+def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
+    """Check that the checkpoint gives its expected logits on this device with these libraries.
+
+    Mixed precision may change logits by `MIXED_TOLERANCE`; if it changes them more, the runtime is set to fp32.
+
+    The cache folder records a pass for this checkpoint, these versions and this device. Without a writable cache, the
+    test runs every time.
+
+    Raises:
+        CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE` in fp32.
+    """
+    stamp = _stamp_path(runtime, checkpoint)
+    if stamp is not None and stamp.is_file():
+        return
+    expected = np.asarray(checkpoint.card.self_test.expected_logits)
+    inputs = self_test_input(checkpoint.card)
+    device, is_mixed, runtime.mixed_precision = runtime.device, runtime.mixed_precision, False
+    got = runtime.predict(inputs)[0]
+    if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
+        _refuse_scores(runtime.device, checkpoint, got)
+    if is_mixed and runtime.device == device:
+        runtime.mixed_precision = True
+        shift = np.abs(runtime.predict(inputs)[0] - expected)
+        if not np.all(shift <= np.maximum(MIXED_TOLERANCE, np.abs(expected) / 1000)):
+            runtime.mixed_precision = False
+            log.warning(
+                "float16 changes this checkpoint's logits by %.3f: continuing in float32, which is slower", shift.max()
+            )
+            return
+    if runtime.device == device:  # else memory ran out and the runtime moved to the CPU
+        _leave_stamp(stamp, checkpoint)
+
+
+def _refuse_scores(device: str, checkpoint: Checkpoint, got: Float32Array) -> NoReturn:
+    test = checkpoint.card.self_test
+    raise CheckpointError(
+        f"checkpoint {checkpoint.path} fails its self-test on {device}: expected logits "
+        f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was written with "
+        f"{_listing(test.versions)}; installed are {_listing(library_versions())}. Its measured error rates would not "
+        "apply: install the versions it was written with, or use a checkpoint written with the installed versions"
+    )
+
+
+def _numbers(values: tuple[float, ...] | list[float]) -> str:
+    return ", ".join(f"{value:.6f}" for value in values)
+
+
+def _listing(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown versions"
+
+
+def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
+    if (folder := cache_dir()) is None:
+        return None
+    how = [device_name(runtime.device), runtime.batch_size, runtime.mixed_precision]
+    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, *how])
+    return folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
+
+
+def _leave_stamp(stamp: Path | None, checkpoint: Checkpoint) -> None:
+    if stamp is None:
+        return
+    with contextlib.suppress(OutputError):  # without the stamp, the test runs again
+        make_folder(stamp.parent)
+        write_bytes(stamp, checkpoint.label.encode(errors="backslashreplace"))
