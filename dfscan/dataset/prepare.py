@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from dfscan.dataset.duplicates import near_duplicates, unpack
-from dfscan.dataset.extract import Extraction, PrepareListener, PrepareSettings, crop_recipe, note
+from dfscan.dataset.extract import Extraction, PrepareListener, crop_recipe, note
 from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.layouts import Source, components
 from dfscan.dataset.manifest import MANIFEST_NAME, SPLITS, TRUE_LABELS, Sample, write_manifest
-from dfscan.dataset.sources import read_sources
+from dfscan.dataset.settings import PrepareSettings
+from dfscan.dataset.sources import SourceOptions, read_sources
 from dfscan.dataset.splits import assign_splits, check_splits
 from dfscan.errors import DataError
 from dfscan.report.formats import open_writer
@@ -79,7 +80,8 @@ def run_prepare(
             manifest is still written.
         OutputError: a file cannot be written.
     """
-    inputs_read = read_sources(inputs, settings.source_options)
+    given = {name: value for name, value in vars(settings).items() if name in SourceOptions.__dataclass_fields__}
+    inputs_read = read_sources(inputs, SourceOptions(**given))
     sources = _without_own_crops(inputs_read.items, settings.out)
     with Journal(settings.out, crop_recipe(settings)) as journal:
         extraction = Extraction(settings, journal, sources, listener)

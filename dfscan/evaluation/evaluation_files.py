@@ -125,7 +125,7 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
             "num_resamples": evaluation.num_resamples,
             "seed": evaluation.seed,
         },
-        "settings": evaluation.settings.model_dump(mode="json"),
+        "settings": evaluation.settings.document(),
         "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
     }
 

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 from dfscan.arrays import UInt8Image
+from dfscan.config import ScanSettings
 from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
@@ -94,11 +95,11 @@ Event = Opened | Decoded | Ended
 class Limits:
     """Limits of a decoding child."""
 
-    timeout_s: float = 300.0
+    timeout_s: float = ScanSettings.timeout
     """Maximum working time per video, in seconds; waiting for the caller does not count."""
-    max_memory_mb: int = 2048
+    max_memory_mb: int = ScanSettings.max_memory
     """Maximum address space of a child, in MiB."""
-    sandbox: bool = True
+    sandbox: bool = ScanSettings.sandbox
     """Deny access to files, the network and other processes; see `media.sandbox`."""
 
 

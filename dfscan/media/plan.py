@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.arrays import BoolArray, Float64Array
+from dfscan.config import of_checkpoints
 
 Streams = Literal["all", "main"] | int
 """Video streams of a file: all, the main one, or the one with this number."""
@@ -38,7 +39,7 @@ MIN_SEEK_GAIN_FRAMES = 12
 class Sampling:
     """Sampling density of a video."""
 
-    num_frames: int = 32
+    num_frames: int = of_checkpoints("num_frames")
     """Samples spread over the whole duration; ignored when `every_s` is given."""
     every_s: float | None = None
     """Seconds between samples."""

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -47,8 +48,10 @@ class Reports:
         self._webvtt = settings.webvtt
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
-            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
-            self._frames = opened.enter_context(_open_frames(settings)) if settings.frames_out else None
+            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.reports]
+            self._frames = (
+                opened.enter_context(_open_frames(settings.frames_out, settings)) if settings.frames_out else None
+            )
             if settings.html:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
@@ -111,9 +114,7 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> Report
     )
 
 
-def _open_frames(settings: ScanSettings) -> ReportWriter:
-    assert settings.frames_out
-    path = settings.frames_out
+def _open_frames(path: Path, settings: ScanSettings) -> ReportWriter:
     if format_for(path) == "case":
         raise ConfigError(f"{path}: CASE has one entry per video, not per face; name a .csv or .jsonl file")
     return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)

@@ -110,7 +110,7 @@ def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
 def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:
     named = [Path(name) for name in settings.out_files]
     named += [path for path in (settings.frames_out, settings.html) if path]
-    if settings.out.count("-") > 1:
+    if settings.reports.count("-") > 1:
         raise ConfigError("--out names standard output twice; name a file for the second report")
     places = [os.path.realpath(path) for path in [*ledgers, *named]]
     for place, path in zip(places[len(ledgers) :], named, strict=True):

@@ -267,8 +267,8 @@ def _reconstruct(
         return
     if dist.size > 1:
         raise DataError(
-            f"{folder}: reconstructed faces are missing; create them first with one process: run `dfscan train` with "
-            f"the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
+            f"{folder}: reconstructed faces are missing; create them first with one process: run "
+            f"`dfscan preview-training` with the same settings, --reconstructions {folder.parent} and --out preview.png"
         )
     reconstruct(
         samples,

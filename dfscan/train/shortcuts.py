@@ -321,7 +321,7 @@ def _reconstructions(samples: Sequence[Sample], settings: TrainSettings) -> Path
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
         raise DataError(
-            f"{folder}: reconstructed faces are missing; create them with `dfscan train --sheet sheet.png`, the same "
-            f"settings and --reconstructions {folder.parent}"
+            f"{folder}: reconstructed faces are missing; create them with `dfscan preview-training --out preview.png`, "
+            f"the same settings and --reconstructions {folder.parent}"
         )
     return folder
