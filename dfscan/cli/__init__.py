@@ -19,6 +19,7 @@ from dfscan.cli import (
     prepare,
     report,
     scan,
+    schema,
     shortcuts,
     train,
 )
@@ -34,10 +35,13 @@ app = typer.Typer(
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
+app.command("schema", cls=SectionedCommand)(schema.schema)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("shortcuts", cls=SectionedCommand)(shortcuts.shortcuts)
 app.command("train", cls=SectionedCommand)(train.train)
+app.command("preview-training", cls=SectionedCommand)(train.preview_training)
+app.command("bench-training", cls=SectionedCommand)(train.bench_training)
 app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)

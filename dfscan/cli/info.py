@@ -10,6 +10,7 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
+from dfscan.config import ScanSettings
 from dfscan.errors import DfscanError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ ESTIMATE_KEYS = {"value", "low", "high"}
 
 
 @guarded
+@options.with_settings("checkpoint")
 def info(
-    checkpoint: options.CheckpointFile = None,
+    *,
+    settings: ScanSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print the information as JSON.")] = False,
 ) -> None:
     """Show versions, devices, sandbox and checkpoint details.
@@ -40,7 +43,7 @@ def info(
     from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 
     start_logging()
-    path = checkpoint or default_checkpoint_path()
+    path = settings.checkpoint or default_checkpoint_path()
     card = read_card(path) if path else None
     document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "pytorch": _pytorch_build()}
     document["sandbox"] = _sandbox()

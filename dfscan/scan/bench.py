@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import sys
@@ -47,7 +48,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
         outputs: dict[str, Any] = {"out": (str(Path(folder) / "report.csv"),), "ledger": None, "resume": False}
         outputs |= {"frames_out": None, "html": None, "explain": Path(folder) / "dumps" if settings.explain else None}
-        run_scan(inputs, settings.model_copy(update=outputs), timings=timings)
+        run_scan(inputs, dataclasses.replace(settings, **outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
     engine = load_engine(*resolve(settings))

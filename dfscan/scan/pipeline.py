@@ -7,7 +7,7 @@ highest-scoring faces of their video are kept longer.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from dfscan.detector.runtime import Runtime
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import alignment, box_to_crop, crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.track import link
+from dfscan.faces.track import link, with_dissolves
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.media.source import FileIdentity
@@ -41,7 +41,7 @@ from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.scan.video import ScoredCrop, VideoState
-from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Dissolve, Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class ScanListener(Protocol):
@@ -263,7 +263,7 @@ class _Scan:
         if failure is not None:
             return failed(video.path, failure, ended.info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
-        tracks = _tracks(video.faces)
+        tracks = _tracks(video.faces, ended.dissolves)
         seen, sampling = self._engine.seen, self._engine.sampling
         damage, crowd = _damage(ended, sampling), self._left_out(video)
         is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
@@ -377,11 +377,12 @@ def _skipped_streams(ended: Ended) -> Reason:
     return Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
 
 
-def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
+def _tracks(scored: list[FaceScore], dissolves: Sequence[Dissolve]) -> tuple[Track, ...]:
     """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
     by_key = {score.face.key: score for score in scored}
-    streams = sorted({face.face.stream for face in scored})
-    linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]
+    faces = [with_dissolves(score.face, dissolves) for score in scored]
+    streams = sorted({face.stream for face in faces})
+    linked = [track for stream in streams for track in link([face for face in faces if face.stream == stream])]
     return tuple(Track(i, tuple(by_key[face.key] for face in faces)) for i, faces in enumerate(linked))
 
 

@@ -28,7 +28,7 @@ from dfscan.report.meta import versions
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
-from dfscan.scan.setup import load_engine, resolve, scan_recipe
+from dfscan.scan.setup import ResolvedSettings, load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
 from dfscan.text import display_path, report_order
 from dfscan.types import VERDICT_LABELS, Reason, VideoResult
@@ -146,8 +146,8 @@ def run_scan(
     refuse_overwriting(settings, discovery.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
-    settings, checkpoint = resolve(settings)
-    recipe = scan_recipe(settings, checkpoint, device=choose_device(settings.device))
+    resolved, checkpoint = resolve(settings)
+    recipe = scan_recipe(resolved, checkpoint, device=choose_device(settings.device))
     summary = ScanSummary(checkpoint.card.seen, skipped=discovery.skipped, empty=empty)
     for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
@@ -160,7 +160,7 @@ def run_scan(
             known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
             paths = [path for path in discovery.paths if path not in known]
             with timings.stage("start"):
-                engine = load_engine(settings, checkpoint) if paths else None
+                engine = load_engine(resolved, checkpoint) if paths else None
             results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in results:
                 with timings.stage("write"):
@@ -168,7 +168,7 @@ def run_scan(
                 if listener:
                     listener.video_done(result)
             outputs.finish(summary.num_skipped)
-        outputs.write_meta(_metadata(started, settings, checkpoint, engine, summary))
+        outputs.write_meta(_metadata(started, resolved, checkpoint, engine, summary))
     if summary.num_seen:
         log.warning(
             "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
@@ -240,7 +240,7 @@ def _results(
 
 
 def _metadata(
-    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, summary: ScanSummary
+    started: datetime, settings: ResolvedSettings, checkpoint: Checkpoint, engine: Engine | None, summary: ScanSummary
 ) -> dict[str, Any]:
     import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
@@ -249,7 +249,7 @@ def _metadata(
         "ended_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "command_line": sys.argv,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.document(),
         "device": engine.runtime.device if engine else None,
         "mixed_precision": engine.runtime.mixed_precision if engine else None,
         "checkpoint": {
@@ -273,13 +273,13 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
         ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
     discovery = discover([path])
-    settings, checkpoint = resolve(settings)
+    resolved, checkpoint = resolve(settings)
     for unopened, reason in discovery.problems.items():
         return failed(unopened, reason)
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
     dumps = DumpFolder(folder, suffix=settings.explain_format)
-    engine = load_engine(settings, checkpoint)
+    engine = load_engine(resolved, checkpoint)
     ((result, _),) = scan_videos(discovery.paths, engine, dumps=dumps, num_explained=settings.explain_top)
     dumps.write_index(result.dumps)
     return result
