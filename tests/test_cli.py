@@ -579,7 +579,7 @@ def test_info_describes_the_pytorch_build_and_the_space_a_cpu_build_saves(monkey
         SimpleNamespace(name="numpy", files=[SimpleNamespace(name="cuda.h", size=9_000_000_000)]),
         SimpleNamespace(name="triton", files=None),
     ]
-    monkeypatch.setattr("dfscan.cli.info.importlib.metadata.distributions", lambda: packages)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: packages)
     description = build("13.2", has_gpu=False)
     assert "no usable GPU was found: a build for CPUs saves 2.5 GB" in description
     assert description.endswith("--index-url https://download.pytorch.org/whl/cpu")
