@@ -22,6 +22,8 @@ from dfscan.media.decode import Decoding
 from dfscan.media.facts import encoder_text
 from dfscan.media.isolate import Decoded, Ended, Limits, decode_videos
 from dfscan.media.plan import Sampling
+from dfscan.report.formats import open_writer
+from dfscan.report.schema import REPORT_COLUMNS, report_row
 from dfscan.scan.ledger import from_json, to_json
 from dfscan.types import FileFacts, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run, scan
@@ -234,9 +236,6 @@ def test_long_and_odd_text_is_cut_and_escaped(tmp_path: Path) -> None:
     assert len(facts.muxer) == 300
     report = tmp_path / "r.jsonl"
     assert facts.device == "a\x1b[31m\nb"
-    from dfscan.report.schema import REPORT_COLUMNS, report_row
-    from dfscan.report.writers import open_writer
-
     result = VideoResult("a.mkv", "ok", Verdict("no_face"), VideoInfo(1), facts=facts)
     with open_writer(report, REPORT_COLUMNS, format="jsonl") as writer:
         writer.append(report_row(result, checkpoint="c", version="v"))
