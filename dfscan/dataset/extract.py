@@ -25,7 +25,7 @@ from dfscan.errors import ConfigError
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Ended, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
-from dfscan.scan.ledger import FileIdentity
+from dfscan.media.source import FileIdentity
 from dfscan.scan.setup import default_threads, default_workers, limit_threads
 from dfscan.types import Frame
 

@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfscan.errors import ConfigError, OutputError, VideoError
-from dfscan.media.source import hash_file
-from dfscan.scan.ledger import FileIdentity
+from dfscan.media.source import FileIdentity, hash_file
 
 JOURNAL_NAME = "progress.jsonl"
 
@@ -48,7 +47,7 @@ class Entry:
     damage: str
     """Description of the part that could not be decoded; empty if everything could."""
     crops: list[CropRecord]
-    inode: int | None = None
+    inode: int | str | None = None
     """None, like `ctime_ns`, in journals from before it was recorded."""
     ctime_ns: int | None = None
 

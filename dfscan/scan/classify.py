@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import Runtime
 from dfscan.media.isolate import Ended
+from dfscan.media.source import FileIdentity
+from dfscan.objects import is_url
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures
 from dfscan.scan.second_look import KeptFrames
 from dfscan.scan.timing import Timings
@@ -70,7 +71,8 @@ class VideoUnderWay:
     def end(self, ended: Ended) -> None:
         """Note that decoding has ended, and whether the file has changed meanwhile."""
         self.ended = ended
-        self.has_changed = self.identity != FileIdentity.of(self.path)
+        # Of an object, one version was copied and decoded.
+        self.has_changed = not is_url(self.path) and self.identity != FileIdentity.of(self.path)
 
     @property
     def fails(self) -> bool:

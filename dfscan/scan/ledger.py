@@ -1,8 +1,9 @@
 """The ledger: a SQLite file of results, from which every report is made.
 
-A row is keyed by the file's identity (absolute path, size, modification time, sha256) and by its recipe, and holds the
-whole result as JSON. The recipe is a hash of everything else that affects a result; the hashed document is stored too.
-Inode and change time are stored separately. They show when a file must be hashed before its result is reused.
+A row is keyed by the file's identity (absolute path or URL, size, modification time, sha256) and by its recipe, and
+holds the whole result as JSON. The recipe is a hash of everything else that affects a result; the hashed document is
+stored too. Inode and change time, or an object's version, are stored separately. They show when a file must be hashed
+before its result is reused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from typing import Any, Self
 import numpy as np
 
 from dfscan.errors import ConfigError, OutputError
+from dfscan.media.source import FileIdentity as FileIdentity
+from dfscan.objects import is_url
 from dfscan.types import Face, FaceScore, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
@@ -70,26 +73,6 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     card TEXT NOT NULL
 );
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """File attributes that reveal a change without reading the file."""
-
-    size_bytes: int
-    mtime_ns: int
-    inode: int
-    ctime_ns: int = field(default=0, compare=False)
-    """Changes with the content, but also with permissions, names and links, so it is not compared."""
-
-    @classmethod
-    def of(cls, path: str) -> FileIdentity | None:
-        """Return the identity of the file now at this path, or None if there is none."""
-        try:
-            found = os.stat(path)
-        except (OSError, ValueError):  # a name with a NUL byte is a ValueError
-            return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -259,7 +242,7 @@ class Entry:
     recipe: Recipe
     """Recipe of the result."""
     key: tuple[bytes, int, int, str]
-    """Absolute path, size in bytes, modification time in ns, and digest of the recipe."""
+    """Absolute path or URL, size in bytes, modification time in ns, and digest of the recipe."""
     sha256: str
     """sha256 of the file; empty if it could not be hashed."""
     row: int
@@ -363,7 +346,7 @@ def _named(result: VideoResult, path: str) -> VideoResult:
 
 
 def _key(path: str) -> bytes:
-    return os.fsencode(os.path.abspath(path))
+    return os.fsencode(path if is_url(path) else os.path.abspath(path))
 
 
 def to_json(result: VideoResult) -> dict[str, Any]:

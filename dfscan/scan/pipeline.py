@@ -23,12 +23,13 @@ from dfscan.faces.detect import FaceDetector
 from dfscan.faces.track import link
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
+from dfscan.media.source import FileIdentity
+from dfscan.objects import is_url
 from dfscan.report.dumps import DumpFolder, Exhibit
 from dfscan.scan import second_look
 from dfscan.scan.classify import ScoredCrop, ScoreStage, VideoUnderWay
 from dfscan.scan.crowd import Crowd
 from dfscan.scan.detect import ODD_PICTURE_ERRORS, BatchedSearch, FollowingSearch, Searched, SearchStage, broken
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
@@ -163,7 +164,7 @@ class _Scan:
         if isinstance(event, Opened):
             self._videos[event.path] = VideoUnderWay(
                 event.path,
-                FileIdentity.of(event.path),
+                event.identity,
                 self._num_explained,
                 Crowd(self._engine.max_faces),
                 turn_deg=self._turns_deg.get(event.path, 0),
@@ -244,7 +245,8 @@ class _Scan:
         if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
-            return failed(video.path, failure, ended.info, num_frames=video.num_frames)
+            info = ended.info or VideoInfo(size_bytes=video.identity.size_bytes if video.identity else None)
+            return failed(video.path, failure, info, num_frames=video.num_frames)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces)
         seen, sampling = self._engine.seen, self._engine.sampling
@@ -318,7 +320,7 @@ class _Scan:
 
 def failed(path: str, reason: Reason, info: VideoInfo | None = None, *, num_frames: int = 0) -> VideoResult:
     """Return the result of a video that could not be judged."""
-    identity = FileIdentity.of(path)
+    identity = None if is_url(path) else FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
     return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames)
 

@@ -22,10 +22,10 @@ from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
+from dfscan.media.source import FileIdentity, identities
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
 from dfscan.report.text import display_path, report_order
-from dfscan.scan.ledger import FileIdentity
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
@@ -199,8 +199,8 @@ def share(found: Discovery, shard: str | None) -> Discovery:
 def _recalled(paths: Sequence[str], outputs: Outputs, tally: Tally, listener: Listener | None) -> set[str]:
     """Take results from the ledger; return the paths for which there is one."""
     known = set()
-    for path in paths:
-        if result := outputs.recall(path):
+    for path, identity in zip(paths, identities(paths), strict=True):
+        if result := outputs.recall(path, identity):
             known.add(path)
             tally.num_known += 1
             tally.count(result, is_new=False)
