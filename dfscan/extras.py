@@ -7,10 +7,11 @@ from typing import Literal
 
 from dfscan.errors import MissingExtraError
 
-Extra = Literal["pandas", "train"]
+Extra = Literal["pandas", "ray", "train"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "pandas": {"pandas": "pandas"},
+    "ray": {"ray": "ray"},
     "train": {
         "albumentations": "albumentations",
         "matplotlib": "matplotlib",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SCHEMES = ("s3://", "gs://", "abfss://")
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Pauses between attempts to read a file whose connection was lost. The libraries also retry each request."""
-GOOGLE_RETRY_S = 30
+GOOGLE_RETRY_S = 10
 """Limits the retries within one request to Google Cloud Storage, which would otherwise take 15 minutes."""
 BLOCK_BYTES = 8 << 20
 """Size of one read request."""
@@ -41,7 +41,8 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _MISSING = re.compile(r"NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|NOT_FOUND|NotFound|\b404\b")
-_CODE = re.compile(r"AWS Error ([A-Z_]{3,})|Status\(([A-Z_]+)|\b([45]\d\d)\b")
+_STATUS = re.compile(r"\b([45]\d\d)\b")
+_CODE = re.compile(r"(?:AWS Error |Status\()([A-Z_]{3,})")
 _VERSIONS = ("etag", "versionid", "generation", "md5hash")
 """Names of metadata that change with the content, in lower case."""
 
@@ -98,6 +99,8 @@ def kind_of(url: str) -> Literal["file", "folder"]:
     from pyarrow.fs import FileType
 
     files, path = _located(url)
+    if not _bucket(path):
+        raise VideoError("not_found", "the URL names no bucket; check its spelling")
     with _explained(url):
         found = files.get_file_info(path.rstrip("/"))
         if found.type == FileType.NotFound and files.get_file_info(_bucket(path)).type == FileType.NotFound:
@@ -290,6 +293,10 @@ def _problem(url: str, error: Exception) -> VideoError:
         return VideoError("not_found", "there is no such object any more, or no such bucket; list the folder again")
     if isinstance(error, PermissionError) or _DENIED.search(text):
         return VideoError("unreadable", "access is denied; check the credentials in the environment and their rights")
-    code = _CODE.search(text)
-    cause = f" ({code[code.lastindex or 0]})" if code else ""
+    if isinstance(error, ValueError):
+        return VideoError(
+            "unreadable", "this name cannot be read, because a folder in it has no name; rename the object"
+        )
+    code = _STATUS.search(text) or _CODE.search(text)
+    cause = f" ({code[1]})" if code else ""
     return _LostError("unreadable", f"the connection to {root} failed{cause}; check the network and the endpoint")

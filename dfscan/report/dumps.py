@@ -77,6 +77,24 @@ class DumpFolder:
         """
         return [self._write(video_path, rank, exhibit) for rank, exhibit in enumerate(exhibits, start=1)]
 
+    def store(self, name: str, data: bytes) -> None:
+        """Write one file.
+
+        Args:
+            name: its path relative to the folder, as in an index row.
+            data: its content.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = self._folder / name
+        _make_folder(path.parent)
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            problem = f"{path}: cannot be written ({error.strerror})"
+            raise OutputError(f"{problem}; free some space or change folder") from error
+
     def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
         """Return True if every file of these index rows still exists."""
         files = (row[column.name] for row in rows for column in INDEX_COLUMNS if column.name.endswith("_file"))
@@ -94,12 +112,11 @@ class DumpFolder:
 
     def _write(self, video_path: str, rank: int, exhibit: Exhibit) -> dict[str, Any]:
         name = video_folder(video_path)
-        _make_folder(self._folder / name)
         stem = f"{name}/{rank:02d}_{exhibit.row['time_s']:.3f}s_score{exhibit.row['score']:.3f}"
         pictures = {"face": exhibit.face, "heat_map": exhibit.heat_map, "frame": exhibit.frame}
         files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
         for kind, pixels in pictures.items():
-            _write_picture(self._folder / files[f"{kind}_file"], pixels)
+            self.store(files[f"{kind}_file"], _encoded(files[f"{kind}_file"], pixels))
         return {"path": video_path, "rank": rank, **exhibit.row, **files}
 
 
@@ -117,13 +134,11 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: cannot be created ({error.strerror}); name another folder") from error
 
 
-def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Encode in memory, then write; `cv2.imwrite` would report a full disk only by returning False."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
-    is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+def _encoded(name: str, pixels: NDArray[np.uint8]) -> bytes:
+    """Encode an image by the suffix of its name; `cv2.imwrite` would report a full disk only by returning False."""
+    suffix = os.path.splitext(name)[1]
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
+    is_encoded, data = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not is_encoded:
-        raise OutputError(f"{path}: the image cannot be encoded as {path.suffix}; try the other --explain-format")
-    try:
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); free some space or change folder") from error
+        raise OutputError(f"{name}: the image cannot be encoded as {suffix}; try the other --explain-format")
+    return data.tobytes()

@@ -9,7 +9,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ from dfscan.media.source import FileIdentity, identities
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
 from dfscan.report.text import display_path, report_order
+from dfscan.scan.cluster import Cluster, for_workers
+from dfscan.scan.cluster_worker import Job
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, Listener, failed, scan_videos
@@ -131,6 +133,8 @@ def run_scan(
     """
     started = datetime.now(UTC)
     timings = timings or Timings()
+    if settings.on == "ray":
+        settings = for_workers(settings)
     found = discover(
         inputs,
         listed=listed,
@@ -144,7 +148,8 @@ def run_scan(
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
     settings, checkpoint = resolve(settings)
-    made_by = recipe(settings, checkpoint, device=choose_device(settings.device))
+    device = settings.device if settings.on == "ray" else choose_device(settings.device)
+    made_by = recipe(settings, checkpoint, device=device)
     tally = Tally(checkpoint.card.seen, skipped=found.skipped, empty=empty)
     for path, reason in found.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
@@ -157,7 +162,7 @@ def run_scan(
             known = _recalled(found.paths, outputs, tally, listener) if settings.takes_known else set()
             paths = [path for path in found.paths if path not in known]
             with timings.stage("start"):
-                engine = load_engine(settings, checkpoint) if paths else None
+                engine = _engine(settings, checkpoint, paths) if paths else None
             judged = _results(found.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in judged:
                 with timings.stage("write"):
@@ -209,35 +214,53 @@ def _recalled(paths: Sequence[str], outputs: Outputs, tally: Tally, listener: Li
     return known
 
 
+def _engine(settings: ScanSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Engine | Cluster:
+    """Load the models here, or connect to the cluster that judges these files."""
+    return Cluster(Job.of(settings, checkpoint, paths)) if settings.on == "ray" else load_engine(settings, checkpoint)
+
+
 def _results(
     problems: Mapping[str, Reason],
     paths: Sequence[str],
-    engine: Engine | None,
+    engine: Engine | Cluster | None,
     dumps: DumpFolder | None,
     settings: ScanSettings,
     listener: Listener | None,
     timings: Timings,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """Yield the results of inputs that cannot be opened, then those of judged videos in order of completion."""
-    for path, reason in problems.items():
-        yield failed(path, reason), None
-    if engine is None:
-        return
-    judged = scan_videos(
-        paths,
-        engine,
-        dumps=dumps,
-        num_explained=settings.explain_top,
-        keeps_pictures=settings.keeps_pictures,
-        listener=listener,
-        timings=timings,
-    )
-    with closing(judged):
-        yield from judged
+    with ExitStack() as stack:
+        if isinstance(engine, Cluster):
+            stack.enter_context(closing(engine))
+        for path, reason in problems.items():
+            yield failed(path, reason), None
+        if isinstance(engine, Cluster):
+            yield from engine.results(paths, dumps=dumps, listener=listener)
+        elif engine:
+            judged = scan_videos(
+                paths,
+                engine,
+                dumps=dumps,
+                num_explained=settings.explain_top,
+                keeps_pictures=settings.keeps_pictures,
+                listener=listener,
+                timings=timings,
+            )
+            yield from stack.enter_context(closing(judged))
+
+
+def _machines(engine: Engine | Cluster | None) -> dict[str, Any]:
+    if isinstance(engine, Cluster):
+        return {"cluster": engine.facts()}
+    runtime = engine.runtime if engine else None
+    return {
+        "device": runtime.device if runtime else None,
+        "mixed_precision": runtime.mixed_precision if runtime else None,
+    }
 
 
 def _metadata(
-    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | None, tally: Tally
+    started: datetime, settings: ScanSettings, checkpoint: Checkpoint, engine: Engine | Cluster | None, tally: Tally
 ) -> dict[str, Any]:
     import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
@@ -247,8 +270,7 @@ def _metadata(
         "host": platform.node(),
         "command_line": sys.argv,
         "settings": settings.model_dump(mode="json"),
-        "device": engine.runtime.device if engine else None,
-        "mixed_precision": engine.runtime.mixed_precision if engine else None,
+        **_machines(engine),
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,
