@@ -8,6 +8,7 @@ settings.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -46,10 +47,29 @@ def _stream(value: object) -> object:
 
 
 def _part(value: str) -> str:
+    if value == "auto":
+        return _part_of_array(os.environ)
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
     if not found or int(found[1]) > int(found[2]):
-        raise ValueError("must be I/N with I from 1 to N, such as 1/4 for the first of four parts")
+        raise ValueError("must be auto or I/N with I from 1 to N, such as 1/4 for the first of four parts")
     return value
+
+
+def _part_of_array(environment: Mapping[str, str]) -> str:
+    """Return the part of this task of a SLURM job array, such as ``2/4`` for the task 6 of ``--array=5-8``."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    try:
+        task, first, count = (int(environment[name]) for name in names)
+    except (KeyError, ValueError):
+        raise ValueError(f"auto needs {', '.join(names)}: submit a job array with `sbatch --array`") from None
+    step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1") or "1")
+    part, rest = divmod(task - first, step)
+    if rest or not 0 <= part < count:
+        raise ValueError(
+            f"auto needs a job array without gaps, but task {task} of {count} starts from {first}: submit "
+            "`--array=0-N`, or give the part as I/N"
+        )
+    return f"{part + 1}/{count}"
 
 
 class ScanSettings(BaseModel):
@@ -97,6 +117,10 @@ class ScanSettings(BaseModel):
     explain: Path | None = None
     explain_top: Count = 3
     explain_format: Literal["png", "jpg"] = "png"
+    # cluster
+    on: Literal["local", "ray"] = "local"
+    max_workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     # behaviour
     workers: Count | None = None
     threads: Count | None = None
@@ -116,6 +140,18 @@ class ScanSettings(BaseModel):
                 f"every = {self.every:g} and num_frames = {self.num_frames} exclude each other: give only one of "
                 "--every and --num-frames"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _cluster(self) -> Self:
+        if self.on == "local" and (self.max_workers or self.gpus_per_worker):
+            raise ValueError("--max-workers and --gpus-per-worker work only with --on ray")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(f"--gpus-per-worker must be a fraction or a whole number, got {self.gpus_per_worker:g}")
+        if self.on == "ray" and self.device.startswith("cuda") and not self.gpus_per_worker:
+            raise ValueError(f"--device {self.device} on Ray needs a share of a GPU: add --gpus-per-worker 1")
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise ValueError("--device cpu and --gpus-per-worker exclude each other: give only one of them")
         return self
 
     @property

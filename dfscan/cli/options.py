@@ -15,6 +15,7 @@ from dfscan.cli.guard import guarded
 INPUT, SAMPLING, FACES, DETECTOR = "Input", "Sampling", "Faces", "Detector"
 VERDICT, OUTPUT, EXPLAIN, BEHAVIOUR = "Verdict", "Output", "Explanation", "Behaviour"
 PROVENANCE = "Provenance"
+CLUSTER = "Cluster"
 
 _SOURCES = ("COMMANDLINE", "PROMPT", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 """Sources of an option's value, in order of precedence."""
@@ -256,6 +257,34 @@ TrustList = Annotated[
         help="Certificates, in PEM, of the authorities whose signers of C2PA manifests are trusted. Default: nobody is "
         "trusted.",
         metavar="FILE",
+    ),
+]
+On = Annotated[
+    str | None,
+    option(
+        "--on",
+        panel=CLUSTER,
+        help="Where to judge the videos: local, or ray for the cluster in RAY_ADDRESS (without it, a temporary one on "
+        "this machine). Default: local.",
+        metavar="PLACE",
+    ),
+]
+MaxWorkers = Annotated[
+    int | None,
+    option(
+        "--max-workers",
+        panel=CLUSTER,
+        help="With --on ray: maximum number of workers, each with --threads cores. Default: as many as the cluster "
+        "has room for.",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    option(
+        "--gpus-per-worker",
+        panel=CLUSTER,
+        help="With --on ray: GPUs of each worker; 0.5 lets two workers share one. Default: 0, which scans on CPUs.",
+        metavar="GPUS",
     ),
 ]
 

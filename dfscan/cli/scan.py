@@ -24,7 +24,9 @@ def scan(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Video files and folders; folders are searched recursively.", show_default=False, metavar="PATH"
+            help="Video files and folders, or their URLs: s3://, gs:// or abfss://. Folders are searched recursively.",
+            show_default=False,
+            metavar="PATH",
         ),
     ] = None,
     files_from: Annotated[
@@ -48,8 +50,8 @@ def scan(
         option(
             "--shard",
             panel=INPUT,
-            help="Scan only the I-th of N parts of the inputs, to share the work among machines. The path as given "
-            "determines a file's part. `dfscan report` merges the ledgers.",
+            help="Scan only the I-th of N parts of the inputs, to share the work among machines; auto takes the part "
+            "from a SLURM job array. The path as given determines a file's part. `dfscan report` merges the ledgers.",
             metavar="I/N",
         ),
     ] = None,
@@ -143,6 +145,9 @@ def scan(
     batch_size: options.BatchSize = None,
     provenance: options.Provenance = None,
     trust_list: options.TrustList = None,
+    on: options.On = None,
+    max_workers: options.MaxWorkers = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     workers: options.Workers = None,
     threads: options.Threads = None,
     timeout: options.Timeout = None,
