@@ -24,6 +24,8 @@ _DISTRIBUTIONS = {
     "torchvision": "torchvision",
     "timm": "timm",
     "facenet-pytorch": "facenet-pytorch",
+    "pyarrow": "pyarrow",
+    "ray": "ray",
 }
 
 
