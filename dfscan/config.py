@@ -144,8 +144,6 @@ class ScanSettings(BaseModel):
 
     @model_validator(mode="after")
     def _cluster(self) -> Self:
-        if self.on == "local" and (self.max_workers or self.gpus_per_worker):
-            raise ValueError("--max-workers and --gpus-per-worker work only with --on ray")
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(f"--gpus-per-worker must be a fraction or a whole number, got {self.gpus_per_worker:g}")
         if self.on == "ray" and self.device.startswith("cuda") and not self.gpus_per_worker:

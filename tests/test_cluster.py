@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, DfscanError, MissingExtraError
+from dfscan.ray import ScanBatch
 from dfscan.scan.cluster import Cluster, for_workers
 from tests.pictures import astronaut, moved
+from tests.stores import BUCKET, Store, running_store
 from tests.stub_engine import IDENTITY, WARNING, StubJob
 from tests.test_cli import program, run
 from tests.test_cli import surroundings as surroundings
@@ -34,17 +39,31 @@ HEARTBEATS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
 """Ray's defaults take 10 s to notice that a node is gone."""
 
 
+def on_a_busy_machine(start: Callable[[], Any]) -> Any:
+    """Start a node; Ray gives up after half a minute."""
+    for _ in range(3):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
 @pytest.fixture(scope="module")
-def nodes(session_cache: Path) -> Iterator[Any]:
-    """A cluster of three nodes: one for the driver, and two with one core each."""
+def store() -> Iterator[Store]:
+    with running_store() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def nodes(session_cache: Path, store: Store) -> Iterator[Any]:
+    """A cluster of three nodes: one for the driver, and two with one core each, all with the keys of the store."""
     from ray.cluster_utils import Cluster as Nodes
 
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEARTBEATS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEARTBEATS}
-        cluster = Nodes(initialize_head=True, head_node_args=head)
+        cluster = on_a_busy_machine(lambda: Nodes(initialize_head=True, head_node_args=head))
         for _ in range(2):
-            cluster.add_node(num_cpus=1)
+            on_a_busy_machine(lambda: cluster.add_node(num_cpus=1))
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster
         cluster.shutdown()
@@ -160,7 +179,7 @@ def videos(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(videos: Path, checkpoint: Path, out: Path) -> list[object]:
+def arguments(videos: Path | str, checkpoint: Path, out: Path) -> list[object]:
     return ["scan", videos, "--checkpoint", checkpoint, "--num-frames", 4, "--exit-zero", "-o", out]
 
 
@@ -241,7 +260,6 @@ def test_a_stopped_scan_leaves_no_process_and_is_resumed_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_workers": 2}, "work only with --on ray"),
         ({"on": "ray", "gpus_per_worker": 1.5}, "a fraction or a whole number"),
         ({"on": "ray", "device": "cuda"}, "add --gpus-per-worker 1"),
         ({"on": "ray", "device": "cpu", "gpus_per_worker": 1}, "exclude each other"),
@@ -250,3 +268,65 @@ def test_a_stopped_scan_leaves_no_process_and_is_resumed_with_the_same_bytes(
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScanSettings(**settings)
+
+
+def test_a_bucket_is_read_by_the_workers(
+    nodes: Any, store: Store, clips: Path, untrained: Path, tmp_path: Path
+) -> None:
+    store.put_files(clips, "inbox")
+    reports = [tmp_path / "local.csv", tmp_path / "ray.csv"]
+    for report, on in zip(reports, ("local", "ray"), strict=True):
+        done = run(*arguments(f"s3://{BUCKET}/inbox", untrained, report), "--on", on)
+        assert done.exit_code == 0, done.stderr
+    assert reports[0].read_bytes() == reports[1].read_bytes()
+    assert f"s3://{BUCKET}/inbox/two.mkv" in reports[1].read_text()
+
+
+def test_bench_compares_a_cluster_with_a_local_scan(nodes: Any, clips: Path, untrained: Path) -> None:
+    base = ("bench", clips / "one.mp4", clips / "nobody.mp4", "--checkpoint", untrained, "--num-frames", 2)
+    done = run(*base, "--on", "ray", "--json")
+    assert done.exit_code == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["videos"], figures["workers"], figures["threads"]) == (2, 2, 1)
+    times_s = [figures[name] for name in ("local_s", "one_worker_s", "all_workers_s", "start_s")]
+    assert min(times_s) > 0
+    assert figures["efficiency"] == pytest.approx(times_s[1] / (2 * times_s[2]))
+    assert figures["overhead"] == pytest.approx(times_s[1] / times_s[0] - 1)
+
+
+# Ray Data
+
+
+@pytest.fixture
+def batch(clips: Path) -> list[str]:
+    return [str(clips / name) for name in ("text.mp4", "one.mp4", "gone.mp4", "one.mp4")]
+
+
+def test_scan_batch_gives_the_rows_of_a_report(batch: list[str], clips: Path, untrained: Path, local: Path) -> None:
+    with ScanBatch(untrained, column="file", num_frames=4, device="cpu") as scan_batch:
+        rows = scan_batch({"file": np.array(batch)}).to_pylist()
+    assert [row["path"] for row in rows] == batch
+    assert [row["verdict"] for row in rows] == ["error", "inconclusive", "error", "inconclusive"]
+    assert rows[2]["reason"].startswith("not_found")
+    assert rows[1] == rows[3]
+    report = pd.read_csv(local / "r.csv")
+    (expected,) = report[report.path.str.endswith("/one.mp4")].to_dict("records")
+    assert rows[1]["score"] == expected["score"]
+    assert list(rows[1]) == list(report.columns)
+
+
+@pytest.mark.slow
+def test_scan_batch_maps_a_dataset_of_ray_data(nodes: Any, batch: list[str], untrained: Path) -> None:
+    import ray
+    import ray.data
+
+    ray.init(nodes.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        paths = ray.data.from_items([{"path": path} for path in batch], override_num_blocks=1)
+        options = {"checkpoint": str(untrained), "num_frames": 4}
+        compute = ray.data.ActorPoolStrategy(size=1)
+        rows = paths.map_batches(ScanBatch, fn_constructor_kwargs=options, batch_size=4, num_cpus=1, compute=compute)
+        assert [row["path"] for row in rows.take_all()] == batch
+    finally:
+        ray.shutdown()

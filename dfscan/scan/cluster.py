@@ -45,6 +45,8 @@ TICK_S = 1.0
 """Time after which the loop looks for new nodes even if no worker has answered."""
 CONNECT_S = 10.0
 """Time for the cluster to accept a connection."""
+START_TRIES = 3
+"""Maximum number of tries to start a local cluster; Ray gives up after half a minute, even if the machine is busy."""
 PATIENCE_S = 60.0
 """Time without any worker after which a warning is logged."""
 
@@ -137,6 +139,19 @@ class Cluster:
             if not self._nodes and time.monotonic() - start_s > PATIENCE_S:
                 gpus = f" and {self._gpus:g} GPUs" if self._gpus else ""
                 self._warn(f"no worker has started yet; each needs a node with {self._threads} free cores{gpus}")
+
+    def warm_up(self, num_paths: int) -> int:
+        """Wait until all workers for this number of paths have started; return how many there are.
+
+        Raises:
+            DfscanError: see `results`.
+        """
+        self._num_queued = num_paths
+        while not self._crew or any(hired.facts is None for hired in self._crew):
+            self._hire()
+            for hired in self._ready():
+                list(self._hear(hired, None, None))
+        return len(self._crew)
 
     @property
     def _num_left(self) -> int:
@@ -350,17 +365,30 @@ def _connected() -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         on_terminate = signal.getsignal(signal.SIGTERM)
-        _require_listener(address)
         try:
-            try:
-                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-            except Exception as error:  # Ray raises plain ones too
-                raise _unreachable(address, _cause(error)) from error
+            _connect(ray, os.environ.get("RAY_ADDRESS") or "local")
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)  # Ray has replaced it
             yield ray
         finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect to a cluster, or start one on this machine.
+
+    Raises:
+        ConfigError: the cluster cannot be reached or started.
+    """
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    num_tries = START_TRIES if address == "local" else 1
+    _require_listener(address)
+    for i in range(1, num_tries + 1):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+            return
+        except Exception as error:  # Ray raises plain ones too
+            if i == num_tries:
+                raise _unreachable(address, _cause(error)) from error
             ray.shutdown()

@@ -137,6 +137,8 @@ def run_scan(
     timings = timings or Timings()
     if settings.on == "ray":
         settings = for_workers(settings)
+    elif settings.max_workers or settings.gpus_per_worker:
+        log.warning("--max-workers and --gpus-per-worker have no effect without --on ray")
     discovery = discover(
         inputs,
         listed=listed,
