@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 from weakref import WeakSet
 
-from dfscan.config import ScanSettings, build_settings
+from dfscan.config import ScanSettings, build_settings, rows
 from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
@@ -88,7 +88,7 @@ class Scanner:
             CheckpointError: the checkpoint is missing, damaged, or no longer gives the scores it promises.
             DfscanError: the network cannot be exported or does not fit into the device.
         """
-        if others := sorted(options.keys() & ScanSettings.model_fields.keys() - ScannerOptions.__annotations__.keys()):
+        if others := sorted(options.keys() & rows(ScanSettings).keys() - ScannerOptions.__annotations__.keys()):
             raise ConfigError(f"{', '.join(others)}: an option of `dfscan scan` that a Scanner does not take")
         given = {**options, "checkpoint": None if checkpoint is None else Path(checkpoint)}
         self._settings, loaded = resolve(build_settings(ScanSettings, given))

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from dfscan.arrays import UInt8Image
 
+Interpolation = Literal["area_or_cubic", "linear", "antialiased_linear"]
+"""``area_or_cubic``: area averaging if the image shrinks, bicubic interpolation otherwise. ``linear``: OpenCV's
+bilinear interpolation, which skips pixels if the image shrinks by more than 2. ``antialiased_linear``: Pillow's, which
+averages all of them.
+"""
 
-def resize(pixels: UInt8Image, width_px: int, height_px: int) -> UInt8Image:
-    """Resize an image by area averaging if its height shrinks, and by bicubic interpolation otherwise.
+
+def resize(
+    pixels: UInt8Image, width_px: int, height_px: int, interpolation: Interpolation = "area_or_cubic"
+) -> UInt8Image:
+    """Resize an image.
 
     Args:
         pixels: (H, W, 3), or (H, W) for a mask.
         width_px: width of the result.
         height_px: height of the result.
+        interpolation: method.
     """
-    method = cv2.INTER_AREA if pixels.shape[0] > height_px else cv2.INTER_CUBIC
+    if interpolation == "antialiased_linear":
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(pixels).resize((width_px, height_px), Image.Resampling.BILINEAR))
+    if interpolation == "linear":
+        method = cv2.INTER_LINEAR
+    else:
+        does_shrink = width_px * height_px < pixels.shape[0] * pixels.shape[1]
+        method = cv2.INTER_AREA if does_shrink else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), pixels.dtype)
 
 

@@ -67,7 +67,7 @@ class ScanBatch(Scanner):
             raise DfscanError("this ScanBatch is closed; make a new one")
         paths = [os.fsdecode(path) for path in batch[self._column]]
         rows = {}
-        for result in self._judge(Discovery(list(dict.fromkeys(paths)), {}, [], []), self._engine):
+        for result in self._results_of(Discovery(list(dict.fromkeys(paths)), {}, [], []), self._engine):
             row = report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version)
             rows[result.path] = {column.name: typed_cell(column, row[column.name]) for column in REPORT_COLUMNS}
         return pa.Table.from_pylist([rows[path] for path in paths], schema=arrow_schema(REPORT_COLUMNS))

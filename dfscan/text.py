@@ -23,7 +23,7 @@ def printable(text: str) -> str:
 
 def display_path(path: str) -> str:
     """Return a printable path that names the same file and never starts like an option or a formula."""
-    return printable(_anchored(path))
+    return printable(path if path.startswith(("/", "./", "../")) else f"./{path}")
 
 
 def report_order(path: str) -> tuple[str, str]:

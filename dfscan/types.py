@@ -155,11 +155,24 @@ class Frame:
     stream: int = 0
     """Number of its stream in the file."""
     shot: int = 0
-    """Number of its shot, see `media.shots`. A new shot also starts after frames that were not decoded."""
+    """Number of its shot, see `media.shots`, in which dissolves do not count. A new shot also starts after frames that
+    were not decoded."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
             raise ValueError(f"a frame is uint8 (H, W, 3), got {self.pixels.dtype} {self.pixels.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class Dissolve:
+    """A gradual change from one shot to the next, as positions in the samples of a video."""
+
+    first: int
+    """First sample that shows both shots."""
+    middle: int
+    """First sample that mainly shows the new shot."""
+    end: int
+    """First sample that shows only the new shot."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,6 +208,8 @@ class Face:
     """Number of its stream in the file."""
     shot: int = 0
     """`Frame.shot` of its frame; used only to link faces of one person."""
+    is_dissolving: bool = False
+    """True if its frame shows two shots at once; used only to link faces of one person."""
     index_in_frame: int = 0
     """Position among the faces of its frame, from 0; only a scan needs it, and ledgers do not keep it."""
 

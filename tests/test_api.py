@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 import dfscan
 from dfscan import extras
 from dfscan.api import ScannerOptions
-from dfscan.config import ScanSettings
+from dfscan.config import ScanSettings, rows
 from dfscan.report.schema import REPORT_COLUMNS
 from dfscan.types import Face, FaceScore, Frame, Reason, Track, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run
@@ -190,10 +190,10 @@ def test_a_video_that_cannot_be_judged_is_a_result(scanner: dfscan.Scanner, clip
 
 def test_a_scanner_takes_every_option_that_decides_a_result() -> None:
     of_reports = set(
-        "shard out format frames_out html html_max_mb keep_pictures excel delimiter ledger resume verify explain "
-        "explain_top explain_format fail_on new_only exit_zero quiet log_file checkpoint".split()
+        "shard out format frames_out html html_max_mb webvtt keep_pictures excel delimiter ledger resume verify "
+        "explain explain_top explain_format fail_on new_only exit_zero quiet log_file checkpoint".split()
     )
-    assert set(get_type_hints(ScannerOptions)) == set(ScanSettings.model_fields) - of_reports
+    assert set(get_type_hints(ScannerOptions)) == set(rows(ScanSettings)) - of_reports
 
 
 # Values
@@ -345,6 +345,8 @@ def test_a_typed_program_outside_the_package_passes_mypy(tmp_path: Path) -> None
 TRAIN_COMMANDS = {
     "prepare": ["x", "--out", "y"],
     "train": ["--data", "x", "--out", "y"],
+    "preview-training": ["--data", "x", "--out", "y"],
+    "bench-training": ["--data", "x"],
     "calibrate": ["x", "--checkpoint", "y", "--out", "z"],
     "evaluate": ["x", "--out", "y"],
     "shortcuts": ["--data", "x"],

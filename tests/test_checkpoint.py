@@ -87,6 +87,18 @@ def test_card_defaults() -> None:
     assert (card.calibration.temperature, card.calibration.trained) == (1.0, False)
 
 
+def test_a_card_of_an_older_version_is_read(tiny: Checkpoint, tmp_path: Path) -> None:
+    """It lacks what was added since; the crops were square then."""
+
+    def make_old(document: dict[str, Any]) -> None:
+        del document["preprocessing"]["crop"], document["seen"], document["calibration"]["num_real_videos"]
+
+    old = read_card(with_document(tiny, tmp_path / "old.safetensors", make_old))
+
+    assert old.card.preprocessing.crop == "square"
+    assert load_network(old)
+
+
 def test_label_falls_back_to_the_stem(tiny: Checkpoint, tmp_path: Path) -> None:
     path = with_document(tiny, tmp_path / "my model.safetensors", lambda document: document.pop("name"))
 

@@ -26,7 +26,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
-from dfscan.config import ScanSettings
+from dfscan.config import ScanSettings, build_settings, rows
 from dfscan.report.schema import REPORT_COLUMNS
 from tests.signing import identity
 
@@ -34,13 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "scan",
     "report",
+    "schema",
     "explain",
     "prepare",
     "shortcuts",
     "train",
+    "preview-training",
+    "bench-training",
     "calibrate",
     "evaluate",
     "init-checkpoint",
+    "import-checkpoint",
+    "export-onnx",
     "info",
     "bench",
 )
@@ -48,13 +53,18 @@ COMMANDS = (
 REQUIRED_ARGUMENTS = {
     "scan": ["."],
     "report": ["a.ledger"],
+    "schema": [],
     "explain": ["a.mp4", "--out", "dumps"],
     "prepare": [".", "--out", "dataset"],
     "shortcuts": [],
     "train": [],
+    "preview-training": ["--out", "preview.png"],
+    "bench-training": [],
     "calibrate": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
     "evaluate": [".", "--out", "evaluation"],
     "init-checkpoint": ["a.safetensors"],
+    "import-checkpoint": ["a.pth", "--out", "a.safetensors"],
+    "export-onnx": ["a.safetensors", "--out", "a.onnx"],
     "info": [],
     "bench": ["."],
 }
@@ -460,11 +470,11 @@ def test_configuration_file_lists_every_option() -> None:
     text = (ROOT / "configs" / "scan.toml").read_text()
     assert tomllib.loads(text) == {}
     keys = re.findall(r"^# (\w+) = ", text, flags=re.MULTILINE)
-    assert sorted(keys) == sorted(ScanSettings.model_fields)
+    assert sorted(keys) == sorted(rows(ScanSettings))
     values = tomllib.loads("\n".join(re.findall(r"^# (\w+ = .*)", text, flags=re.MULTILINE)))
     for omitted in ("every", "num_frames"):  # mutually exclusive
-        ScanSettings(**{key: value for key, value in values.items() if key != omitted})
-    defaults = ScanSettings().model_dump(mode="json")
+        build_settings(ScanSettings, {key: value for key, value in values.items() if key != omitted})
+    defaults = ScanSettings().document()
     stated = {key: value for key, value in values.items() if defaults[key] is not None and key not in ("format",)}
     assert stated == {key: defaults[key] for key in stated}
 
@@ -487,7 +497,7 @@ def test_configuration_file_works_with_every_line_uncommented(
 
 def test_every_setting_has_a_flag_and_every_flag_help() -> None:
     help_text = run("scan", "--help").stdout
-    for name in ScanSettings.model_fields:
+    for name in rows(ScanSettings):
         assert f"--{name.replace('_', '-')}" in help_text
 
 

@@ -7,8 +7,18 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from dfscan.faces.crop import crop_face, crop_square_xyxy
+from dfscan.faces.crop import (
+    TEMPLATE,
+    alignment,
+    box_to_crop,
+    crop_aligned,
+    crop_box,
+    crop_face,
+    crop_square_xyxy,
+    widened_box_xyxy,
+)
 from tests.pictures import astronaut
 
 
@@ -92,3 +102,57 @@ def test_distant_or_huge_boxes_are_cheap(edges):
 def test_tiny_frames_can_be_cropped(shape):
     frame = np.full((*shape, 3), 7, np.uint8)
     assert crop_face(frame, box(0, 0, 1, 1), margin=1.0, size=8).max() == 7
+
+
+# The crops of other projects
+
+
+def test_a_widened_box_is_cut_off_at_the_frame():
+    assert widened_box_xyxy(box(100, 100, 180, 200), margin=1.25, width_px=500, height_px=500) == (90, 87, 191, 213)
+    assert widened_box_xyxy(box(-20, 10, 60, 90), margin=1.25, width_px=50, height_px=500) == (0, 0, 50, 101)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "antialiased_linear"])
+def test_a_box_is_stretched_to_a_square(interpolation):
+    frame = astronaut()
+    crop = crop_box(frame, box(180, 60, 260, 170), margin=1, size=96, interpolation=interpolation)
+    part = frame[60:171, 180:261]
+    if interpolation == "linear":
+        expected = cv2.resize(part, (96, 96), interpolation=cv2.INTER_LINEAR)
+    else:
+        expected = np.asarray(Image.fromarray(part).resize((96, 96), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(crop, expected)
+
+
+def test_a_box_outside_the_frame_is_black():
+    frame = np.full((50, 50, 3), 200, np.uint8)
+    assert not crop_box(frame, box(60, 10, 90, 40), margin=1.25, size=32, interpolation="linear").any()
+
+
+def test_pixels_of_the_frame_are_found_in_the_crop_of_a_box():
+    where = {"margin": 1.25, "width_px": 512, "height_px": 512}
+    x1, y1, x2, y2 = widened_box_xyxy(box(180, 60, 260, 170), **where)
+    matrix = box_to_crop(box(180, 60, 260, 170), **where, size=64)
+    corners = np.array([[x1 - 0.5, y1 - 0.5], [x2 - 0.5, y2 - 0.5]]) @ matrix[:, :2].T + matrix[:, 2]
+    np.testing.assert_allclose(corners, [[-0.5, -0.5], [63.5, 63.5]])
+
+
+def test_alignment_undoes_a_rotation():
+    """A template that is turned, enlarged and moved returns to its place; a wider margin leaves room around it."""
+    matrix = cv2.getRotationMatrix2D((40, 30), 25, 2.5)
+    landmarks = np.float32(TEMPLATE @ matrix[:, :2].T + matrix[:, 2] + 70)
+    for margin, expected in ((1.0, TEMPLATE * 2), (1.4, (TEMPLATE * 2 - 112) / 1.4 + 112)):
+        to_crop = alignment(landmarks, margin=margin, size=224)
+        np.testing.assert_allclose(landmarks @ to_crop[:, :2].T + to_crop[:, 2], expected, atol=1e-3)
+
+
+def test_an_aligned_crop_is_black_outside_the_frame():
+    frame = np.full((60, 60, 3), 200, np.uint8)
+    crop = crop_aligned(frame, np.float32(TEMPLATE - 60), margin=1.0, size=112)
+    assert (crop[61:, 61:] == 200).all()
+    assert not crop[:59].any()
+
+
+def test_a_point_cannot_be_aligned():
+    with pytest.raises(ValueError, match="one point"):
+        alignment(np.full((5, 2), 7, np.float32), margin=1.3, size=64)

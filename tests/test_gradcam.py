@@ -1,9 +1,10 @@
 """Heat maps: scale, colours and positions."""
 
+import cv2
 import numpy as np
 import pytest
 
-from dfscan.detector.gradcam import heat_map, normalise, overlay, overlay_on_frame
+from dfscan.detector.gradcam import heat_map, normalise, overlay, overlay_on_frame, overlay_on_part
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
@@ -87,3 +88,23 @@ def test_overlay_on_frame_accepts_a_square_outside_the_frame(square: tuple[int, 
 def test_overlay_on_frame_refuses_other_shapes(square: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="must be a square"):
         overlay_on_frame(GREY, spot(0, 0), square)
+
+
+def test_overlay_on_part_changes_only_a_turned_part() -> None:
+    """The crop of 32 px is turned by 45 degrees around the middle of the frame; its first rows are hot."""
+    cam = np.zeros((12, 12), np.float32)
+    cam[:4] = 1
+    to_crop = cv2.getRotationMatrix2D((40, 30), 45, 1)
+    to_crop[:, 2] -= (40 - 15.5, 30 - 15.5)
+
+    result = overlay_on_part(GREY, cam, to_crop, 32)
+
+    ys, xs = np.nonzero((result != GREY).any(axis=2))
+    reach = 15.5 * np.sqrt(2)
+    assert max(abs(xs.min() - 40 + reach), abs(xs.max() - 40 - reach), abs(ys.min() - 30 + reach)) <= 1.5
+    assert (np.abs(xs - 40) + np.abs(ys - 30) <= reach + 2).all()
+    is_red = result[:, :, 0].astype(int) > result[:, :, 2].astype(int) + 30
+    hot_y, hot_x = np.argwhere(is_red).mean(axis=0)
+    row = to_crop[1, :2] @ (hot_x, hot_y) + to_crop[1, 2]
+    assert row < 12
+    np.testing.assert_array_equal(GREY, np.full((60, 80, 3), 128, np.uint8))

@@ -228,7 +228,8 @@ def test_a_moving_average_is_saved_and_resumed(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(average.parameters(), whole.network.parameters(), strict=True))
     plain = trainer(tmp_path / "data")
     assert run(plain, run_folder(tmp_path / "plain")).losses == ear.losses  # training itself is not affected
-    whole._save_best(saved := run_folder(tmp_path / "saved"))
+    saved = run_folder(tmp_path / "saved")
+    saved.save_best(whole._evaluated, whole._card, fp16=whole._settings.fp16)
     assert_same(weights(load_network(read_card(saved.best_path))), weights(average))
     folder = run_folder(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):

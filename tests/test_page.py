@@ -438,7 +438,10 @@ def test_timeline(page: "Page") -> None:
     assert chart.locator(".point").count() == 7
     assert chart.locator(".line").count() == 2
     assert chart.locator(".limit.fake").count() == chart.locator(".limit.real").count() == 1
-    assert chart.locator(".limit-name").all_text_contents() == ["fake threshold 0.7500", "real threshold 0.1000"]
+    names = detail.locator(".limit-name")
+    assert names.all_text_contents() == ["fake threshold 0.7500", "real threshold 0.1000"]
+    foot_px = chart.evaluate("chart => chart.getBoundingClientRect().bottom")
+    assert all(name.bounding_box()["y"] >= foot_px for name in names.all())  # they cover no line of the chart
     assert chart.locator(".span-name").text_content() == "track 1 decides"
     assert "track 1: 4 faces from 0:01.5 to 0:03.0, scores 0.9000 to 0.9500" in (chart.text_content() or "")
     # Score 0 is at y = 216 px and 1 at 26 px.

@@ -314,6 +314,16 @@ def test_a_scan_cut_short_by_max_frames_is_partial(clips: Path, untrained: Path)
     assert "max_frames: " in str(result.verdict.reason)
 
 
+def test_people_who_look_alike_are_two_tracks_after_a_dissolve(untrained: Path, tmp_path: Path) -> None:
+    here, there = astronaut().astype(float), np.roll(astronaut()[..., [0, 2, 1]], (6, 9), (0, 1)).astype(float)
+    shares = np.clip((np.arange(90) - 34) / 21, 0, 1).tolist()
+    frames = [np.rint((1 - share) * here + share * there).astype(np.uint8) for share in shares]
+    write_video(tmp_path / "a.mp4", frames)
+    (result,) = scan([tmp_path / "a.mp4"], engine_for(untrained, num_frames=15))
+    kinds = [{shares[face.face.frame_number] for face in track.faces} & {0.0, 1.0} for track in result.tracks]
+    assert kinds == [{0.0}, {1.0}]
+
+
 @pytest.fixture
 def two_cameras(tmp_path: Path) -> Path:
     """Write a file with nobody in the first stream, and one person in the larger second stream and the third."""

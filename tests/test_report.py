@@ -337,6 +337,7 @@ def test_byte_order_mark(tmp_path: Path, excel: bool) -> None:
         ("report-2026.11.25", None, "csv"),
         ("a.b/r.XLSX", None, "xlsx"),
         ("r.parquet", None, "parquet"),
+        ("r.jsonld", None, "case"),
         ("r", "jsonl", "jsonl"),
         ("r.txt", "csv", "csv"),
         ("r.ndjson", "jsonl", "jsonl"),
@@ -348,7 +349,7 @@ def test_format_for(name: str, asked: ReportFormat | None, expected: str) -> Non
 
 @pytest.mark.parametrize("name", ["r.xls", "r.txt", "r.json", "r.tsv", "r.csv.gz", "r.ods", "r.HTML", "r.excel2007"])
 def test_an_unknown_suffix_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.parquet, or give --format"):
+    with pytest.raises(ConfigError, match=r"cannot write \.\w+ files; use \.csv, .*\.jsonld, or give --format"):
         format_for(name)
 
 

@@ -144,8 +144,7 @@ def test_mixed_precision_is_accurate_and_does_not_depend_on_the_batch(tiny: Chec
     assert logits.tolist() == [runtime.predict(batch[i : i + 1])[0][0] for i in range(6)]
 
 
-@pytest.mark.xfail(reason="float16 shifts its raw logits of faces by up to 0.052; the mosaic of the self-test hides it")
-def test_the_embedded_checkpoint_is_accurate_in_mixed_precision() -> None:
+def test_the_embedded_checkpoint_is_accurate_in_the_precision_that_its_self_test_permits() -> None:
     path = default_checkpoint_path()
     assert path is not None
     checkpoint = read_card(path)
@@ -156,11 +155,10 @@ def test_the_embedded_checkpoint_is_accurate_in_mixed_precision() -> None:
     ]
     batch = to_input(crops, preprocessing)
     runtime = TorchRuntime(load_network(checkpoint), device="cpu", batch_size=4, mixed_precision=True)
+    verify(runtime, checkpoint)  # float16 shifts the logits of these faces by 0.02 to 0.05
     logits, expected = runtime.predict(batch)[0], by_torch(checkpoint, batch)[0]
     assert np.abs(expected).max() < 20
-    assert 0 < np.abs(logits - expected).max() <= MIXED_TOLERANCE
-    verify(runtime, checkpoint)
-    assert runtime.mixed_precision
+    assert np.abs(logits - expected).max() <= MIXED_TOLERANCE
 
 
 def test_the_self_test_keeps_accurate_mixed_precision(tiny: Checkpoint, cache: Path) -> None:
@@ -187,6 +185,24 @@ def test_the_self_test_disables_inaccurate_mixed_precision(
     assert "continuing in float32" in caplog.text
     assert list(cache.glob("verified-*")) == []  # tested again next time
     np.testing.assert_allclose(runtime.predict(faces(3))[0], by_torch(tiny, faces(3))[0], atol=1e-5)
+
+
+def test_the_self_test_disables_mixed_precision_that_is_inaccurate_on_smooth_images_only(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
+    run = runtime._run
+
+    def inaccurate(x: object) -> tuple[np.ndarray, np.ndarray]:
+        logits, cams = run(x)
+        is_smooth = x.diff(dim=3).abs().mean(dim=(1, 2, 3)).numpy() < 0.2
+        return logits + np.float32(0.05) * (is_smooth & runtime.mixed_precision), cams
+
+    monkeypatch.setattr(runtime, "_run", inaccurate)
+    with caplog.at_level(logging.WARNING, "dfscan"):
+        verify(runtime, tiny)
+    assert not runtime.mixed_precision
+    assert "by 0.05" in caplog.text
 
 
 def test_faces_that_overflow_float16_are_scored_in_float32(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

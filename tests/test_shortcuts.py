@@ -98,7 +98,7 @@ def test_too_few_people_are_rejected(tmp_path: Path) -> None:
 
 def test_reconstructed_faces_must_exist(faces: Path, tmp_path: Path) -> None:
     wanted = settings(faces, "reconstructed", reconstructions=tmp_path)
-    with pytest.raises(DataError, match="reconstructed faces are missing; create them with `dfscan train --sheet"):
+    with pytest.raises(DataError, match="reconstructed faces are missing; create them with `dfscan preview-training"):
         check_made_fakes(wanted, num_faces=10)
 
 

@@ -10,13 +10,16 @@ import pytest
 
 from dfscan.faces.descriptor import NUM_VALUES, SCENE_CELLS, face_descriptor, scene_descriptor
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.track import link
-from dfscan.types import Face, SceneDescriptor
+from dfscan.faces.track import link, with_dissolves
+from dfscan.types import Dissolve, Face, SceneDescriptor
 from tests.pictures import moved, other_person, two_people
 
-LOOKS = {"a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5, "a turned": 50.0, "a half turned": 47.0}
+LOOKS = {
+    "a": 40.0, "b": 70.0, "c": 10.0, "twin": 40.5, "a turned": 50.0, "a half turned": 47.0,
+    "double": 43.0, "a and double": 41.5,
+}  # fmt: skip
 """Lightness of each synthetic descriptor. A distance of 30 is a similarity near 0; the similarity of `a` to its twin is
-0.92, to itself turned 0.18, and to itself half turned 0.30."""
+0.92, to itself turned 0.18, to itself half turned 0.30, to its double 0.59, and to a mixture of both 0.77."""
 
 
 class Seen(NamedTuple):
@@ -221,6 +224,32 @@ def test_every_face_is_in_one_track_with_at_most_one_face_per_frame(seed):
         assert indices == sorted(set(indices))
     starts_s = [track[0].time_s for track in tracks]
     assert starts_s == sorted(starts_s)
+
+
+def dissolve(*, first: int, middle: int, end: int) -> list[list[str]]:
+    """Return the tracks of two people at one position, who look alike, as names of their faces."""
+    mixture = "a and double"
+    who = ["a"] * first + [mixture] * (end - first) + ["double"] * 4
+    seen = turns(who, shots=np.linspace(30, 50, len(who)).tolist())
+    tracks = link([with_dissolves(each.face(), [Dissolve(first, middle, end)]) for each in seen])
+    return [[who[face.frame_index] for face in track] for track in tracks]
+
+
+@pytest.mark.parametrize("middle", [4, 5, 6])
+def test_a_dissolve_separates_people_who_look_alike(middle: int) -> None:
+    (before, after) = dissolve(first=4, middle=middle, end=6)
+    assert "double" not in before
+    assert "a" not in after
+    assert len(before) == middle
+
+
+def test_a_dissolve_between_two_samples_separates_people_who_look_alike() -> None:
+    assert dissolve(first=4, middle=4, end=4) == [["a"] * 4, ["double"] * 4]
+
+
+def test_a_dissolve_to_the_same_person_does_not_split_the_track() -> None:
+    faces = [each.face() for each in turns(["a"] * 8, shots=[30] * 4 + [45] * 4)]
+    assert len(link([with_dissolves(face, [Dissolve(3, 4, 5)]) for face in faces])) == 1
 
 
 def test_frames_with_equal_times_do_not_break_the_prediction():

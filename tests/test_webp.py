@@ -64,6 +64,24 @@ def test_frames_equal_those_of_the_reference_library(tmp_path: Path, lossless: b
         assert difference.max() <= 1 if lossless else np.median(difference) <= 1  # chroma upsampling differs at edges
 
 
+def test_shots_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blocks, change = rng.integers(40, 200, (6, 8, 3)), rng.choice([-25, 25], (6, 8, 1))
+    here, there = (np.kron(each, np.ones((16, 16, 1))) for each in (blocks, blocks + change))
+    shares = [0] * 6 + [1] * 6 + [1 - i / 12 for i in range(13)] + [0] * 6
+    pictures = [np.rint((1 - share) * here + share * there).astype(np.uint8) for share in shares]
+    for i, picture in enumerate(pictures):
+        picture[0, i] = 255 - picture[0, i]  # the encoder would merge equal frames
+    frames = [Image.fromarray(picture) for picture in pictures]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=40, lossless=True)
+    with FileIO(tmp_path / "a.webp") as file:
+        decoding = Decoding(file, Sampling(len(frames)))
+        shots = [frame.shot for frame in decoding.samples()]
+    assert shots == [0] * 6 + [1] * 25
+    (dissolve,) = decoding.dissolves
+    assert 17 <= dissolve.middle <= 19
+
+
 def test_samples_are_composed_from_all_frames_before_them(tmp_path: Path) -> None:
     animation(tmp_path / "a.webp", lossless=True)
     (frame,), _, _ = decoded(tmp_path / "a.webp", 1)

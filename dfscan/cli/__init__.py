@@ -12,11 +12,14 @@ from dfscan.cli import (
     calibrate,
     evaluate,
     explain,
+    export_onnx,
+    import_checkpoint,
     info,
     init_checkpoint,
     prepare,
     report,
     scan,
+    schema,
     shortcuts,
     train,
 )
@@ -32,15 +35,20 @@ app = typer.Typer(
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
+app.command("schema", cls=SectionedCommand)(schema.schema)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("shortcuts", cls=SectionedCommand)(shortcuts.shortcuts)
 app.command("train", cls=SectionedCommand)(train.train)
+app.command("preview-training", cls=SectionedCommand)(train.preview_training)
+app.command("bench-training", cls=SectionedCommand)(train.bench_training)
 app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)
 app.command("init-checkpoint", cls=SectionedCommand)(init_checkpoint.init_checkpoint)
+app.command("import-checkpoint", cls=SectionedCommand)(import_checkpoint.import_checkpoint)
+app.command("export-onnx", cls=SectionedCommand)(export_onnx.export_onnx)
 
 
 def _print_version(is_asked: bool) -> None:

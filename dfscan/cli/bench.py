@@ -9,35 +9,18 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
+from dfscan.config import CLUSTER, DETECTOR, FACES, PROVENANCE, SAMPLING, ScanSettings
 
 
 @guarded
+@options.with_settings(
+    "include exclude workers threads timeout max_memory sandbox", SAMPLING, FACES, DETECTOR, PROVENANCE, CLUSTER
+)
 def bench(
-    context: typer.Context,
+    *,
     inputs: Annotated[list[str], typer.Argument(help="Video files and folders.", show_default=False, metavar="PATH")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    num_frames: options.NumFrames = None,
-    every: options.Every = None,
-    max_frames: options.MaxFrames = None,
-    stream: options.Stream = None,
-    detection_threshold: options.DetectionThreshold = None,
-    min_face_px: options.MinFacePx = None,
-    max_faces: options.MaxFaces = None,
-    checkpoint: options.CheckpointFile = None,
-    device: options.Device = None,
-    batch_size: options.BatchSize = None,
-    provenance: options.Provenance = None,
-    trust_list: options.TrustList = None,
-    on: options.On = None,
-    max_workers: options.MaxWorkers = None,
-    gpus_per_worker: options.GpusPerWorker = None,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    timeout: options.Timeout = None,
-    max_memory: options.MaxMemory = None,
-    sandbox: options.Sandbox = None,
+    settings: ScanSettings,
     config: options.Config = None,
 ) -> None:
     """Measure time and memory for each stage of a scan.
@@ -53,11 +36,9 @@ def bench(
       dfscan bench ./videos --device cuda:1 --batch-size 64
       dfscan bench ./videos --on ray --threads 1 --json > bench.json
     """
-    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.bench import run_bench, run_cluster_bench
 
     start_logging()
-    settings = build_settings(ScanSettings, options.chosen(context))
     figures = (run_cluster_bench if settings.on == "ray" else run_bench)(inputs, settings)
     lines = _cluster_table(figures) if settings.on == "ray" else _table(figures)
     typer.echo(json.dumps(figures, indent=2) if as_json else "\n".join(lines))

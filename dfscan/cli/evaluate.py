@@ -11,7 +11,8 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
-from dfscan.cli.options import INPUT, OUTPUT
+from dfscan.config import DETECTOR, INPUT, OUTPUT, ScanSettings
+from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import ConfigError
 from dfscan.extras import require
 
@@ -31,8 +32,9 @@ log = logging.getLogger("dfscan")
 
 
 @guarded
+@options.with_settings("workers threads timeout max_memory sandbox quiet log_file", DETECTOR)
 def evaluate(
-    context: typer.Context,
+    *,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -59,8 +61,12 @@ def evaluate(
     label: Annotated[
         str | None, typer.Option(rich_help_panel=INPUT, help="Label for inputs without one: real or fake.")
     ] = None,
-    path_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="CSV column with the path.")] = "path",
-    label_column: Annotated[str, typer.Option(rich_help_panel=INPUT, help="CSV column with the label.")] = "label",
+    path_column: Annotated[
+        str, typer.Option(rich_help_panel=INPUT, help="CSV column with the path.")
+    ] = PrepareSettings.path_column,
+    label_column: Annotated[
+        str, typer.Option(rich_help_panel=INPUT, help="CSV column with the label.")
+    ] = PrepareSettings.label_column,
     group_column: Annotated[
         str | None,
         typer.Option(
@@ -103,16 +109,7 @@ def evaluate(
             help="Accept videos that the checkpoint was trained or calibrated on; the results will be too optimistic.",
         ),
     ] = False,
-    checkpoint: options.CheckpointFile = None,
-    device: options.Device = None,
-    batch_size: options.BatchSize = None,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    timeout: options.Timeout = None,
-    max_memory: options.MaxMemory = None,
-    sandbox: options.Sandbox = None,
-    quiet: options.Quiet = None,
-    log_file: options.LogFile = None,
+    settings: ScanSettings,
 ) -> None:
     """Measure a checkpoint's accuracy on labelled videos.
 
@@ -133,13 +130,11 @@ def evaluate(
     """
     require("train", "dfscan evaluate")
     from dfscan.cli.progress import ScanProgressBar
-    from dfscan.config import ScanSettings, build_settings
     from dfscan.dataset.manifest import Split, TrueLabel
     from dfscan.dataset.sources import SourceOptions, read_sources
     from dfscan.evaluation.evaluate import run_evaluation
     from dfscan.evaluation.evaluation_files import prepare_folder, write_evaluation, write_videos
 
-    settings = build_settings(ScanSettings, options.chosen(context))
     inputs_read = read_sources(
         inputs,
         SourceOptions(

@@ -9,12 +9,15 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
-from dfscan.cli.options import EXPLAIN
+from dfscan.config import EXPLAIN, FACES, SAMPLING, ScanSettings, build_settings
 
 
 @guarded
+@options.with_settings(
+    "threshold min_faces checkpoint device threads timeout max_memory sandbox log_file", SAMPLING, FACES
+)
 def explain(
-    context: typer.Context,
+    *,
     file: Annotated[str, typer.Argument(help="A video or an image.", show_default=False, metavar="FILE")],
     folder: Annotated[
         Path,
@@ -24,26 +27,11 @@ def explain(
     ],
     top: Annotated[
         int, typer.Option(min=1, rich_help_panel=EXPLAIN, help="Number of highest-scoring faces to show.")
-    ] = 3,
+    ] = ScanSettings.explain_top,
     picture_format: Annotated[
         str, typer.Option("--format", rich_help_panel=EXPLAIN, help="Image format: png or jpg.")
-    ] = "png",
-    threshold: options.Threshold = None,
-    min_faces: options.MinFaces = None,
-    num_frames: options.NumFrames = None,
-    every: options.Every = None,
-    max_frames: options.MaxFrames = None,
-    stream: options.Stream = None,
-    detection_threshold: options.DetectionThreshold = None,
-    min_face_px: options.MinFacePx = None,
-    max_faces: options.MaxFaces = None,
-    checkpoint: options.CheckpointFile = None,
-    device: options.Device = None,
-    threads: options.Threads = None,
-    timeout: options.Timeout = None,
-    max_memory: options.MaxMemory = None,
-    sandbox: options.Sandbox = None,
-    log_file: options.LogFile = None,
+    ] = ScanSettings.explain_format,
+    settings: ScanSettings,
     config: options.Config = None,
 ) -> None:
     """Show which regions of a video raised the fake score.
@@ -58,13 +46,12 @@ def explain(
       dfscan explain clip.mp4 --out ./clip --every 1 --top 10
       dfscan explain portrait.jpg --out ./portrait --format jpg
     """
-    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.run import explain_file
     from dfscan.text import display_path
 
-    start_logging(log_path=log_file)
+    start_logging(log_path=settings.log_file)
     shown = {"explain_top": top, "explain_format": picture_format}
-    result = explain_file(file, folder, build_settings(ScanSettings, {**options.chosen(context), **shown}))
+    result = explain_file(file, folder, build_settings(ScanSettings, {**vars(settings), **shown}))
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.3f}"
     typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))

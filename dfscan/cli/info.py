@@ -10,6 +10,7 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
+from dfscan.config import ScanSettings
 from dfscan.errors import DfscanError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ ESTIMATE_KEYS = {"value", "low", "high"}
 
 
 @guarded
+@options.with_settings("checkpoint")
 def info(
-    checkpoint: options.CheckpointFile = None,
+    *,
+    settings: ScanSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print the information as JSON.")] = False,
 ) -> None:
     """Show versions, devices, sandbox and checkpoint details.
@@ -40,7 +43,7 @@ def info(
     from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 
     start_logging()
-    path = checkpoint or default_checkpoint_path()
+    path = settings.checkpoint or default_checkpoint_path()
     card = read_card(path) if path else None
     document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "pytorch": _pytorch_build()}
     document["sandbox"] = _sandbox()
@@ -133,6 +136,8 @@ def _calibration(card: CheckpointCard) -> dict[str, Any]:
     of, document = card.calibration, card.model_dump()
     if not of.trained:
         return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
+    if not of.is_set:
+        return {"trained": "yes", "calibrated": "no: it has no thresholds, and its verdict is always inconclusive"}
     called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
     called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
     return {

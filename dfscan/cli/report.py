@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,13 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.config import ScanSettings
 
 
 @guarded
+@options.with_settings("out format frames_out html html_max_mb webvtt excel delimiter quiet")
 def report(
-    context: typer.Context,
+    *,
     ledgers: Annotated[
         list[Path],
         typer.Argument(
@@ -22,14 +25,7 @@ def report(
             metavar="LEDGER",
         ),
     ],
-    out: options.Out = None,
-    format: options.Format = None,
-    frames_out: options.FramesOut = None,
-    html: options.Html = None,
-    html_max_mb: options.HtmlMaxMb = None,
-    excel: options.Excel = None,
-    delimiter: options.Delimiter = None,
-    quiet: options.Quiet = None,
+    settings: ScanSettings,
     config: options.Config = None,
 ) -> None:
     """Rebuild reports from ledgers, without scanning.
@@ -44,14 +40,11 @@ def report(
       dfscan report machine1.ledger machine2.ledger --out all.xlsx
       dfscan report all-nights.ledger --format jsonl | jq -r .verdict
     """
-    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.rebuild import rebuild_reports
     from dfscan.types import VERDICT_LABELS
 
-    given = options.chosen(context)
-    settings = build_settings(ScanSettings, given)
-    if settings.html and not {"out", "format"} & set(given):
-        settings = settings.model_copy(update={"out": ()})
+    if settings.html and settings.out is None and settings.format is None:
+        settings = dataclasses.replace(settings, out=())
     start_logging(is_quiet=settings.quiet)
     labels = rebuild_reports(ledgers, settings)
     if not settings.quiet:

@@ -10,17 +10,17 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, resumable, say, start_logging
-from dfscan.cli.options import EXPLAIN, INPUT, OUTPUT, VERDICT, option
+from dfscan.config import INPUT, ScanSettings
 from dfscan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dfscan.config import ScanSettings
     from dfscan.scan.run import ScanSummary
 
 
 @guarded
+@options.with_settings()
 def scan(
-    context: typer.Context,
+    *,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -41,120 +41,7 @@ def scan(
         bool,
         typer.Option("--null", "-0", rich_help_panel=INPUT, help="Paths in --files-from end with NUL, not newline."),
     ] = False,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    follow_symlinks: options.FollowSymlinks = None,
-    images: options.Images = None,
-    shard: Annotated[
-        str | None,
-        option(
-            "--shard",
-            panel=INPUT,
-            help="Scan only the I-th of N parts of the inputs, to share the work among machines; auto takes the part "
-            "from a SLURM job array. The path as given determines a file's part. `dfscan report` merges the ledgers.",
-            metavar="I/N",
-        ),
-    ] = None,
-    out: options.Out = None,
-    format: options.Format = None,
-    frames_out: options.FramesOut = None,
-    html: options.Html = None,
-    html_max_mb: options.HtmlMaxMb = None,
-    keep_pictures: Annotated[
-        bool | None,
-        option(
-            "--keep-pictures/--no-keep-pictures",
-            panel=OUTPUT,
-            help="Store small face images in the ledger, for an HTML page made later. Default: only with --html.",
-        ),
-    ] = None,
-    excel: options.Excel = None,
-    delimiter: options.Delimiter = None,
-    ledger: Annotated[
-        Path | None,
-        option(
-            "--ledger",
-            panel=OUTPUT,
-            help="SQLite file for all results. Scans that share this file scan only new and changed videos. "
-            "Default: REPORT.ledger.",
-            metavar="FILE",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool | None,
-        option(
-            "--resume/--no-resume",
-            panel=OUTPUT,
-            help="Reuse the ledger's results for unchanged files, for example after an interrupt. Default: only with "
-            "--ledger.",
-        ),
-    ] = None,
-    verify: Annotated[
-        bool | None,
-        option(
-            "--verify/--no-verify",
-            panel=OUTPUT,
-            help="Hash every file before reusing its result from the ledger. Default: only if its inode or change time "
-            "differs.",
-        ),
-    ] = None,
-    explain: Annotated[
-        Path | None,
-        option("--explain", panel=EXPLAIN, help="Write faces and heat maps to this folder.", metavar="DIR"),
-    ] = None,
-    explain_top: Annotated[
-        int | None,
-        option("--explain-top", panel=EXPLAIN, help="Number of highest-scoring faces per video. Default: 3."),
-    ] = None,
-    explain_format: Annotated[
-        str | None, option("--explain-format", panel=EXPLAIN, help="Image format: png or jpg. Default: png.")
-    ] = None,
-    threshold: options.Threshold = None,
-    min_faces: options.MinFaces = None,
-    fail_on: Annotated[
-        str | None,
-        option(
-            "--fail-on",
-            panel=VERDICT,
-            help="Comma-separated conditions that fail the scan: fake, inconclusive, no_face and partial exit with 1; "
-            "error and empty (a folder without videos) exit with 2. Default: fake,error.",
-            metavar="LIST",
-        ),
-    ] = None,
-    new_only: Annotated[
-        bool | None,
-        option(
-            "--new-only/--no-new-only",
-            panel=VERDICT,
-            help="For the exit code, ignore findings that were already in the ledger.",
-        ),
-    ] = None,
-    exit_zero: Annotated[
-        bool | None,
-        option("--exit-zero/--no-exit-zero", panel=VERDICT, help="Exit with 0 regardless of the findings."),
-    ] = None,
-    num_frames: options.NumFrames = None,
-    every: options.Every = None,
-    max_frames: options.MaxFrames = None,
-    stream: options.Stream = None,
-    detection_threshold: options.DetectionThreshold = None,
-    min_face_px: options.MinFacePx = None,
-    max_faces: options.MaxFaces = None,
-    checkpoint: options.CheckpointFile = None,
-    device: options.Device = None,
-    batch_size: options.BatchSize = None,
-    provenance: options.Provenance = None,
-    trust_list: options.TrustList = None,
-    on: options.On = None,
-    max_workers: options.MaxWorkers = None,
-    gpus_per_worker: options.GpusPerWorker = None,
-    workers: options.Workers = None,
-    threads: options.Threads = None,
-    timeout: options.Timeout = None,
-    max_memory: options.MaxMemory = None,
-    sandbox: options.Sandbox = None,
-    quiet: options.Quiet = None,
-    log_file: options.LogFile = None,
+    settings: ScanSettings,
     config: options.Config = None,
 ) -> None:
     """Score videos and write a report with one row per video.
@@ -180,11 +67,9 @@ def scan(
       143  terminated
     """
     from dfscan.cli.progress import ScanProgressBar
-    from dfscan.config import ScanSettings, build_settings
     from dfscan.scan.outputs import named_files, spare_inputs
     from dfscan.scan.run import run_scan
 
-    settings = build_settings(ScanSettings, options.chosen(context))
     spare_inputs(
         named_files(settings), [path for path in (config, files_from, settings.checkpoint, settings.trust_list) if path]
     )

@@ -1,59 +1,59 @@
-"""The ``dfscan train`` command."""
+"""The commands ``dfscan train``, ``preview-training`` and ``bench-training``."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self, get_args, get_type_hints
+from typing import Annotated, Any, Self
 
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.options import with_settings
 from dfscan.errors import ConfigError
 from dfscan.extras import require
-from dfscan.train.settings import TRAIN_BEHAVIOUR, TrainSettings
+from dfscan.train.settings import (
+    AUGMENTATION,
+    DATA,
+    FORGERIES,
+    LOSS,
+    NETWORK,
+    OPTIMISATION,
+    TRAIN_BEHAVIOUR,
+    TrainSettings,
+)
 
 MAX_PLAIN_LOSSES = 20
 """Maximum number of loss lines per run if stderr is not a terminal, in addition to one line per epoch."""
 
+TrainConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file with settings; flags take precedence.",
+        rich_help_panel=TRAIN_BEHAVIOUR,
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.", rich_help_panel=TRAIN_BEHAVIOUR)
+]
+
 
 @guarded
-def _train(
+@with_settings(whole_file=True)
+def train(
     *,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with settings; flags take precedence.", rich_help_panel=TRAIN_BEHAVIOUR, show_default=False
-        ),
-    ] = None,
+    context: typer.Context,
+    settings: TrainSettings,
+    config: TrainConfig = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=TRAIN_BEHAVIOUR)
     ] = False,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            help="Only write a PNG with examples of the network's input, then exit.",
-            rich_help_panel=TRAIN_BEHAVIOUR,
-            show_default=False,
-        ),
-    ] = None,
-    bench: Annotated[
-        int | None,
-        typer.Option(
-            help="Only time this many steps with and without data loading, then exit.",
-            min=1,
-            rich_help_panel=TRAIN_BEHAVIOUR,
-            show_default=False,
-            metavar="STEPS",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.", rich_help_panel=TRAIN_BEHAVIOUR)
-    ] = False,
-    **flags: Any,
+    quiet: Quiet = False,
 ) -> None:
     """Train and calibrate a detector on a prepared data set.
 
@@ -70,29 +70,101 @@ def _train(
       dfscan train --data ./faces --out ./run --resume
     """
     require("train", "dfscan train")
-    from dfscan.train import run
-    from dfscan.train.settings import build_train_settings
+    from dfscan.train.run import run_training
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    if given.get("pretrained") and (other := [name for name in ("start_from", "grow_from") if name in given]):
+    start_from = [name for name in ("start_from", "grow_from") if context.params[name] is not None]
+    if context.params["pretrained"] and start_from:
         raise ConfigError(
-            f"--pretrained and --{other[0].replace('_', '-')} exclude each other: both select the initial weights; "
-            "give only one of them"
+            f"--pretrained and --{start_from[0].replace('_', '-')} exclude each other: both select the initial "
+            "weights; give only one of them"
         )
-    settings = build_train_settings(given, config_path=config)
     start_logging(is_quiet=quiet)
-    tell = (lambda _: None) if quiet else say
-    if sheet:
-        run.write_sheet(settings, sheet, tell=tell)
-        say(f"{sheet}: each odd row shows real faces, the row below it their fakes")
-    elif bench:
-        _print_loading(run.measure_loading(settings, num_steps=bench, tell=tell))
-    else:
-        with _TrainProgressBar(is_quiet=quiet) as progress:
-            made = run.run_training(settings, progress, is_resumed=resume)
-        if made and not quiet:
-            say(f"{made}: calibrated checkpoint of the best epoch; see `dfscan info --checkpoint {made}`")
-            say(_validation(made))
+    with _TrainProgressBar(is_quiet=quiet) as progress:
+        made = run_training(settings, progress, is_resumed=resume)
+    if made and not quiet:
+        say(f"{made}: calibrated checkpoint of the best epoch; see `dfscan info --checkpoint {made}`")
+        say(_validation(made))
+
+
+@guarded
+@with_settings(
+    "data seed fake_share held_out_folds input_size_px patch_px crop_margin device",
+    FORGERIES,
+    AUGMENTATION,
+    whole_file=True,
+)
+def preview_training(
+    *,
+    settings: TrainSettings,
+    sheet: Annotated[
+        Path, typer.Option("--out", "-o", help="PNG file to write.", rich_help_panel=DATA, metavar="FILE")
+    ],
+    config: TrainConfig = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write an image with examples of what `dfscan train` shows to the network.
+
+    Odd rows show augmented real faces, and the row below each of them their fakes. Takes the settings of
+    `dfscan train`. Missing reconstructed faces are created first, so this also prepares them for several GPUs.
+
+    Examples:
+
+    \b
+      dfscan preview-training --data ./faces --forgeries self-blended --out preview.png
+      dfscan preview-training --config configs/train.toml --data ./faces --out preview.png
+      dfscan preview-training --data ./faces --forgeries warped --codec-p 1 --out preview.png
+    """
+    require("train", "dfscan preview-training")
+    from dfscan.train.run import write_sheet
+
+    start_logging(is_quiet=quiet)
+    write_sheet(settings, sheet, tell=_tell(is_quiet=quiet))
+    say(f"{sheet}: each odd row shows real faces, the row below it their fakes")
+
+
+@guarded
+@with_settings(
+    "data seed repeat faces_per_epoch domain_exponent fake_share held_out_folds",
+    FORGERIES,
+    NETWORK,
+    AUGMENTATION,
+    LOSS,
+    OPTIMISATION,
+    TRAIN_BEHAVIOUR,
+    whole_file=True,
+)
+def bench_training(
+    *,
+    settings: TrainSettings,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to time.", rich_help_panel=TRAIN_BEHAVIOUR)] = 20,
+    config: TrainConfig = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the time of a training step with and without data loading.
+
+    Takes the settings of `dfscan train`, and writes nothing except missing reconstructed faces. A ratio well above 1
+    means that the network waits for data: use more --workers.
+
+    Examples:
+
+    \b
+      dfscan bench-training --config configs/train.toml --data ./faces
+      dfscan bench-training --data ./faces --forgeries self-blended --steps 50
+      dfscan bench-training --data ./faces --batch-size 64 --workers 8
+    """
+    require("train", "dfscan bench-training")
+    from dfscan.train.run import measure_loading
+
+    start_logging(is_quiet=quiet)
+    figures = measure_loading(settings, num_steps=steps, tell=_tell(is_quiet=quiet))
+    typer.echo(
+        f"a step takes {figures['with_loader_s']:.3f} s with data loading and {figures['without_loader_s']:.3f} s "
+        f"without, a ratio of {figures['ratio']:.2f}"
+    )
+
+
+def _tell(*, is_quiet: bool) -> Callable[[str], None]:
+    return (lambda _: None) if is_quiet else say
 
 
 def _validation(checkpoint: Path) -> str:
@@ -105,13 +177,6 @@ def _validation(checkpoint: Path) -> str:
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
     of = f"{measured['num_faces']} validation faces in {measured['num_groups']} groups"
     return f"ROC AUC on {of}: {auc['value']:.3f}{interval}"
-
-
-def _print_loading(figures: dict[str, float]) -> None:
-    typer.echo(
-        f"a step takes {figures['with_loader_s']:.3f} s with data loading and {figures['without_loader_s']:.3f} s "
-        f"without, a ratio of {figures['ratio']:.2f}"
-    )
 
 
 class _TrainProgressBar:
@@ -163,43 +228,3 @@ class _TrainProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _with_flags(command: Any) -> Any:
-    """Add a flag for each field of `TrainSettings` to a command's signature."""
-    hints = get_type_hints(TrainSettings)
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.name != "flags"
-    ]
-    flags = [_flag(field, hints[field.name]) for field in dataclasses.fields(TrainSettings)]
-    command.__signature__ = inspect.Signature([*flags, *own])
-    return command
-
-
-def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
-    name = field.name.replace("_", "-")
-    names = [f"--{name}/--no-{name}"] if kind is bool else [f"--{name}"]
-    choices = get_args(kind) if "Literal" in str(kind) else ()
-    text = field.metadata["help"]
-    if field.default is not None and "Default:" not in text:
-        default = ("yes" if field.default else "no") if kind is bool else field.default
-        text += f" Default: {default}."
-    option = typer.Option(
-        *names,
-        help=text,
-        rich_help_panel=field.metadata["panel"],
-        show_default=False,
-        metavar="|".join(choices) if choices else None,
-    )
-    parsed = str if choices else kind if type(None) in get_args(kind) else kind | None
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[parsed | None if choices else parsed, option],
-    )
-
-
-train = _with_flags(_train)

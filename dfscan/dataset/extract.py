@@ -7,20 +7,16 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import cv2
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from dfscan.config import Count, Memory, Probability, TimeoutS
-from dfscan.dataset.crops import CropFormat, LooseCrop, cut, encode_crop
+from dfscan.dataset.crops import LooseCrop, cut, encode_crop
 from dfscan.dataset.duplicates import fingerprint
 from dfscan.dataset.journal import RESUME, CropRecord, Journal, JournalEntry
 from dfscan.dataset.layouts import Source
-from dfscan.dataset.manifest import TrueLabel
-from dfscan.dataset.sources import SourceOptions
+from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import DataError
 from dfscan.faces.detect import FaceDetector
 from dfscan.files import writing
@@ -38,55 +34,6 @@ CUTTING_VERSION = 2
 """Incremented whenever the same settings produce different crops."""
 
 
-class PrepareSettings(BaseModel):
-    """All settings of `dfscan prepare` besides its inputs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    out: Path
-    # labels
-    label: TrueLabel | None = None
-    path_column: str = SourceOptions().path_column
-    label_column: str = SourceOptions().label_column
-    group_column: str | None = None
-    split_column: str | None = None
-    kind_column: str | None = None
-    source_column: str | None = None
-    fold_column: str | None = None
-    # faces
-    num_frames: Count = 32
-    detection_threshold: Probability = 0.95
-    min_face_px: Annotated[int, Field(ge=20)] = 48
-    max_faces: Count = 1
-    # crops
-    margin: Annotated[float, Field(ge=1, le=4)] = 1.8
-    max_crop_px: Annotated[int, Field(ge=64)] = 640
-    crop_format: CropFormat = "png"
-    # splits
-    val: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    test: Annotated[float, Field(ge=0, lt=1, validate_default=True)] = 0.15
-    seed: int = 0
-    # behaviour
-    workers: Count | None = None
-    timeout: TimeoutS = 300.0
-    max_memory: Memory = 2048
-    sandbox: bool = True
-    quiet: bool = False
-    log_file: Path | None = None
-
-    @field_validator("test")
-    @classmethod
-    def _leave_some_to_train_on(cls, test: float, info: ValidationInfo) -> float:
-        if test + info.data.get("val", 0) >= 1:
-            raise ValueError("val and test leave nothing to train on; their sum must be below 1")
-        return test
-
-    @property
-    def source_options(self) -> SourceOptions:
-        """Options for reading the inputs."""
-        return SourceOptions(**self.model_dump(include={option.name for option in fields(SourceOptions)}))
-
-
 class PrepareListener(Protocol):
     """Receives the progress of the preparation."""
 
@@ -99,8 +46,7 @@ class PrepareListener(Protocol):
 
 def crop_recipe(settings: PrepareSettings) -> dict[str, Any]:
     """Return everything besides the sources that crops depend on, in the form that the journal stores."""
-    values = settings.model_dump(mode="json", include=set(CUTTING))
-    return {**values, "cutting_version": CUTTING_VERSION}
+    return {**{name: getattr(settings, name) for name in CUTTING}, "cutting_version": CUTTING_VERSION}
 
 
 @dataclass(eq=False)
@@ -235,16 +181,13 @@ class Extraction:
         num_crops = 0
         if reason:
             self.failures[path] = reason
-            self._discard(work)
+            for name, _ in work.crops:
+                (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
         else:
             entry = self._finish(work, ended)
             num_crops, reason = len(entry.crops), note(entry, self._settings)
         if self._listener:
             self._listener.source_done(path, num_crops, reason)
-
-    def _discard(self, work: _PendingSource) -> None:
-        for name, _ in work.crops:
-            (self._unfinished_dir / f"{work.number}_{name}").unlink(missing_ok=True)
 
     def _finish(self, work: _PendingSource, ended: Ended) -> JournalEntry:
         """Move the crops to their final names, then record the source in the journal."""

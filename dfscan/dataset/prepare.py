@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from dfscan.dataset.duplicates import near_duplicates, unpack
-from dfscan.dataset.extract import Extraction, PrepareListener, PrepareSettings, crop_recipe, note
+from dfscan.dataset.extract import Extraction, PrepareListener, crop_recipe, note
 from dfscan.dataset.journal import Journal, JournalEntry
 from dfscan.dataset.layouts import Source, components
 from dfscan.dataset.manifest import MANIFEST_NAME, SPLITS, TRUE_LABELS, Sample, write_manifest
-from dfscan.dataset.sources import read_sources
+from dfscan.dataset.settings import PrepareSettings
+from dfscan.dataset.sources import SourceOptions, read_sources
 from dfscan.dataset.splits import assign_splits, check_splits
 from dfscan.errors import DataError
 from dfscan.report.formats import open_writer
@@ -79,7 +80,8 @@ def run_prepare(
             manifest is still written.
         OutputError: a file cannot be written.
     """
-    inputs_read = read_sources(inputs, settings.source_options)
+    given = {name: value for name, value in vars(settings).items() if name in SourceOptions.__dataclass_fields__}
+    inputs_read = read_sources(inputs, SourceOptions(**given))
     sources = _without_own_crops(inputs_read.items, settings.out)
     with Journal(settings.out, crop_recipe(settings)) as journal:
         extraction = Extraction(settings, journal, sources, listener)
@@ -116,7 +118,9 @@ def _write(
             notes[source.path] = what
     used = [source for source in sources if entries[source.path].crops]
     num_crops = {source.path: len(entries[source.path].crops) for source in used}
-    _write_skipped(settings.out / SKIPPED_NAME, notes, num_crops)
+    with open_writer(settings.out / SKIPPED_NAME, SKIPPED_COLUMNS, format="csv") as writer:
+        for name in sorted(notes, key=report_order):
+            writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
     if not used:
         raise DataError(f"{settings.out}: no source shows a usable face; {SKIPPED_NAME} there gives the reasons")
     merged = _merge_groups_of_copies(used, entries)
@@ -134,12 +138,6 @@ def _write(
         num_partial=sum(path in num_crops for path in notes),
         num_merged_groups=len({source.group for source in used}) - len({source.group for source in merged}),
     )
-
-
-def _write_skipped(path: Path, notes: dict[str, str], num_crops: dict[str, int]) -> None:
-    with open_writer(path, SKIPPED_COLUMNS, format="csv") as writer:
-        for name in sorted(notes, key=report_order):
-            writer.append({"path": name, "num_crops": num_crops.get(name, 0), "reason": notes[name]})
 
 
 def _merge_groups_of_copies(sources: Sequence[Source], entries: dict[str, JournalEntry]) -> list[Source]:

@@ -24,6 +24,7 @@ from dfscan.dataset.layouts import (
     read_real_and_fake,
 )
 from dfscan.dataset.manifest import SPLITS, TrueLabel
+from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import ConfigError, DataError
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
@@ -41,9 +42,9 @@ class SourceOptions:
 
     label: TrueLabel | None = None
     """Label of inputs without one: plain folders and files, and CSV files without the column."""
-    path_column: str = "path"
+    path_column: str = PrepareSettings.path_column
     """If a file lacks the default column, ``file`` is used."""
-    label_column: str = "label"
+    label_column: str = PrepareSettings.label_column
     group_column: str | None = None
     """None: ``group``, if present."""
     split_column: str | None = None

@@ -57,7 +57,11 @@ def _divide(
     groups: Sequence[str], given: Mapping[str, Split], *, val: float, test: float, seed: int
 ) -> dict[str, Split]:
     """Assign splits to the groups of one stratum that have none."""
-    free = sorted((group for group in groups if group not in given), key=lambda group: _place(group, seed))
+
+    def place(group: str) -> bytes:
+        return hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogatepass")).digest()
+
+    free = sorted((group for group in groups if group not in given), key=place)
     taken = [given[group] for group in groups if group in given]
     num_val = min(_num_wanted(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
     num_test = min(_num_wanted(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
@@ -68,10 +72,6 @@ def _divide(
 def _num_wanted(num_groups: int, fraction: float, num_taken: int) -> int:
     minimum = 1 if fraction > 0 and num_groups >= MIN_GROUPS else 0
     return max(0, max(minimum, round(fraction * num_groups)) - num_taken)
-
-
-def _place(group: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogatepass")).digest()
 
 
 def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[str]:

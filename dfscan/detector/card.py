@@ -11,12 +11,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dfscan.config import Count
+from dfscan.config import of_checkpoints
 from dfscan.detector.preprocess import Positive, Preprocessing, Unit
 from dfscan.version import __version__
 
 FORMAT_VERSION: Final = 1
 
+Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -27,17 +28,17 @@ class _Section(BaseModel):
 class SamplingDefaults(_Section):
     """Default sampling of the frames of a video."""
 
-    num_frames: Count = 32
+    num_frames: Count = of_checkpoints("num_frames")
 
 
 class DetectionDefaults(_Section):
     """Default selection of the faces in a frame."""
 
-    threshold: Unit = 0.95
+    threshold: Unit = of_checkpoints("detection_threshold")
     """Minimum probability of the face detector."""
-    min_face_px: Count = 48
+    min_face_px: Count = of_checkpoints("min_face_px")
     """Minimum face size (shorter box side), in pixels of the upright frame."""
-    max_faces: Count = 20
+    max_faces: Count = of_checkpoints("max_faces")
     """Maximum number of faces scored per frame."""
 
 
@@ -48,7 +49,7 @@ class Aggregation(_Section):
     logit of a short track towards `neutral_logit`.
     """
 
-    min_faces: Count = 3
+    min_faces: Count = of_checkpoints("min_faces")
     """Minimum number of faces of a track that can decide a verdict."""
     prior_faces: float = Field(default=2.0, ge=0)
     neutral_logit: float = 0.0
@@ -58,7 +59,8 @@ class Calibration(_Section):
     """Parameters that turn logits into probabilities and scores into verdicts.
 
     The thresholds apply to a video's score. Without `fake_threshold` no video is called fake, and without
-    `real_threshold` no video is called real.
+    `real_threshold` no video is called real. A trained checkpoint without thresholds is not calibrated, such as one
+    whose weights come from another project; its verdict is always inconclusive.
     """
 
     trained: bool = False
@@ -84,6 +86,11 @@ class Calibration(_Section):
     """95 % confidence interval of `real_called_fake_rate` (Clopper and Pearson 1934)."""
     fake_called_real_interval: tuple[Unit, Unit] | None = None
     """95 % confidence interval of `fake_called_real_rate`."""
+
+    @property
+    def is_set(self) -> bool:
+        """True if there are thresholds."""
+        return self.fake_threshold is not None
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:

@@ -132,15 +132,11 @@ def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
     try:
         card = CheckpointCard.model_validate(document)
     except ValidationError as error:
-        _refuse(path, f"its metadata is not valid: {_explain(error)}", _COPY_AGAIN, origin=error)
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        _refuse(path, f"its metadata is not valid: {_first_few(problems)}", _COPY_AGAIN, origin=error)
     if len(card.self_test.expected_logits) != card.self_test.num_inputs:
         _refuse(path, "its self-test needs exactly one expected logit per input", _COPY_AGAIN)
     return card
-
-
-def _explain(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-    return _first_few(problems)
 
 
 def _first_few(problems: list[str], limit: int = 3) -> str:

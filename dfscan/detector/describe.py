@@ -8,6 +8,11 @@ from typing import Any
 from dfscan.text import printable
 
 MISSING = "not given"
+_CROPS = {
+    "square": "{} times the longer side of the face box",
+    "box": "the face box, {} times as wide and high, stretched to a square",
+    "aligned": "the aligned face with a margin of {}",
+}
 
 
 def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
@@ -23,7 +28,7 @@ def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
         "Name": card.get("name"),
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
-        "Crop": _sentence("{} times the longer side of the face box", preprocessing.get("crop_margin")),
+        "Crop": _sentence(_CROPS.get(str(preprocessing.get("crop", "square")), "{}"), preprocessing.get("crop_margin")),
         "Frames per video": section(card, "sampling").get("num_frames"),
         "Faces": _sentence(
             "detection score of at least {}, at least {} px, at most {} per frame",

@@ -15,9 +15,10 @@ import numpy as np
 
 from dfscan.arrays import Float32Array
 from dfscan.cache import package_version
-from dfscan.detector.checkpoint import Checkpoint, load_network, read_card
+from dfscan.detector.checkpoint import CARD_KEY, Checkpoint, load_network, read_card
 from dfscan.detector.selftest import SELF_TEST_TOLERANCE, self_test_input
 from dfscan.errors import CheckpointError
+from dfscan.files import write_bytes
 from dfscan.graphs import cached_graph, export_failure, open_session, run_child
 
 CLASSIFIER_EXPORT_FORMAT = 1
@@ -40,6 +41,23 @@ def onnx_graph(checkpoint: Checkpoint) -> bytes:
     facts = [checkpoint.sha256, CLASSIFIER_EXPORT_FORMAT, package_version("torch"), package_version("onnx")]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return cached_graph(key, _subject(checkpoint), lambda path: _export_in_child(checkpoint, path))
+
+
+def export_onnx(checkpoint: Checkpoint, out: Path) -> None:
+    """Write the graph of `onnx_graph` for other programs, with the card as JSON in its metadata.
+
+    The metadata has the entries ``dfscan``, the card as in the checkpoint, and ``dfscan_checkpoint_sha256``.
+
+    Raises:
+        CheckpointError, DfscanError: as `onnx_graph`.
+        OutputError: the file cannot be written.
+    """
+    import onnx
+
+    model = onnx.load_model_from_string(onnx_graph(checkpoint))
+    entries = {CARD_KEY: checkpoint.card.model_dump_json(), "dfscan_checkpoint_sha256": checkpoint.sha256}
+    onnx.helper.set_model_props(model, entries)
+    write_bytes(out, model.SerializeToString())
 
 
 def _subject(checkpoint: Checkpoint) -> str:
@@ -92,6 +110,7 @@ def write_graph(checkpoint: Checkpoint, graph_path: Path) -> None:
     with warnings.catch_warnings():
         # The old exporter is deprecated but takes 7.5 s. dynamo=True takes 25 s, needs onnxscript, gives equal logits.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # of padding; ONNX Runtime folds it
         torch.onnx.export(
             network,
             (pixels,),

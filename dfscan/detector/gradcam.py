@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.arrays import Float32Array, Float64Array, UInt8Image
 
 OUTLINE_RGB = (255, 255, 255)
 
@@ -61,13 +61,42 @@ def overlay_on_frame(
     x1, y1, x2, y2 = (int(value) for value in square_xyxy)
     if x2 - x1 != y2 - y1 or x2 <= x1:
         raise ValueError(f"the crop of a face must be a square, got {square_xyxy}")
-    reconstructed = frame_pixels.copy()
+    result = frame_pixels.copy()
     height_px, width_px = frame_pixels.shape[:2]
     top, bottom, left, right = max(y1, 0), min(y2, height_px), max(x1, 0), min(x2, width_px)
     if top < bottom and left < right:
         heat = heat_map(cam, x2 - x1)[top - y1 : bottom - y1, left - x1 : right - x1]
         part = np.ascontiguousarray(frame_pixels[top:bottom, left:right])
-        reconstructed[top:bottom, left:right] = overlay(part, heat, strength=strength)
+        result[top:bottom, left:right] = overlay(part, heat, strength=strength)
     thickness_px = max(1, round(min(height_px, width_px) / 300))
-    cv2.rectangle(reconstructed, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
-    return reconstructed
+    cv2.rectangle(result, (x1, y1), (x2 - 1, y2 - 1), OUTLINE_RGB, thickness_px)
+    return result
+
+
+def overlay_on_part(
+    frame_pixels: UInt8Image, cam: Float32Array, to_crop: Float64Array, size_px: int, *, strength: float = 0.5
+) -> UInt8Image:
+    """Blend a face's map over a part of the frame that is not an upright square, and outline the part.
+
+    Args:
+        frame_pixels: uint8 (H, W, 3) RGB; not modified.
+        cam: the face's map [h, w], non-negative.
+        to_crop: affine transform (2, 3) from the frame to the crop.
+        size_px: side of the crop.
+        strength: as in `overlay`.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    height_px, width_px = frame_pixels.shape[:2]
+    inverse, whole = cv2.WARP_INVERSE_MAP, np.ones((size_px, size_px), np.uint8)
+    heat = cv2.warpAffine(heat_map(cam, size_px), to_crop, (width_px, height_px), flags=cv2.INTER_LINEAR | inverse)
+    part = cv2.warpAffine(whole, to_crop, (width_px, height_px), flags=cv2.INTER_NEAREST | inverse)
+    blended = overlay(frame_pixels, np.asarray(heat, np.float32), strength=strength)
+    result = np.where(part[:, :, None] > 0, blended, frame_pixels)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (size_px - 1)
+    from_crop = cv2.invertAffineTransform(to_crop)
+    outline = np.rint(corners @ from_crop[:, :2].T + from_crop[:, 2]).astype(np.int32)
+    thickness_px = max(1, round(min(height_px, width_px) / 300))
+    cv2.polylines(result, [outline], isClosed=True, color=OUTLINE_RGB, thickness=thickness_px)
+    return result

@@ -5,8 +5,11 @@ This module imports PyTorch; import it only inside functions that need it.
 
 from __future__ import annotations
 
+import math
+
 import timm  # noqa: TID253
 import torch  # noqa: TID253
+from timm.layers.conv2d_same import Conv2dSame  # noqa: TID253
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
@@ -15,9 +18,24 @@ from dfscan.errors import CheckpointError
 EFFICIENTNETS = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4")
 """The EfficientNet family from smallest to largest. No member is narrower or shallower than its predecessor."""
 
-ARCHITECTURES = ("efficientnet_b4", *EFFICIENTNETS[:-1], "resnet10t", "test_efficientnet")
+PADDED_FOR_380 = "tf_efficientnet_b4_pad380"
+"""``tf_efficientnet_b4`` as the package efficientnet_pytorch 0.7.1 builds it. Its strided convolutions are padded for
+inputs of 380 px, whatever the size of the input; timm pads for the actual size. Both are equal at 380 px only."""
+BARE_STEM = f"{PADDED_FOR_380}_bare_stem"
+"""The same, but the first convolution has no padding: DeepfakeBench replaces it by a plain one."""
+
+ARCHITECTURES = (
+    "efficientnet_b4",
+    *EFFICIENTNETS[:-1],
+    "tf_efficientnet_b4",
+    PADDED_FOR_380,
+    BARE_STEM,
+    "resnet10t",
+    "test_efficientnet",
+)
 """Available backbones, the default first. ``efficientnet_b0`` is small, for CPUs and as a first training stage;
-``resnet10t`` trains on a CPU within minutes; ``test_efficientnet`` is a toy model of timm with 0.1 M weights."""
+``tf_efficientnet_b4`` is a B4 with TensorFlow's padding, of which public weights exist; ``resnet10t`` trains on a CPU
+within minutes; ``test_efficientnet`` is a toy model of timm with 0.1 M weights."""
 
 
 class Head(nn.Sequential):
@@ -155,8 +173,9 @@ def make_identity(block: nn.Module) -> None:
 
 
 def _create_backbone(architecture: str, *, pretrained: bool) -> nn.Module:
+    name = "tf_efficientnet_b4" if architecture in (PADDED_FOR_380, BARE_STEM) else architecture
     try:
-        backbone: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=0, global_pool="")
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
     except Exception as error:  # the Hugging Face client raises the errors of its HTTP library
         if not pretrained:
             raise
@@ -164,4 +183,31 @@ def _create_backbone(architecture: str, *, pretrained: bool) -> nn.Module:
             f"the ImageNet weights of {architecture} are not available ({error}): connect to the internet once to "
             "cache them, or start from random weights with --no-pretrained"
         ) from error
+    if name != architecture:
+        _pad_for_380(backbone, has_bare_stem=architecture == BARE_STEM)
     return backbone
+
+
+class _PaddedConv2d(nn.Conv2d):
+    """A convolution with the weights of another one and a fixed number of zeros on each side of its input."""
+
+    def __init__(self, conv: nn.Conv2d, *, before: int, after: int) -> None:
+        side_px, stride, groups = conv.kernel_size, conv.stride, conv.groups
+        super().__init__(conv.in_channels, conv.out_channels, side_px, stride, groups=groups, bias=False)  # type: ignore[arg-type]
+        self.weight = conv.weight
+        self.zeros = (before, after, before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        return super().forward(nn.functional.pad(x, self.zeros))
+
+
+def _pad_for_380(backbone: nn.Module, *, has_bare_stem: bool) -> None:
+    """Replace TensorFlow's padding, which depends on the input's size, by that of an input of 380 px."""
+    side_px = 380
+    for name, conv in list(backbone.named_modules()):
+        if isinstance(conv, Conv2dSame):  # exactly the convolutions with a stride of 2
+            halved_px = math.ceil(side_px / 2)
+            total = 0 if has_bare_stem and name == "conv_stem" else (halved_px - 1) * 2 + conv.kernel_size[0] - side_px
+            backbone.set_submodule(name, _PaddedConv2d(conv, before=total // 2, after=total - total // 2))
+            side_px = halved_px

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dfscan.arrays import Float32Array, UInt8Image
-from dfscan.images import resize
+from dfscan.images import Interpolation, resize
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,10 +26,16 @@ class Preprocessing(BaseModel):
     """Mean of R, G and B on a scale of [0, 1]; the default is ImageNet's."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G and B on the same scale."""
-    interpolation: Literal["area_or_cubic"] = "area_or_cubic"
-    """Area averaging to shrink a crop, bicubic interpolation to enlarge it."""
+    interpolation: Interpolation = "area_or_cubic"
+    crop: Literal["square", "box", "aligned"] = "square"
+    """``square``: a square around the middle of the detected box. ``box``: the widened box, stretched to a square.
+    ``aligned``: the face turned, scaled and shifted so that its landmarks are where the network expects them. See
+    `faces.crop`.
+    """
     crop_margin: float = Field(default=1.3, ge=1, le=4)
-    """Ratio of the side of the square crop to the longer side of the detected box."""
+    """Ratio of the side of the square crop to the longer side of the detected box; for ``box``, of each side of the
+    crop to the same side of the box; for ``aligned``, of the side of the crop to the side of the template.
+    """
 
 
 def to_input(crops: Sequence[UInt8Image], preprocessing: Preprocessing) -> Float32Array:
@@ -48,14 +54,14 @@ def to_input(crops: Sequence[UInt8Image], preprocessing: Preprocessing) -> Float
     size_px = preprocessing.input_size_px
     batch = np.empty((len(crops), size_px, size_px, 3), dtype=np.float32)
     for row, crop in zip(batch, crops, strict=True):
-        row[...] = _resize(crop, size_px)
+        row[...] = _resize(crop, size_px, preprocessing.interpolation)
     batch /= 255
     batch -= np.asarray(preprocessing.mean, dtype=np.float32)
     batch /= np.asarray(preprocessing.std, dtype=np.float32)
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
 
-def _resize(crop: UInt8Image, size_px: int) -> UInt8Image:
+def _resize(crop: UInt8Image, size_px: int, interpolation: Interpolation) -> UInt8Image:
     if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
         raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
-    return crop if crop.shape[0] == size_px else resize(crop, size_px, size_px)
+    return crop if crop.shape[0] == size_px else resize(crop, size_px, size_px, interpolation)

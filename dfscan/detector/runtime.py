@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dfscan.arrays import Float32Array
+from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint, load_network
 from dfscan.detector.export import INPUT_NAME, OUTPUT_NAMES, onnx_graph
 from dfscan.errors import ConfigError, DfscanError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dfscan")
 
 
-DEFAULT_CUDA_BATCH_SIZE = 32
+DEFAULT_CUDA_BATCH_SIZE = ScanSettings.batch_size
 MAX_GPU_THREADS = 4
 """One thread waits for the GPU, the others prepare batches. With dumps, each waiting batch holds its frames."""
 

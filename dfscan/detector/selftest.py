@@ -14,6 +14,9 @@ from dfscan.version import __version__
 
 SELF_TEST_TOLERANCE = 1e-3
 """Maximum difference between expected and computed logits in fp32."""
+ENLARGED_PX = (4, 8, 16, 64)
+"""Sides of the images that mixed precision is also tested on. They are enlarged like the small faces of videos: float16
+has its largest errors on smooth images, which the sharp tiles of the self-test do not show."""
 
 
 def self_test_input(card: CheckpointCard) -> Float32Array:
@@ -25,6 +28,12 @@ def self_test_input(card: CheckpointCard) -> Float32Array:
     test, preprocessing = card.self_test, card.preprocessing
     images = mosaic(test.num_inputs, 24, preprocessing.input_size_px, seed=test.seed)
     return to_input(list(images), preprocessing)
+
+
+def enlarged_input(card: CheckpointCard) -> Float32Array:
+    """Return preprocessed images that are as smooth as enlarged faces, float32 [n, 3, size, size]."""
+    images = [mosaic(1, side_px, side_px, seed=card.self_test.seed)[0] for side_px in ENLARGED_PX]
+    return to_input(images, card.preprocessing)
 
 
 def mosaic(num_images: int, num_tiles: int, size_px: int, *, seed: int) -> UInt8Image:

@@ -32,8 +32,8 @@ from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accu
 from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
-from dfscan.scan.setup import load_engine, resolve
-from dfscan.types import VERDICT_LABELS, Verdict, VideoResult
+from dfscan.scan.setup import ResolvedSettings, load_engine, resolve
+from dfscan.types import VERDICT_LABELS, Verdict
 
 Level = Literal["video", "frame"]
 LEVELS: tuple[Level, ...] = ("video", "frame")
@@ -86,7 +86,7 @@ class Evaluation:
     """All results of an evaluation."""
 
     checkpoint: Checkpoint
-    settings: ScanSettings
+    settings: ResolvedSettings
     results: list[LabelledResult]
     parts: list[SubsetMetrics]
     seed: int
@@ -136,18 +136,18 @@ def run_evaluation(
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
-    settings, checkpoint = resolve(settings)
+    resolved, checkpoint = resolve(settings)
     overlap = find_overlap(sources, checkpoint)
     _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:
         on_planned(len(sources) * (1 + len(CONDITIONS) * with_robustness))
-    engine = load_engine(settings, checkpoint)
+    engine = load_engine(resolved, checkpoint)
     results = scan_labelled(sources, engine, listener=listener)
     if on_scanned:
         on_scanned(results)
     _check(results)
-    metrics = _Metrics(settings.threshold, num_resamples, seed)
-    result = Evaluation(checkpoint, settings, results, metrics.parts(results), seed, num_resamples, overlap)
+    metrics = _Metrics(resolved.threshold, num_resamples, seed)
+    result = Evaluation(checkpoint, resolved, results, metrics.parts(results), seed, num_resamples, overlap)
     if with_robustness:
         lost = [video for video in results if video.verdict.label == "error"]
         readable = [video.source for video in results if video.verdict.label != "error"]
@@ -219,14 +219,11 @@ def scan_labelled(
     result_of: dict[str, LabelledResult] = {}
     for result, _ in scan_videos(list(places), engine, listener=listener):
         source = places[result.path]
-        result_of[source.path] = _labelled(source, result)
+        scores = tuple(face.score for track in result.tracks for face in track.faces)
+        result_of[source.path] = LabelledResult(source, result.verdict, scores)
         if listener:
             listener.video_done(replace(result, path=source.path))
     return [result_of[source.path] for source in taken]
-
-
-def _labelled(source: Source, result: VideoResult) -> LabelledResult:
-    return LabelledResult(source, result.verdict, tuple(face.score for track in result.tracks for face in track.faces))
 
 
 def _check(results: Sequence[LabelledResult]) -> None:

@@ -87,8 +87,11 @@ def write_evaluation(folder: Path, evaluation: Evaluation, *, skipped: Sequence[
         OutputError: a file cannot be written.
     """
     with open_writer(folder / METRICS, METRIC_COLUMNS, format="csv") as writer:
-        for row in _metric_rows(evaluation):
+        for row in _rows(evaluation.parts):
             writer.append(row)
+        for condition in evaluation.conditions:
+            for row in _rows(condition.parts, prefix=f"robustness: {condition.name}"):
+                writer.append(row)
     text = json.dumps(document(evaluation, skipped=skipped), allow_nan=False, indent=2)
     write_bytes(folder / DOCUMENT, f"{text}\n".encode())
     _plot(folder, evaluation)
@@ -116,8 +119,13 @@ def document(evaluation: Evaluation, *, skipped: Sequence[tuple[str, str]] = ())
             for condition in evaluation.conditions
         },
         "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
-        "bootstrap": {"over": "groups", "confidence": CONFIDENCE} | _draws(evaluation),
-        "settings": evaluation.settings.model_dump(mode="json"),
+        "bootstrap": {
+            "over": "groups",
+            "confidence": CONFIDENCE,
+            "num_resamples": evaluation.num_resamples,
+            "seed": evaluation.seed,
+        },
+        "settings": evaluation.settings.document(),
         "versions": versions() | {"scikit-learn": importlib.metadata.version("scikit-learn")},
     }
 
@@ -131,10 +139,6 @@ def counts(results: Sequence[LabelledResult]) -> dict[str, int]:
         "judged": sum(video.verdict.score is not None for video in results),
         "faces": sum(len(video.face_scores) for video in results),
     }
-
-
-def _draws(evaluation: Evaluation) -> dict[str, int]:
-    return {"num_resamples": evaluation.num_resamples, "seed": evaluation.seed}
 
 
 def _nested(parts: Iterable[SubsetMetrics]) -> dict[str, Any]:
@@ -169,12 +173,6 @@ def _group(videos: Sequence[LabelledResult]) -> dict[str, Any]:
     return (
         {f"num_{label}": len(values) for label, values in scores.items()} | means | {"verdicts": count_verdicts(videos)}
     )
-
-
-def _metric_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
-    yield from _rows(evaluation.parts)
-    for condition in evaluation.conditions:
-        yield from _rows(condition.parts, prefix=f"robustness: {condition.name}")
 
 
 def _rows(parts: Iterable[SubsetMetrics], *, prefix: str | None = None) -> Iterator[dict[str, object]]:

@@ -32,13 +32,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from dfscan.arrays import Float32Array
 from dfscan.faces.descriptor import best_similarity, scene_distance, similarity
-from dfscan.types import Face
+from dfscan.types import Dissolve, Face
 
 Tracklet = list[Face]
 """Faces of one person in one shot of one burst, in order of time."""
@@ -105,6 +106,13 @@ def link(faces: Sequence[Face]) -> list[list[Face]]:
     return people
 
 
+def with_dissolves(face: Face, dissolves: Sequence[Dissolve]) -> Face:
+    """Return the face with a number of its shot in which dissolves count too."""
+    at = face.frame_index
+    shot = face.shot + sum(each.middle <= at for each in dissolves)
+    return replace(face, shot=shot, is_dissolving=any(each.first <= at < each.end for each in dissolves))
+
+
 def _link_burst(faces: Iterable[Face]) -> list[Tracklet]:
     """Return the tracklets of one burst, in order of their first faces."""
     tracklets: list[Tracklet] = []
@@ -167,16 +175,18 @@ def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool)
     last, first = person[-1], tracklet[0]
     if last.frame_index >= first.frame_index:
         return None
+    is_one_shot = last.shot == first.shot
+    never_away = is_lone and first.frame_index - last.frame_index == 1
+    seen, found = _undissolved(person), _undissolved(tracklet)
+    last, first = seen[-1], found[0]
     move = _move(last, first)
     is_near = move <= MAX_MOVE and _zoom(last, first) <= MAX_ZOOM
-    is_one_shot = last.shot == first.shot
     if not is_near and not is_one_shot:
         return None
-    similar = best_similarity(_spread(person), _spread(tracklet))
+    similar = best_similarity(_spread(seen), _spread(found))
     if similar >= MIN_SIMILARITY:
         is_one = True
     elif is_one_shot:
-        never_away = is_lone and first.frame_index - last.frame_index == 1
         is_one = is_near and similar >= (MIN_NEAR_SIMILARITY if never_away else MIN_SHOT_SIMILARITY)
     else:
         is_one = (
@@ -185,6 +195,11 @@ def _fit_to_person(person: Sequence[Face], tracklet: Tracklet, *, is_lone: bool)
             and _scene_distance(last, first) < MAX_VIEW_DISTANCE
         )
     return similar - min(move, MAX_MOVE) / 2 if is_one else None
+
+
+def _undissolved(faces: Sequence[Face]) -> Sequence[Face]:
+    """Return the faces outside dissolves, or all if there are none. In a dissolve, two people look like one another."""
+    return [face for face in faces if not face.is_dissolving] or faces
 
 
 def _spread(faces: Sequence[Face]) -> Float32Array:

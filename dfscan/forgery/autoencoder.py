@@ -89,7 +89,9 @@ def reconstruct(
                 network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device
             )
             for sample, picture in zip(batch, reconstructed, strict=True):
-                _write(path_of(out, design, sample), picture)
+                path = path_of(out, design, sample)
+                make_folder(path.parent, remedy="Choose another --reconstructions.")
+                write_bytes(path, encode(picture, ".png"))
         tell(f"autoencoder {design}: {len(real)} faces reconstructed")
 
 
@@ -103,7 +105,10 @@ class Autoencoder(nn.Module):
 
     def __init__(self, design: Design) -> None:
         super().__init__()
-        down = [_block(*pair) for pair in zip((3, *ENCODER_WIDTHS), ENCODER_WIDTHS, strict=False)]
+        down = [
+            nn.Sequential(nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), nn.LeakyReLU(0.1))
+            for num_in, num_out in zip((3, *ENCODER_WIDTHS), ENCODER_WIDTHS, strict=False)
+        ]
         up = [
             _doubling(design, *pair)
             for pair in zip(ENCODER_WIDTHS[::-1], (*ENCODER_WIDTHS[-2::-1], LAST_WIDTH), strict=True)
@@ -122,10 +127,6 @@ class Autoencoder(nn.Module):
         """Reconstruct the images."""
         reconstructed: Tensor = self.layers(pictures - 0.5)
         return reconstructed + 0.5
-
-
-def _block(num_in: int, num_out: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), nn.LeakyReLU(0.1))
 
 
 def _doubling(design: Design, num_in: int, num_out: int) -> nn.Module:
@@ -196,8 +197,3 @@ def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.dev
         reconstructed = network(_to_tensor(pictures, device))
     levels = (reconstructed * 255).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _write(path: Path, picture: UInt8Image) -> None:
-    make_folder(path.parent, remedy="Choose another --reconstructions.")
-    write_bytes(path, encode(picture, ".png"))

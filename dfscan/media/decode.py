@@ -25,7 +25,7 @@ from dfscan.media.picture import Deinterlacer, is_hdr, rotation_deg, to_rgb
 from dfscan.media.plan import BURST_GAP_S, Plan, Sampling, Timeline, plan_samples, seek_target
 from dfscan.media.shots import ShotCounter
 from dfscan.media.webp import WebpAnimation, animation_pictures, read_animation
-from dfscan.types import FileFacts, Frame, VideoInfo
+from dfscan.types import Dissolve, FileFacts, Frame, VideoInfo
 
 MAX_ERRORS_IN_A_ROW = 250
 """Decoding stops after this many consecutive undecodable packets."""
@@ -61,6 +61,7 @@ class Decoding:
         """Start of the file on the clock of the samples' times; a player shows this moment as 0:00."""
         self.skipped: list[str] = []
         """The video streams that were not scanned, each with the reason."""
+        self.dissolves: list[Dissolve] = []
         self.surveyed_cpu_s = 0.0
         """CPU seconds of this process at the end of the survey; 0 before."""
         self._survey_damage: str | None = None
@@ -92,7 +93,8 @@ class Decoding:
             return
         surveys = survey(self.file, self.sampling.streams, self.check_time, self._note_container)
         if self.facts:
-            self.facts = with_stream_facts(self.facts, surveys.streams[0])
+            main = surveys.streams[0]
+            self.facts = with_stream_facts(self.facts, main.timeline, num_bytes=main.num_bytes, encoder=main.encoder)
         self.surveyed_cpu_s = time.process_time()
         self._survey_damage = next((each.damage for each in surveys.streams if each.damage), None)
         problems = []
@@ -118,6 +120,7 @@ class Decoding:
             self.start_s = _start_s(container, surveyed)
             reader = _Reader(self, container, stream, surveyed)
             yield from self._emit(reader, plan, stream)
+            self.dissolves += reader.shots.dissolves(num_before)
             self._end_missing_s = max(self._end_missing_s, reader.missing_s())
         if not reader.num_frames:
             raise VideoError("no_frames", f"no frame could be decoded ({self.damage or 'the stream gives none'})")
@@ -148,15 +151,20 @@ class Decoding:
         self.info = replace(self.info, duration_s=end / 1e3)
         self.surveyed_cpu_s = time.process_time()
         index, burst, last_s, wanted = 0, 0, None, set(plan.wanted.tolist())
+        shots = ShotCounter()
         for i, canvas in enumerate(animation_pictures(self.file, animation)):
             self.check_time()
             self.num_errors += canvas is None
-            if canvas is None or i not in wanted:
+            if canvas is None:
+                continue
+            shots.add(VideoFrame.from_ndarray(canvas, format="rgb24"))
+            if i not in wanted:
                 continue
             time_s = starts[i] / 1e3
             burst += last_s is not None and time_s - last_s > BURST_GAP_S
-            yield Frame(canvas.copy(), index, time_s, burst, i)
+            yield Frame(canvas.copy(), index, time_s, burst, number=i, shot=shots.sample())
             index, last_s = index + 1, time_s
+        self.dissolves = shots.dissolves()
         if not index:
             raise VideoError("no_frames", f"no frame could be decoded ({self.damage})")
         self._note_missing(plan, index)

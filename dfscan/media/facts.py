@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from io import FileIO
-from typing import TYPE_CHECKING
 
 import numpy as np
 from av.container import InputContainer
@@ -19,9 +18,6 @@ from dfscan.media import matroska, mp4
 from dfscan.media.content import HEAD_BYTES, PICTURES, picture_kind
 from dfscan.media.plan import Timeline
 from dfscan.types import FileFacts
-
-if TYPE_CHECKING:
-    from dfscan.media.container import Survey
 
 MAX_TEXT = 300
 """Maximum number of characters kept of a text."""
@@ -80,15 +76,15 @@ def read_facts(file: FileIO, container: InputContainer) -> FileFacts:
     )
 
 
-def with_stream_facts(facts: FileFacts, main: Survey) -> FileFacts:
-    """Add what the packets of the main stream reveal."""
-    duration_s = main.timeline.duration_s
+def with_stream_facts(facts: FileFacts, timeline: Timeline, *, num_bytes: int, encoder: str | None) -> FileFacts:
+    """Add what the packets of the main stream reveal; see `container.Survey`."""
+    duration_s = timeline.duration_s
     return replace(
         facts,
-        is_picture=facts.container in PICTURES and len(main.timeline.pts) == 1,
-        encoder=_joined([facts.encoder, main.encoder]),
-        bit_rate_bps=round(8 * main.num_bytes / duration_s) if duration_s and main.num_bytes else None,
-        gop_frames=_gop_frames(main.timeline),
+        is_picture=facts.container in PICTURES and len(timeline.pts) == 1,
+        encoder=_joined([facts.encoder, encoder]),
+        bit_rate_bps=round(8 * num_bytes / duration_s) if duration_s and num_bytes else None,
+        gop_frames=_gop_frames(timeline),
     )
 
 

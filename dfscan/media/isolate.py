@@ -27,12 +27,13 @@ from typing import IO, Any
 import numpy as np
 
 from dfscan.arrays import UInt8Image
+from dfscan.config import ScanSettings
 from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
 from dfscan.media.source import FileIdentity
 from dfscan.media.staging import Staging
-from dfscan.types import FileFacts, Frame, Reason, VideoInfo
+from dfscan.types import Dissolve, FileFacts, Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
 """Time for a child to notice a timeout itself; after that it counts as hung and is killed."""
@@ -88,6 +89,8 @@ class Ended:
     """The video streams that were not scanned, each with the reason."""
     facts: FileFacts | None = None
     """None if the container could not be opened."""
+    dissolves: tuple[Dissolve, ...] = ()
+    """The dissolves between its samples."""
 
 
 Event = Opened | Decoded | Ended
@@ -97,11 +100,11 @@ Event = Opened | Decoded | Ended
 class Limits:
     """Limits of a decoding child."""
 
-    timeout_s: float = 300.0
+    timeout_s: float = ScanSettings.timeout
     """Maximum working time per video, in seconds; waiting for the caller does not count."""
-    max_memory_mb: int = 2048
+    max_memory_mb: int = ScanSettings.max_memory
     """Maximum address space of a child, in MiB."""
-    sandbox: bool = True
+    sandbox: bool = ScanSettings.sandbox
     """Deny access to files, the network and other processes; see `media.sandbox`."""
 
 
@@ -268,6 +271,7 @@ class _Worker:
             message.get("num_missing", 0),
             tuple(message.get("skipped", ())),
             FileFacts.from_dict(message.get("facts")),
+            tuple(Dissolve(*each) for each in message.get("dissolves", ())),
         )
         self.path = None
         return ended

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.arrays import BoolArray, Float64Array
+from dfscan.config import of_checkpoints
 
 Streams = Literal["all", "main"] | int
 """Video streams of a file: all, the main one, or the one with this number."""
@@ -38,7 +39,7 @@ MIN_SEEK_GAIN_FRAMES = 12
 class Sampling:
     """Sampling density of a video."""
 
-    num_frames: int = 32
+    num_frames: int = of_checkpoints("num_frames")
     """Samples spread over the whole duration; ignored when `every_s` is given."""
     every_s: float | None = None
     """Seconds between samples."""
@@ -144,16 +145,11 @@ def _at_times(timeline: Timeline, times_s: Float64Array) -> NDArray[np.intp]:
 
 def _bursts(timeline: Timeline, num_frames: int) -> NDArray[np.intp]:
     num_bursts = math.ceil(num_frames / BURST_FRAMES)
-    borders = _at_border(timeline, num_bursts)
+    ticks = np.linspace(timeline.pts[0], timeline.pts[-1] + 1, num_bursts + 1)
+    borders = np.searchsorted(timeline.pts, ticks)  # of segments of equal duration, including both ends
     sizes = [num_frames // num_bursts + (i < num_frames % num_bursts) for i in range(num_bursts)]
     picked = [_burst(timeline, borders[i], borders[i + 1], size) for i, size in enumerate(sizes)]
     return np.unique(np.concatenate(picked))
-
-
-def _at_border(timeline: Timeline, num_segments: int) -> NDArray[np.intp]:
-    """Return the positions that divide the timeline into segments of equal duration, including both ends."""
-    ticks = np.linspace(timeline.pts[0], timeline.pts[-1] + 1, num_segments + 1)
-    return np.searchsorted(timeline.pts, ticks)
 
 
 def _burst(timeline: Timeline, first: int, end: int, size: int) -> NDArray[np.intp]:

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from io import BytesIO, FileIO
 from multiprocessing.connection import Connection
@@ -210,6 +210,7 @@ def _serve(
             "is_cut_short": decoding.is_cut_short,
             "num_missing": decoding.num_missing,
             "skipped": decoding.skipped,
+            "dissolves": [astuple(each) for each in decoding.dissolves],
         }
     except VideoError as error:
         end = _failed(error.code, str(error))

@@ -1,4 +1,4 @@
-"""The report formats: which one per file name asks for, and its writer."""
+"""Report formats: the format for a file name, and its writer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import BinaryIO, Literal
 
 from dfscan.errors import ConfigError
 from dfscan.files import AtomicFile
+from dfscan.report.case import CaseWriter
 from dfscan.report.schema import Column
 from dfscan.report.tables import ParquetWriter, XlsxWriter
 from dfscan.report.writers import CsvWriter, JsonLinesWriter, ReportWriter, Sink, StreamSink
 from dfscan.text import printable
 
-ReportFormat = Literal["csv", "jsonl", "xlsx", "parquet"]
+ReportFormat = Literal["csv", "jsonl", "xlsx", "parquet", "case"]
 SUFFIXES: dict[str, ReportFormat] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".xlsx": "xlsx",
     ".parquet": "parquet",
+    ".jsonld": "case",
 }
 _SUFFIX = re.compile(r"\.[a-z]\w*")
 """A suffix that names a format, unlike the ``.25`` of ``report-2026.11.25``."""
@@ -73,4 +75,6 @@ def open_writer(
         return CsvWriter(sink, columns, excel=excel, delimiter=delimiter)
     if format == "jsonl":
         return JsonLinesWriter(sink, columns)
+    if format == "case":
+        return CaseWriter(sink, columns)
     return XlsxWriter(sink, columns, about=about or {}) if format == "xlsx" else ParquetWriter(sink, columns)

@@ -21,7 +21,7 @@ from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
 from dfscan.text import display_path, printable, report_order
-from dfscan.types import FileFacts, Picture, Provenance, Track, VerdictLabel, VideoResult
+from dfscan.types import FileFacts, Picture, Provenance, VerdictLabel, VideoResult
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -175,6 +175,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "details": _lines(_detail(video, checkpoints) for video in videos),
         "cards": cards,
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
+        "uncalibrated": [card["label"] for card in cards if card["is_uncalibrated"]],
         "dfscan_versions": sorted({printable(video.version) for video in videos}),
         "settings": sorted(_flat(method.settings)),
         "versions": sorted(_flat(method.versions)),
@@ -281,7 +282,14 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
         "checkpoint": checkpoints.index(video.checkpoint),
         "version": printable(video.version),
         "decided": result.verdict.track_id,
-        "tracks": [_track(track) for track in result.tracks],
+        "tracks": [
+            {
+                "id": track.track_id,
+                "times": [_time(face.face.time_s) for face in track.faces],
+                "scores": [_score(face.score) for face in track.faces],
+            }
+            for track in result.tracks
+        ],
         "stated": _stated(result.facts) if result.facts else None,
     }
     return _known(facts)
@@ -329,14 +337,6 @@ def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _track(track: Track) -> dict[str, Any]:
-    return {
-        "id": track.track_id,
-        "times": [_time(face.face.time_s) for face in track.faces],
-        "scores": [_score(face.score) for face in track.faces],
-    }
-
-
 def _score(value: float | None) -> float | None:
     number = finite(value)
     return None if number is None else round(number, 4) + 0.0
@@ -352,22 +352,20 @@ def _card_view(label: str, card: Mapping[str, Any] | None, settings: Mapping[str
     calibration, training = section(card, "calibration"), section(card, "training")
     flat_training = {name: value for name, value in training.items() if name not in ("limits", "settings", "versions")}
     limits = training.get("limits")
+    sections = {name: section(card, name) for name, _ in OWN_SETTINGS.values()}
     return {
         "label": printable(label),
         "is_missing": card is None,
         "is_untrained": card is not None and not calibration.get("trained"),
+        "is_uncalibrated": bool(calibration.get("trained")) and calibration.get("fake_threshold") is None,
         "facts": list(describe_card(card).items()) if card else [],
         "thresholds": _threshold_rows(card),
-        "changed": _changed(settings, card) if calibration.get("trained") else [],
+        "changed": changed_settings(settings, sections) if calibration.get("fake_threshold") is not None else [],
         "limits": [printable(str(limit)) for limit in limits] if isinstance(limits, (list, tuple)) else [],
         "training": [(name.replace(".", " ").replace("_", " "), text) for name, text in _flat(flat_training)],
         "recipe": [*_flat(section(training, "settings")), *_flat(section(training, "versions"))],
         "metrics": [_metric_table(name, values) for name, values in section(card, "metrics").items()],
     }
-
-
-def _changed(settings: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[str]:
-    return changed_settings(settings, {name: section(card, name) for name, _ in OWN_SETTINGS.values()})
 
 
 def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None]]:

@@ -6,17 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
 from dfscan.config import ScanSettings
-from dfscan.errors import OutputError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.files import AtomicFile
 from dfscan.report.formats import format_for, open_writer
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
 from dfscan.report.tables import LINK, XlsxWriter
+from dfscan.report.webvtt import write_webvtt
 from dfscan.report.writers import ReportWriter
 from dfscan.types import Picture, VideoResult
 
@@ -33,8 +35,8 @@ class Reports:
         """Open the reports.
 
         Args:
-            settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html` and
-                `html_max_mb`.
+            settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html`,
+                `html_max_mb` and `webvtt`.
             about: facts about the scan for the second sheet of workbooks.
 
         Raises:
@@ -43,10 +45,13 @@ class Reports:
         """
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
+        self._webvtt = settings.webvtt
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
-            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.out]
-            self._frames = opened.enter_context(_open_frames(settings)) if settings.frames_out else None
+            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.reports]
+            self._frames = (
+                opened.enter_context(_open_frames(settings.frames_out, settings)) if settings.frames_out else None
+            )
             if settings.html:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
@@ -69,6 +74,8 @@ class Reports:
         if self._frames:
             for face_row in frame_rows(result):
                 self._frames.append(face_row)
+        if self._webvtt:
+            write_webvtt(self._webvtt, result)
         if self._html:
             self._videos.append(PageVideo(result, checkpoint, version, number=len(self._videos)))
 
@@ -107,9 +114,9 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> Report
     )
 
 
-def _open_frames(settings: ScanSettings) -> ReportWriter:
-    assert settings.frames_out
-    path = settings.frames_out
+def _open_frames(path: Path, settings: ScanSettings) -> ReportWriter:
+    if format_for(path) == "case":
+        raise ConfigError(f"{path}: CASE has one entry per video, not per face; name a .csv or .jsonl file")
     return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
 
 

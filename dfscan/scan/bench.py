@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import sys
@@ -26,7 +27,7 @@ from dfscan.scan.cluster import Cluster, for_workers
 from dfscan.scan.cluster_worker import Job
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import run_scan
-from dfscan.scan.setup import load_engine, resolve
+from dfscan.scan.setup import ResolvedSettings, load_engine, resolve
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
@@ -52,7 +53,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
         outputs: dict[str, Any] = {"out": (str(Path(folder) / "report.csv"),), "ledger": None, "resume": False}
         outputs |= {"frames_out": None, "html": None, "explain": Path(folder) / "dumps" if settings.explain else None}
-        run_scan(inputs, settings.model_copy(update=outputs), timings=timings)
+        run_scan(inputs, dataclasses.replace(settings, **outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
     engine = load_engine(*resolve(settings))
@@ -95,18 +96,18 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
         CheckpointError: there is no usable checkpoint.
         MissingExtraError: Ray is not installed.
     """
-    settings, checkpoint = resolve(for_workers(settings))
+    resolved, checkpoint = resolve(for_workers(settings))
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
     if not paths:
         raise ConfigError("nothing to measure: the inputs contain no videos; check the paths")
-    one = _judge_on_cluster(paths, settings.model_copy(update={"max_workers": 1}), checkpoint)
-    own = settings.model_copy(update={"threads": one["threads"]})
+    one = _judge_on_cluster(paths, dataclasses.replace(resolved, max_workers=1), checkpoint)
+    own = dataclasses.replace(resolved, threads=one["threads"])
     engine = load_engine(own, checkpoint)
     start_s = time.perf_counter()
     with closing(scan_videos(paths, engine)) as judged:
         deque(judged, maxlen=0)
     local_s = time.perf_counter() - start_s
-    every = _judge_on_cluster(paths, settings, checkpoint)
+    every = _judge_on_cluster(paths, resolved, checkpoint)
     return {
         "videos": len(paths),
         "device": settings.device,
@@ -123,7 +124,7 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
     }
 
 
-def _judge_on_cluster(paths: Sequence[str], settings: ScanSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+def _judge_on_cluster(paths: Sequence[str], settings: ResolvedSettings, checkpoint: Checkpoint) -> dict[str, Any]:
     start_s = time.perf_counter()
     with closing(Cluster(Job.of(settings, checkpoint, paths))) as cluster:
         num_workers = cluster.warm_up(len(paths))

@@ -19,7 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dfscan.config import ScanSettings
@@ -60,7 +60,7 @@ def for_workers(settings: ScanSettings) -> ScanSettings:
         MissingExtraError: Ray is not installed.
     """
     require("ray", "--on ray")
-    return settings.model_copy(update={"device": "cuda:0" if settings.gpus_per_worker else "cpu"})
+    return replace(settings, device="cuda:0" if settings.gpus_per_worker else "cpu")
 
 
 @dataclass(eq=False)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dfscan.config import ScanSettings
 from dfscan.detector.checkpoint import Checkpoint, read_card
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
 from dfscan.gpu import device_name
@@ -24,7 +23,7 @@ from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
 from dfscan.scan.ledger import from_json, to_json
 from dfscan.scan.pipeline import ScanListener, scan_videos
-from dfscan.scan.setup import load_engine
+from dfscan.scan.setup import ResolvedSettings, load_engine
 from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
@@ -41,7 +40,7 @@ log = logging.getLogger("dfscan")
 class Job:
     """What every worker needs; sent once to each node."""
 
-    settings: ScanSettings
+    settings: ResolvedSettings
     """Settings as from `setup.resolve`, with the device of a worker."""
     checkpoint: bytes
     """Content of the checkpoint file."""
@@ -53,7 +52,7 @@ class Job:
     """A file and its size, which every worker must see; None if all files are objects in a store."""
 
     @classmethod
-    def of(cls, settings: ScanSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Job:
+    def of(cls, settings: ResolvedSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Job:
         """Prepare the job of judging these files.
 
         Raises:
@@ -78,7 +77,7 @@ class Job:
             DfscanError: the engine cannot be loaded, or this machine does not see the same files.
         """
         self._check_files()
-        settings = self.settings.model_copy(update={"threads": threads})
+        settings = replace(self.settings, threads=threads)
         with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
             path = Path(folder) / self.checkpoint_name
             path.write_bytes(self.checkpoint)

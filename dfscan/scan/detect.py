@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 
 import cv2
 
+from dfscan.arrays import UInt8Image
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.batched import BatchedFaceDetector
-from dfscan.faces.crop import crop_face
+from dfscan.faces.crop import crop_aligned, crop_box, crop_face
 from dfscan.faces.descriptor import face_descriptor, scene_descriptor
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.keyframes import KeyframeDetector
@@ -76,11 +77,10 @@ class DetectStage(Protocol):
 
 
 class FaceCropper:
-    """Crops faces with the margin and size that the classifier needs."""
+    """Crops faces as the classifier needs them."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self._margin = preprocessing.crop_margin
-        self._size_px = preprocessing.input_size_px
+        self._preprocessing = preprocessing
 
     def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
         """Crop each face and compute its descriptor."""
@@ -102,7 +102,15 @@ class FaceCropper:
             shot=frame.shot,
             index_in_frame=index,
         )
-        return FaceCrop(face, crop_face(frame.pixels, detection.box_xyxy, margin=self._margin, size=self._size_px))
+        return FaceCrop(face, self._crop_pixels(frame, detection))
+
+    def _crop_pixels(self, frame: Frame, detection: Detection) -> UInt8Image:
+        settings = self._preprocessing
+        margin, size_px, interpolation = settings.crop_margin, settings.input_size_px, settings.interpolation
+        if settings.crop == "aligned":
+            return crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
+        crop = crop_box if settings.crop == "box" else crop_face
+        return crop(frame.pixels, detection.box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
 
 
 def detection_failure(error: Exception) -> Reason:

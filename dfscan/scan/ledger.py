@@ -357,15 +357,14 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "verdict": asdict(result.verdict),
         "info": asdict(result.info),
         "num_frames": result.num_frames,
-        "tracks": [_track_to_json(track) for track in result.tracks],
+        "tracks": [
+            {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
+            for track in result.tracks
+        ],
         "dumps": list(result.dumps),
         "facts": asdict(result.facts) if result.facts else None,
     }
     return document
-
-
-def _track_to_json(track: Track) -> dict[str, Any]:
-    return {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
 
 
 def _face_to_json(scored: FaceScore) -> dict[str, Any]:
@@ -394,7 +393,10 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         verdict=Verdict(**verdict),
         info=VideoInfo(**document["info"]),
         num_frames=document["num_frames"],
-        tracks=tuple(_track_from_json(track) for track in document["tracks"]),
+        tracks=tuple(
+            Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
+            for track in document["tracks"]
+        ),
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # absent from ledgers of 0.1
     )
@@ -402,10 +404,6 @@ def from_json(document: dict[str, Any]) -> VideoResult:
 
 def _path_from_json(encoded: str) -> str:
     return os.fsdecode(base64.b64decode(encoded))
-
-
-def _track_from_json(document: dict[str, Any]) -> Track:
-    return Track(document["track_id"], tuple(_face_from_json(face) for face in document["faces"]))
 
 
 def _face_from_json(document: dict[str, Any]) -> FaceScore:

@@ -203,7 +203,7 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
     Raises:
         ConfigError: an output collides; the message names both files.
     """
-    if settings.out.count("-") > 1:
+    if settings.reports.count("-") > 1:
         raise ConfigError("--out names standard output twice; name a file for the second report")
     by_place: dict[str, str] = {}
     named = named_files(settings)

@@ -7,20 +7,21 @@ highest-scoring faces of their video are kept longer.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
+from dfscan.arrays import UInt8Image
 from dfscan.detector import gradcam
 from dfscan.detector.card import SeenFiles
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
 from dfscan.faces.batched import BatchedFaceDetector
-from dfscan.faces.crop import crop_square_xyxy
+from dfscan.faces.crop import alignment, box_to_crop, crop_square_xyxy
 from dfscan.faces.detect import FaceDetector
-from dfscan.faces.track import link
+from dfscan.faces.track import link, with_dissolves
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.media.source import FileIdentity
@@ -41,7 +42,7 @@ from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.scan.video import ScoredCrop, VideoState
-from dfscan.types import FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Dissolve, Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 
 class ScanListener(Protocol):
@@ -264,7 +265,7 @@ class _Scan:
             info = ended.info or VideoInfo(size_bytes=video.identity.size_bytes if video.identity else None)
             return failed(video.path, failure, info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
-        tracks = _tracks(video.faces)
+        tracks = _tracks(video.faces, ended.dissolves)
         seen, sampling = self._engine.seen, self._engine.sampling
         damage, crowd = _damage(ended, sampling), self._left_out(video)
         is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
@@ -333,7 +334,7 @@ class _Scan:
             return ()
         best = video.best_first()
         with self._timings.stage("explain", count=len(best)):
-            explanations = [_explanation(*face, self._engine.preprocessing.crop_margin) for face in best]
+            explanations = [_explanation(*face, self._engine.preprocessing) for face in best]
             return tuple(self._dumps.write(video.path, explanations))
 
 
@@ -378,23 +379,35 @@ def _skipped_streams(ended: Ended) -> Reason:
     return Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
 
 
-def _tracks(scored: list[FaceScore]) -> tuple[Track, ...]:
+def _tracks(scored: list[FaceScore], dissolves: Sequence[Dissolve]) -> tuple[Track, ...]:
     """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
     by_key = {score.face.key: score for score in scored}
-    streams = sorted({face.face.stream for face in scored})
-    linked = [track for stream in streams for track in link([s.face for s in scored if s.face.stream == stream])]
+    faces = [with_dissolves(score.face, dissolves) for score in scored]
+    streams = sorted({face.stream for face in faces})
+    linked = [track for stream in streams for track in link([face for face in faces if face.stream == stream])]
     return tuple(Track(i, tuple(by_key[face.key] for face in faces)) for i, faces in enumerate(linked))
 
 
-def _explanation(score: FaceScore, scored: ScoredCrop, margin: float) -> FaceExplanation:
+def _explanation(score: FaceScore, scored: ScoredCrop, preprocessing: Preprocessing) -> FaceExplanation:
     face, pixels = score.face, scored.crop.pixels
-    assert scored.frame is not None
-    square = crop_square_xyxy(face.box_xyxy, margin=margin)
     x1, y1, x2, y2 = (float(edge) for edge in face.box_xyxy)
     row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_number}
     return FaceExplanation(
         face=pixels,
         heat_map=gradcam.overlay(pixels, gradcam.heat_map(scored.cam, pixels.shape[0])),
-        frame=gradcam.overlay_on_frame(scored.frame.pixels, scored.cam, square),
+        frame=_overlay_on_frame(face, scored, preprocessing),
         row={**row, "x1": x1, "y1": y1, "x2": x2, "y2": y2},
     )
+
+
+def _overlay_on_frame(face: Face, scored: ScoredCrop, preprocessing: Preprocessing) -> UInt8Image:
+    assert scored.frame is not None
+    pixels, margin, size_px = scored.frame.pixels, preprocessing.crop_margin, preprocessing.input_size_px
+    if preprocessing.crop == "square":
+        return gradcam.overlay_on_frame(pixels, scored.cam, crop_square_xyxy(face.box_xyxy, margin=margin))
+    if preprocessing.crop == "aligned":
+        to_crop = alignment(face.landmarks, margin=margin, size=size_px)
+    else:
+        height_px, width_px = pixels.shape[:2]
+        to_crop = box_to_crop(face.box_xyxy, margin=margin, width_px=width_px, height_px=height_px, size=size_px)
+    return gradcam.overlay_on_part(pixels, scored.cam, to_crop, size_px)

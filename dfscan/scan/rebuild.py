@@ -21,7 +21,7 @@ from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
 from dfscan.text import report_order
-from dfscan.types import Picture, VideoResult
+from dfscan.types import Picture
 
 Known = tuple[LedgerEntry, LedgerReader]
 
@@ -65,7 +65,9 @@ def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Pa
         for entry, ledger in known:
             result = ledger.result(entry)
             labels[result.verdict.label] += 1
-            _append(reports, result, entry.recipe)
+            recipe = entry.recipe
+            dumps_dir = recipe.settings.get("explain")
+            reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
 
         def pictures(video: PageVideo) -> list[Picture]:
             # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
@@ -96,11 +98,6 @@ def _file(entry: LedgerEntry) -> tuple[int, int, str]:
     return size_bytes, mtime_ns, entry.sha256
 
 
-def _append(reports: Reports, result: VideoResult, recipe: Recipe) -> None:
-    dumps_dir = recipe.settings.get("explain")
-    reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
-
-
 def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
     by_sha256: dict[str, dict[str, Any]] = {}
     for ledger in dict.fromkeys(ledger for _, ledger in known):
@@ -113,7 +110,7 @@ def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
 def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:
     named = [Path(name) for name in settings.out_files]
     named += [path for path in (settings.frames_out, settings.html) if path]
-    if settings.out.count("-") > 1:
+    if settings.reports.count("-") > 1:
         raise ConfigError("--out names standard output twice; name a file for the second report")
     places = [os.path.realpath(path) for path in [*ledgers, *named]]
     for place, path in zip(places[len(ledgers) :], named, strict=True):

@@ -30,7 +30,7 @@ from dfscan.scan.cluster_worker import Job
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
-from dfscan.scan.setup import load_engine, resolve, scan_recipe
+from dfscan.scan.setup import ResolvedSettings, load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
 from dfscan.text import display_path, report_order
 from dfscan.types import VERDICT_LABELS, Reason, VideoResult
@@ -152,9 +152,9 @@ def run_scan(
     refuse_overwriting(settings, discovery.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
-    settings, checkpoint = resolve(settings)
+    resolved, checkpoint = resolve(settings)
     device = settings.device if settings.on == "ray" else choose_device(settings.device)
-    recipe = scan_recipe(settings, checkpoint, device=device)
+    recipe = scan_recipe(resolved, checkpoint, device=device)
     summary = ScanSummary(checkpoint.card.seen, skipped=discovery.skipped, empty=empty)
     for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
@@ -167,7 +167,7 @@ def run_scan(
             known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
             paths = [path for path in discovery.paths if path not in known]
             with timings.stage("start"):
-                engine = _engine(settings, checkpoint, paths) if paths else None
+                engine = _engine(resolved, checkpoint, paths) if paths else None
             results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in results:
                 with timings.stage("write"):
@@ -175,7 +175,7 @@ def run_scan(
                 if listener:
                     listener.video_done(result)
             outputs.finish(summary.num_skipped)
-        outputs.write_meta(_metadata(started, settings, checkpoint, engine, summary))
+        outputs.write_meta(_metadata(started, resolved, checkpoint, engine, summary))
     if summary.num_seen:
         log.warning(
             "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
@@ -219,7 +219,7 @@ def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, list
     return known
 
 
-def _engine(settings: ScanSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Engine | Cluster:
+def _engine(settings: ResolvedSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Engine | Cluster:
     """Load the models here, or connect to the cluster that judges these files."""
     return Cluster(Job.of(settings, checkpoint, paths)) if settings.on == "ray" else load_engine(settings, checkpoint)
 
@@ -266,7 +266,7 @@ def _machines(engine: Engine | Cluster | None) -> dict[str, Any]:
 
 def _metadata(
     started: datetime,
-    settings: ScanSettings,
+    settings: ResolvedSettings,
     checkpoint: Checkpoint,
     engine: Engine | Cluster | None,
     summary: ScanSummary,
@@ -278,7 +278,7 @@ def _metadata(
         "ended_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "command_line": sys.argv,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.document(),
         **_machines(engine),
         "checkpoint": {
             "path": str(checkpoint.path),
@@ -301,13 +301,13 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
         ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
     discovery = discover([path])
-    settings, checkpoint = resolve(settings)
+    resolved, checkpoint = resolve(settings)
     for unopened, reason in discovery.problems.items():
         return failed(unopened, reason)
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
     dumps = DumpFolder(folder, suffix=settings.explain_format)
-    engine = load_engine(settings, checkpoint)
+    engine = load_engine(resolved, checkpoint)
     ((result, _),) = scan_videos(discovery.paths, engine, dumps=dumps, num_explained=settings.explain_top)
     dumps.write_index(result.dumps)
     return result

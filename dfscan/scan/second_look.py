@@ -44,12 +44,11 @@ class KeptFrames:
         if frame.index % self._every:
             return
         self.frames.append(frame)
-        while len(self.frames) > MAX_KEPT_FRAMES or (len(self.frames) > 1 and self._num_bytes() > MAX_KEPT_BYTES):
+        while len(self.frames) > MAX_KEPT_FRAMES or (
+            len(self.frames) > 1 and sum(frame.pixels.nbytes for frame in self.frames) > MAX_KEPT_BYTES
+        ):
             self._every *= 2
             self.frames = [frame for frame in self.frames if frame.index % self._every == 0]
-
-    def _num_bytes(self) -> int:
-        return sum(frame.pixels.nbytes for frame in self.frames)
 
 
 def turned(frame: Frame, turn_deg: int) -> Frame:

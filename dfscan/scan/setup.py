@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import dataclass, field
 
 from dfscan.config import ScanSettings
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
@@ -19,7 +20,7 @@ from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
-from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
+from dfscan.scan.verdict import TOO_WEAK, UNCALIBRATED, UNTRAINED, Rules
 from dfscan.types import Reason
 from dfscan.version import __version__
 
@@ -30,13 +31,27 @@ MAX_DEFAULT_THREADS = 8
 
 MAX_FOUND_FACES = 100
 """Maximum number of faces tracked per frame, so that the same `max_faces` people can be scored in every frame."""
-METHOD = 2
+METHOD = 3
 """Increment this when equal settings start to give different results; files in old ledgers are then rescanned."""
 
 log = logging.getLogger("dfscan")
 
 
-def resolve(settings: ScanSettings) -> tuple[ScanSettings, Checkpoint]:
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(ScanSettings):
+    """Scan settings completed by a checkpoint.
+
+    The threshold is None if too few validation videos support the checkpoint's own.
+    """
+
+    num_frames: int = field()
+    detection_threshold: float = field()
+    min_face_px: int = field()
+    max_faces: int = field()
+    min_faces: int = field()
+
+
+def resolve(settings: ScanSettings) -> tuple[ResolvedSettings, Checkpoint]:
     """Find the checkpoint and complete the settings with its own, as `load_engine` takes both.
 
     Raises:
@@ -61,30 +76,34 @@ def find_checkpoint(settings: ScanSettings) -> Checkpoint:
     return read_card(path)
 
 
-def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ScanSettings:
+def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ResolvedSettings:
     """Replace unset settings by the checkpoint's own, for which its thresholds are valid.
 
-    The threshold stays unset if too few validation videos support the checkpoint's own.
-
     Raises:
-        ConfigError: a threshold is set for an untrained checkpoint.
+        ConfigError: a threshold is set for a checkpoint that is untrained or not calibrated.
     """
     card = checkpoint.card
     if settings.threshold is not None and not card.calibration.trained:
         raise ConfigError(f"--threshold: {checkpoint.path} is untrained; its scores mean nothing at any threshold")
+    if settings.threshold is not None and not card.calibration.is_set:
+        raise ConfigError(
+            f"--threshold: {checkpoint.path} is not calibrated, so no threshold has a known error rate; calibrate it "
+            "with `dfscan calibrate`"
+        )
     if settings.max_frames is not None and settings.every is None:
         raise ConfigError("--max-frames works only with --every; without --every, use --num-frames")
     document = card.model_dump()
-    changed = changed_settings(settings.model_dump(), document)
-    if changed and card.calibration.trained:
+    changed = changed_settings(settings.document(), document)
+    if changed and card.calibration.is_set:
         log.warning("the checkpoint's error rates are valid only for its own settings; changed: %s", ", ".join(changed))
     own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
     if withheld(document, "fake"):
         own["threshold"] = None
-    return settings.model_copy(update={name: own[name] for name in own if getattr(settings, name) is None})
+    given = vars(settings)
+    return ResolvedSettings(**given | {name: own[name] for name in own if given[name] is None})
 
 
-def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
+def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
     """Load the models; take the arguments from `resolve`.
 
     Raises:
@@ -94,8 +113,6 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
     threads = settings.threads or default_threads()
     runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
     verify(runtime, checkpoint)
-    assert settings.num_frames and settings.detection_threshold is not None and settings.min_face_px
-    assert settings.max_faces and settings.min_faces
     detector = FaceDetector(
         threshold=settings.detection_threshold,
         min_face_px=settings.min_face_px,
@@ -122,19 +139,19 @@ def load_engine(settings: ScanSettings, checkpoint: Checkpoint) -> Engine:
     )
 
 
-def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
+def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
     """Return the verdict rules of a checkpoint, with the user's threshold and minimum number of faces, if set."""
     card = checkpoint.card
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
-    assert settings.min_faces
+    without = UNCALIBRATED if card.calibration.trained else UNTRAINED
     return Rules(
         fake_threshold=settings.threshold if card.calibration.trained else None,
         real_threshold=None if no_real else card.calibration.real_threshold,
         min_faces=settings.min_faces,
         prior_faces=card.aggregation.prior_faces,
         neutral_logit=card.aggregation.neutral_logit,
-        no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else UNTRAINED,
+        no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else without,
         no_real=f"real is withheld: {no_real}" if no_real else TOO_WEAK,
     )
 
@@ -160,7 +177,7 @@ def limit_threads() -> None:
 
 
 NOT_IN_RECIPE = frozenset(
-    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb "
+    "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb webvtt "
     "keep_pictures shard excel delimiter ledger resume verify on max_workers gpus_per_worker workers trust_list "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file".split()
 )
@@ -179,7 +196,7 @@ def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) 
         version=__version__,
         device_kind=device.partition(":")[0],
         settings={
-            **settings.model_dump(mode="json", exclude=set(NOT_IN_RECIPE)),
+            **{name: value for name, value in settings.document().items() if name not in NOT_IN_RECIPE},
             "trust_list_sha256": trust_list_sha256(settings.trust_list),
         },
         method=METHOD,

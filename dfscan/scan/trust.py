@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import ssl
@@ -26,7 +27,7 @@ def with_provenance(settings: ScanSettings) -> ScanSettings:
     if settings.provenance or settings.trust_list:
         require("provenance", "--provenance" if settings.provenance else "--trust-list")
     reads = is_installed("provenance") if settings.provenance is None else settings.provenance
-    return settings.model_copy(update={"provenance": reads})
+    return dataclasses.replace(settings, provenance=reads)
 
 
 def read_trust_list(path: Path | None) -> str:

@@ -15,6 +15,7 @@ from dfscan.detector.card import Use
 from dfscan.types import Reason, Track, Verdict, VerdictLabel, sigmoid
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
+UNCALIBRATED = Reason("uncalibrated", "the checkpoint has no thresholds; set them with `dfscan calibrate`")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
 
 
@@ -80,7 +81,11 @@ def decide(
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
-    label, reason = _label(score, rules) if qualified else ("inconclusive", _too_few(tracks, rules))
+    label, reason = _label(score, rules)
+    if not qualified:
+        max_faces = max(len(track.faces) for track in tracks)
+        text = f"at most {max_faces} of one person where {rules.min_faces} are needed"
+        label, reason = "inconclusive", Reason("too_few_faces", text)
     if is_picture:
         label, reason = "inconclusive", SINGLE_FRAME
     if label == "real" and limits:
@@ -114,11 +119,4 @@ def _label(score: float, rules: Rules) -> tuple[VerdictLabel, Reason | None]:
         return "inconclusive", rules.no_fake
     if real_threshold is None:
         return "inconclusive", Reason("below_threshold", f"not enough for fake; {rules.no_real}")
-    if real_threshold >= fake_threshold:  # crossed: no inconclusive band, `fake_threshold` decides alone
-        return "real", None
     return "inconclusive", Reason("between_thresholds", f"above {real_threshold:.6f}, the limit for real")
-
-
-def _too_few(tracks: Sequence[Track], rules: Rules) -> Reason:
-    max_faces = max(len(track.faces) for track in tracks)
-    return Reason("too_few_faces", f"at most {max_faces} of one person where {rules.min_faces} are needed")

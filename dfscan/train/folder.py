@@ -40,15 +40,21 @@ class RunFolder:
         self._metrics_path = path / "metrics.jsonl"
         self._tensorboard: Any = None
 
+    def refuse_earlier_run(self) -> None:
+        """Check that a new run may use the folder.
+
+        Raises:
+            ConfigError: it already holds a run.
+        """
+        if self._metrics_path.exists() or self.state_path.exists():
+            raise ConfigError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
+
     def create(self) -> None:
         """Create the folder for a new run.
 
         Raises:
-            ConfigError: it already holds a run.
             OutputError: it cannot be created.
         """
-        if self._metrics_path.exists() or self.state_path.exists():
-            raise ConfigError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
         make_folder(self.path, remedy="Choose another --out.")
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:

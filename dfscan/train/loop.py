@@ -122,10 +122,11 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """Optimiser steps of all epochs."""
-        return sum(self._steps_of(num_batches) for num_batches in self._plans.values())
-
-    def _steps_of(self, num_batches: int) -> int:
-        return num_steps(num_batches, grad_accumulation=self._settings.grad_accumulation, world_size=self._dist.size)
+        size = self._dist.size
+        return sum(
+            num_steps(num_batches, grad_accumulation=self._settings.grad_accumulation, world_size=size)
+            for num_batches in self._plans.values()
+        )
 
     def _plan(self, epoch: int) -> list[Batch]:
         settings = self._settings
@@ -163,7 +164,8 @@ class Trainer:
 
         settings = self._settings
         epochs = itertools.count(settings.epochs)  # augmentations differ from those of the run's epochs
-        batches = list(itertools.islice(_endless(self._plan, epochs), settings.match_faces // settings.batch_size))
+        endless = itertools.chain.from_iterable(map(self._plan, epochs))
+        batches = list(itertools.islice(endless, settings.match_faces // settings.batch_size))
         match_features(
             self.network,
             load_lite(lite),
@@ -274,7 +276,8 @@ class Trainer:
     def _seed(self, number: int) -> None:
         """Seed dropout with the batch's position in the run, independently of the process that computes it."""
         place = number * self._dist.size + self._dist.rank
-        torch.manual_seed(_mixed(self._settings.seed, self.progress.epoch, place))
+        mixed = np.random.SeedSequence((self._settings.seed, self.progress.epoch, place))
+        torch.manual_seed(int(mixed.generate_state(1)[0]))
 
     def _unsynced(self, is_last: bool) -> AbstractContextManager[Any]:
         if is_last or not isinstance(self._model, DistributedDataParallel):
@@ -351,12 +354,9 @@ class Trainer:
         if self._dist.is_main:
             folder.append(row)
             if is_best:
-                self._save_best(folder)
+                folder.save_best(self._evaluated, self._card, fp16=self._settings.fp16)
         self._save(folder)
         listener.epoch_done(row, is_best)
-
-    def _save_best(self, folder: RunFolder) -> None:
-        folder.save_best(self._evaluated, self._card, fp16=self._settings.fp16)
 
     def _validate(self) -> dict[str, float]:
         self._dist.broadcast_buffers(self._evaluated)
@@ -432,16 +432,6 @@ def _windows(batches: Iterator[tuple[int, Faces]], grad_accumulation: int) -> It
     """Yield windows of `grad_accumulation` batches; the last one may be shorter."""
     while window := list(itertools.islice(batches, grad_accumulation)):
         yield window
-
-
-def _endless(plan: Callable[[int], list[Batch]], epochs: Iterable[int]) -> Iterator[Batch]:
-    """Yield the batches of one epoch after the other."""
-    return itertools.chain.from_iterable(map(plan, epochs))
-
-
-def _mixed(*numbers: int) -> int:
-    """Combine several numbers into one seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def chosen_precision(name: str, device: torch.device) -> str:

@@ -53,11 +53,12 @@ def match_features(
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     optimizer = AdamW(network.backbone.parameters(), lr=MATCH_LEARNING_RATE)
     schedule = OneCycleLR(optimizer, MATCH_LEARNING_RATE, total_steps=max(num_batches, 3), cycle_momentum=False)
+    of_teacher = Preprocessing(mean=(LITE_MEAN,) * 3, std=(LITE_STD,) * 3)
     network.train()
     for number, faces in enumerate(batches, 1):
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             with torch.no_grad():
-                wanted = _features(teacher, _shifted(_as_teacher_sees(faces, device)))
+                wanted = _features(teacher, _shifted(normalised(faces, of_teacher, device)))
             features = _features(network.backbone, normalised(faces, Preprocessing(), device))
         # A wider last layer starts with repeated channels, so only the first ones are compared.
         features = features.float()[:, : wanted.shape[1]] / SHARPNESS
@@ -73,10 +74,6 @@ def match_features(
 def _features(network: Any, x: Tensor) -> Tensor:
     features: Tensor = network.forward_features(x)
     return features
-
-
-def _as_teacher_sees(faces: Faces, device: torch.device) -> Tensor:
-    return normalised(faces, Preprocessing(mean=(LITE_MEAN,) * 3, std=(LITE_STD,) * 3), device)
 
 
 def _shifted(x: Tensor) -> Tensor:

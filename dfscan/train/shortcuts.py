@@ -100,7 +100,12 @@ def check_made_fakes(
     reconstructed = _reconstructions(all_samples, settings)
     reals = np.array([i for i, sample in enumerate(samples) if sample.label == "real"], np.intp)
     chosen = np.random.default_rng(settings.seed).permutation(reals)[:num_faces].tolist()
-    _check_groups([samples[index].group for index in chosen])
+    num_groups = len({samples[index].group for index in chosen})
+    if num_groups < NUM_PARTS:
+        raise DataError(
+            f"the real training faces come from {num_groups} groups, but the check needs {NUM_PARTS}: prepare faces of "
+            "more people"
+        )
     tables = []
     for epoch, kind in enumerate(settings.kinds):
         tell(f"checking {len(chosen)} real faces and their {kind} forgeries")
@@ -236,17 +241,14 @@ class _Table:
 
 
 def _table(seen: Iterable[tuple[Sample, Sequence[View]]]) -> _Table:
-    rows = [
-        (trivial_features(view.pixels, face_px=_face_px(sample)), view.is_fake, sample.group, sample.source)
-        for sample, views in seen
-        for view in views
-    ]
-    features, is_fake, groups, sources = zip(*rows, strict=True)
-    return _Table(np.stack(features), np.array(is_fake, np.bool_), np.array(groups), np.array(sources))
-
-
-def _face_px(sample: Sample) -> float:
-    return float((sample.box_xyxy[2:] - sample.box_xyxy[:2]).max())
+    rows = []
+    for sample, views in seen:
+        face_px = float((sample.box_xyxy[2:] - sample.box_xyxy[:2]).max())
+        for view in views:
+            features = trivial_features(view.pixels, face_px=face_px)
+            rows.append((features, view.is_fake, sample.group, sample.source))
+    all_features, is_fake, groups, sources = zip(*rows, strict=True)
+    return _Table(np.stack(all_features), np.array(is_fake, np.bool_), np.array(groups), np.array(sources))
 
 
 def _regression() -> Any:
@@ -319,15 +321,7 @@ def _reconstructions(samples: Sequence[Sample], settings: TrainSettings) -> Path
     folder = reconstructions_in(samples, settings)
     if folder and not all(is_complete(folder, design, samples) for design in DESIGNS):
         raise DataError(
-            f"{folder}: reconstructed faces are missing; create them with `dfscan train --sheet sheet.png`, the same "
-            f"settings and --reconstructions {folder.parent}"
+            f"{folder}: reconstructed faces are missing; create them with `dfscan preview-training --out preview.png`, "
+            f"the same settings and --reconstructions {folder.parent}"
         )
     return folder
-
-
-def _check_groups(groups: Sequence[str]) -> None:
-    if len(set(groups)) < NUM_PARTS:
-        raise DataError(
-            f"the real training faces come from {len(set(groups))} groups, but the check needs {NUM_PARTS}: prepare "
-            "faces of more people"
-        )

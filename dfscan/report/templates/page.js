@@ -398,7 +398,7 @@
       Colours: facts.hdr === undefined ? null : "high dynamic range",
       Sampling: `${counted(facts.looked, "frame", "frames")} scanned`,
       Checkpoint: foreign("code", data.checkpoints[facts.checkpoint].label),
-      "LabelledResult by": make("bdi", {}, `dfscan ${facts.version}`),
+      "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
     return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Encoding", "SHA-256"]));
@@ -437,9 +437,9 @@
     chart.append(draw("desc", { id: words }, inWords(video, facts)), ...span(facts, frame), ...axes(frame));
     facts.tracks.forEach((track, i) => chart.append(...trackShapes(track, i, frame)));
     const real = data.checkpoints[facts.checkpoint].real;
-    chart.append(...limit("fake", video.threshold, "fake threshold", -6, frame));
-    chart.append(...limit("real", real, "real threshold", real < 0.08 ? -6 : 14, frame));
-    return make("div", { class: "chart" }, chart);
+    chart.append(...limit("fake", video.threshold, frame), ...limit("real", real, frame));
+    const names = [...limitName("fake", video.threshold), ...limitName("real", real)];
+    return make("div", { class: "chart" }, chart, make("p", { class: "limits" }, ...names));
   }
 
   function axes({ left, right, bottom, end_s, x, y }) {
@@ -471,13 +471,15 @@
     ];
   }
 
-  function limit(kind, value, name, shift, { left, right, y }) {
+  function limit(kind, value, { left, right, y }) {
+    return value === null ? [] : [draw("path", { class: `limit ${kind}`, d: `M${left} ${y(value)}H${right}` })];
+  }
+
+  /** The name of a threshold, for below the chart: inside it, there is no place that no line can reach. */
+  function limitName(kind, value) {
     if (value === null) return [];
-    const place = { class: `limit-name ${kind}`, x: right - 4, y: y(value) + shift, "text-anchor": "end" };
-    return [
-      draw("path", { class: `limit ${kind}`, d: `M${left} ${y(value)}H${right}` }),
-      draw("text", place, `${name} ${score(value)}`),
-    ];
+    const line = icon("sample", 34, 12, draw("path", { class: `limit ${kind}`, d: "M0 6H34" }));
+    return [make("span", { class: `limit-name ${kind}` }, line, `${kind} threshold ${score(value)}`)];
   }
 
   function trackShapes(track, i, { x, y }) {

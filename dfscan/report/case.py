@@ -1,0 +1,144 @@
+"""Reports in CASE and UCO, the interchange format of digital forensics, as JSON-LD.
+
+Each video is a file, an analysis action by this tool, and the result of the action. If faces were scored, the result
+classifies the file as ``manipulated face``, with the score as its confidence; an untrained checkpoint classifies
+nothing. The verdict, the reason and all facts are statements of the result. Identifiers are derived from the content,
+so equal rows give equal bytes.
+https://caseontology.org/, UCO 1.4
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dfscan.report.schema import Column
+from dfscan.report.writers import ReportWriter, Sink, typed_cell
+
+UCO = "https://ontology.unifiedcyberontology.org/uco"
+CONTEXT = {
+    "action": f"{UCO}/action/",
+    "analysis": f"{UCO}/analysis/",
+    "core": f"{UCO}/core/",
+    "investigation": "https://ontology.caseontology.org/case/investigation/",
+    "observable": f"{UCO}/observable/",
+    "tool": f"{UCO}/tool/",
+    "types": f"{UCO}/types/",
+    "xsd": "http://www.w3.org/2001/XMLSchema#",
+}
+CLASS = "manipulated face"
+UNTRAINED = "untrained"
+"""Code of the reason of a video that an untrained checkpoint scored."""
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
+
+Node = dict[str, Any]
+
+
+class CaseWriter(ReportWriter):
+    """One JSON-LD document with a graph of all videos."""
+
+    def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
+        super().__init__(sink, columns)
+        self._tools: set[str] = set()
+        self._is_empty = True
+
+    def close(self) -> None:
+        """See `ReportWriter.close`."""
+        self._begin()
+        self._sink.write(b"\n]}\n")
+        self._sink.commit()
+
+    def _head(self) -> bytes:
+        return f'{{"@context": {json.dumps(CONTEXT)},\n"@graph": [\n'.encode()
+
+    def _line(self, row: Mapping[str, object]) -> str:
+        cells = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
+        nodes = [node for node in _nodes(cells) if node["@id"] not in self._tools]
+        self._tools |= {node["@id"] for node in nodes if node["@type"] == "tool:AnalyticTool"}
+        lines = ",\n".join(json.dumps(node, ensure_ascii=False, allow_nan=False) for node in nodes)
+        separator, self._is_empty = "" if self._is_empty else ",\n", False
+        return separator + lines
+
+
+def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
+    """Yield the tool, the file, the result and the action of one row."""
+    made_by = (cells["dfscan_version"], cells["checkpoint"])
+    about = (*made_by, cells["path"], cells["sha256"])
+    tool, file, result = _id("tool", made_by), _id("file", about[2:]), _id("result", about)
+    yield _known(
+        {
+            "@id": tool,
+            "@type": "tool:AnalyticTool",
+            "core:name": "dfscan",
+            "tool:version": cells["dfscan_version"],
+            "core:description": f"checkpoint {cells['checkpoint']}" if cells["checkpoint"] else None,
+        }
+    )
+    yield {"@id": file, "@type": "observable:File", "core:hasFacet": list(_file_facets(cells, about[2:]))}
+    yield _known(
+        {
+            "@id": result,
+            "@type": "analysis:AnalyticResult",
+            "core:statement": _statements(cells),
+            "core:hasFacet": _classification(cells, about),
+        }
+    )
+    yield {
+        "@id": _id("action", about),
+        "@type": "investigation:InvestigativeAction",
+        "core:name": "Examine a video for manipulated faces",
+        "action:instrument": {"@id": tool},
+        "action:object": {"@id": file},
+        "action:result": {"@id": result},
+    }
+
+
+def _file_facets(cells: Mapping[str, Any], about: tuple[object, ...]) -> Iterator[Node]:
+    yield _known(
+        {
+            "@id": _id("file facet", about),
+            "@type": "observable:FileFacet",
+            "observable:fileName": os.path.basename(cells["path"]),
+            "observable:filePath": cells["path"],
+            "observable:sizeInBytes": cells["size_bytes"],
+        }
+    )
+    if cells["sha256"]:
+        digest = {
+            "@id": _id("hash", about),
+            "@type": "types:Hash",
+            "types:hashMethod": "SHA256",
+            "types:hashValue": {"@type": "xsd:hexBinary", "@value": cells["sha256"]},
+        }
+        facet = {"@id": _id("content facet", about), "@type": "observable:ContentDataFacet", "observable:hash": digest}
+        yield facet
+
+
+def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node | None:
+    if cells["score"] is None or (cells["reason"] or "").startswith(f"{UNTRAINED}:"):
+        return None
+    classified = {
+        "@id": _id("classification", about),
+        "@type": "analysis:ArtifactClassification",
+        "analysis:class": CLASS,
+        "analysis:classificationConfidence": {"@type": "xsd:decimal", "@value": f"{cells['score']:.6f}"},
+    }
+    facet = "analysis:ArtifactClassificationResultFacet"
+    return {"@id": _id("classification facet", about), "@type": facet, "analysis:classification": classified}
+
+
+def _statements(cells: Mapping[str, Any]) -> list[str]:
+    """Return the cells that say something about the video, such as ``verdict: fake``."""
+    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version"}
+    return [f"{name}: {value}" for name, value in cells.items() if name not in left_out and value is not None]
+
+
+def _id(kind: str, parts: tuple[object, ...]) -> str:
+    return f"urn:uuid:{uuid.uuid5(NAMESPACE, json.dumps([kind, *parts]))}"
+
+
+def _known(node: Node) -> Node:
+    return {name: value for name, value in node.items() if value is not None}
