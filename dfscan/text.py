@@ -23,16 +23,12 @@ def printable(text: str) -> str:
 
 def display_path(path: str) -> str:
     """Return a printable path that names the same file and never starts like an option or a formula."""
-    return printable(path if path.startswith(("/", "./", "../")) else f"./{path}")
+    return printable(path if path.startswith(("/", "./", "../")) or is_url(path) else f"./{path}")
 
 
 def report_order(path: str) -> tuple[str, str]:
     """Return the sort key of a report row: the displayed path, then the path itself."""
     return display_path(path), path
-
-
-def _anchored(path: str) -> str:
-    return path if path.startswith(("/", "./", "../")) or is_url(path) else f"./{path}"
 
 
 def is_escaped(path: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from dfscan.errors import DfscanError
 from dfscan.media.source import FileIdentity
 from dfscan.scan.cluster_worker import Dumps, Job, Judge, Judged
-from dfscan.scan.pipeline import Listener
+from dfscan.scan.pipeline import ScanListener
 from dfscan.types import Verdict, VideoInfo, VideoResult
 
 IDENTITY = FileIdentity(1, 2, 3)
@@ -31,7 +31,7 @@ class StubJob(Job):
     notes: str = ""
     """Folder for notes about paths that were judged before."""
 
-    def open(self, threads: int, dumps: Dumps, listener: Listener) -> tuple[Judge, int]:
+    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[Judge, int]:
         self._check_files()
         logging.getLogger("dfscan").warning(WARNING)
         return self.judge, 2

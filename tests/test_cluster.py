@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfscan.config import ScanSettings
+from dfscan.config import ScanSettings, build_settings
 from dfscan.errors import ConfigError, DfscanError, MissingExtraError
 from dfscan.ray import ScanBatch
 from dfscan.scan.cluster import Cluster, for_workers
@@ -266,8 +266,8 @@ def test_a_stopped_scan_leaves_no_process_and_is_resumed_with_the_same_bytes(
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ScanSettings(**settings)
+    with pytest.raises(ConfigError, match=message):
+        build_settings(ScanSettings, settings)
 
 
 def test_a_bucket_is_read_by_the_workers(

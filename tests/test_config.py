@@ -85,7 +85,7 @@ def test_values_at_the_limit_are_accepted(name: str, value: Any) -> None:
 
 def test_a_bad_shard_is_explained_without_a_regular_expression() -> None:
     assert refusal(shard="1-4") == (
-        "shard: must be I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
+        "shard: must be auto or I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
     )
 
 
