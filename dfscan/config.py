@@ -11,6 +11,7 @@ This module imports pydantic only on use, because ``--help`` reads the tables.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT, EXPLAIN, VERDICT = "Input", "Output", "Explanation", "Verdict"
 SAMPLING, FACES, DETECTOR, PROVENANCE = "Sampling", "Faces", "Detector", "Provenance"
+CLUSTER = "Cluster"
 BEHAVIOUR = "Behaviour"
 
 FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
@@ -169,10 +171,29 @@ def _stream(value: object) -> object:
 
 
 def _part(value: object) -> object:
+    if value == "auto":
+        return _part_of_array(os.environ)
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value))
     if not found or int(found[1]) > int(found[2]):
-        raise ValueError("must be I/N with I from 1 to N, such as 1/4 for the first of four parts")
+        raise ValueError("must be auto or I/N with I from 1 to N, such as 1/4 for the first of four parts")
     return value
+
+
+def _part_of_array(environment: Mapping[str, str]) -> str:
+    """Return the part of this task of a SLURM job array, such as ``2/4`` for the task 6 of ``--array=5-8``."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    try:
+        task, first, count = (int(environment[name]) for name in names)
+    except (KeyError, ValueError):
+        raise ValueError(f"auto needs {', '.join(names)}: submit a job array with `sbatch --array`") from None
+    step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1") or "1")
+    part, rest = divmod(task - first, step)
+    if rest or not 0 <= part < count:
+        raise ValueError(
+            f"auto needs a job array without gaps, but task {task} of {count} starts from {first}: submit "
+            "`--array=0-N`, or give the part as I/N"
+        )
+    return f"{part + 1}/{count}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +222,8 @@ class ScanSettings(Settings):
     shard: str | None = setting(
         None,
         INPUT,
-        "Scan only the I-th of N parts of the inputs, to share the work among machines. The path as given determines "
-        "a file's part. `dfscan report` merges the ledgers.",
+        "Scan only the I-th of N parts of the inputs, to share the work among machines; auto takes the part from a "
+        "SLURM job array. The path as given determines a file's part. `dfscan report` merges the ledgers.",
         example="1/1",
         metavar="I/N",
         parse=_part,
@@ -364,6 +385,30 @@ class ScanSettings(Settings):
         example="trusted.pem",
     )
 
+    on: Literal["local", "ray"] = setting(
+        "local",
+        CLUSTER,
+        "Where to judge the videos: local, or ray for the cluster in RAY_ADDRESS (without it, a temporary one on this "
+        "machine).",
+        metavar="PLACE",
+    )
+    max_workers: int | None = setting(
+        None,
+        CLUSTER,
+        "With --on ray: maximum number of workers, each with --threads cores.",
+        default_text="as many as the cluster has room for",
+        example=16,
+        ge=1,
+    )
+    gpus_per_worker: float = setting(
+        0.0,
+        CLUSTER,
+        "With --on ray: GPUs of each worker; 0.5 lets two workers share one.",
+        default_text="0, which scans on CPUs",
+        metavar="GPUS",
+        ge=0,
+    )
+
     workers: int | None = setting(
         None,
         BEHAVIOUR,
@@ -398,6 +443,16 @@ class ScanSettings(Settings):
     log_file: Path | None = setting(
         None, BEHAVIOUR, "Append all messages, with UTC times, to this file.", example="dfscan.log"
     )
+
+    def problems(self) -> Iterator[str]:
+        """See `Settings.problems`."""
+        yield from super().problems()
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            yield f"--gpus-per-worker must be a fraction or a whole number, got {self.gpus_per_worker:g}"
+        if self.on == "ray" and self.device.startswith("cuda") and not self.gpus_per_worker:
+            yield f"--device {self.device} on Ray needs a share of a GPU: add --gpus-per-worker 1"
+        if self.device == "cpu" and self.gpus_per_worker:
+            yield "--device cpu and --gpus-per-worker exclude each other: give only one of them"
 
     @property
     def reports(self) -> tuple[str, ...]:

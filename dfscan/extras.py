@@ -7,11 +7,12 @@ from typing import Literal
 
 from dfscan.errors import MissingExtraError
 
-Extra = Literal["pandas", "provenance", "train"]
+Extra = Literal["pandas", "provenance", "ray", "train"]
 
 PACKAGES: dict[Extra, dict[str, str]] = {
     "pandas": {"pandas": "pandas"},
     "provenance": {"c2pa": "c2pa-python"},
+    "ray": {"ray": "ray"},
     "train": {
         "albumentations": "albumentations",
         "matplotlib": "matplotlib",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dfscan.objects import is_url
+
 # Controls (C0, DEL, C1), bidi controls, line and paragraph separators, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -21,7 +23,7 @@ def printable(text: str) -> str:
 
 def display_path(path: str) -> str:
     """Return a printable path that names the same file and never starts like an option or a formula."""
-    return printable(path if path.startswith(("/", "./", "../")) else f"./{path}")
+    return printable(path if path.startswith(("/", "./", "../")) or is_url(path) else f"./{path}")
 
 
 def report_order(path: str) -> tuple[str, str]:

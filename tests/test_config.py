@@ -55,6 +55,9 @@ def test_settings_are_frozen() -> None:
         ("quiet", "perhaps"),
         ("include", 3),
         *[("shard", value) for value in ("1-4", "0/4", "5/4", "1/0", "4", "1/4/2", "a/b", "1 / 4")],
+        ("on", "slurm"),
+        ("max_workers", 0),
+        ("gpus_per_worker", -0.5),
         ("delimiter", "|"),
     ],
 )
@@ -82,7 +85,7 @@ def test_values_at_the_limit_are_accepted(name: str, value: Any) -> None:
 
 def test_a_bad_shard_is_explained_without_a_regular_expression() -> None:
     assert refusal(shard="1-4") == (
-        "shard: must be I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
+        "shard: must be auto or I/N with I from 1 to N, such as 1/4 for the first of four parts, got '1-4'"
     )
 
 
@@ -180,3 +183,42 @@ def test_the_known_names_are_listed_only_once(tmp_path: Path) -> None:
         read_file(path, ScanSettings)
     assert str(caught.value).count("known names are") == 1
     assert "unknown setting 'aaaa', 'bbbb', 'tiemout' (did you mean 'timeout'?); known names are " in str(caught.value)
+
+
+def array(task: str, first: str, count: str, step: str = "") -> dict[str, str]:
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_STEP")
+    return {name: value for name, value in zip(names, (task, first, count, step), strict=True) if value}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (array("0", "0", "4"), "1/4"),
+        (array("3", "0", "4"), "4/4"),
+        (array("7", "5", "4", "1"), "3/4"),
+        (array("9", "5", "3", "2"), "3/3"),
+    ],
+)
+def test_a_task_of_a_job_array_takes_its_part(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert build_settings(ScanSettings, {"shard": "auto"}).shard == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "auto needs SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_MIN, SLURM_ARRAY_TASK_COUNT"),
+        (array("x", "0", "4"), "auto needs SLURM_ARRAY_TASK_ID"),
+        (array("7", "1", "3"), "a job array without gaps"),
+        (array("6", "5", "3", "2"), "a job array without gaps"),
+    ],
+)
+def test_a_part_that_is_not_clear_is_refused(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert message in refusal(shard="auto")

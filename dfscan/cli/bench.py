@@ -9,12 +9,12 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, start_logging
-from dfscan.config import DETECTOR, FACES, PROVENANCE, SAMPLING, ScanSettings
+from dfscan.config import CLUSTER, DETECTOR, FACES, PROVENANCE, SAMPLING, ScanSettings
 
 
 @guarded
 @options.with_settings(
-    "include exclude workers threads timeout max_memory sandbox", SAMPLING, FACES, DETECTOR, PROVENANCE
+    "include exclude workers threads timeout max_memory sandbox", SAMPLING, FACES, DETECTOR, PROVENANCE, CLUSTER
 )
 def bench(
     *,
@@ -26,20 +26,34 @@ def bench(
     """Measure time and memory for each stage of a scan.
 
     Runs a complete scan into a temporary folder. Then measures decoding alone and classification alone, as a lower
-    bound for the cost of a scan on this machine.
+    bound for the cost of a scan on this machine. With --on ray, compares a local scan with one worker of a Ray cluster
+    and with all its workers instead.
 
     Examples:
 
     \b
       dfscan bench ./videos
-      dfscan bench ./videos --json > bench.json
       dfscan bench ./videos --device cuda:1 --batch-size 64
+      dfscan bench ./videos --on ray --threads 1 --json > bench.json
     """
-    from dfscan.scan.bench import run_bench
+    from dfscan.scan.bench import run_bench, run_cluster_bench
 
     start_logging()
-    figures = run_bench(inputs, settings)
-    typer.echo(json.dumps(figures, indent=2) if as_json else "\n".join(_table(figures)))
+    figures = (run_cluster_bench if settings.on == "ray" else run_bench)(inputs, settings)
+    lines = _cluster_table(figures) if settings.on == "ray" else _table(figures)
+    typer.echo(json.dumps(figures, indent=2) if as_json else "\n".join(lines))
+
+
+def _cluster_table(figures: dict[str, Any]) -> list[str]:
+    num_videos, num_workers = figures["videos"], figures["workers"]
+    rows = (("this machine", "local_s"), ("1 worker", "one_worker_s"), (f"{num_workers} workers", "all_workers_s"))
+    lines = [f"{num_videos} videos, {figures['threads']} threads each, on {figures['device']}"]
+    lines += [f"{name:<14}{figures[key]:>10.2f} s" for name, key in rows]
+    overhead_ms = 1000 * figures["overhead_s_per_video"]
+    lines.append(f"overhead of a worker: {overhead_ms:.1f} ms per video ({figures['overhead']:+.1%})")
+    lines.append(f"efficiency of {num_workers} workers: {figures['efficiency']:.2f}")
+    lines.append(f"{figures['videos_per_hour']:.0f} videos per hour, after a start of {figures['start_s']:.0f} s")
+    return lines
 
 
 def _table(figures: dict[str, Any]) -> list[str]:

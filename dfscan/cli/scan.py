@@ -24,7 +24,9 @@ def scan(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Video files and folders; folders are searched recursively.", show_default=False, metavar="PATH"
+            help="Video files and folders, or their URLs: s3://, gs:// or abfss://. Folders are searched recursively.",
+            show_default=False,
+            metavar="PATH",
         ),
     ] = None,
     files_from: Annotated[

@@ -49,7 +49,7 @@ class JournalEntry:
     damage: str
     """Description of the part that could not be decoded; empty if everything could."""
     crops: list[CropRecord]
-    inode: int | None = None
+    inode: int | str | None = None
     """None, like `ctime_ns`, in journals from before it was recorded."""
     ctime_ns: int | None = None
 

@@ -1,4 +1,4 @@
-"""Find the files to scan: turn paths and lists of paths into one sorted list of regular files.
+"""Find the files to scan: turn paths, URLs and lists of them into one sorted list of regular files and objects.
 
 Only the standard library is imported, so that the command line starts fast. Only regular files are opened, because
 opening a FIFO named ``x.mp4`` would block forever.
@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
-from dfscan.errors import ConfigError
+from dfscan.errors import ConfigError, VideoError
 from dfscan.media.content import HEAD_BYTES, UTF_16_MARKS, is_animation, is_text, looks_like_video, picture_kind
 from dfscan.media.names import (
     DOWNLOAD_FOLDER_SUFFIX,
@@ -28,6 +28,7 @@ from dfscan.media.names import (
     is_unfinished,
     suffix_of,
 )
+from dfscan.objects import ask_all, find, is_url, kind_of, open_object, refuse_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,14 +44,14 @@ class Discovery:
     """
 
     paths: list[str]
-    """Regular files to open, in code-point order; bytes that are not UTF-8 are surrogate escapes."""
+    """Regular files and objects to open, in code-point order; bytes that are not UTF-8 are surrogate escapes."""
     problems: dict[str, Reason]
     """Paths that get an ``error`` row without being opened: ``not_found``, ``not_regular`` or ``unreadable``."""
     skipped: list[tuple[str, str]]
     """Paths without a row, each with its reason: ``not_video``, ``unfinished``, ``system_file``, ``system_folder``,
     ``excluded``, ``symlink``, ``not_regular``, ``unreadable`` or ``duplicate``."""
     empty: list[str]
-    """Input directories without any file for the report."""
+    """Input directories, and folders of object stores, without any file for the report."""
 
 
 def discover(
@@ -68,8 +69,12 @@ def discover(
     with a video suffix are scanned, and other files if their content is a video or an animation. Unfinished downloads
     and files of the operating system are skipped. System folders are skipped unless they are among the inputs.
 
+    The URL of an object, or of a bucket or folder in an object store, works like a file or directory, with two
+    exceptions. Objects with the suffix of another kind of file, such as a picture, are skipped without reading them.
+    And each object in a skipped folder is listed as skipped.
+
     Args:
-        inputs: files and directories from the command line; symbolic links among them are followed.
+        inputs: files, directories and URLs from the command line; symbolic links among them are followed.
         listed: entries of ``--files-from``; a missing one becomes a problem, not an exception.
         include: patterns (`fnmatch`, case-sensitive, ``*`` matches ``/``) for the base name or for the path relative to
             the given directory; if there are any, they replace the tests of suffix and content.
@@ -78,13 +83,24 @@ def discover(
         images: also scan pictures in directories: JPEG, PNG, WebP, HEIC and AVIF.
 
     Raises:
-        ConfigError: some `inputs` do not exist; the message names all of them.
+        ConfigError: some `inputs` do not exist; the message names all of them. Or a URL contains credentials, or one of
+            `inputs` cannot be reached.
     """
     named = [os.fsdecode(path) for path in inputs]
-    _require_existing(named)
+    others = [os.fsdecode(path) for path in listed]
+    refuse_credentials(filter(is_url, (*named, *others)))
+    _require_existing([path for path in named if not is_url(path)])
     search = _Search(tuple(include), tuple(exclude), follow_symlinks, images)
-    for path in (*named, *map(os.fsdecode, listed)):
-        search.add_named(path)
+    for path in named:
+        try:
+            search.add_named(path)
+        except VideoError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for path in others:
+        try:
+            search.add_named(path)
+        except VideoError as error:
+            search.add_problem(path, error.code, str(error))
     return search.result()
 
 
@@ -162,6 +178,10 @@ def _reason(code: str, text: str) -> Reason:
 
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
+    if is_url(path):
+        with open_object(path) as file:
+            yield file
+        return
     # The file may have been replaced by a FIFO since it was listed: neither wait for it nor read from it.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -204,12 +224,19 @@ class _Search:
     empty: list[str] = field(default_factory=list)
 
     def add_named(self, path: str) -> None:
+        """Add a file, or the files of a folder.
+
+        Raises:
+            VideoError: a URL cannot be examined.
+        """
+        if is_url(path):
+            return self._add_url(path)
         try:
             mode = os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            return self._add_problem(path, "not_found", "there is no such file; check the list it came from")
+            return self.add_problem(path, "not_found", "there is no such file; check the list it came from")
         except OSError as error:
-            return self._add_problem(path, "unreadable", f"it cannot be reached ({error.strerror})")
+            return self.add_problem(path, "unreadable", f"it cannot be reached ({error.strerror})")
         if stat.S_ISDIR(mode):
             num_before = len(self.rows)
             self._walk(path)
@@ -218,7 +245,7 @@ class _Search:
             return None
         if stat.S_ISREG(mode):
             return self.rows.append((path, _resolve(path), None))
-        self._add_problem(path, "not_regular", "a pipe, socket or device; only regular files are read")
+        self.add_problem(path, "not_regular", "a pipe, socket or device; only regular files are read")
 
     def result(self) -> Discovery:
         seen: set[str] = set()
@@ -234,8 +261,45 @@ class _Search:
             seen.add(resolved)
         return Discovery(paths, problems, sorted(self.skipped), self.empty)
 
-    def _add_problem(self, path: str, code: str, text: str) -> None:
+    def add_problem(self, path: str, code: str, text: str) -> None:
+        """Add a path that gets an ``error`` row."""
         self.rows.append((path, _resolve(path), _reason(code, text)))
+
+    def _add_url(self, url: str) -> None:
+        if kind_of(url) == "file":
+            return self.rows.append((url, url, None))
+        num_before = len(self.rows)
+        root = url.rstrip("/")
+        found = find(url)
+        reasons = ask_all(lambda path: self._why_not_object(path, root), found)
+        for path, reason in zip(found, reasons, strict=True):
+            if isinstance(reason, VideoError):
+                self.add_problem(path, reason.code, str(reason))
+            elif reason:
+                self.skipped.append((path, reason))
+            else:
+                self.rows.append((path, path, None))
+        if len(self.rows) == num_before:
+            self.empty.append(url)
+        return None
+
+    def _why_not_object(self, url: str, root: str) -> str | VideoError | None:
+        """Return the reason to skip an object, the error that prevents an answer, or None."""
+        relative = url.removeprefix(root).lstrip("/")
+        *folders, name = relative.split("/")
+        parents = ["/".join(folders[: i + 1]) for i in range(len(folders))]
+        if any(_matches(*each, self.exclude) for each in (*zip(folders, parents, strict=True), (name, relative))):
+            return "excluded"
+        if any(map(is_system_folder, folders)):
+            return "system_folder"
+        if any(suffix_of(folder) == DOWNLOAD_FOLDER_SUFFIX for folder in folders):
+            return "unfinished"
+        if not self.include and suffix_of(name) in OTHER_SUFFIXES:
+            return "not_video"
+        try:
+            return self._why_not(name, url, relative)
+        except VideoError as error:
+            return error
 
     def _walk(self, root: str) -> None:
         visited: set[tuple[int, int]] = set()
@@ -268,7 +332,7 @@ class _Search:
                     if self._judge(entry, real, entry.path.removeprefix(root).lstrip("/")):
                         yield entry.path, real
         except OSError as error:
-            self._add_problem(directory, "unreadable", f"the directory cannot be read ({error.strerror})")
+            self.add_problem(directory, "unreadable", f"the directory cannot be read ({error.strerror})")
 
     def _judge(self, entry: os.DirEntry[str], resolved: str, relative: str) -> bool:
         """Add or skip a file; return whether the entry is a directory to walk."""
@@ -290,7 +354,7 @@ class _Search:
             reason = self._why_not(entry.name, resolved, relative)
         except OSError as error:
             if self._is_picture_name(entry.name) or suffix_of(entry.name) not in OTHER_SUFFIXES:
-                return self._add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
+                return self.add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
             reason = "unreadable"  # its suffix is not a video's, so it is not worth an error in every nightly scan
         if reason:
             self.skipped.append((entry.path, reason))

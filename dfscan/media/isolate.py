@@ -31,7 +31,8 @@ from dfscan.config import ScanSettings
 from dfscan.errors import VideoError
 from dfscan.media import sandbox
 from dfscan.media.plan import Sampling
-from dfscan.media.source import open_source
+from dfscan.media.source import FileIdentity
+from dfscan.media.staging import Staging
 from dfscan.types import Dissolve, FileFacts, Frame, Reason, VideoInfo
 
 GRACE_S = 5.0
@@ -40,6 +41,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_PIXELS = 4 * 8192 * 4352
 """Pixels of the largest frame that is decoded, after its pixels were made square."""
 MAX_VIDEOS_PER_CHILD = 100
+STAGING_POLL_S = 0.05
+"""Time after which idle children ask again for an object that is being copied."""
 DEATH_S = 1.0
 """Time for a child that closed its socket to exit, so that the cause can be reported."""
 
@@ -54,6 +57,8 @@ class Opened:
     """A child is about to start a video; sent a second time if the first child failed and the video is retried."""
 
     path: str
+    identity: FileIdentity | None
+    """Identity of the file before it is opened; None if there is no such file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +114,7 @@ def decode_videos(
     """Decode videos in up to `num_workers` child processes and yield their events as they arrive.
 
     Args:
-        paths: the files; consumed one by one as children become free.
+        paths: files, consumed one by one as children become free, and URLs, consumed a few earlier to be copied.
         sampling: selects the frames of each video.
         num_workers: maximum number of children at the same time.
         limits: limits of each child.
@@ -123,35 +128,43 @@ def decode_videos(
     """
     for lack in sandbox.missing() if limits.sandbox else ():
         log.warning("%s; to accept this and decode without a sandbox, use --no-sandbox", lack)
-    queue = iter(paths)
     retried: set[str] = set()
     workers = [_Worker(sampling, limits, trust_list) for _ in range(num_workers)]
+    staging = Staging(paths, num_ahead=num_workers + 1)
     try:
         while True:
+            is_copying = False
             for worker in workers:
-                while worker.path is None and (path := next(queue, None)) is not None:
-                    yield from _begin(worker, path)
-            if not (busy := [worker for worker in workers if worker.path is not None]):
+                while worker.path is None and not is_copying and (path := next(staging, "")) != "":
+                    is_copying = path is None
+                    if path is not None:
+                        yield from _begin(worker, path, staging)
+            busy = [worker for worker in workers if worker.path is not None]
+            if not busy and not is_copying:
                 return
-            for worker in _ready(busy):
+            for worker in _ready(busy, STAGING_POLL_S if is_copying else math.inf):
                 event = worker.receive()
                 if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
                     log.debug("decoder: %s; retrying in a new process", event.failure)
                     retried.add(event.path)
-                    yield from _begin(worker, event.path, is_retry=True)
+                    yield from _begin(worker, event.path, staging, is_retry=True)
                 elif event is not None:
+                    if isinstance(event, Ended):
+                        staging.release(event.path)
                     yield event
     finally:
         for worker in workers:
             worker.kill()
+        staging.close()
 
 
-def _begin(worker: _Worker, path: str, *, is_retry: bool = False) -> Iterator[Event]:
+def _begin(worker: _Worker, path: str, staging: Staging, *, is_retry: bool = False) -> Iterator[Event]:
     """Pass a file to a child, unless it is empty or cannot be opened."""
-    yield Opened(path)
+    yield Opened(path, staging.identity(path))
     try:
-        descriptor = open_source(path)
+        descriptor = staging.open(path)
     except VideoError as error:
+        staging.release(path)
         info = VideoInfo(size_bytes=0, sha256=hashlib.sha256().hexdigest()) if error.code == "empty" else None
         yield Ended(path, info, Reason(error.code, str(error)))
         return
@@ -161,10 +174,11 @@ def _begin(worker: _Worker, path: str, *, is_retry: bool = False) -> Iterator[Ev
         os.close(descriptor)
 
 
-def _ready(busy: list[_Worker]) -> list[_Worker]:
-    """Wait until at least one child has sent a message or reached its deadline; return these children."""
-    soonest_s = min(worker.deadline_s for worker in busy)
-    ready = wait([worker.connection for worker in busy], timeout=max(0.0, soonest_s - time.monotonic()))
+def _ready(busy: list[_Worker], limit_s: float) -> list[_Worker]:
+    """Wait until at least one child has sent a message or reached its deadline; return these children, if any."""
+    soonest_s = min((worker.deadline_s for worker in busy), default=math.inf)
+    pause_s = min(limit_s, max(0.0, soonest_s - time.monotonic()))
+    ready = wait([worker.connection for worker in busy], timeout=pause_s)
     now_s = time.monotonic()
     return [worker for worker in busy if worker.connection in ready or worker.deadline_s <= now_s]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dfscan.errors import VideoError
+from dfscan.objects import ObjectInfo, ask_all, download, info_of, is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,29 +18,50 @@ class FileIdentity:
 
     size_bytes: int
     mtime_ns: int
-    inode: int
+    inode: int | str
+    """Inode number of a file; version of an object in a store."""
     ctime_ns: int = field(default=0, compare=False)
     """Changes with the content, but also with permissions, names and links, so it is not compared."""
 
     @classmethod
     def of(cls, path: str) -> FileIdentity | None:
-        """Return the identity of the file now at this path, or None if there is none."""
+        """Return the identity of the file now at this path or URL, or None if there is none or it is out of reach."""
+        if is_url(path):
+            try:
+                return cls.of_object(info_of(path))
+            except VideoError:
+                return None
         try:
-            status = os.stat(path)
+            found = os.stat(path)
         except (OSError, ValueError):  # a name with a NUL byte is a ValueError
             return None
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+
+    @classmethod
+    def of_object(cls, info: ObjectInfo) -> FileIdentity:
+        """Return the identity of an object in a store."""
+        return cls(info.size_bytes, info.mtime_ns, info.version)
+
+
+def identities(paths: Sequence[str]) -> Iterator[FileIdentity | None]:
+    """Yield the identity of each file, in order; several threads ask the stores about objects."""
+    if not any(map(is_url, paths)):
+        yield from map(FileIdentity.of, paths)
+        return
+    yield from ask_all(FileIdentity.of, paths)
 
 
 def open_source(path: str) -> int:
-    """Open a regular, non-empty file for reading.
+    """Open a regular, non-empty file for reading; an object in a store is copied first.
 
     Returns:
         A descriptor, which the caller must close.
 
     Raises:
-        VideoError: ``not_found``, ``unreadable``, ``not_regular`` or ``empty``.
+        VideoError: ``not_found``, ``unreadable``, ``not_regular`` or ``empty``; for an object see `objects.download`.
     """
+    if is_url(path):
+        return download(path)[0]
     try:
         _require_regular(os.stat(path).st_mode)  # opening a device can have side effects
         # The file may have been replaced by a FIFO since: neither wait for it nor read from it.
@@ -59,7 +82,7 @@ def open_source(path: str) -> int:
 
 
 def hash_file(path: str) -> str:
-    """Return the sha256 of a regular, non-empty file in lower-case hex.
+    """Return the sha256 of a regular, non-empty file, or of an object, in lower-case hex.
 
     Raises:
         VideoError: ``unreadable``, or see `open_source`.

@@ -76,6 +76,21 @@ class DumpFolder:
         """
         return [self._write(video_path, rank, explanation) for rank, explanation in enumerate(explanations, start=1)]
 
+    def store(self, name: str, data: bytes) -> None:
+        """Write one file.
+
+        Args:
+            name: its path relative to the folder, as in an index row.
+            data: its content.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = self._folder / name
+        make_folder(path.parent, remedy="Name another folder.")
+        with writing(path):
+            path.write_bytes(data)
+
     def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
         """Return True if every file of these index rows still exists."""
         files = (row[column.name] for row in rows for column in INDEX_COLUMNS if column.name.endswith("_file"))
@@ -93,12 +108,11 @@ class DumpFolder:
 
     def _write(self, video_path: str, rank: int, explanation: FaceExplanation) -> dict[str, Any]:
         name = video_folder(video_path)
-        make_folder(self._folder / name, remedy="Name another folder.")
         stem = f"{name}/{rank:02d}_{explanation.row['time_s']:.3f}s_score{explanation.row['score']:.3f}"
         pictures = {"face": explanation.face, "heat_map": explanation.heat_map, "frame": explanation.frame}
         files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
         for kind, pixels in pictures.items():
-            _write_picture(self._folder / files[f"{kind}_file"], pixels)
+            self.store(files[f"{kind}_file"], _encoded(files[f"{kind}_file"], pixels))
         return {"path": video_path, "rank": rank, **explanation.row, **files}
 
 
@@ -109,10 +123,10 @@ def video_folder(video_path: str) -> str:
     return f"{stem or 'video'}-{digest}"
 
 
-def _write_picture(path: Path, pixels: UInt8Image) -> None:
+def _encoded(name: str, pixels: UInt8Image) -> bytes:
+    """Encode an image by the suffix of its name."""
+    suffix = os.path.splitext(name)[1]
     try:
-        data = encode(pixels, path.suffix, quality=DUMP_JPEG_QUALITY if path.suffix == ".jpg" else None)
+        return encode(pixels, suffix, quality=DUMP_JPEG_QUALITY if suffix == ".jpg" else None)
     except ValueError as error:
-        raise OutputError(f"{path}: {error}; try the other --explain-format") from error
-    with writing(path):
-        path.write_bytes(data)
+        raise OutputError(f"{name}: {error}; try the other --explain-format") from error

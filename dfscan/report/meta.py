@@ -25,6 +25,8 @@ _DISTRIBUTIONS = {
     "timm": "timm",
     "facenet-pytorch": "facenet-pytorch",
     "c2pa": "c2pa-python",
+    "pyarrow": "pyarrow",
+    "ray": "ray",
 }
 
 

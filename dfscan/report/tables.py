@@ -11,13 +11,16 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfscan.errors import OutputError
 from dfscan.files import writing
 from dfscan.report.schema import DIGITS, Column
 from dfscan.report.writers import ReportWriter, Sink, typed_cell
 from dfscan.text import guard_formula, printable
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
 
 MAX_XLSX_ROWS = 1_048_575
 """Maximum number of rows that Excel opens, without the header."""
@@ -126,17 +129,22 @@ def _text(sheet: Any, text: str) -> Any:
     return cell
 
 
+def arrow_schema(columns: Sequence[Column]) -> Schema:
+    """Return the types of these columns in Parquet."""
+    import pyarrow
+
+    types = {"path": pyarrow.string(), "text": pyarrow.string(), "int": pyarrow.int64()}
+    return pyarrow.schema([(column.name, types.get(column.kind, pyarrow.float64())) for column in columns])
+
+
 class ParquetWriter(ReportWriter):
     """Apache Parquet: text, 64-bit integers and doubles, all nullable."""
 
     def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
-        import pyarrow
         import pyarrow.parquet
 
         super().__init__(sink, columns)
-        types = {"path": pyarrow.string(), "text": pyarrow.string(), "int": pyarrow.int64()}
-        fields = [(column.name, types.get(column.kind, pyarrow.float64())) for column in self._columns]
-        self._schema = pyarrow.schema(fields)
+        self._schema = arrow_schema(columns)
         self._packed = BytesIO()
         self._file = pyarrow.parquet.ParquetWriter(self._packed, self._schema)
         self._rows: list[dict[str, object]] = []

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 
 from dfscan.config import ScanSettings
+from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import Runtime
+from dfscan.errors import ConfigError
 from dfscan.media.discover import discover
 from dfscan.media.isolate import Ended, decode_videos
-from dfscan.scan.pipeline import Engine
+from dfscan.scan.cluster import Cluster, for_workers
+from dfscan.scan.cluster_worker import Job
+from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import run_scan
-from dfscan.scan.setup import load_engine, resolve
+from dfscan.scan.setup import ResolvedSettings, load_engine, resolve
 from dfscan.scan.timing import Timings
 
 STAGES = ("start", "open", "decode", "detect", "crop", "classify", "explain", "write")
@@ -77,6 +82,61 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         "floor": floor,
         "ratio_to_floor": cpu_s / floor["cpu_s"] if floor["cpu_s"] else None,
         "wall_ratio_to_floor": wall_s / floor["wall_s"] if floor["wall_s"] else None,
+    }
+
+
+def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
+    """Judge the same videos here, with one worker of a Ray cluster, and with all its workers.
+
+    Times are wall times from the first path to the last result, without the time in which models are loaded. Nothing is
+    written.
+
+    Raises:
+        ConfigError: an input or option is unusable, or the cluster cannot be reached.
+        CheckpointError: there is no usable checkpoint.
+        MissingExtraError: Ray is not installed.
+    """
+    resolved, checkpoint = resolve(for_workers(settings))
+    paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
+    if not paths:
+        raise ConfigError("nothing to measure: the inputs contain no videos; check the paths")
+    one = _judge_on_cluster(paths, dataclasses.replace(resolved, max_workers=1), checkpoint)
+    own = dataclasses.replace(resolved, threads=one["threads"])
+    engine = load_engine(own, checkpoint)
+    start_s = time.perf_counter()
+    with closing(scan_videos(paths, engine)) as judged:
+        deque(judged, maxlen=0)
+    local_s = time.perf_counter() - start_s
+    every = _judge_on_cluster(paths, resolved, checkpoint)
+    return {
+        "videos": len(paths),
+        "device": settings.device,
+        "threads": one["threads"],
+        "local_s": local_s,
+        "one_worker_s": one["wall_s"],
+        "workers": every["workers"],
+        "all_workers_s": every["wall_s"],
+        "start_s": every["start_s"],
+        "overhead_s_per_video": (one["wall_s"] - local_s) / len(paths),
+        "overhead": one["wall_s"] / local_s - 1,
+        "efficiency": one["wall_s"] / (every["workers"] * every["wall_s"]),
+        "videos_per_hour": len(paths) / every["wall_s"] * 3600,
+    }
+
+
+def _judge_on_cluster(paths: Sequence[str], settings: ResolvedSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+    start_s = time.perf_counter()
+    with closing(Cluster(Job.of(settings, checkpoint, paths))) as cluster:
+        num_workers = cluster.warm_up(len(paths))
+        ready_s = time.perf_counter()
+        with closing(cluster.results(paths)) as judged:
+            deque(judged, maxlen=0)
+        end_s = time.perf_counter()
+    return {
+        "workers": num_workers,
+        "threads": cluster.facts()["threads"],
+        "start_s": ready_s - start_s,
+        "wall_s": end_s - ready_s,
     }
 
 

@@ -1,8 +1,9 @@
 """The ledger: a SQLite file of results, from which every report is made.
 
-A row is keyed by the file's identity (absolute path, size, modification time, sha256) and by its recipe, and holds the
-whole result as JSON. The recipe is a hash of everything else that affects a result; the hashed document is stored too.
-Inode and change time are stored separately. They show when a file must be hashed before its result is reused.
+A row is keyed by the file's identity (absolute path or URL, size, modification time, sha256) and by its recipe, and
+holds the whole result as JSON. The recipe is a hash of everything else that affects a result; the hashed document is
+stored too. Inode and change time, or an object's version, are stored separately. They show when a file must be hashed
+before its result is reused.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
+from dfscan.objects import is_url
 from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
@@ -240,7 +242,7 @@ class LedgerEntry:
     recipe: Recipe
     """Recipe of the result."""
     key: tuple[bytes, int, int, str]
-    """Absolute path, size in bytes, modification time in ns, and digest of the recipe."""
+    """Absolute path or URL, size in bytes, modification time in ns, and digest of the recipe."""
     sha256: str
     """sha256 of the file; empty if it could not be hashed."""
     row: int
@@ -344,7 +346,7 @@ def _named(result: VideoResult, path: str) -> VideoResult:
 
 
 def _key(path: str) -> bytes:
-    return os.fsencode(os.path.abspath(path))
+    return os.fsencode(path if is_url(path) else os.path.abspath(path))
 
 
 def to_json(result: VideoResult) -> dict[str, Any]:

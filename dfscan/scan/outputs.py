@@ -24,7 +24,9 @@ from dfscan.scan.ledger import Ledger, Recipe
 from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
-MAY_PASS = frozenset("changed crashed internal no_decoder not_found sandbox timeout too_large unreadable".split())
+MAY_PASS = frozenset(
+    "changed crashed internal no_decoder no_space not_found sandbox timeout too_large unreadable worker_died".split()
+)
 """Codes of errors that may be temporary or depend on the machine or its limits; such files are always retried."""
 
 log = logging.getLogger("dfscan")
@@ -65,9 +67,8 @@ class Outputs:
             self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=recipe, card=card))
             self._stack = opened.pop_all()
 
-    def recall(self, path: str) -> VideoResult | None:
+    def recall(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
         """Return the result in the ledger, and write its row, if the file is unchanged and needs no retry."""
-        identity = FileIdentity.of(path)
         known = self._ledger.get(path, identity) if identity else None
         if identity is None or known is None or not self._is_final(known, identity):
             return None
@@ -89,9 +90,9 @@ class Outputs:
     def _is_same_file(self, known: VideoResult, identity: FileIdentity) -> bool:
         """Return True if the file still has the scanned content.
 
-        The file is hashed if its inode or change time differ, or if `verify` is set. Restoring, copying back, changing
-        permissions or remounting changes inode or change time, but not the content. Replacing a file by another one of
-        equal size and modification time changes all three.
+        The file is hashed if its inode or change time, or an object's version, differ, or if `verify` is set.
+        Restoring, copying back, changing permissions or remounting changes inode or change time, but not the content.
+        Replacing a file by another one of equal size and modification time changes all three.
         """
         if not self._settings.verify and self._ledger.has_stamp(known.path, identity):
             return True

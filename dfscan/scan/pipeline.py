@@ -25,6 +25,7 @@ from dfscan.faces.track import link, with_dissolves
 from dfscan.media.isolate import Decoded, Ended, Event, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.media.source import FileIdentity
+from dfscan.objects import is_url
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
 from dfscan.scan.classify import ScoreStage
@@ -182,7 +183,7 @@ class _Scan:
         if isinstance(event, Opened):
             self._videos[event.path] = VideoState(
                 event.path,
-                FileIdentity.of(event.path),
+                event.identity,
                 self._num_explained,
                 self._engine.rules.min_faces,
                 Crowd(self._engine.max_faces),
@@ -261,7 +262,8 @@ class _Scan:
         if failure is None and video.has_changed:
             failure = Reason("changed", "the file changed while it was read; scan it again")
         if failure is not None:
-            return failed(video.path, failure, ended.info, num_frames=video.num_frames, facts=ended.facts)
+            info = ended.info or VideoInfo(size_bytes=video.identity.size_bytes if video.identity else None)
+            return failed(video.path, failure, info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks = _tracks(video.faces, ended.dissolves)
         seen, sampling = self._engine.seen, self._engine.sampling
@@ -345,7 +347,7 @@ def failed(
     facts: FileFacts | None = None,
 ) -> VideoResult:
     """Return the result of a video that could not be judged."""
-    identity = FileIdentity.of(path)
+    identity = None if is_url(path) else FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
     return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames, facts=facts)
 

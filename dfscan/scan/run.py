@@ -9,7 +9,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,11 @@ from dfscan.detector.runtime import choose_device
 from dfscan.errors import ConfigError
 from dfscan.media.discover import Discovery, discover
 from dfscan.media.names import PICTURE_SUFFIXES, suffix_of
-from dfscan.media.source import FileIdentity
+from dfscan.media.source import FileIdentity, identities
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
+from dfscan.scan.cluster import Cluster, for_workers
+from dfscan.scan.cluster_worker import Job
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
@@ -133,6 +135,10 @@ def run_scan(
     """
     started = datetime.now(UTC)
     timings = timings or Timings()
+    if settings.on == "ray":
+        settings = for_workers(settings)
+    elif settings.max_workers or settings.gpus_per_worker:
+        log.warning("--max-workers and --gpus-per-worker have no effect without --on ray")
     discovery = discover(
         inputs,
         listed=listed,
@@ -147,7 +153,8 @@ def run_scan(
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
     resolved, checkpoint = resolve(settings)
-    recipe = scan_recipe(resolved, checkpoint, device=choose_device(settings.device))
+    device = settings.device if settings.on == "ray" else choose_device(settings.device)
+    recipe = scan_recipe(resolved, checkpoint, device=device)
     summary = ScanSummary(checkpoint.card.seen, skipped=discovery.skipped, empty=empty)
     for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
@@ -160,7 +167,7 @@ def run_scan(
             known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
             paths = [path for path in discovery.paths if path not in known]
             with timings.stage("start"):
-                engine = load_engine(resolved, checkpoint) if paths else None
+                engine = _engine(resolved, checkpoint, paths) if paths else None
             results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in results:
                 with timings.stage("write"):
@@ -202,8 +209,8 @@ def select_shard(discovery: Discovery, shard: str | None) -> Discovery:
 def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, listener: ScanListener | None) -> set[str]:
     """Take results from the ledger; return the paths for which there is one."""
     known = set()
-    for path in paths:
-        if result := outputs.recall(path):
+    for path, identity in zip(paths, identities(paths), strict=True):
+        if result := outputs.recall(path, identity):
             known.add(path)
             summary.num_known += 1
             summary.count(result, is_new=False)
@@ -212,35 +219,57 @@ def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, list
     return known
 
 
+def _engine(settings: ResolvedSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Engine | Cluster:
+    """Load the models here, or connect to the cluster that judges these files."""
+    return Cluster(Job.of(settings, checkpoint, paths)) if settings.on == "ray" else load_engine(settings, checkpoint)
+
+
 def _results(
     problems: Mapping[str, Reason],
     paths: Sequence[str],
-    engine: Engine | None,
+    engine: Engine | Cluster | None,
     dumps: DumpFolder | None,
     settings: ScanSettings,
     listener: ScanListener | None,
     timings: Timings,
 ) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
     """Yield the results of inputs that cannot be opened, then those of judged videos in order of completion."""
-    for path, reason in problems.items():
-        yield failed(path, reason), None
-    if engine is None:
-        return
-    results = scan_videos(
-        paths,
-        engine,
-        dumps=dumps,
-        num_explained=settings.explain_top,
-        keeps_pictures=settings.keeps_pictures,
-        listener=listener,
-        timings=timings,
-    )
-    with closing(results):
-        yield from results
+    with ExitStack() as stack:
+        if isinstance(engine, Cluster):
+            stack.enter_context(closing(engine))
+        for path, reason in problems.items():
+            yield failed(path, reason), None
+        if isinstance(engine, Cluster):
+            yield from engine.results(paths, dumps=dumps, listener=listener)
+        elif engine:
+            results = scan_videos(
+                paths,
+                engine,
+                dumps=dumps,
+                num_explained=settings.explain_top,
+                keeps_pictures=settings.keeps_pictures,
+                listener=listener,
+                timings=timings,
+            )
+            yield from stack.enter_context(closing(results))
+
+
+def _machines(engine: Engine | Cluster | None) -> dict[str, Any]:
+    if isinstance(engine, Cluster):
+        return {"cluster": engine.facts()}
+    runtime = engine.runtime if engine else None
+    return {
+        "device": runtime.device if runtime else None,
+        "mixed_precision": runtime.mixed_precision if runtime else None,
+    }
 
 
 def _metadata(
-    started: datetime, settings: ResolvedSettings, checkpoint: Checkpoint, engine: Engine | None, summary: ScanSummary
+    started: datetime,
+    settings: ResolvedSettings,
+    checkpoint: Checkpoint,
+    engine: Engine | Cluster | None,
+    summary: ScanSummary,
 ) -> dict[str, Any]:
     import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
@@ -250,8 +279,7 @@ def _metadata(
         "host": platform.node(),
         "command_line": sys.argv,
         "settings": settings.document(),
-        "device": engine.runtime.device if engine else None,
-        "mixed_precision": engine.runtime.mixed_precision if engine else None,
+        **_machines(engine),
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,

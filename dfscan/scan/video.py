@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dfscan.arrays import Float32Array
 from dfscan.media.isolate import Ended
 from dfscan.media.source import FileIdentity
+from dfscan.objects import is_url
 from dfscan.scan import second_look
 from dfscan.scan.crowd import Crowd
 from dfscan.scan.pictures import FacePictures
@@ -72,7 +73,8 @@ class VideoState:
     def end(self, ended: Ended) -> None:
         """Note that decoding has ended, and whether the file has changed meanwhile."""
         self.ended = ended
-        self.has_changed = self.identity != FileIdentity.of(self.path)
+        # Of an object in a store, one version was copied and decoded.
+        self.has_changed = not is_url(self.path) and self.identity != FileIdentity.of(self.path)
 
     def choose_faces(self, crops: Sequence[FaceCrop]) -> list[FaceCrop]:
         """Count the faces found in the next frame, and return those to score."""

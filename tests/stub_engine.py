@@ -1,0 +1,56 @@
+"""An engine for tests of the cluster: it opens no file, and does with a path what its name says.
+
+Workers import this module, so it imports little.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfscan.errors import DfscanError
+from dfscan.media.source import FileIdentity
+from dfscan.scan.cluster_worker import Dumps, Job, Judge, Judged
+from dfscan.scan.pipeline import ScanListener
+from dfscan.types import Verdict, VideoInfo, VideoResult
+
+IDENTITY = FileIdentity(1, 2, 3)
+WARNING = "a warning of each worker"
+
+
+@dataclass(frozen=True)
+class StubJob(Job):
+    """Every result names the node that it comes from as its codec."""
+
+    pause_s: float = 0.0
+    notes: str = ""
+    """Folder for notes about paths that were judged before."""
+
+    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[Judge, int]:
+        self._check_files()
+        logging.getLogger("dfscan").warning(WARNING)
+        return self.judge, 2
+
+    def judge(self, paths: Iterable[str]) -> Iterator[Judged]:
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        for path in paths:
+            time.sleep(self.pause_s)
+            if "poison" in path or ("kills-one" in path and self._is_first_time(path)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "raises-once" in path and self._is_first_time(path):
+                raise DfscanError("the device failed")
+            yield VideoResult(path, "ok", Verdict("no_face"), VideoInfo(1, codec=node_id)), IDENTITY
+
+    def _is_first_time(self, path: str) -> bool:
+        try:
+            (Path(self.notes) / path).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
