@@ -345,7 +345,8 @@ def test_a_typed_program_outside_the_package_passes_mypy(tmp_path: Path) -> None
 TRAIN_COMMANDS = {
     "prepare": ["x", "--out", "y"],
     "train": ["--data", "x", "--out", "y"],
-    "calibrate": ["x", "--checkpoint", "y", "--out", "z"],
+    "calibrate": ["x", "--out", "z"],
+    "calibrate-folds": ["x", "--checkpoint", "y", "--out", "z"],
     "evaluate": ["x", "--out", "y"],
     "shortcuts": ["--data", "x"],
 }

@@ -35,11 +35,13 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "scan",
     "report",
+    "compare",
     "explain",
     "prepare",
     "shortcuts",
     "train",
     "calibrate",
+    "calibrate-folds",
     "evaluate",
     "init-checkpoint",
     "info",
@@ -49,11 +51,13 @@ COMMANDS = (
 REQUIRED_ARGUMENTS = {
     "scan": ["."],
     "report": ["a.ledger"],
+    "compare": ["a.csv", "b.csv"],
     "explain": ["a.mp4", "--out", "dumps"],
     "prepare": [".", "--out", "dataset"],
     "shortcuts": [],
     "train": [],
-    "calibrate": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
+    "calibrate": [".", "--label", "real", "--out", "b.safetensors"],
+    "calibrate-folds": ["run", "--checkpoint", "a.safetensors", "--out", "b.safetensors"],
     "evaluate": [".", "--out", "evaluation"],
     "init-checkpoint": ["a.safetensors"],
     "info": [],
@@ -500,9 +504,9 @@ def test_help_has_three_examples(command: str) -> None:
     assert len(re.findall(r"^ +(?:dfscan|find)\b", examples, flags=re.MULTILINE)) == 3
 
 
-def test_the_examples_of_calibrate_use_existing_options() -> None:
-    examples = re.findall(r"^ +dfscan (.+)$", run("calibrate", "--help").stdout, flags=re.MULTILINE)
-    assert len(examples) == 4
+def test_the_examples_of_calibrate_folds_use_existing_options() -> None:
+    examples = re.findall(r"^ +dfscan (.+)$", run("calibrate-folds", "--help").stdout, flags=re.MULTILINE)
+    assert len(examples) == 3
     for example in examples:
         name, *arguments = shlex.split(example)
         with typer.main.get_group(app).commands[name].make_context(name, arguments) as context:

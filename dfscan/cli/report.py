@@ -9,6 +9,7 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.cli.options import VERDICT
 
 
 @guarded
@@ -22,6 +23,27 @@ def report(
             metavar="LEDGER",
         ),
     ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=VERDICT,
+            help="Judge all videos again with the thresholds and temperature of this checkpoint. It must have been "
+            "calibrated from the checkpoint of the scan.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    new_threshold: Annotated[  # not the setting `threshold`, which a file of --config may contain for scans
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            rich_help_panel=VERDICT,
+            help="Judge all videos again with this minimum score for the verdict fake.",
+            show_default=False,
+        ),
+    ] = None,
     out: options.Out = None,
     format: options.Format = None,
     frames_out: options.FramesOut = None,
@@ -35,13 +57,14 @@ def report(
     """Rebuild reports from ledgers, without scanning.
 
     The reports contain the latest result of every file in the ledgers. If several ledgers contain a file, the last
-    ledger on the command line counts. With --html alone, nothing is written to stdout.
+    ledger on the command line counts. With --html alone, nothing is written to stdout. With --calibration or
+    --threshold, the stored scores of faces give new verdicts; the ledgers stay as they are.
 
     Examples:
 
     \b
       dfscan report report.csv.ledger --html report.html
-      dfscan report machine1.ledger machine2.ledger --out all.xlsx
+      dfscan report report.csv.ledger --calibration lab.calibrated.safetensors --out again.csv
       dfscan report all-nights.ledger --format jsonl | jq -r .verdict
     """
     from dfscan.config import ScanSettings, build_settings
@@ -53,7 +76,7 @@ def report(
     if settings.html and not {"out", "format"} & set(given):
         settings = settings.model_copy(update={"out": ()})
     start_logging(is_quiet=settings.quiet)
-    labels = rebuild_reports(ledgers, settings)
+    labels = rebuild_reports(ledgers, settings, calibration=calibration, threshold=new_threshold)
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
         counts = ", ".join(f"{labels[label]} {label}" for label in VERDICT_LABELS)

@@ -19,7 +19,7 @@ from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
-from dfscan.scan.verdict import TOO_WEAK, UNTRAINED, Rules
+from dfscan.scan.verdict import GENUINE_ALONE, TOO_WEAK, UNTRAINED, Rules
 from dfscan.types import Reason
 from dfscan.version import __version__
 
@@ -127,6 +127,7 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
     card = checkpoint.card
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
+    without_real = GENUINE_ALONE if card.calibration.num_fake_videos == 0 else TOO_WEAK
     assert settings.min_faces
     return Rules(
         fake_threshold=settings.threshold if card.calibration.trained else None,
@@ -135,7 +136,7 @@ def rules_for(settings: ScanSettings, checkpoint: Checkpoint) -> Rules:
         prior_faces=card.aggregation.prior_faces,
         neutral_logit=card.aggregation.neutral_logit,
         no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else UNTRAINED,
-        no_real=f"real is withheld: {no_real}" if no_real else TOO_WEAK,
+        no_real=f"real is withheld: {no_real}" if no_real else without_real,
     )
 
 
