@@ -154,7 +154,9 @@ def _causes(old: Judged | None, new: Judged | None) -> tuple[str, ...]:
     if old is None or new is None:
         return ()
     causes = ["file"] if _is_other_file(old.row, new.row) else []
-    causes += [name for name in ("checkpoint", "threshold") if old.row[name] != new.row[name]]
+    causes += ["checkpoint"] if old.row["checkpoint"] != new.row["checkpoint"] else []
+    has_thresholds = "error" not in (old.row["verdict"], new.row["verdict"])
+    causes += ["threshold"] if has_thresholds and old.row["threshold"] != new.row["threshold"] else []
     if old.settings is not None and new.settings is not None:
         changed = sorted(name for name in CAUSES if old.settings.get(name) != new.settings.get(name))
         causes += [f"settings: {', '.join(changed)}"] if changed else []
@@ -230,7 +232,8 @@ def read_scan(path: Path) -> dict[str, Judged]:
         if kind not in ("csv", "jsonl"):
             raise DataError(f"{path}: a comparison reads ledgers, CSV and JSON Lines; give the ledger beside it")
         with path.open(newline="", encoding="utf-8-sig") as text:
-            rows = [_typed(path, row) for row in (_csv_rows(text) if kind == "csv" else map(json.loads, text))]
+            read = _csv_rows(path, text) if kind == "csv" else map(json.loads, text)
+            rows = [_rounded(_checked(path, row)) for row in read]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, csv.Error) as error:
@@ -250,12 +253,13 @@ def _read_ledger(path: Path) -> dict[str, Judged]:
     return files
 
 
-def _csv_rows(text: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, text: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a CSV report with commas, or with semicolons and decimal commas."""
     lines = iter(text)
     head = next(lines, "")
     delimiter = ";" if head.startswith(('"path";', "path;")) else ","
     names = next(csv.reader([head], delimiter=delimiter), [])
+    _checked(path, dict.fromkeys(names))
     for cells in csv.reader(lines, delimiter=delimiter):
         row: dict[str, Any] = {name: cell or None for name, cell in zip(names, cells, strict=True)}
         for name in ("score", "threshold", "size_bytes"):
@@ -264,12 +268,13 @@ def _csv_rows(text: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _typed(path: Path, row: object) -> dict[str, Any]:
+def _checked(path: Path, row: object) -> dict[str, Any]:
+    """Return the row if it has the columns of a report."""
     needed = {"path", *_COMPARED, "size_bytes", "dfscan_version"}
     if not isinstance(row, dict) or (missing := needed - row.keys()):
         lacking = f"; it lacks the columns {', '.join(sorted(missing))}" if isinstance(row, dict) else ""
         raise DataError(f"{path}: not a report of dfscan scan{lacking}")
-    return _rounded(row)
+    return row
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
