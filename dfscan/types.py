@@ -276,6 +276,22 @@ class Verdict:
     reason: Reason | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What `scan.verdict.decide` takes into account besides scores and thresholds; kept for judging a video again."""
+
+    damage: Reason | None = None
+    """Why only a part of the video was scanned."""
+    crowd: Reason | None = None
+    """Why some faces were not scored."""
+    is_picture: bool = False
+    """True for a picture that is an input of its own, see `ScanSettings.images`."""
+    used_for: Literal["training", "validation"] | None = None
+    """What the checkpoint used this file for."""
+    notes: tuple[Reason, ...] = ()
+    """Other remarks on the sampling of frames and the search for faces."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """A small picture for the report: a scored face, or a whole frame of a video in which no face was found."""
@@ -306,6 +322,8 @@ class VideoResult:
     """Index rows of the Grad-CAM dumps written for this video, see `report.dumps`."""
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
     """Faces of each track in order of time and heat maps by descending score; empty unless requested."""
+    remarks: Remarks | None = None
+    """None if nothing could be judged, and in ledgers of 0.1."""
     checkpoint: str | None = field(default=None, compare=False)
     """Short text that names the checkpoint; set by `dfscan.Scanner`. Ledgers keep it in their recipes."""
     dfscan_version: str | None = field(default=None, compare=False)

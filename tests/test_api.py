@@ -347,7 +347,8 @@ TRAIN_COMMANDS = {
     "train": ["--data", "x", "--out", "y"],
     "preview-training": ["--data", "x", "--out", "y"],
     "bench-training": ["--data", "x"],
-    "calibrate": ["x", "--checkpoint", "y", "--out", "z"],
+    "calibrate": ["x", "--out", "z"],
+    "calibrate-folds": ["x", "--checkpoint", "y", "--out", "z"],
     "evaluate": ["x", "--out", "y"],
     "shortcuts": ["--data", "x"],
 }

@@ -76,12 +76,14 @@ def test_a_checkpoint_is_calibrated_on_the_held_out_faces_of_all_runs(tmp_path: 
     assert runner.invoke(app, ["train", *FLAGS, *data, "--out", str(tmp_path / "all")]).exit_code == 0
     final, out = tmp_path / "all" / "best.safetensors", tmp_path / "final.safetensors"
     done = runner.invoke(
-        app, ["calibrate", str(tmp_path / "0"), str(tmp_path / "1"), "--checkpoint", str(final), "--out", str(out)]
+        app,
+        ["calibrate-folds", str(tmp_path / "0"), str(tmp_path / "1"), "--checkpoint", str(final), "--out", str(out)],
     )
     assert done.exit_code == 0, done.stderr
     assert "calibrated on 8 videos in 8 groups" in done.stderr
     card = read_card(out).card
     assert (card.calibration.num_real_videos, card.calibration.num_fake_videos) == (4, 4)
+    assert card.base_sha256 == read_card(final).sha256
     assert card.metrics is not None
     assert card.metrics[HELD_OUT]["num_videos"] == 8
     kinds = card.metrics[f"{HELD_OUT}, ROC AUC of videos by kind"]

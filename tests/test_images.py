@@ -15,6 +15,7 @@ from PIL import Image
 from dfscan.media.content import picture_kind
 from dfscan.media.discover import discover
 from dfscan.scan.verdict import Rules, decide
+from dfscan.types import Remarks
 from tests.heif import write_tiles
 from tests.pictures import astronaut
 from tests.test_cli import scan
@@ -83,14 +84,15 @@ def test_a_picture_in_tiles_is_an_error_with_its_remedy(tmp_path: Path) -> None:
 def test_no_rule_calls_a_picture_fake_or_real() -> None:
     rules = Rules(fake_threshold=0.9, real_threshold=0.1, min_faces=1, prior_faces=0, neutral_logit=0)
     for score in (0.999, 0.5, 0.001):
-        judged = decide([track(0, [score])], rules, is_picture=True)
+        judged = decide([track(0, [score])], rules, Remarks(is_picture=True))
         assert (judged.label, judged.threshold) == ("inconclusive", None)
         assert judged.reason is not None
         assert judged.reason.code == "single_frame"
         assert judged.score == pytest.approx(score)
         assert decide([track(0, [score])], rules).label != "inconclusive" or score == 0.5
-    assert decide([], rules, is_picture=True).label == "no_face"
-    assert decide([track(0, [0.5])], replace(rules, fake_threshold=None), is_picture=True).reason == judged.reason
+    assert decide([], rules, Remarks(is_picture=True)).label == "no_face"
+    untrained = replace(rules, fake_threshold=None)
+    assert decide([track(0, [0.5])], untrained, Remarks(is_picture=True)).reason == judged.reason
 
 
 def test_each_picture_gets_a_row_and_the_rows_of_videos_stay(clips: Path, trained: Path, tmp_path: Path) -> None:

@@ -18,7 +18,19 @@ import pytest
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
 from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
-from dfscan.types import Face, FaceScore, FileFacts, Picture, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import (
+    Face,
+    FaceScore,
+    FileFacts,
+    Picture,
+    Provenance,
+    Reason,
+    Remarks,
+    Track,
+    Verdict,
+    VideoInfo,
+    VideoResult,
+)
 
 
 def face(frame_index: int) -> FaceScore:
@@ -29,6 +41,7 @@ def face(frame_index: int) -> FaceScore:
 
 
 PROVENANCE = Provenance("invalid", "Signer, Org", "Editor 1", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
+DAMAGE = Reason("damaged", "cut off")
 FULL = VideoResult(
     path="clips/a.mp4",
     status="partial",
@@ -38,6 +51,7 @@ FULL = VideoResult(
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
     dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
     facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE, True),
+    remarks=Remarks(DAMAGE, Reason("too_many_faces", "12"), True, "validation", (Reason("few_frames", "3"), DAMAGE)),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
@@ -68,7 +82,7 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 
 
 def test_the_test_result_sets_every_field() -> None:
-    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, PROVENANCE):
+    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, PROVENANCE):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
             if field.compare:  # the others are kept beside the JSON: pictures in a table, the checkpoint in a recipe
                 assert getattr(value, field.name) != field.default, field.name

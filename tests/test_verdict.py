@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfscan.scan.verdict import Rules, decide, track_score
-from dfscan.types import Face, FaceScore, Reason, Track
+from dfscan.types import Face, FaceScore, Reason, Remarks, Track
 
 RULES = Rules(fake_threshold=0.8, real_threshold=0.3, min_faces=3, prior_faces=2.0, neutral_logit=0.0)
 NO_PRIOR = dataclasses.replace(RULES, prior_faces=0.0)
@@ -100,7 +100,7 @@ def test_thresholds_belong_to_their_labels(change: dict[str, float], label: str)
 def test_a_partial_or_hdr_video_may_be_fake_but_never_real(
     score: float, damage: Reason | None, is_hdr: bool, code: str
 ) -> None:
-    verdict = decide(tracks([(score, 5)]), NO_PRIOR, damage=damage, is_hdr=is_hdr)
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, Remarks(damage), is_hdr=is_hdr)
     assert verdict.label == ("fake" if score == 0.9 else "inconclusive")
     assert verdict.score == pytest.approx(score)
     assert verdict.reason is not None
@@ -110,9 +110,10 @@ def test_a_partial_or_hdr_video_may_be_fake_but_never_real(
 @pytest.mark.parametrize(("score", "label"), [(0.1, "real"), (0.9, "fake")])
 def test_a_note_is_added_and_changes_no_label(score: float, label: str) -> None:
     note = Reason("few_frames", "short")
-    verdict = decide(tracks([(score, 5)]), NO_PRIOR, notes=[note])
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, Remarks(notes=(note,)))
     assert (verdict.label, verdict.reason) == (label, note)
-    assert decide([], RULES, damage=DAMAGE, notes=[note]).reason == Reason("damaged", f"{DAMAGE.text}; {note}")
+    damaged = decide([], RULES, Remarks(DAMAGE, notes=(note,)))
+    assert damaged.reason == Reason("damaged", f"{DAMAGE.text}; {note}")
 
 
 CROWD = Reason("too_many_faces", "20 faces in one frame, of which 10 were not judged")
@@ -122,12 +123,12 @@ CROWD = Reason("too_many_faces", "20 faces in one frame, of which 10 were not ju
     ("score", "label", "code"), [(0.1, "inconclusive", "too_many_faces"), (0.9, "fake", "too_many_faces")]
 )
 def test_a_video_with_unscored_people_may_be_fake_but_never_real(score: float, label: str, code: str) -> None:
-    verdict = decide(tracks([(score, 5)]), NO_PRIOR, crowd=CROWD)
+    verdict = decide(tracks([(score, 5)]), NO_PRIOR, Remarks(crowd=CROWD))
     assert (verdict.label, verdict.reason and verdict.reason.code) == (label, code)
 
 
 def test_damage_is_reported_if_no_face_was_found() -> None:
-    assert decide([], RULES, damage=DAMAGE).reason == DAMAGE
+    assert decide([], RULES, Remarks(DAMAGE)).reason == DAMAGE
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_extreme_logits_stay_in_range() -> None:
 
 def test_joined_reasons_are_all_kept() -> None:
 
-    short = decide([track(0, [5.0])], RULES, damage=DAMAGE, is_hdr=True)
+    short = decide([track(0, [5.0])], RULES, Remarks(DAMAGE), is_hdr=True)
     assert short.reason is not None
     assert short.reason.code == "too_few_faces"
     assert "; damaged: cut off; hdr: " in short.reason.text
@@ -182,7 +183,7 @@ def test_joined_reasons_are_all_kept() -> None:
 def test_a_seen_video_keeps_its_label_and_has_a_note(
     logits: list[float], used_for: Literal["training", "validation"]
 ) -> None:
-    plain, seen = (decide([track(0, logits)], RULES, used_for=use) for use in (None, used_for))
+    plain, seen = (decide([track(0, logits)], RULES, Remarks(used_for=use)) for use in (None, used_for))
     assert (seen.label, seen.score) == (plain.label, plain.score)
     assert f"seen_in_{used_for}: the checkpoint was " in str(seen.reason)
     assert "seen" not in str(plain.reason)

@@ -10,6 +10,8 @@ import typer
 from dfscan.cli import (
     bench,
     calibrate,
+    calibrate_folds,
+    compare,
     evaluate,
     explain,
     export_onnx,
@@ -36,6 +38,7 @@ app = typer.Typer(
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
 app.command("schema", cls=SectionedCommand)(schema.schema)
+app.command("compare", cls=SectionedCommand)(compare.compare)
 app.command("explain", cls=SectionedCommand)(explain.explain)
 app.command("prepare", cls=SectionedCommand)(prepare.prepare)
 app.command("shortcuts", cls=SectionedCommand)(shortcuts.shortcuts)
@@ -43,6 +46,7 @@ app.command("train", cls=SectionedCommand)(train.train)
 app.command("preview-training", cls=SectionedCommand)(train.preview_training)
 app.command("bench-training", cls=SectionedCommand)(train.bench_training)
 app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
+app.command("calibrate-folds", cls=SectionedCommand)(calibrate_folds.calibrate_folds)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)

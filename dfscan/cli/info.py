@@ -13,7 +13,8 @@ from dfscan.config import ScanSettings
 from dfscan.errors import DfscanError
 
 if TYPE_CHECKING:
-    from dfscan.detector.card import CheckpointCard
+    from dfscan.dataset.manifest import TrueLabel
+    from dfscan.detector.card import Calibration, CheckpointCard
     from dfscan.detector.checkpoint import Checkpoint
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -124,32 +125,41 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
         **facts,
-        "calibration": _calibration(card),
+        "calibration": calibration_facts(card),
         "training": card.training,
         "seen files": _seen(card),
         "metrics": card.metrics,
     }
 
 
-def _calibration(card: CheckpointCard) -> dict[str, Any]:
-    from dfscan.detector.card import withheld
+def calibration_facts(card: CheckpointCard) -> dict[str, Any]:
+    """Return the calibration as text, by name: the temperature, and when each verdict is given."""
+    from dfscan.detector.card import own_limit, withheld
 
     of, document = card.calibration, card.model_dump()
     if not of.trained:
         return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
     if not of.is_set:
         return {"trained": "yes", "calibrated": "no: it has no thresholds, and its verdict is always inconclusive"}
-    called_fake = _stated(of.real_called_fake_rate, of.real_called_fake_interval, of.num_real_videos, "real")
-    called_real = _stated(of.fake_called_real_rate, of.fake_called_real_interval, of.num_fake_videos, "fake")
+    called_fake = _stated(of, of.real_called_fake_rate, of.real_called_fake_interval, "real")
+    called_real = _stated(of, of.fake_called_real_rate, of.fake_called_real_interval, "fake")
     return {
         "trained": "yes",
         "fake": "never"
         if of.fake_threshold is None
-        else f"score at least {of.fake_threshold:.6f}{called_fake}{_but(withheld(document, 'fake'))}",
-        "real": "never, the detector is too weak for this verdict"
+        else f"score at least {of.fake_threshold:.6f}{called_fake}{_also(own_limit(document, 'fake'))}"
+        f"{_but(withheld(document, 'fake'))}",
+        "real": _no_real(of)
         if of.real_threshold is None
-        else f"score at most {of.real_threshold:.6f}{called_real}{_but(withheld(document, 'real'))}",
+        else f"score at most {of.real_threshold:.6f}{called_real}{_also(own_limit(document, 'real'))}"
+        f"{_but(withheld(document, 'real'))}",
     }
+
+
+def _no_real(of: Calibration) -> str:
+    if of.num_fake_videos == 0:
+        return "never, it was calibrated on genuine videos alone"
+    return "never, the detector is too weak for this verdict"
 
 
 def _seen(card: CheckpointCard) -> str:
@@ -159,16 +169,25 @@ def _seen(card: CheckpointCard) -> str:
     return counts if card.seen.is_complete else f"{counts}; others are not recorded"
 
 
+def _also(limit: str | None) -> str:
+    return f"; {limit}" if limit else ""
+
+
 def _but(why: str | None) -> str:
     return f"; withheld: {why}" if why else ""
 
 
-def _stated(rate: float | None, interval: tuple[float, float] | None, num_videos: int | None, truth: str) -> str:
+def _stated(of: Calibration, rate: float | None, interval: tuple[float, float] | None, truth: TrueLabel) -> str:
     if rate is None:
         return ""
-    of = "" if num_videos is None else f"{num_videos} "
+    num_videos, num_groups = (
+        (of.num_real_videos, of.num_real_groups) if truth == "real" else (of.num_fake_videos, of.num_fake_groups)
+    )
+    counted = num_videos if num_groups is None else num_groups
+    unit = "videos" if counted == num_videos else "groups"
+    kind = f"{truth} {unit}" if of.own_footage else f"{truth} validation {unit}"
     vouched = "" if interval is None else f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
-    return f", met by {rate:.1%} of {of}{truth} validation videos{vouched}"
+    return f", met by {rate:.1%} of {'' if counted is None else f'{counted} '}{kind}{vouched}"
 
 
 def _lines(document: dict[str, Any], indent: str = "") -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, say, start_logging
-from dfscan.config import ScanSettings
+from dfscan.config import VERDICT, ScanSettings
 
 
 @guarded
@@ -26,18 +26,40 @@ def report(
         ),
     ],
     settings: ScanSettings,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=VERDICT,
+            help="Judge all videos again with the thresholds and temperature of this checkpoint. It must have been "
+            "calibrated from the checkpoint of the scan.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    new_threshold: Annotated[  # not the setting `threshold`, which a file of --config may contain for scans
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            rich_help_panel=VERDICT,
+            help="Judge all videos again with this minimum score for the verdict fake.",
+            show_default=False,
+        ),
+    ] = None,
     config: options.Config = None,
 ) -> None:
     """Rebuild reports from ledgers, without scanning.
 
     The reports contain the latest result of every file in the ledgers. If several ledgers contain a file, the last
-    ledger on the command line counts. With --html alone, nothing is written to stdout.
+    ledger on the command line counts. With --html alone, nothing is written to stdout. With --calibration or
+    --threshold, the stored scores of faces give new verdicts; the ledgers stay as they are.
 
     Examples:
 
     \b
       dfscan report report.csv.ledger --html report.html
-      dfscan report machine1.ledger machine2.ledger --out all.xlsx
+      dfscan report report.csv.ledger --calibration lab.calibrated.safetensors --out again.csv
       dfscan report all-nights.ledger --format jsonl | jq -r .verdict
     """
     from dfscan.scan.rebuild import rebuild_reports
@@ -46,7 +68,7 @@ def report(
     if settings.html and settings.out is None and settings.format is None:
         settings = dataclasses.replace(settings, out=())
     start_logging(is_quiet=settings.quiet)
-    labels = rebuild_reports(ledgers, settings)
+    labels = rebuild_reports(ledgers, settings, calibration=calibration, threshold=new_threshold)
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
         counts = ", ".join(f"{labels[label]} {label}" for label in VERDICT_LABELS)

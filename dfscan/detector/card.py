@@ -78,6 +78,13 @@ class Calibration(_Section):
     """Number of real validation videos, from which `real_called_fake_rate` was measured."""
     num_fake_videos: int | None = Field(default=None, ge=0)
     """Number of fake validation videos, from which `fake_called_real_rate` was measured."""
+    own_footage: bool = False
+    """True if the thresholds were set on the user's own footage by ``dfscan calibrate``. The limits then hold with 95 %
+    confidence, and the rates and their intervals count groups instead of videos."""
+    num_real_groups: int | None = Field(default=None, ge=0)
+    """Number of groups of the real videos, if the rates count groups. It is called fake if one of its videos is."""
+    num_fake_groups: int | None = Field(default=None, ge=0)
+    """Number of groups of the fake videos, if the rates count groups."""
     max_real_called_fake: Rate | None = None
     """Upper limit on the rate of real videos at or above `fake_threshold`; see `withheld`."""
     max_fake_called_real: Rate | None = None
@@ -206,6 +213,9 @@ class CheckpointCard(_Section):
     metrics: dict[str, Any] | None = None
     """Measured metrics, by data set."""
     self_test: SelfTest = SelfTest()
+    base_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 digest of the checkpoint file that this one was calibrated from, with the same weights and settings; the
+    first one, if it was calibrated several times. None if the calibration is the first one."""
 
 
 OWN_SETTINGS: Final = {
@@ -250,11 +260,15 @@ class _Promise:
     """Limit for cards that do not state one."""
     name: str
     """Description of the rate, a format string for the limit."""
+    beyond: str
+    """Predicate of videos beyond the threshold."""
 
 
 _PROMISES: Final[Mapping[str, _Promise]] = {
-    "fake": _Promise("real", "real_called_fake", "max_fpr", 0.01, "a false positive rate of at most {}"),
-    "real": _Promise("fake", "fake_called_real", "max_fnr", 0.05, "calling at most {} of fakes real"),
+    "fake": _Promise("real", "real_called_fake", "max_fpr", 0.01, "a false positive rate of at most {}", "reach it"),
+    "real": _Promise(
+        "fake", "fake_called_real", "max_fnr", 0.05, "calling at most {} of fakes real", "are at or below it"
+    ),
 }
 
 
@@ -292,6 +306,29 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
     plural = "" if num_videos == 1 else "s"
     rate = promise.name.format(f"{100 * max_rate:g} %")
     return f"calibrated on {num_videos} {promise.truth} video{plural}; {rate} needs at least {num_needed}"
+
+
+def own_limit(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str | None:
+    """State what the threshold of a verdict guarantees, if it was set on the user's own footage.
+
+    Args:
+        card: the card as a JSON document.
+        verdict: the verdict of the threshold.
+
+    Returns:
+        A sentence without its full stop, or None if there is no such threshold.
+    """
+    calibration = card.get("calibration") or {}
+    if not calibration.get("own_footage") or calibration.get(f"{verdict}_threshold") is None:
+        return None
+    promise = _PROMISES[verdict]
+    num_videos, num_groups = (calibration.get(f"num_{promise.truth}_{unit}") for unit in ("videos", "groups"))
+    limit = 100 * calibration.get(f"max_{promise.rate}", promise.default)
+    unit, of = ("videos", "") if num_groups == num_videos else ("groups", f" in {num_groups} groups")
+    return (
+        f"set on {num_videos} {promise.truth} videos{of} of the user's own footage: with 95 % confidence, at most "
+        f"{limit:g} % of such {unit} {promise.beyond}"
+    )
 
 
 def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:

@@ -45,6 +45,11 @@ class Checkpoint:
         """Short text for reports: the name, else the file's stem, and the first 12 digits of the SHA-256 digest."""
         return f"{self.card.name or self.path.stem}@{self.sha256[:12]}"
 
+    @property
+    def base_sha256(self) -> str:
+        """Digest of the file from which this one was calibrated, or of this one; equal if only calibrations differ."""
+        return self.card.base_sha256 or self.sha256
+
 
 def default_checkpoint_path() -> Path | None:
     """Return the path of the checkpoint built into the package, or None if there is none."""
@@ -157,16 +162,21 @@ def load_network(checkpoint: Checkpoint) -> DeepfakeDetector:
     import safetensors.torch
 
     try:
+        state = safetensors.torch.load(_read_again(checkpoint))
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        _refuse(checkpoint.path, f"its tensors cannot be read ({error})", _COPY_AGAIN, origin=error)
+    return _build(checkpoint.path, checkpoint.card, state)
+
+
+def _read_again(checkpoint: Checkpoint) -> bytes:
+    """Return the content of the file, which must not have changed since its card was read."""
+    try:
         data = checkpoint.path.read_bytes()
     except OSError as error:
         _refuse(checkpoint.path, f"cannot be read ({error.strerror})", "check that it still exists")
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         _refuse(checkpoint.path, "the file has changed since it was opened", "start again")
-    try:
-        state = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        _refuse(checkpoint.path, f"its tensors cannot be read ({error})", _COPY_AGAIN, origin=error)
-    return _build(checkpoint.path, checkpoint.card, state)
+    return data
 
 
 def _build(path: Path, card: CheckpointCard, state: Mapping[str, Tensor]) -> DeepfakeDetector:
@@ -206,7 +216,8 @@ def save_checkpoint(
     Args:
         path: file to write; replaced if it exists.
         network: network on any device and in any mode; not modified.
-        card: card to store. The expected logits of its self-test are computed from the weights as stored.
+        card: card to store. The expected logits of its self-test are computed from the weights as stored, and it has no
+            `base_sha256`.
         fp16: store weight matrices and kernels in fp16. Biases and batch norm stay in fp32, because they are small and
             running variances can exceed the range of fp16.
 
@@ -218,8 +229,33 @@ def save_checkpoint(
 
     path = Path(path)
     state = {name: _as_stored(tensor, fp16=fp16) for name, tensor in network.state_dict().items()}
-    card = _with_expected_logits(card, _build(path, card, state))
-    data = safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()})
+    card = _with_expected_logits(card, _build(path, card, state)).model_copy(update={"base_sha256": None})
+    return _write(path, safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()}), card)
+
+
+def save_calibrated(path: str | Path, checkpoint: Checkpoint, calibrated: CheckpointCard) -> Checkpoint:
+    """Write a copy of a checkpoint with another calibration; its weights stay the same, byte for byte.
+
+    Args:
+        path: file to write; replaced if it exists.
+        checkpoint: checkpoint to copy.
+        calibrated: card of the copy, which differs from the original's only in what the calibration changes. Its
+            `base_sha256` and `dfscan_version` are set here.
+
+    Raises:
+        CheckpointError: if the file has changed since its card was read.
+        OutputError: if the file cannot be written.
+    """
+    data = _read_again(checkpoint)
+    num_header_bytes = int.from_bytes(data[:8], "little")
+    card = calibrated.model_copy(update={"base_sha256": checkpoint.base_sha256, "dfscan_version": __version__})
+    header = json.loads(data[8 : 8 + num_header_bytes]) | {"__metadata__": {CARD_KEY: card.model_dump_json()}}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns the tensors to 8 bytes
+    return _write(Path(path), len(text).to_bytes(8, "little") + text + data[8 + num_header_bytes :], card)
+
+
+def _write(path: Path, data: bytes, card: CheckpointCard) -> Checkpoint:
     write_bytes(path, data)
     return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,25 +57,52 @@ def fit_calibration(
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
     _check(values, labels)
-    temperature = _fit_temperature(values, labels, aggregation, num_frames)
-    scores = _sigmoid(_video_logits(values, temperature, aggregation, num_frames))
-    fake_threshold = _fake_threshold(scores, labels, max_fpr)
-    real_threshold = _real_threshold(scores, labels, max_fnr, fake_threshold)
-    is_called_fake = scores >= fake_threshold
-    is_called_real = None if real_threshold is None else (scores <= real_threshold) & ~is_called_fake
+    temperature = fit_temperature(lambda t: _video_logits(values, t, aggregation, num_frames), labels)
+    scores = expit(_video_logits(values, temperature, aggregation, num_frames))
+    return fit_thresholds(
+        scores, labels, temperature=temperature, max_fpr=max_fpr, max_fnr=max_fnr, num_allowed=_num_allowed
+    )
+
+
+def fit_thresholds(
+    scores: Float64Array,
+    is_fake: BoolArray,
+    *,
+    temperature: float,
+    max_fpr: float,
+    max_fnr: float,
+    num_allowed: Callable[[int, float], int],
+) -> Calibration:
+    """Set both thresholds as `fit_calibration` does, for scores with a known temperature.
+
+    Args:
+        scores: (V,) in [0, 1].
+        is_fake: (V,). Without fakes there is no `real_threshold`, and nothing is stated about fakes.
+        temperature: temperature of the scores.
+        max_fpr: see `fit_calibration`.
+        max_fnr: see `fit_calibration`.
+        num_allowed: returns how many of N videos of a class may be beyond their threshold for a maximum rate.
+    """
+    reals, fakes = scores[~is_fake], scores[is_fake]
+    fake_threshold = _fake_threshold(scores, is_fake, num_allowed(len(reals), max_fpr))
+    real_threshold = None
+    if len(fakes):
+        real_threshold = _real_threshold(scores, is_fake, num_allowed(len(fakes), max_fnr), fake_threshold)
+    is_wrong = reals >= fake_threshold
+    is_missed = None if real_threshold is None else (fakes <= real_threshold) & (fakes < fake_threshold)
     return Calibration(
         trained=True,
         temperature=temperature,
         fake_threshold=fake_threshold,
         real_threshold=real_threshold,
-        num_real_videos=int((~labels).sum()),
-        num_fake_videos=int(labels.sum()),
+        num_real_videos=len(reals),
+        num_fake_videos=len(fakes),
         max_real_called_fake=max_fpr,
-        max_fake_called_real=max_fnr,
-        real_called_fake_rate=float(is_called_fake[~labels].mean()),
-        real_called_fake_interval=_interval(is_called_fake[~labels]),
-        fake_called_real_rate=None if is_called_real is None else float(is_called_real[labels].mean()),
-        fake_called_real_interval=None if is_called_real is None else _interval(is_called_real[labels]),
+        max_fake_called_real=max_fnr if len(fakes) else None,
+        real_called_fake_rate=float(is_wrong.mean()),
+        real_called_fake_interval=_interval(is_wrong),
+        fake_called_real_rate=None if is_missed is None else float(is_missed.mean()),
+        fake_called_real_interval=None if is_missed is None else _interval(is_missed),
     )
 
 
@@ -102,12 +130,19 @@ def _video_logits(logits: Float64Array, temperature: float, aggregation: Aggrega
     return total / (num_frames + aggregation.prior_faces)
 
 
-def _sigmoid(logits: Float64Array) -> Float64Array:
+def expit(logits: Float64Array) -> Float64Array:
+    """Return the logistic function of each logit, without overflow."""
     power = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1.0, power) / (1.0 + power)
 
 
-def _fit_temperature(logits: Float64Array, is_fake: BoolArray, aggregation: Aggregation, num_frames: int) -> float:
+def fit_temperature(video_logits: Callable[[float], Float64Array], is_fake: BoolArray) -> float:
+    """Return the temperature that fits the scores of labelled videos best, see `fit_calibration`.
+
+    Args:
+        video_logits: returns the logits (V,) behind the scores of the videos, given the temperature.
+        is_fake: (V,), with both classes.
+    """
     from scipy.optimize import minimize_scalar
 
     num_fake = int(is_fake.sum())
@@ -115,7 +150,7 @@ def _fit_temperature(logits: Float64Array, is_fake: BoolArray, aggregation: Aggr
     targets = np.where(is_fake, (num_fake + 1) / (num_fake + 2), 1 / (num_real + 2))
 
     def loss(log_temperature: float) -> float:
-        videos = _video_logits(logits, math.exp(log_temperature), aggregation, num_frames)
+        videos = video_logits(math.exp(log_temperature))
         losses = np.logaddexp(0.0, videos) - targets * videos
         return float(losses[is_fake].mean() + losses[~is_fake].mean()) / 2
 
@@ -124,9 +159,8 @@ def _fit_temperature(logits: Float64Array, is_fake: BoolArray, aggregation: Aggr
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
 
 
-def _fake_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float) -> float:
+def _fake_threshold(scores: Float64Array, is_fake: BoolArray, num_allowed: int) -> float:
     reals = np.sort(scores[~is_fake])[::-1]
-    num_allowed = _num_allowed(len(reals), max_rate)
     below = float(reals[num_allowed]) if num_allowed < len(reals) else 0.0
     if below >= 1:
         raise TrainingError(
@@ -138,9 +172,8 @@ def _fake_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float) -
     return max(middle, math.nextafter(below, 1), EVEN_ODDS)
 
 
-def _real_threshold(scores: Float64Array, is_fake: BoolArray, max_rate: float, fake_threshold: float) -> float | None:
+def _real_threshold(scores: Float64Array, is_fake: BoolArray, num_allowed: int, fake_threshold: float) -> float | None:
     fakes = np.sort(scores[is_fake])
-    num_allowed = _num_allowed(len(fakes), max_rate)
     above = float(fakes[num_allowed]) if num_allowed < len(fakes) else 1.0
     if above <= 0:
         return None
@@ -162,7 +195,7 @@ def _num_allowed(count: int, max_rate: float) -> int:
     """Return how many of `count` videos may be beyond a threshold so that the rate also holds for new videos.
 
     This is floor((n + 1) r) - 1: the rank of a new video among n others is uniform (Vovk et al. 2005, "Algorithmic
-    Learning in a Random DistContext", proposition 2.4), so the rate holds on average over validation sets of this size.
+    Learning in a Random World", proposition 2.4), so the rate holds on average over validation sets of this size.
     """
     return max(0, math.floor((count + 1) * max_rate + 1e-9) - 1)  # 100 * 0.29 is 28.999999999999996
 
@@ -176,4 +209,4 @@ def video_scores(
 ) -> Float64Array:
     """Return the scores (V,) that a scan would give videos whose faces have these mean raw logits (V,)."""
     values = np.asarray(logits, np.float64)
-    return _sigmoid(_video_logits(values, calibration.temperature, aggregation, num_frames))
+    return expit(_video_logits(values, calibration.temperature, aggregation, num_frames))

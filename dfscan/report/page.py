@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, withheld
 from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
@@ -105,7 +105,9 @@ def write_page(
     ordered = sorted(videos, key=lambda video: report_order(video.result.path))
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
     with AtomicFile(path) as file:
-        for part in _template().generate(**_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"):
+        for part in template("page.html.j2").generate(
+            **_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"
+        ):
             file.write(part.encode())
     return PageSummary(blocks.num_granted, len(blocks.left_out))
 
@@ -149,25 +151,27 @@ def _picture_record(picture: Picture) -> tuple[Any, ...]:
     return picture.kind, picture.track_id, _time(picture.time_s), _score(picture.score), text
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a template of this package; it escapes all values that are not `markup`."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html.j2"))
+    return environment.from_string(asset(name))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file in the folder of templates."""
     return importlib.resources.files("dfscan.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     """Return the template variables without the pictures; all text in them is printable."""
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset("page.css"), asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
     cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
     return {
-        "style": _markup(style),
-        "script": _markup(script),
+        "style": markup(style),
+        "script": markup(script),
         "policy": _policy(style, script),
         "num_videos": len(videos),
         "bar": _summary_bar(videos),
@@ -186,16 +190,17 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
 def _policy(style: str, script: str) -> str:
     """Return the content security policy, which allows only the page's own style, script and embedded pictures."""
     return (
-        f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows a style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _markup(text: str) -> str:
+def markup(text: str) -> str:
     """Mark text as safe to insert without escaping; only for our own files and the output of `_json`."""
     from markupsafe import Markup
 
@@ -207,12 +212,12 @@ def _json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return _markup(text)
+    return markup(text)
 
 
 def _lines(values: Iterable[object]) -> str:
     """Return a JSON list with one value per line, so that the page can parse one value without the others."""
-    return _markup("[\n" + ",\n".join(map(_json, values)) + "\n]")
+    return markup("[\n" + ",\n".join(map(_json, values)) + "\n]")
 
 
 def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
@@ -384,6 +389,7 @@ def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None
             "rate": _percent(calibration.get(f"{measure}_rate")),
             "interval": _percent_range(calibration.get(f"{measure}_interval")),
             "num_videos": as_text(calibration.get(count)),
+            "own_limit": own_limit(document, kind),
             "withheld": withheld(document, kind),
         }
         for kind, (measure, count, error) in kinds.items()

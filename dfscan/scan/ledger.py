@@ -26,7 +26,7 @@ import numpy as np
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
-from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Remarks, Track, Verdict, VideoInfo, VideoResult
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
@@ -246,6 +246,8 @@ class LedgerEntry:
     sha256: str
     """sha256 of the file; empty if it could not be hashed."""
     row: int
+    can_be_judged_again: bool
+    """False if the ledger does not have everything that a verdict depends on, as in version 0.1."""
 
 
 class LedgerReader:
@@ -280,15 +282,23 @@ class LedgerReader:
             DataError: a record is damaged.
         """
         query = (
-            "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path') FROM videos "
-            "WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY path"
+            "SELECT path, size_bytes, mtime_ns, recipe, sha256, rowid, json_extract(result, '$.path'), "
+            "json_extract(result, '$.verdict.label') = 'error' OR json_type(result, '$.remarks') = 'object' "
+            "FROM videos WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) ORDER BY path"
         )
         with self._corrupt_record_errors():
             documents = self._database.execute("SELECT recipe, document FROM recipes")
             recipes = {digest: Recipe(**json.loads(document)) for digest, document in documents}
             return [
-                LedgerEntry(_path_from_json(given), recipes[digest], (path, size_bytes, mtime_ns, digest), sha256, row)
-                for path, size_bytes, mtime_ns, digest, sha256, row, given in self._database.execute(query)
+                LedgerEntry(
+                    _path_from_json(given),
+                    recipes[digest],
+                    (path, size_bytes, mtime_ns, digest),
+                    sha256,
+                    row,
+                    bool(is_whole),
+                )
+                for path, size_bytes, mtime_ns, digest, sha256, row, given, is_whole in self._database.execute(query)
             ]
 
     def result(self, entry: LedgerEntry) -> VideoResult:
@@ -363,6 +373,7 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         ],
         "dumps": list(result.dumps),
         "facts": asdict(result.facts) if result.facts else None,
+        "remarks": asdict(result.remarks) if result.remarks else None,
     }
     return document
 
@@ -398,8 +409,17 @@ def from_json(document: dict[str, Any]) -> VideoResult:
             for track in document["tracks"]
         ),
         dumps=tuple(document["dumps"]),
-        facts=FileFacts.from_dict(document.get("facts")),  # absent from ledgers of 0.1
+        facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
+        remarks=_remarks_from_json(document.get("remarks")),
     )
+
+
+def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
+    if document is None:
+        return None
+    damage, crowd = (document[name] and Reason(**document[name]) for name in ("damage", "crowd"))
+    notes = tuple(Reason(**note) for note in document["notes"])
+    return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes)
 
 
 def _path_from_json(encoded: str) -> str:

@@ -42,7 +42,19 @@ from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
 from dfscan.scan.verdict import Rules, decide, joined
 from dfscan.scan.video import ScoredCrop, VideoState
-from dfscan.types import Dissolve, Face, FaceScore, FileFacts, Picture, Reason, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import (
+    Dissolve,
+    Face,
+    FaceScore,
+    FileFacts,
+    Picture,
+    Reason,
+    Remarks,
+    Track,
+    Verdict,
+    VideoInfo,
+    VideoResult,
+)
 
 
 class ScanListener(Protocol):
@@ -269,16 +281,15 @@ class _Scan:
         seen, sampling = self._engine.seen, self._engine.sampling
         damage, crowd = _damage(ended, sampling), self._left_out(video)
         is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
-        verdict = decide(
-            tracks,
-            self._engine.rules,
+        frame_notes = [] if is_picture else _frame_notes(ended, video.num_frames, sampling)
+        remarks = Remarks(
             damage=damage,
             crowd=crowd,
-            is_hdr=ended.info.is_hdr,
             is_picture=is_picture,
             used_for=seen.use_of(ended.info.sha256) if seen else None,
-            notes=[*self._face_notes(video), *([] if is_picture else _frame_notes(ended, video.num_frames, sampling))],
+            notes=(*self._face_notes(video), *frame_notes),
         )
+        verdict = decide(tracks, self._engine.rules, remarks, is_hdr=ended.info.is_hdr)
         return VideoResult(
             path=video.path,
             status="partial" if damage or crowd else "ok",
@@ -289,6 +300,7 @@ class _Scan:
             dumps=self._dump(video),
             pictures=self._pictures(video, tracks),
             facts=ended.facts,
+            remarks=remarks,
         )
 
     def _left_out(self, video: VideoState) -> Reason | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
+from dfscan.scan.rejudge import Judge, rescored
 from dfscan.text import report_order
 from dfscan.types import Picture
 
@@ -28,53 +29,83 @@ Known = tuple[LedgerEntry, LedgerReader]
 log = logging.getLogger("dfscan")
 
 
-def rebuild_reports(ledgers: Sequence[Path], settings: ScanSettings) -> Counter[str]:
+def rebuild_reports(
+    ledgers: Sequence[Path],
+    settings: ScanSettings,
+    *,
+    calibration: Path | None = None,
+    threshold: float | None = None,
+) -> Counter[str]:
     """Write reports with the latest result of every file in the ledgers.
 
     Args:
         ledgers: ledgers of several runs or machines. If several contain a file, the last of them is used.
         settings: the reports to write; other settings are ignored.
+        calibration: checkpoint with whose calibration the videos are judged again, see `scan.rejudge`.
+        threshold: minimum score of a `fake` video with which the videos are judged again.
 
     Returns:
         The number of videos with each verdict.
 
     Raises:
-        DataError: a ledger cannot be read.
-        ConfigError: a ledger would be overwritten.
+        DataError: a ledger cannot be read, or its videos cannot be judged again.
+        ConfigError: a ledger or the checkpoint would be overwritten.
+        CheckpointError: the checkpoint with the calibration cannot be read.
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
-    written = _written_files(ledgers, settings)
+    written = _written_files([*ledgers, *([calibration] if calibration else [])], settings)
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
-        labels = _write(ledgers, settings, written)
-        made_from = {"made_utc": datetime.now(UTC).isoformat(timespec="seconds"), "ledgers": list(map(str, ledgers))}
+        labels = _write(ledgers, settings, written, calibration, threshold)
+        made_from: dict[str, Any] = {
+            "made_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ledgers": list(map(str, ledgers)),
+        }
+        if calibration or threshold is not None:
+            made_from["judged_again"] = {"calibration": calibration, "threshold": threshold}
         for report in settings.out_files:
             write_meta(report, {**made_from, "counts": dict(labels), "versions": versions()})
     return labels
 
 
-def _write(ledgers: Sequence[Path], settings: ScanSettings, written: Sequence[Path]) -> Counter[str]:
+def _write(
+    ledgers: Sequence[Path],
+    settings: ScanSettings,
+    written: Sequence[Path],
+    calibration: Path | None,
+    threshold: float | None,
+) -> Counter[str]:
     labels = Counter[str]()
     with ExitStack() as stack:
         known = _known([stack.enter_context(LedgerReader(path)) for path in ledgers])
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
-        recipes = list({entry.recipe.digest: entry.recipe for entry, _ in known}.values())
+        cards = _cards(known)
+        judge = None
+        if calibration or threshold is not None:
+            judge = Judge([entry for entry, _ in known], cards, calibration=calibration, threshold=threshold)
+            if judge.checkpoint:
+                cards[judge.checkpoint.sha256] = judge.checkpoint.card.model_dump(mode="json", exclude={"seen"})
+        recipe_of = {entry.recipe.digest: judge.recipe(entry) if judge else entry.recipe for entry, _ in known}
+        recipes = list({recipe.digest: recipe for recipe in recipe_of.values()}.values())
         reports = stack.enter_context(Reports(settings, about=about(recipes)))
         for entry, ledger in known:
             result = ledger.result(entry)
+            if judge:
+                result = judge.judged(entry, result)
             labels[result.verdict.label] += 1
-            recipe = entry.recipe
+            recipe = recipe_of[entry.recipe.digest]
             dumps_dir = recipe.settings.get("explain")
             reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
 
         def pictures(video: PageVideo) -> list[Picture]:
             # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
             entry, ledger = known[video.number]
-            return ledger.pictures(entry)
+            found = ledger.pictures(entry)
+            return rescored(found, video.result) if judge else found
 
-        warn_of_missing(reports.write_page(pictures, lambda: _method(known, recipes)))
+        warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
     return labels
 
 
@@ -98,10 +129,15 @@ def _file(entry: LedgerEntry) -> tuple[int, int, str]:
     return size_bytes, mtime_ns, entry.sha256
 
 
-def _method(known: Sequence[Known], recipes: Sequence[Recipe]) -> MethodInfo:
+def _cards(known: Sequence[Known]) -> dict[str, dict[str, Any]]:
+    """Return the cards in all ledgers, by the sha256 of their checkpoint."""
     by_sha256: dict[str, dict[str, Any]] = {}
     for ledger in dict.fromkeys(ledger for _, ledger in known):
         by_sha256 |= ledger.cards()
+    return by_sha256
+
+
+def _method(recipes: Sequence[Recipe], by_sha256: Mapping[str, dict[str, Any]]) -> MethodInfo:
     labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
     cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}
     return MethodInfo(cards, recipes[0].settings if len(recipes) == 1 else {}, versions(), {})

@@ -20,7 +20,7 @@ from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
-from dfscan.scan.verdict import TOO_WEAK, UNCALIBRATED, UNTRAINED, Rules
+from dfscan.scan.verdict import GENUINE_ALONE, TOO_WEAK, UNCALIBRATED, UNTRAINED, Rules
 from dfscan.types import Reason
 from dfscan.version import __version__
 
@@ -145,6 +145,7 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
     without = UNCALIBRATED if card.calibration.trained else UNTRAINED
+    without_real = GENUINE_ALONE if card.calibration.num_fake_videos == 0 else TOO_WEAK
     return Rules(
         fake_threshold=settings.threshold if card.calibration.trained else None,
         real_threshold=None if no_real else card.calibration.real_threshold,
@@ -152,7 +153,7 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
         prior_faces=card.aggregation.prior_faces,
         neutral_logit=card.aggregation.neutral_logit,
         no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else without,
-        no_real=f"real is withheld: {no_real}" if no_real else TOO_WEAK,
+        no_real=f"real is withheld: {no_real}" if no_real else without_real,
     )
 
 

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfscan.detector.card import Use
-from dfscan.types import Reason, Track, Verdict, VerdictLabel, sigmoid
+from dfscan.types import Reason, Remarks, Track, Verdict, VerdictLabel, sigmoid
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 UNCALIBRATED = Reason("uncalibrated", "the checkpoint has no thresholds; set them with `dfscan calibrate`")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
+NO_REMARKS = Remarks()
+GENUINE_ALONE = "this checkpoint was calibrated on genuine videos alone and calls no video real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +50,29 @@ def track_score(track: Track, rules: Rules) -> float:
 def decide(
     tracks: Sequence[Track],
     rules: Rules,
+    remarks: Remarks = NO_REMARKS,
     *,
-    damage: Reason | None = None,
-    crowd: Reason | None = None,
     is_hdr: bool = False,
-    is_picture: bool = False,
-    used_for: Use | None = None,
-    notes: Sequence[Reason] = (),
 ) -> Verdict:
     """Judge one video that could be decoded.
 
     Args:
         tracks: tracks of the video, each with at least one face.
         rules: thresholds and evidence rules.
-        damage: why only a part of the video was scanned, or None. Such a video is never `real`.
-        crowd: why some faces were not scored, or None. Such a video is never `real`.
+        remarks: what else is known of the video. With `damage` or `crowd` it is never `real`. A picture is
+            `inconclusive`: the thresholds were measured on videos, where the faces of many frames are averaged, and no
+            checkpoint has thresholds for single frames. The other remarks are added to the reason; the label stays.
         is_hdr: whether the video has high dynamic range, for which the detector is not trained. Such a video is never
             `real`.
-        is_picture: whether the input is a picture. It is `inconclusive`: the thresholds were measured on videos, where
-            the faces of many frames are averaged, and no checkpoint has thresholds for single frames.
-        used_for: what the checkpoint used this video for, or None. It is added to the reason; the label stays.
-        notes: other remarks on the sampling of frames and the search for faces; they do not change the label.
 
     Returns:
         The verdict of the highest-scoring track with at least `min_faces` faces. If there is none, `inconclusive`
         with the highest-scoring track of all.
     """
-    limits = [reason for reason in (damage, crowd, HDR if is_hdr else None) if reason]
-    threshold = None if is_picture else rules.fake_threshold
+    limits = [reason for reason in (remarks.damage, remarks.crowd, HDR if is_hdr else None) if reason]
+    threshold = None if remarks.is_picture else rules.fake_threshold
     if not tracks:
-        return Verdict("no_face", threshold=threshold, reason=joined([*limits, *notes]))
+        return Verdict("no_face", threshold=threshold, reason=joined([*limits, *remarks.notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
@@ -86,11 +81,12 @@ def decide(
         max_faces = max(len(track.faces) for track in tracks)
         text = f"at most {max_faces} of one person where {rules.min_faces} are needed"
         label, reason = "inconclusive", Reason("too_few_faces", text)
-    if is_picture:
+    if remarks.is_picture:
         label, reason = "inconclusive", SINGLE_FRAME
     if label == "real" and limits:
         label = "inconclusive"
-    reasons = [each for each in (reason, *limits, _SEEN[used_for] if used_for else None, *notes) if each]
+    seen = _SEEN[remarks.used_for] if remarks.used_for else None
+    reasons = [each for each in (reason, *limits, seen, *remarks.notes) if each]
     return Verdict(label, score, threshold, deciding.track_id, joined(reasons))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import CheckpointCard
-from dfscan.detector.checkpoint import Checkpoint, load_network, save_checkpoint
+from dfscan.detector.checkpoint import Checkpoint, load_network, save_calibrated, save_checkpoint
 from dfscan.errors import DataError
 from dfscan.evaluation.calibrate import SINGLE_PICTURES, fit_calibration, video_scores
 from dfscan.evaluation.metrics import VideoScores, by_source, measure, paired_accuracy, within_source_auc
@@ -126,7 +126,10 @@ def calibrate_on_runs(
     training["limits"] = [limit for limit in training.get("limits", []) if limit != SINGLE_PICTURES]
     training |= {"calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
     card = card.model_copy(update={"calibration": calibration, "training": training, "metrics": metrics})
-    save_checkpoint(out, load_network(checkpoint), card, fp16=fp16)
+    if fp16:
+        save_checkpoint(out, load_network(checkpoint), card, fp16=True)
+    else:
+        save_calibrated(out, checkpoint, card)
     return card
 
 

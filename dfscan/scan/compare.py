@@ -1,0 +1,296 @@
+"""Compare two scans: verdicts that changed and what else changed, scores that moved, new and missing files.
+
+A scan is a ledger or a report. Files are matched by their path as reports show it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dfscan.config import ScanSettings, rows
+from dfscan.errors import DataError
+from dfscan.report.comparison_page import ChangeTable
+from dfscan.report.formats import SUFFIXES
+from dfscan.report.meta import meta_path
+from dfscan.report.schema import REPORT_COLUMNS, Column, report_row
+from dfscan.scan.ledger import LedgerReader
+from dfscan.scan.setup import NOT_IN_RECIPE
+from dfscan.text import display_path, report_order
+
+Kind = Literal["verdict", "status", "score", "missing", "new"]
+KINDS: tuple[Kind, ...] = ("verdict", "status", "score", "missing", "new")
+"""Kinds of changes; a file that changed in several ways has the first."""
+
+_COMPARED = ("verdict", "score", "threshold", "status", "reason", "checkpoint", "sha256")
+_KINDS_OF_COLUMNS = {column.name: column.kind for column in REPORT_COLUMNS}
+CHANGE_COLUMNS: tuple[Column, ...] = (
+    Column("path", "path"),
+    Column("change", "text"),
+    Column("cause", "text"),
+    Column("score_shift", "score"),
+    *(Column(f"{when}_{name}", _KINDS_OF_COLUMNS[name]) for name in _COMPARED for when in ("old", "new")),
+)
+"""Columns of a comparison, with one row per changed file."""
+
+CAUSES = (
+    rows(ScanSettings).keys()
+    - NOT_IN_RECIPE
+    - {
+        "threshold",
+        "explain",
+        "explain_top",
+        "explain_format",
+        "provenance",
+    }
+)
+"""Settings that can be the cause of a change, except the threshold, which has a column of its own."""
+SQLITE_START = b"SQLite format 3\0"
+SCORE_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One file in one scan."""
+
+    row: Mapping[str, Any]
+    """Row of the report by column; scores are rounded as in a CSV."""
+    settings: Mapping[str, Any] | None
+    """Settings that affect results; None if they are unknown."""
+    device: str | None
+    """``cpu`` or ``cuda``; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One file that differs between two scans."""
+
+    path: str
+    kind: Kind
+    causes: tuple[str, ...]
+    """What else differs: ``file``, ``checkpoint``, ``threshold``, ``settings: ...``, ``version`` or ``device``."""
+    old: Judged | None
+    new: Judged | None
+
+    @property
+    def score_shift(self) -> float | None:
+        """New score minus old score."""
+        old, new = (of.row["score"] if of else None for of in (self.old, self.new))
+        return None if old is None or new is None else round(new - old, SCORE_DIGITS) + 0.0
+
+    def row(self) -> dict[str, object]:
+        """Return the values of `CHANGE_COLUMNS`."""
+        cells = {
+            f"{when}_{name}": of.row[name] if of else None
+            for name in _COMPARED
+            for when, of in (("old", self.old), ("new", self.new))
+        }
+        cause = "; ".join(self.causes) or None
+        return {"path": self.path, "change": self.kind, "cause": cause, "score_shift": self.score_shift, **cells}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All differences between two scans."""
+
+    changes: list[Change]
+    """In report order."""
+    num_same: int
+    """Number of files in both scans without a change."""
+    checkpoints: tuple[list[str], list[str]]
+    """Labels of the checkpoints of the old and of the new scan."""
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """Number of changes of each kind, zeros included."""
+        counted = Counter(change.kind for change in self.changes)
+        return {kind: counted[kind] for kind in KINDS}
+
+
+def compare_scans(old: Path, new: Path, *, min_shift: float) -> Comparison:
+    """Compare two scans.
+
+    Args:
+        old: ledger, or report as CSV or JSON Lines.
+        new: the same, of the later scan.
+        min_shift: minimum absolute difference of two scores that counts as a change.
+
+    Raises:
+        DataError: a file cannot be read, or is neither a ledger nor a report.
+    """
+    before, after = read_scan(old), read_scan(new)
+    changes = []
+    for path in sorted(before.keys() | after.keys(), key=report_order):
+        one, other = before.get(path), after.get(path)
+        if kind := _kind(one, other, min_shift):
+            changes.append(Change(path, kind, _causes(one, other), one, other))
+    num_same = len(before.keys() | after.keys()) - len(changes)
+    return Comparison(changes, num_same, (_checkpoints(before), _checkpoints(after)))
+
+
+def _checkpoints(files: Mapping[str, Judged]) -> list[str]:
+    return sorted({str(file.row["checkpoint"]) for file in files.values()})
+
+
+def _kind(old: Judged | None, new: Judged | None, min_shift: float) -> Kind | None:
+    if old is None or new is None:
+        return "new" if old is None else "missing"
+    for kind in ("verdict", "status"):
+        if old.row[kind] != new.row[kind]:
+            return "verdict" if kind == "verdict" else "status"
+    scores = [of.row["score"] for of in (old, new)]
+    if None in scores:
+        return "score" if scores != [None, None] else None
+    return "score" if round(abs(scores[0] - scores[1]), SCORE_DIGITS) >= max(min_shift, 10**-SCORE_DIGITS) else None
+
+
+def _causes(old: Judged | None, new: Judged | None) -> tuple[str, ...]:
+    """List everything else that differs and can change a verdict."""
+    if old is None or new is None:
+        return ()
+    causes = ["file"] if _is_other_file(old.row, new.row) else []
+    causes += ["checkpoint"] if old.row["checkpoint"] != new.row["checkpoint"] else []
+    has_thresholds = "error" not in (old.row["verdict"], new.row["verdict"])
+    causes += ["threshold"] if has_thresholds and old.row["threshold"] != new.row["threshold"] else []
+    if old.settings is not None and new.settings is not None:
+        changed = sorted(name for name in CAUSES if old.settings.get(name) != new.settings.get(name))
+        causes += [f"settings: {', '.join(changed)}"] if changed else []
+    causes += ["version"] if old.row["dfscan_version"] != new.row["dfscan_version"] else []
+    causes += ["device"] if old.device and new.device and old.device != new.device else []
+    return tuple(causes)
+
+
+def _is_other_file(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    name = "sha256" if old["sha256"] and new["sha256"] else "size_bytes"
+    return old[name] is not None and new[name] is not None and bool(old[name] != new[name])
+
+
+def tables(comparison: Comparison) -> list[ChangeTable]:
+    """Return the tables of the page, the most important change first."""
+
+    def of(kind: Kind) -> list[Change]:
+        return [change for change in comparison.changes if change.kind == kind]
+
+    def cells(change: Change, *names: str) -> list[object]:
+        row = change.row()
+        return [row[name] for name in ("path", *names)]
+
+    verdicts = sorted(of("verdict"), key=lambda change: change.row()["new_verdict"] != "fake")
+    scores = sorted(of("score"), key=lambda change: -abs(change.score_shift or 0.0))
+    shown = ("old_score", "new_score", "cause")
+    return [
+        ChangeTable(
+            "Verdicts that changed",
+            ("File", "Old verdict", "New verdict", "Old score", "New score", "Cause", "New reason"),
+            [cells(change, "old_verdict", "new_verdict", *shown, "new_reason") for change in verdicts],
+        ),
+        ChangeTable(
+            "Status that changed",
+            ("File", "Old status", "New status", "Old reason", "New reason", "Cause"),
+            [cells(change, "old_status", "new_status", "old_reason", "new_reason", "cause") for change in of("status")],
+        ),
+        ChangeTable(
+            "Scores that shifted",
+            ("File", "Verdict", "Shift", "Old score", "New score", "Cause"),
+            [cells(change, "new_verdict", "score_shift", *shown) for change in scores],
+        ),
+        ChangeTable(
+            "Missing files",
+            ("File", "Old verdict", "Old score"),
+            [cells(change, "old_verdict", "old_score") for change in of("missing")],
+        ),
+        ChangeTable(
+            "New files",
+            ("File", "New verdict", "New score"),
+            [cells(change, "new_verdict", "new_score") for change in of("new")],
+        ),
+    ]
+
+
+# Reading
+
+
+def read_scan(path: Path) -> dict[str, Judged]:
+    """Return the files of a ledger or report by displayed path.
+
+    The settings of a report come from ``REPORT.meta.json``, if that file exists and has them.
+
+    Raises:
+        DataError: the file cannot be read, or is neither a ledger nor a report.
+    """
+    try:
+        with path.open("rb") as file:
+            is_ledger = file.read(len(SQLITE_START)) == SQLITE_START
+        if is_ledger:
+            return _read_ledger(path)
+        kind = SUFFIXES.get(path.suffix.lower(), "csv")
+        if kind not in ("csv", "jsonl"):
+            raise DataError(f"{path}: a comparison reads ledgers, CSV and JSON Lines; give the ledger beside it")
+        with path.open(newline="", encoding="utf-8-sig") as text:
+            read = _csv_rows(path, text) if kind == "csv" else map(json.loads, text)
+            rows = [_rounded(_checked(path, row)) for row in read]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: neither a ledger nor a report of dfscan ({error})") from error
+    settings, device = _of_meta(path)
+    return {row["path"]: Judged(row, settings, device) for row in rows}
+
+
+def _read_ledger(path: Path) -> dict[str, Judged]:
+    files = {}
+    with LedgerReader(path) as ledger:
+        for entry in ledger.entries():
+            recipe = entry.recipe
+            row = report_row(ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version)
+            row["path"] = display_path(entry.path)
+            files[str(row["path"])] = Judged(_rounded(row), recipe.settings, recipe.device_kind)
+    return files
+
+
+def _csv_rows(path: Path, text: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV report with commas, or with semicolons and decimal commas."""
+    lines = iter(text)
+    head = next(lines, "")
+    delimiter = ";" if head.startswith(('"path";', "path;")) else ","
+    names = next(csv.reader([head], delimiter=delimiter), [])
+    _checked(path, dict.fromkeys(names))
+    for cells in csv.reader(lines, delimiter=delimiter):
+        row: dict[str, Any] = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+        for name in ("score", "threshold", "size_bytes"):
+            if row.get(name):
+                row[name] = float(row[name].replace(",", "."))
+        yield row
+
+
+def _checked(path: Path, row: object) -> dict[str, Any]:
+    """Return the row if it has the columns of a report."""
+    needed = {"path", *_COMPARED, "size_bytes", "dfscan_version"}
+    if not isinstance(row, dict) or (missing := needed - row.keys()):
+        lacking = f"; it lacks the columns {', '.join(sorted(missing))}" if isinstance(row, dict) else ""
+        raise DataError(f"{path}: not a report of dfscan scan{lacking}")
+    return row
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with scores as in a CSV, and hashes without the prefix that reports of version 1 have."""
+    scores = {
+        name: None if row[name] is None else round(float(row[name]), SCORE_DIGITS) for name in ("score", "threshold")
+    }
+    sha256 = row["sha256"]
+    return {**row, **scores, "sha256": sha256.removeprefix("sha256:") if isinstance(sha256, str) else None}
+
+
+def _of_meta(report: Path) -> tuple[Mapping[str, Any] | None, str | None]:
+    """Return the settings and the kind of device of a report, None if they are unknown."""
+    try:
+        document = json.loads(meta_path(report).read_text(encoding="utf-8"))
+        settings, device = document.get("settings"), document.get("device")
+    except (OSError, ValueError, AttributeError):
+        return None, None
+    return settings if isinstance(settings, dict) else None, device.partition(":")[0] if device else None
