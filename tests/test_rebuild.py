@@ -232,7 +232,7 @@ def test_one_relative_path_on_two_machines_is_two_videos_with_their_own_pictures
         (["scan", ".", "-o", "x.csv", "--html", "x.csv"], "are the same file"),
         (["report", "{ledger}", "-o", "-", "-o", "-"], "names standard output twice"),
         (["scan", ".", "-o", "-", "-o", "-"], "names standard output twice"),
-        (["scan", ".", "--shard", "3/2"], "shard: must be I/N with I from 1 to N"),
+        (["scan", ".", "--shard", "3/2"], "shard: must be auto or I/N with I from 1 to N"),
         (["scan", ".", "--shard", "1-4"], "such as 1/4 for the first of four parts, got '1-4'"),
         (["report", "{ledger}", "-o", "x.xls"], "dfscan cannot write .xls files; use .csv, "),
         (["scan", ".", "-o", "x.txt"], "dfscan cannot write .txt files; use .csv, "),
