@@ -85,8 +85,8 @@ def desk(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained
 
 
 QUICK = ("scan", "explain", "report", "bench", "info", "init-checkpoint")
-UNAVAILABLE = {"run/best.safetensors", "cuda"}
-"""Arguments that need a training run or a GPU."""
+UNAVAILABLE = {"run/best.safetensors", "own.safetensors", "cuda"}
+"""Arguments that need a training run, a calibration or a GPU."""
 
 
 def test_the_quick_examples_run_one_after_the_other(desk: Path) -> None:

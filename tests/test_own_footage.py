@@ -283,6 +283,7 @@ def test_footage_is_scanned_once_and_its_rates_are_quoted(
     for name, tensor in safetensors.numpy.load_file(quick).items():
         assert np.array_equal(tensor, safetensors.numpy.load_file(out)[name])
 
+    assert "left out 1 of 7 videos that are copies" in done.stderr
     limit = "with 95 % confidence, at most 50 % of such videos reach it"
     assert f"set on 5 real videos of the user's own footage: {limit}" in done.stderr
     assert limit in run("info", "--checkpoint", out).stdout

@@ -10,10 +10,14 @@ these sets: with 99 genuine videos and a rate of 1 %, the rate is higher for 37 
 Videos of one person or camera have dependent scores, so groups are exchangeable and videos are not. A group therefore
 counts once. Its score is the highest of its genuine videos, or the lowest of its fakes. The limit then holds for the
 rate of new groups in which any video is wrong, and with it for a video from a new group.
+
+With fakes, the temperature is fitted to the same videos. It does not change the order of videos with equally many faces,
+on which alone the limit depends.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import Counter
@@ -47,6 +51,8 @@ GENUINE_ALONE = (
     "calls no video real."
 )
 """Limitation that a card lists where it applies."""
+
+log = logging.getLogger("dfscan")
 
 
 def min_groups(max_rate: float) -> int:
@@ -158,6 +164,8 @@ def calibrate_on_footage(
     )
     footage = usable_footage(sources, results.by_path, checkpoint)
     _check_numbers(footage.sources, limits, footage.left_out)
+    for why, count in sorted(footage.left_out.items()):
+        log.warning("left out %d of %d videos %s", count, len(sources), why)
     calibration = fit(footage, checkpoint.card, max_fpr=max_fpr, max_fnr=max_fnr)
     return save_calibrated(out, checkpoint, _card(checkpoint.card, calibration, footage)).card
 
