@@ -11,8 +11,8 @@ Videos of one person or camera have dependent scores, so groups are exchangeable
 counts once. Its score is the highest of its genuine videos, or the lowest of its fakes. The limit then holds for the
 rate of new groups in which any video is wrong, and with it for a video from a new group.
 
-With fakes, the temperature is fitted to the same videos. It does not change the order of videos with equally many faces,
-on which alone the limit depends.
+With fakes, the temperature is fitted to the same videos. It does not change the order of videos with equally many
+faces, on which alone the limit depends.
 """
 
 from __future__ import annotations
