@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dfscan.errors import DfscanError
 from dfscan.media.source import FileIdentity
-from dfscan.scan.cluster_worker import Dumps, Job, Judge, Judged
+from dfscan.scan.cluster_worker import Dumps, Job, JudgedVideo, JudgeVideos
 from dfscan.scan.pipeline import ScanListener
 from dfscan.types import Verdict, VideoInfo, VideoResult
 
@@ -31,12 +31,12 @@ class StubJob(Job):
     notes: str = ""
     """Folder for notes about paths that were judged before."""
 
-    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[Judge, int]:
+    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[JudgeVideos, int]:
         self._check_files()
         logging.getLogger("dfscan").warning(WARNING)
         return self.judge, 2
 
-    def judge(self, paths: Iterable[str]) -> Iterator[Judged]:
+    def judge(self, paths: Iterable[str]) -> Iterator[JudgedVideo]:
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dfscan.detector import export
 from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.detector.checkpoint import Checkpoint, create_untrained, load_network, read_card, save_checkpoint
-from dfscan.detector.import_checkpoint import LAYOUTS, import_checkpoint
+from dfscan.detector.import_checkpoint import WEIGHT_LAYOUTS, import_weights
 from dfscan.detector.network import DeepfakeDetector, create_network
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.runtime import OnnxRuntime
@@ -199,7 +199,7 @@ def compare(layout: str, folder: Path, num_faces: int) -> tuple[DeepfakeDetector
     """Import a random network; return it, and the largest differences from the original over a number of faces."""
     original = random_original(layout)
     torch.save(original.state_dict(), folder / "original.pth")
-    imported = import_checkpoint(folder / "original.pth", folder / "imported.safetensors")
+    imported = import_weights(folder / "original.pth", folder / "imported.safetensors")
     # The original of icpr2020dfdc shifts a square that reaches beyond the frame; dfscan fills it up with black.
     faces = turned_faces(num_faces, is_one_cut_off=layout != "icpr2020dfdc")
     cropper = FaceCropper(imported.card.preprocessing)
@@ -281,7 +281,7 @@ def test_the_card_states_the_origin_and_that_nothing_is_calibrated(sbi: nn.Modul
 def test_its_verdict_is_inconclusive_until_it_is_calibrated(untrained: Path, clips: Path, tmp_path: Path) -> None:
     """The tiny network stands for an imported one."""
     tiny, path, dumps = read_card(untrained), tmp_path / "detector.safetensors", tmp_path / "dumps"
-    how = LAYOUTS["deepfakebench"].preprocessing.model_copy(update={"input_size_px": 96})
+    how = WEIGHT_LAYOUTS["deepfakebench"].preprocessing.model_copy(update={"input_size_px": 96})
     card = tiny.card.model_copy(update={"calibration": Calibration(trained=True), "preprocessing": how, "name": None})
     save_checkpoint(path, load_network(tiny), card)
     options = ("--checkpoint", path, "--device", "cpu", "--num-frames", 4)
@@ -307,7 +307,7 @@ def test_its_verdict_is_inconclusive_until_it_is_calibrated(untrained: Path, cli
 
 
 def small(path: Path, out: Path, **how: Any) -> Checkpoint:
-    return import_checkpoint(path, out, **{"input_size_px": SMALL_PX, **how})
+    return import_weights(path, out, **{"input_size_px": SMALL_PX, **how})
 
 
 def test_wrappers_prefixes_and_formats(sbi: nn.Module, tmp_path: Path) -> None:
@@ -464,12 +464,12 @@ def test_damaged_files_and_files_of_dfscan_are_refused(tmp_path: Path) -> None:
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=message) as error:
-            import_checkpoint(tmp_path / name, out)
+            import_weights(tmp_path / name, out)
         assert name in str(error.value)
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "absent", "."):
         with pytest.raises(CheckpointError, match="no such file"):
-            import_checkpoint(tmp_path / name, out)
+            import_weights(tmp_path / name, out)
     assert not out.exists()
 
 

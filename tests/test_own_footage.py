@@ -19,7 +19,7 @@ from dfscan.detector.checkpoint import Checkpoint, load_network, read_card, save
 from dfscan.errors import DataError
 from dfscan.evaluation.calibrate import expit, fit_thresholds
 from dfscan.evaluation.own_footage import (
-    GENUINE_ALONE,
+    GENUINE_ALONE_LIMIT,
     OWN_FOOTAGE,
     Footage,
     by_group,
@@ -279,10 +279,11 @@ def test_footage_is_scanned_once_and_its_rates_are_quoted(
     assert copy.base_sha256 == original.sha256
     assert copy.card.sampling == original.card.sampling
     assert copy.card.training is not None
-    assert GENUINE_ALONE in copy.card.training["limits"]
+    assert GENUINE_ALONE_LIMIT in copy.card.training["limits"]
     for name, tensor in safetensors.numpy.load_file(quick).items():
         assert np.array_equal(tensor, safetensors.numpy.load_file(out)[name])
 
+    assert "left out 1 of 7 videos that are copies" in done.stderr
     limit = "with 95 % confidence, at most 50 % of such videos reach it"
     assert f"set on 5 real videos of the user's own footage: {limit}" in done.stderr
     assert limit in run("info", "--checkpoint", out).stdout

@@ -13,7 +13,7 @@ from dfscan.cli.guard import guarded, say, start_logging
 from dfscan.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from dfscan.scan.compare import Comparison
+    from dfscan.scan.compare import ScanComparison
 
 
 @guarded
@@ -102,7 +102,7 @@ def _refuse_overwriting(old: Path, new: Path, out: Path | None, html: Path | Non
             raise ConfigError(f"{path} is named twice; name a different file for each output")
 
 
-def _facts(found: Comparison) -> dict[str, object]:
+def _facts(found: ScanComparison) -> dict[str, object]:
     old, new = found.checkpoints
     counts = {
         f"{kind.capitalize()} changes": count for kind, count in found.counts.items() if kind not in ("missing", "new")
@@ -117,7 +117,7 @@ def _facts(found: Comparison) -> dict[str, object]:
     }
 
 
-def _summary(found: Comparison) -> str:
+def _summary(found: ScanComparison) -> str:
     from collections import Counter
 
     moved = Counter(

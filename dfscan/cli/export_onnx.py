@@ -30,11 +30,11 @@ def export_onnx(
       dfscan export-onnx sbi.safetensors --out sbi.onnx --force
     """
     from dfscan.detector.checkpoint import read_card
-    from dfscan.detector.export import export_onnx as export
+    from dfscan.detector.export import write_onnx
 
     start_logging()
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; choose another name, or use --force to replace it")
     read = read_card(checkpoint)
-    export(read, out)
+    write_onnx(read, out)
     typer.echo(f"{out}: {read.label}, input {read.card.preprocessing.input_size_px} px")

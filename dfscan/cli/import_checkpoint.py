@@ -75,13 +75,12 @@ def import_checkpoint(
       dfscan import-checkpoint effnb4_best.pth --from deepfakebench --out bench.safetensors
       dfscan import-checkpoint my_b4.pth --from timm --architecture efficientnet_b4 --fake-class 1 --out my.safetensors
     """
-    from dfscan.detector.import_checkpoint import LICENCE
-    from dfscan.detector.import_checkpoint import import_checkpoint as make
+    from dfscan.detector.import_checkpoint import LICENCE, import_weights
 
     start_logging()
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; choose another name, or use --force to replace it")
-    made = make(
+    made = import_weights(
         file,
         out,
         layout=layout,

@@ -43,7 +43,7 @@ def onnx_graph(checkpoint: Checkpoint) -> bytes:
     return cached_graph(key, _subject(checkpoint), lambda path: _export_in_child(checkpoint, path))
 
 
-def export_onnx(checkpoint: Checkpoint, out: Path) -> None:
+def write_onnx(checkpoint: Checkpoint, out: Path) -> None:
     """Write the graph of `onnx_graph` for other programs, with the card as JSON in its metadata.
 
     The metadata has the entries ``dfscan``, the card as in the checkpoint, and ``dfscan_checkpoint_sha256``.

@@ -34,7 +34,7 @@ NORMALISATIONS: Final[dict[str, tuple[Rgb, Rgb]]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 """Mean and standard deviation of R, G and B in [0, 1], by name."""
-ARCHITECTURES: Final = ("efficientnet_b4", "tf_efficientnet_b4", PADDED_FOR_380, BARE_STEM)
+IMPORTED_ARCHITECTURES: Final = ("efficientnet_b4", "tf_efficientnet_b4", PADDED_FOR_380, BARE_STEM)
 LICENCE: Final = "Look up the project's licence: some forbid commercial use."
 CLASSES: Final = (1, 2)
 """Numbers of outputs that a detector can have."""
@@ -51,7 +51,7 @@ class Layout:
     """Name of the linear layer after the pooling."""
     preprocessing: Preprocessing
     architecture: str | None
-    """One of `ARCHITECTURES`; None if the weights do not reveal it."""
+    """One of `IMPORTED_ARCHITECTURES`; None if the weights do not reveal it."""
     fake_class: int | None
     """Index of the class `fake`; None if unknown. With a single output, 0 means that it is the logit of `real`."""
     is_timm: bool = False
@@ -63,7 +63,7 @@ def _preprocessing(input_size_px: int, normalisation: str, **crop: Any) -> Prepr
     return Preprocessing(input_size_px=input_size_px, mean=mean, std=std, **crop)
 
 
-LAYOUTS: Final[dict[str, Layout]] = {
+WEIGHT_LAYOUTS: Final[dict[str, Layout]] = {
     # src/inference/preprocess.py: each side of RetinaFace's box gets 1/8 of its length on both ends.
     "sbi": Layout(
         "https://github.com/mapooon/SelfBlendedImages",
@@ -105,7 +105,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 }
 
 
-def import_checkpoint(
+def import_weights(
     path: str | Path,
     out: str | Path,
     *,
@@ -122,8 +122,8 @@ def import_checkpoint(
     Args:
         path: file of `torch.save` or of safetensors.
         out: checkpoint to write; replaced if it exists.
-        layout: one of `LAYOUTS`, or ``auto`` to recognise it.
-        architecture: one of `ARCHITECTURES`. This and the following default to the values of the layout.
+        layout: one of `WEIGHT_LAYOUTS`, or ``auto`` to recognise it.
+        architecture: one of `IMPORTED_ARCHITECTURES`. This and the following default to the values of the layout.
         fake_class: index of the class `fake`; with a single output, 0 means that it is the logit of `real`.
         input_size_px: side of the network's input.
         normalisation: one of `NORMALISATIONS`.
@@ -135,8 +135,8 @@ def import_checkpoint(
     """
     path = Path(path)
     for name, value, known in (
-        ("layout", layout, ("auto", *LAYOUTS)),
-        ("architecture", architecture, ARCHITECTURES),
+        ("layout", layout, ("auto", *WEIGHT_LAYOUTS)),
+        ("architecture", architecture, IMPORTED_ARCHITECTURES),
         ("normalisation", normalisation, NORMALISATIONS),
         ("fake_class", fake_class, (0, 1)),
     ):
@@ -145,7 +145,7 @@ def import_checkpoint(
     data = _read(path)
     tensors, wrapper = _unwrap(path, _load(path, data))
     layout = _recognise(path, tensors) if layout == "auto" else layout
-    source = LAYOUTS[layout]
+    source = WEIGHT_LAYOUTS[layout]
     architecture = architecture or source.architecture
     fake_class = source.fake_class if fake_class is None else fake_class
     if architecture is None or fake_class is None:
@@ -266,7 +266,7 @@ _FAMILY = {1280: "B0 or B1", 1408: "B2", 1536: "B3", 1792: "B4", 2048: "B5", 230
 
 
 def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    for name, layout in LAYOUTS.items():
+    for name, layout in WEIGHT_LAYOUTS.items():
         stem = "conv_stem.weight" if layout.is_timm else "_conv_stem.weight"
         if {f"{layout.prefix}{stem}", f"{layout.head}.weight"} <= tensors.keys():
             return name
@@ -292,7 +292,7 @@ def _fill(path: Path, network: DeepfakeDetector, tensors: Mapping[str, Tensor], 
     Raises:
         CheckpointError: they do not fit.
     """
-    source = LAYOUTS[layout]
+    source = WEIGHT_LAYOUTS[layout]
     wanted = network.backbone.state_dict()
     names = {name: name for name in wanted} if source.is_timm else _efficientnet_pytorch_names(network.backbone)
     weight, bias = (tensors.get(f"{source.head}.{each}") for each in ("weight", "bias"))

@@ -10,11 +10,15 @@ these sets: with 99 genuine videos and a rate of 1 %, the rate is higher for 37 
 Videos of one person or camera have dependent scores, so groups are exchangeable and videos are not. A group therefore
 counts once. Its score is the highest of its genuine videos, or the lowest of its fakes. The limit then holds for the
 rate of new groups in which any video is wrong, and with it for a video from a new group.
+
+With fakes, the temperature is fitted to the same videos. It does not change the order of videos with equally many
+faces, on which alone the limit depends.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections import Counter
@@ -43,11 +47,13 @@ from dfscan.types import VideoResult
 
 OWN_FOOTAGE = "own footage"
 """Name of the metrics in a card."""
-GENUINE_ALONE = (
+GENUINE_ALONE_LIMIT = (
     "Calibrated on genuine videos alone: the proportion of fakes that it finds in such footage is unknown, and it "
     "calls no video real."
 )
 """Limitation that a card lists where it applies."""
+
+log = logging.getLogger("dfscan")
 
 
 def min_groups(max_rate: float) -> int:
@@ -159,6 +165,8 @@ def calibrate_on_footage(
     )
     footage = usable_footage(sources, results.by_path, checkpoint)
     _check_numbers(footage.sources, limits, footage.left_out)
+    for why, count in sorted(footage.left_out.items()):
+        log.warning("left out %d of %d videos %s", count, len(sources), why)
     calibration = fit(footage, checkpoint.card, max_fpr=max_fpr, max_fnr=max_fnr)
     return save_calibrated(out, checkpoint, _card(checkpoint.card, calibration, footage)).card
 
@@ -285,10 +293,10 @@ def _card(card: CheckpointCard, calibration: Calibration, footage: Footage) -> C
     """Return the card with the calibration. Metrics measured with the former thresholds are dropped."""
     training = dict(card.training or {})
     training["limits"] = [
-        limit for limit in training.get("limits", []) if limit not in (SINGLE_PICTURES, GENUINE_ALONE)
+        limit for limit in training.get("limits", []) if limit not in (SINGLE_PICTURES, GENUINE_ALONE_LIMIT)
     ]
     if not calibration.num_fake_videos:
-        training["limits"].append(GENUINE_ALONE)
+        training["limits"].append(GENUINE_ALONE_LIMIT)
     training["calibrated_on"] = (
         f"{calibration.num_real_videos} genuine and {calibration.num_fake_videos} fake own videos"
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 from dfscan.types import DeclaredAi, Provenance, ProvenanceState
 
-MAX_TEXT = 300
+MAX_MANIFEST_TEXT = 300
 """Maximum number of characters kept of a text."""
 MAX_ACTIONS = 20
 PACKAGE = "c2pa"
@@ -150,7 +150,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _clean(text: str) -> str:
-    return text.strip()[:MAX_TEXT]
+    return text.strip()[:MAX_MANIFEST_TEXT]
 
 
 def _load() -> Any:

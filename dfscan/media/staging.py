@@ -14,7 +14,7 @@ from dfscan.objects import ObjectInfo, download, is_url
 MAX_STAGED_BYTES = 8 << 30
 """Maximum size of all copies of one process; a larger file is copied while there is no other."""
 
-Copy = tuple[int, ObjectInfo]
+StagedCopy = tuple[int, ObjectInfo]
 
 
 class Staging:
@@ -28,8 +28,8 @@ class Staging:
         self._paths = iter(paths)
         self._num_ahead = num_ahead
         self._local: deque[str] = deque()
-        self._coming: dict[str, Future[Copy]] = {}
-        self._copies: dict[str, Future[Copy]] = {}
+        self._coming: dict[str, Future[StagedCopy]] = {}
+        self._copies: dict[str, Future[StagedCopy]] = {}
         self._pool = ThreadPoolExecutor(num_ahead, thread_name_prefix="copy")
         self._stop = Event()
         self._space = Condition()
@@ -81,7 +81,7 @@ class Staging:
                 self._num_bytes -= info.size_bytes
                 self._space.notify_all()
 
-    def _copy(self, url: str) -> Copy:
+    def _copy(self, url: str) -> StagedCopy:
         admitted = 0
 
         def admit(size_bytes: int) -> None:

@@ -30,7 +30,7 @@ CONTEXT = {
     "xsd": "http://www.w3.org/2001/XMLSchema#",
 }
 CLASS = "manipulated face"
-UNTRAINED = "untrained"
+UNTRAINED_NOTE = "untrained"
 """Code of the reason of a video that an untrained checkpoint scored."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
 
@@ -118,7 +118,7 @@ def _file_facets(cells: Mapping[str, Any], about: tuple[object, ...]) -> Iterato
 
 
 def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node | None:
-    if cells["score"] is None or (cells["reason"] or "").startswith(f"{UNTRAINED}:"):
+    if cells["score"] is None or (cells["reason"] or "").startswith(f"{UNTRAINED_NOTE}:"):
         return None
     classified = {
         "@id": _id("classification", about),

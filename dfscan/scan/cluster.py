@@ -29,7 +29,7 @@ from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
-from dfscan.scan.cluster_worker import Answer, Facts, Job, Judged, Worker
+from dfscan.scan.cluster_worker import Facts, Job, JudgedVideo, Worker, WorkerAnswer
 from dfscan.scan.pipeline import ScanListener, failed
 from dfscan.scan.setup import MAX_DEFAULT_THREADS
 from dfscan.text import display_path
@@ -118,7 +118,7 @@ class Cluster:
 
     def results(
         self, paths: Sequence[str], *, dumps: DumpFolder | None = None, listener: ScanListener | None = None
-    ) -> Generator[Judged, None, None]:
+    ) -> Generator[JudgedVideo, None, None]:
         """Judge videos on all workers, like `pipeline.scan_videos`.
 
         The paths of a worker that dies are judged again, each alone on a worker. A path with which a second worker dies
@@ -210,7 +210,7 @@ class Cluster:
         self._num_refused += 1
         self._warn(f"continuing without a worker: {error}")
 
-    def _bury(self, hired: _Hired, error: Exception) -> Iterator[Judged]:
+    def _bury(self, hired: _Hired, error: Exception) -> Iterator[JudgedVideo]:
         """Take back the paths of a dead worker, and yield the errors of those that have killed two."""
         self._dismiss(hired)
         self._crew.remove(hired)
@@ -271,7 +271,7 @@ class Cluster:
         ready, _ = self._ray.wait(list(by_call), num_returns=len(by_call), timeout=0)
         return [by_call[call] for call in ready]
 
-    def _hear(self, hired: _Hired, dumps: DumpFolder | None, listener: ScanListener | None) -> Iterator[Judged]:
+    def _hear(self, hired: _Hired, dumps: DumpFolder | None, listener: ScanListener | None) -> Iterator[JudgedVideo]:
         try:
             answer = self._ray.get(hired.call)
         except self._ray.exceptions.RayError as error:
@@ -300,8 +300,8 @@ class Cluster:
         return None
 
     def _unpacked(
-        self, hired: _Hired, answer: Answer, dumps: DumpFolder | None, listener: ScanListener | None
-    ) -> Iterator[Judged]:
+        self, hired: _Hired, answer: WorkerAnswer, dumps: DumpFolder | None, listener: ScanListener | None
+    ) -> Iterator[JudgedVideo]:
         for warning in answer.warnings:
             self._warn(warning)
         if listener and answer.num_faces:

@@ -27,8 +27,8 @@ from dfscan.scan.setup import ResolvedSettings, load_engine
 from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
-Judged = tuple[VideoResult, FileIdentity | None]
-Judge = Callable[[Iterable[str]], Iterator[Judged]]
+JudgedVideo = tuple[VideoResult, FileIdentity | None]
+JudgeVideos = Callable[[Iterable[str]], Iterator[JudgedVideo]]
 
 MAX_UNFETCHED = 16
 """Maximum number of results that wait for the driver; then judging waits too."""
@@ -70,7 +70,7 @@ class Job:
         folder = os.getcwd() if is_relative else None
         return cls(settings, data, checkpoint.path.name, checkpoint.sha256, folder, sample)
 
-    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[Judge, int]:
+    def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[JudgeVideos, int]:
         """Load the engine; return the function that judges videos, and the number of videos decoded at once.
 
         Raises:
@@ -86,7 +86,7 @@ class Job:
                 raise CheckpointError(f"checkpoint {self.checkpoint_name}: it changed before it was sent; start again")
             engine = load_engine(settings, checkpoint)
 
-        def judge(paths: Iterable[str]) -> Iterator[Judged]:
+        def judge(paths: Iterable[str]) -> Iterator[JudgedVideo]:
             return scan_videos(
                 paths,
                 engine,
@@ -158,13 +158,13 @@ class Sent:
     files: dict[str, bytes]
     """Files of dumps, by name."""
 
-    def unpack(self) -> Judged:
+    def unpack(self) -> JudgedVideo:
         """Return the result and the identity of its file."""
         return replace(from_json(self.document), pictures=self.pictures), self.identity
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkerAnswer:
     """What a worker has to report since its last answer."""
 
     results: list[Sent] = field(default_factory=list)
@@ -201,7 +201,7 @@ class Worker:
         node_id = ray.get_runtime_context().get_node_id()
         return Facts(platform.node(), node_id, _cpu_name(), device_name(job.settings.device), versions(), num_decoders)
 
-    def exchange(self, paths: Sequence[str]) -> Answer:
+    def exchange(self, paths: Sequence[str]) -> WorkerAnswer:
         """Take more paths, wait until a result is ready, and return all that are.
 
         Raises:
@@ -214,7 +214,7 @@ class Worker:
             results.append(self._fetch())
         num_faces = self._faces.count - self._num_told
         self._num_told += num_faces
-        return Answer(results, num_faces, self._warnings.take())
+        return WorkerAnswer(results, num_faces, self._warnings.take())
 
     def _fetch(self) -> Sent:
         done = self._done.get()

@@ -23,8 +23,8 @@ from dfscan.scan.ledger import LedgerReader
 from dfscan.scan.setup import NOT_IN_RECIPE
 from dfscan.text import display_path, report_order
 
-Kind = Literal["verdict", "status", "score", "missing", "new"]
-KINDS: tuple[Kind, ...] = ("verdict", "status", "score", "missing", "new")
+ChangeKind = Literal["verdict", "status", "score", "missing", "new"]
+KINDS: tuple[ChangeKind, ...] = ("verdict", "status", "score", "missing", "new")
 """Kinds of changes; a file that changed in several ways has the first."""
 
 _COMPARED = ("verdict", "score", "threshold", "status", "reason", "checkpoint", "sha256")
@@ -55,7 +55,7 @@ SCORE_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ComparedFile:
     """One file in one scan."""
 
     row: Mapping[str, Any]
@@ -71,11 +71,11 @@ class Change:
     """One file that differs between two scans."""
 
     path: str
-    kind: Kind
+    kind: ChangeKind
     causes: tuple[str, ...]
     """What else differs: ``file``, ``checkpoint``, ``threshold``, ``settings: ...``, ``version`` or ``device``."""
-    old: Judged | None
-    new: Judged | None
+    old: ComparedFile | None
+    new: ComparedFile | None
 
     @property
     def score_shift(self) -> float | None:
@@ -95,7 +95,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ScanComparison:
     """All differences between two scans."""
 
     changes: list[Change]
@@ -106,13 +106,13 @@ class Comparison:
     """Labels of the checkpoints of the old and of the new scan."""
 
     @property
-    def counts(self) -> dict[Kind, int]:
+    def counts(self) -> dict[ChangeKind, int]:
         """Number of changes of each kind, zeros included."""
         counted = Counter(change.kind for change in self.changes)
         return {kind: counted[kind] for kind in KINDS}
 
 
-def compare_scans(old: Path, new: Path, *, min_shift: float) -> Comparison:
+def compare_scans(old: Path, new: Path, *, min_shift: float) -> ScanComparison:
     """Compare two scans.
 
     Args:
@@ -130,14 +130,14 @@ def compare_scans(old: Path, new: Path, *, min_shift: float) -> Comparison:
         if kind := _kind(one, other, min_shift):
             changes.append(Change(path, kind, _causes(one, other), one, other))
     num_same = len(before.keys() | after.keys()) - len(changes)
-    return Comparison(changes, num_same, (_checkpoints(before), _checkpoints(after)))
+    return ScanComparison(changes, num_same, (_checkpoints(before), _checkpoints(after)))
 
 
-def _checkpoints(files: Mapping[str, Judged]) -> list[str]:
+def _checkpoints(files: Mapping[str, ComparedFile]) -> list[str]:
     return sorted({str(file.row["checkpoint"]) for file in files.values()})
 
 
-def _kind(old: Judged | None, new: Judged | None, min_shift: float) -> Kind | None:
+def _kind(old: ComparedFile | None, new: ComparedFile | None, min_shift: float) -> ChangeKind | None:
     if old is None or new is None:
         return "new" if old is None else "missing"
     for kind in ("verdict", "status"):
@@ -149,7 +149,7 @@ def _kind(old: Judged | None, new: Judged | None, min_shift: float) -> Kind | No
     return "score" if round(abs(scores[0] - scores[1]), SCORE_DIGITS) >= max(min_shift, 10**-SCORE_DIGITS) else None
 
 
-def _causes(old: Judged | None, new: Judged | None) -> tuple[str, ...]:
+def _causes(old: ComparedFile | None, new: ComparedFile | None) -> tuple[str, ...]:
     """List everything else that differs and can change a verdict."""
     if old is None or new is None:
         return ()
@@ -170,10 +170,10 @@ def _is_other_file(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return old[name] is not None and new[name] is not None and bool(old[name] != new[name])
 
 
-def tables(comparison: Comparison) -> list[ChangeTable]:
+def tables(comparison: ScanComparison) -> list[ChangeTable]:
     """Return the tables of the page, the most important change first."""
 
-    def of(kind: Kind) -> list[Change]:
+    def of(kind: ChangeKind) -> list[Change]:
         return [change for change in comparison.changes if change.kind == kind]
 
     def cells(change: Change, *names: str) -> list[object]:
@@ -215,7 +215,7 @@ def tables(comparison: Comparison) -> list[ChangeTable]:
 # Reading
 
 
-def read_scan(path: Path) -> dict[str, Judged]:
+def read_scan(path: Path) -> dict[str, ComparedFile]:
     """Return the files of a ledger or report by displayed path.
 
     The settings of a report come from ``REPORT.meta.json``, if that file exists and has them.
@@ -239,17 +239,17 @@ def read_scan(path: Path) -> dict[str, Judged]:
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: neither a ledger nor a report of dfscan ({error})") from error
     settings, device = _of_meta(path)
-    return {row["path"]: Judged(row, settings, device) for row in rows}
+    return {row["path"]: ComparedFile(row, settings, device) for row in rows}
 
 
-def _read_ledger(path: Path) -> dict[str, Judged]:
+def _read_ledger(path: Path) -> dict[str, ComparedFile]:
     files = {}
     with LedgerReader(path) as ledger:
         for entry in ledger.entries():
             recipe = entry.recipe
             row = report_row(ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version)
             row["path"] = display_path(entry.path)
-            files[str(row["path"])] = Judged(_rounded(row), recipe.settings, recipe.device_kind)
+            files[str(row["path"])] = ComparedFile(_rounded(row), recipe.settings, recipe.device_kind)
     return files
 
 
