@@ -35,7 +35,7 @@ def resize(
     if interpolation == "linear":
         method = cv2.INTER_LINEAR
     else:
-        does_shrink = width_px * height_px < pixels.shape[0] * pixels.shape[1]
+        does_shrink = height_px < pixels.shape[0]
         method = cv2.INTER_AREA if does_shrink else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, (width_px, height_px), interpolation=method), pixels.dtype)
 
