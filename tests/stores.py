@@ -32,6 +32,7 @@ class Store:
         self.gate = Gate(self.port)
         owner = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         self._url = f"http://127.0.0.1:{self.port}"
+        urllib.request.urlopen(f"{self._url}/moto-api/reset", b"").close()  # servers of one process share their state
         self._s3: Any = boto3.client("s3", endpoint_url=self._url, **owner)
         self._iam: Any = boto3.client("iam", endpoint_url=self._url, **owner)
         self._s3.create_bucket(Bucket=BUCKET)

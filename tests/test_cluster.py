@@ -108,7 +108,8 @@ def test_workers_that_die_lose_no_row_and_double_none(
     assert reason
     assert reason.code == "worker_died"
     assert len({result.info.codec for result in results} - {None}) == 2, "both nodes worked"
-    assert [record.getMessage() for record in caplog.records] == [WARNING]
+    # A record that two handlers have passed to caplog is listed twice.
+    assert [record.getMessage() for record in dict.fromkeys(caplog.records)] == [WARNING]
     assert capsys.readouterr().out == "", "stdout is for the report"
 
 
@@ -245,7 +246,7 @@ def test_a_stopped_scan_leaves_no_process_and_is_resumed_with_the_same_bytes(
         assert process.returncode == code, said
         assert ("to continue, run the same command again" in said) == (number == signal.SIGINT)
         assert "Traceback" not in said
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 90  # Ray's own processes notice only by and by that a killed driver is gone
         while (left := with_mark(mark)) and time.monotonic() < end_s:
             time.sleep(0.1)
         assert not left

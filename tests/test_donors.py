@@ -5,7 +5,7 @@ import pytest
 
 from dfscan.dataset.crops import encode_crop
 from dfscan.dataset.manifest import Sample, Split
-from dfscan.errors import DataError
+from dfscan.errors import ConfigError, DataError
 from dfscan.forgery.donors import Donors, check_swaps, path_of
 from dfscan.forgery.names import DESIGNS
 from dfscan.train.run import reconstructions_in
@@ -77,7 +77,7 @@ def test_runs_share_reconstructions_only_if_theirs_would_be_equal(tmp_path: Path
     others = [folder(other_split), folder(seed=1), folder(reconstruction_px=128), folder(reconstruction_steps=9)]
     assert len({here, *others}) == 5
     assert folder(samples[::-1]) == here
-    with pytest.raises(DataError, match="--reconstructions"):
+    with pytest.raises(ConfigError, match="--reconstructions"):
         folder(out=None)
 
 

@@ -334,7 +334,7 @@ def test_a_full_disk_is_reported(footage: Path, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         settings(tmp_path, **changes)
 
 

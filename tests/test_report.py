@@ -616,7 +616,9 @@ def test_versions_import_nothing() -> None:
     assert found["numpy"] == np.__version__
     assert (
         list(found)
-        == ("dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch c2pa").split()
+        == (
+            "dfscan python platform av numpy opencv onnxruntime torch torchvision timm facenet-pytorch c2pa pyarrow ray"
+        ).split()
     )
 
 

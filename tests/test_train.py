@@ -417,8 +417,6 @@ def test_matching_features_needs_a_single_process(rank: int, tmp_path: Path, mon
         (("--start-from", "absent.safetensors"), ("absent.safetensors",)),
         (("--grow-from", "absent.safetensors"), ("absent.safetensors",)),
         (("--device", "cuda:99"), ("cuda:99",)),
-        (("--resume", "--bench", 2), ("--bench and --resume exclude each other",)),
-        (("--sheet", "sheet.png", "--bench", 2), ("--sheet and --bench exclude each other",)),
     ],
 )
 def test_a_refused_run_leaves_no_folder(options: tuple[object, ...], words: tuple[str, ...], tmp_path: Path) -> None:
