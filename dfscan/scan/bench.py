@@ -110,7 +110,7 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
     every = _judge_on_cluster(paths, resolved, checkpoint)
     return {
         "videos": len(paths),
-        "device": settings.device,
+        "device": resolved.device,
         "threads": one["threads"],
         "local_s": local_s,
         "one_worker_s": one["wall_s"],
