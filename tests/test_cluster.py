@@ -78,7 +78,7 @@ def stub(notes: Path, *, pause_s: float = 0.02, sample: tuple[str, int] | None =
 
 
 @pytest.fixture
-def hired(nodes: Any, tmp_path: Path) -> Iterator[Any]:
+def connected(nodes: Any, tmp_path: Path) -> Iterator[Any]:
     """Return a function that connects to the cluster."""
     opened: list[Cluster] = []
 
@@ -96,12 +96,15 @@ def names(count: int) -> list[str]:
 
 
 def test_workers_that_die_lose_no_row_and_double_none(
-    hired: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    connected: Any,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("dfscan"), "propagate", True)
     paths = ["poison.mp4", *names(30), "kills-one.mp4", *names(60)[30:], "raises-once.mp4"]
     with caplog.at_level(logging.WARNING, "dfscan"):
-        results = [result for result, _ in hired().results(paths)]
+        results = [result for result, _ in connected().results(paths)]
     assert sorted(result.path for result in results) == sorted(paths)
     assert {result.path for result in results if result.verdict.label == "error"} == {"poison.mp4"}
     (reason,) = (result.verdict.reason for result in results if result.verdict.label == "error")
@@ -113,10 +116,10 @@ def test_workers_that_die_lose_no_row_and_double_none(
     assert capsys.readouterr().out == "", "stdout is for the report"
 
 
-def test_a_node_that_leaves_loses_nothing_and_one_that_joins_is_used(nodes: Any, hired: Any) -> None:
+def test_a_node_that_leaves_loses_nothing_and_one_that_joins_is_used(nodes: Any, connected: Any) -> None:
     leaving = nodes.add_node(num_cpus=1)
     paths = names(120)
-    cluster = hired(pause_s=0.1)
+    cluster = connected(pause_s=0.1)
     results = []
     joined = None
     for result, identity in cluster.results(paths):
@@ -132,26 +135,26 @@ def test_a_node_that_leaves_loses_nothing_and_one_that_joins_is_used(nodes: Any,
     nodes.remove_node(joined)
 
 
-def test_a_worker_that_does_not_see_the_files_ends_the_scan(hired: Any, tmp_path: Path) -> None:
-    cluster = hired(max_workers=1, sample=(str(tmp_path / "gone.mp4"), 7))
+def test_a_worker_that_does_not_see_the_files_ends_the_scan(connected: Any, tmp_path: Path) -> None:
+    cluster = connected(max_workers=1, sample=(str(tmp_path / "gone.mp4"), 7))
     with pytest.raises(ConfigError, match=r"worker on .*gone\.mp4 is missing or differs; mount the disk"):
         list(cluster.results(names(3)))
 
 
-def test_a_worker_with_other_libraries_is_refused(hired: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_other_libraries_is_refused(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dfscan.scan import cluster as module
 
     own = module.versions()
     monkeypatch.setattr(module, "versions", lambda: {**own, "onnxruntime": "0.0.1"})
     message = rf"onnxruntime {own['onnxruntime']} instead of 0\.0\.1; install the same versions"
     with pytest.raises(ConfigError, match=message):
-        list(hired(max_workers=1).results(names(3)))
+        list(connected(max_workers=1).results(names(3)))
 
 
-def test_workers_that_only_die_end_the_scan(hired: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_only_die_end_the_scan(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfscan.scan.cluster.MAX_DEATHS", 1)
     with pytest.raises(DfscanError, match="2 workers died without any result between"):
-        list(hired(max_workers=1).results(["poison.mp4"]))
+        list(connected(max_workers=1).results(["poison.mp4"]))
 
 
 def test_an_unreachable_cluster_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_a_stopped_scan_leaves_no_process_and_is_resumed_with_the_same_bytes(
         assert process.returncode == code, said
         assert ("to continue, run the same command again" in said) == (number == signal.SIGINT)
         assert "Traceback" not in said
-        end_s = time.monotonic() + 90  # Ray's own processes notice only by and by that a killed driver is gone
+        end_s = time.monotonic() + 90  # Ray's own processes notice a killed driver only after some time
         while (left := with_mark(mark)) and time.monotonic() < end_s:
             time.sleep(0.1)
         assert not left

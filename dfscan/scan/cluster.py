@@ -64,7 +64,7 @@ def for_workers(settings: ScanSettings) -> ScanSettings:
 
 
 @dataclass(eq=False)
-class _Hired:
+class _WorkerState:
     """A worker as the driver sees it."""
 
     actor: Any
@@ -73,7 +73,7 @@ class _Hired:
     facts: Facts | None = None
     """None until it has started."""
     paths: dict[str, None] = field(default_factory=dict)
-    """Paths whose results it owes."""
+    """Paths without a result so far."""
     is_alone: bool = False
     """True if its only path may have killed a worker; then it gets no other."""
 
@@ -92,7 +92,7 @@ class Cluster:
         """
         self._gpus = job.settings.gpus_per_worker
         self._max_workers = job.settings.max_workers
-        self._crew: list[_Hired] = []
+        self._workers: list[_WorkerState] = []
         self._queue: Iterator[str] = iter(())
         self._num_queued = 0
         self._returned: deque[str] = deque()
@@ -131,11 +131,11 @@ class Cluster:
         self._queue, self._num_queued = iter(paths), len(paths)
         start_s = time.monotonic()
         while self._num_left:
-            self._hire()
-            for hired in self._crew:
-                self._give(hired)
-            for hired in self._ready():
-                yield from self._hear(hired, dumps, listener)
+            self._request_workers()
+            for worker in self._workers:
+                self._submit(worker)
+            for worker in self._ready():
+                yield from self._receive(worker, dumps, listener)
             if not self._nodes and time.monotonic() - start_s > PATIENCE_S:
                 gpus = f" and {self._gpus:g} GPUs" if self._gpus else ""
                 self._warn(f"no worker has started yet; each needs a node with {self._threads} free cores{gpus}")
@@ -147,17 +147,17 @@ class Cluster:
             DfscanError: see `results`.
         """
         self._num_queued = num_paths
-        while not self._crew or any(hired.facts is None for hired in self._crew):
-            self._hire()
-            for hired in self._ready():
-                list(self._hear(hired, None, None))
-        return len(self._crew)
+        while not self._workers or any(worker.facts is None for worker in self._workers):
+            self._request_workers()
+            for worker in self._ready():
+                list(self._receive(worker, None, None))
+        return len(self._workers)
 
     @property
     def _num_left(self) -> int:
         """Number of paths without a result."""
-        owed = sum(len(hired.paths) for hired in self._crew)
-        return self._num_queued + len(self._returned) + len(self._suspects) + owed
+        pending = sum(len(worker.paths) for worker in self._workers)
+        return self._num_queued + len(self._returned) + len(self._suspects) + pending
 
     def facts(self) -> dict[str, Any]:
         """Return what is known about the cluster, for the metadata of a report."""
@@ -166,18 +166,18 @@ class Cluster:
 
     def close(self) -> None:
         """End all workers, and disconnect."""
-        for hired in self._crew:
-            self._dismiss(hired)
-        self._crew.clear()
+        for worker in self._workers:
+            self._stop(worker)
+        self._workers.clear()
         self._stack.close()
 
     # Workers
 
-    def _hire(self) -> None:
+    def _request_workers(self) -> None:
         """Ask for all workers at once, so that an autoscaler sees the whole demand."""
-        for _ in range(len(self._crew), min(self._num_wanted, self._num_left)):
+        for _ in range(len(self._workers), min(self._num_wanted, self._num_left)):
             actor = self._actor.remote()
-            self._crew.append(_Hired(actor, actor.start.remote(self._job, self._threads)))
+            self._workers.append(_WorkerState(actor, actor.start.remote(self._job, self._threads)))
 
     @property
     def _num_wanted(self) -> int:
@@ -197,36 +197,36 @@ class Cluster:
         cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
         return int(min([MAX_DEFAULT_THREADS, *(count for count in cores if count >= 1)])) if any(cores) else 1
 
-    def _dismiss(self, hired: _Hired) -> None:
+    def _stop(self, worker: _WorkerState) -> None:
         with suppress(Exception):  # it is dead already, or the connection is
-            self._ray.kill(hired.actor)
+            self._ray.kill(worker.actor)
 
-    def _refuse(self, hired: _Hired, error: DfscanError) -> None:
-        """Do without a worker that cannot work; raise its error if there has not been another one yet."""
-        self._dismiss(hired)
-        self._crew.remove(hired)
+    def _refuse(self, worker: _WorkerState, error: DfscanError) -> None:
+        """Continue without a worker that cannot start; raise its error if no other worker has started."""
+        self._stop(worker)
+        self._workers.remove(worker)
         if not self._nodes:
             raise error
         self._num_refused += 1
         self._warn(f"continuing without a worker: {error}")
 
-    def _bury(self, hired: _Hired, error: Exception) -> Iterator[JudgedVideo]:
+    def _recover(self, worker: _WorkerState, error: Exception) -> Iterator[JudgedVideo]:
         """Take back the paths of a dead worker, and yield the errors of those that have killed two."""
-        self._dismiss(hired)
-        self._crew.remove(hired)
+        self._stop(worker)
+        self._workers.remove(worker)
         cause = _cause(error)
-        if hired.facts and not self._is_alive(hired.facts.node_id):
-            log.info("the node %s is gone; its %d videos go to other workers", hired.facts.node, len(hired.paths))
-            self._returned.extend(hired.paths)
+        if worker.facts and not self._is_alive(worker.facts.node_id):
+            log.info("the node %s is gone; its %d videos go to other workers", worker.facts.node, len(worker.paths))
+            self._returned.extend(worker.paths)
             return
-        owed = ", ".join(map(display_path, hired.paths))
-        log.info("a worker died (%s) that had %d videos: %s", cause, len(hired.paths), owed)
+        pending = ", ".join(map(display_path, worker.paths))
+        log.info("a worker died (%s) that had %d videos: %s", cause, len(worker.paths), pending)
         self._num_deaths += 1
         if self._num_deaths > MAX_DEATHS * self._num_wanted:
             raise DfscanError(f"{self._num_deaths} workers died without any result between: {cause}; see Ray's logs")
-        for path in hired.paths:
+        for path in worker.paths:
             self._deaths[path] += 1
-            if hired.is_alone and self._deaths[path] > 1:
+            if worker.is_alone and self._deaths[path] > 1:
                 self._num_deaths = 0
                 text = "two workers died while they judged it; look for a crash or a lack of memory in Ray's logs"
                 yield failed(path, Reason("worker_died", text)), None if is_url(path) else FileIdentity.of(path)
@@ -238,22 +238,22 @@ class Cluster:
 
     # Work
 
-    def _give(self, hired: _Hired) -> None:
+    def _submit(self, worker: _WorkerState) -> None:
         """Give more paths to a worker that has started and answered, and ask for its results."""
-        if hired.facts is None or hired.call is not None:
+        if worker.facts is None or worker.call is not None:
             return
         given: list[str] = []
-        if self._suspects and not hired.paths:
+        if self._suspects and not worker.paths:
             given.append(self._suspects.popleft())
-            hired.is_alone = True
-        elif not hired.paths:
-            hired.is_alone = False
-        limit = 0 if hired.is_alone else 2 * hired.facts.num_decoders + NUM_WAITING
-        while len(hired.paths) + len(given) < limit and (path := self._next_path()) is not None:
+            worker.is_alone = True
+        elif not worker.paths:
+            worker.is_alone = False
+        limit = 0 if worker.is_alone else 2 * worker.facts.num_decoders + NUM_WAITING
+        while len(worker.paths) + len(given) < limit and (path := self._next_path()) is not None:
             given.append(path)
-        hired.paths |= dict.fromkeys(given)
-        if hired.paths:
-            hired.call = hired.actor.exchange.remote(given)
+        worker.paths |= dict.fromkeys(given)
+        if worker.paths:
+            worker.call = worker.actor.exchange.remote(given)
 
     def _next_path(self) -> str | None:
         if self._returned:
@@ -262,45 +262,47 @@ class Cluster:
         self._num_queued -= path is not None
         return path
 
-    def _ready(self) -> list[_Hired]:
+    def _ready(self) -> list[_WorkerState]:
         """Wait for an answer, at most for `TICK_S`; return all workers that have answered."""
-        by_call = {hired.call: hired for hired in self._crew if hired.call is not None}
+        by_call = {worker.call: worker for worker in self._workers if worker.call is not None}
         if not by_call:
             return []
         self._ray.wait(list(by_call), timeout=TICK_S)
         ready, _ = self._ray.wait(list(by_call), num_returns=len(by_call), timeout=0)
         return [by_call[call] for call in ready]
 
-    def _hear(self, hired: _Hired, dumps: DumpFolder | None, listener: ScanListener | None) -> Iterator[JudgedVideo]:
+    def _receive(
+        self, worker: _WorkerState, dumps: DumpFolder | None, listener: ScanListener | None
+    ) -> Iterator[JudgedVideo]:
         try:
-            answer = self._ray.get(hired.call)
+            answer = self._ray.get(worker.call)
         except self._ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
-            if hired.facts is None and isinstance(cause, DfscanError):
-                self._refuse(hired, cause)
+            if worker.facts is None and isinstance(cause, DfscanError):
+                self._refuse(worker, cause)
             else:
-                yield from self._bury(hired, error)
+                yield from self._recover(worker, error)
             return
-        hired.call = None
+        worker.call = None
         if isinstance(answer, Facts):
-            self._welcome(hired, answer)
+            self._welcome(worker, answer)
         else:
-            yield from self._unpacked(hired, answer, dumps, listener)
+            yield from self._unpacked(worker, answer, dumps, listener)
 
-    def _welcome(self, hired: _Hired, facts: Facts) -> None:
+    def _welcome(self, worker: _WorkerState, facts: Facts) -> None:
         own = versions()
         others = [name for name in EQUAL_VERSIONS if facts.versions[name] != own[name]]
         if others:
             unequal = ", ".join(f"{name} {facts.versions[name]} instead of {own[name]}" for name in others)
             text = f"worker on {facts.node}: it has {unequal}; install the same versions on every node"
-            return self._refuse(hired, ConfigError(text))
-        hired.facts = facts
+            return self._refuse(worker, ConfigError(text))
+        worker.facts = facts
         self._nodes.add(facts.node)
         self._kinds[facts.cpu, facts.device] += 1
         return None
 
     def _unpacked(
-        self, hired: _Hired, answer: WorkerAnswer, dumps: DumpFolder | None, listener: ScanListener | None
+        self, worker: _WorkerState, answer: WorkerAnswer, dumps: DumpFolder | None, listener: ScanListener | None
     ) -> Iterator[JudgedVideo]:
         for warning in answer.warnings:
             self._warn(warning)
@@ -312,7 +314,7 @@ class Cluster:
             for name, data in sent.files.items():
                 assert dumps is not None
                 dumps.store(name, data)
-            del hired.paths[result.path]
+            del worker.paths[result.path]
             yield result, identity
 
     def _warn(self, text: str) -> None:

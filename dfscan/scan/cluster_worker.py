@@ -38,7 +38,7 @@ log = logging.getLogger("dfscan")
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs; sent once to each node."""
+    """Everything that a worker needs. It is sent once to each node."""
 
     settings: ResolvedSettings
     """Settings as from `setup.resolve`, with the device of a worker."""
@@ -136,7 +136,7 @@ class Dumps(DumpFolder):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a worker is."""
+    """Describes a worker: its node, its device and its versions."""
 
     node: str
     """Name of its machine."""
