@@ -1,9 +1,15 @@
 """Shared fixtures, and markers that skip tests with a reason."""
 
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from dfscan.detector.checkpoint import Checkpoint
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -33,10 +39,30 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Share one cache among all tests, so that each network is exported only once; the user's cache is not touched."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    folder /= "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def export_in_child() -> Iterator[Callable[["Checkpoint", Path], None]]:
+    """Export classifiers in the process of the tests, which imports PyTorch only once; yield the product's function."""
+    from dfscan.detector import export
+
+    def export_here(checkpoint: "Checkpoint", path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export.write_graph(checkpoint, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_child = export._export_in_child
+        patch.setattr(export, "_export_in_child", export_here)
+        yield in_child
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,17 @@
-import json
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.errors import DataError
 from dfscan.forgery.names import FORGERY_KINDS
 from dfscan.train.batches import Key, plan_epoch
-from dfscan.train.dataset import Faces, FaceSet, load
+from dfscan.train.dataset import Faces, FaceSet, _start_worker, load
 from dfscan.train.settings import TrainSettings
 from dfscan.train.validation import normalised
 from tests.datasets import write_dataset, write_sample
@@ -131,13 +129,14 @@ def test_a_held_out_kind_changes_no_other_face(tmp_path: Path) -> None:
         assert all((a.pixels == b.pixels).all() for a, b in pairs)
 
 
-def test_a_worker_uses_one_thread(tmp_path: Path) -> None:
-    code = (
-        "import json; from threadpoolctl import threadpool_info; from dfscan.train.dataset import _start_worker;"
-        "_start_worker(0); print(json.dumps([pool['num_threads'] for pool in threadpool_info()]))"
-    )
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    pools = json.loads(done.stdout)
-    assert pools
+def test_a_worker_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay
+    num_threads = cv2.getNumThreads(), torch.get_num_threads()
+    with threadpool_limits(2):
+        _start_worker(0)
+        pools = [pool["num_threads"] for pool in threadpool_info()]
+        own = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(num_threads[0])
+    torch.set_num_threads(num_threads[1])
     assert set(pools) == {1}
+    assert own == (1, 1)
