@@ -6,6 +6,8 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from typer.testing import CliRunner
 
+from dfscan.cli import app
 from dfscan.detector.card import CheckpointCard
 from dfscan.detector.checkpoint import load_network, read_card
 from dfscan.detector.network import DeepfakeDetector, create_network
@@ -417,23 +421,31 @@ with joined_processes("cpu") as dist:
 """
 
 
+@contextmanager
+def with_second_process(monkeypatch: pytest.MonkeyPatch, *command: object) -> Iterator[None]:
+    """Set what torchrun sets. The first process is this one, which has imported PyTorch already; the second a child."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    environment = os.environ | {"RANK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, *map(str, command)]
+    with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) as second:
+        yield
+        said = second.communicate(timeout=900)[1]
+    assert second.returncode == 0, said[-3000:]
+    assert "epoch" not in said, "only the first process reports progress"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+
+
 def test_two_processes_have_the_same_gradients_as_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare two gloo processes, one batch each, with one process that accumulates the same two batches."""
     samples = write_dataset(tmp_path, num_train=5, num_val=3)
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    # As torchrun sets them. The first process is this one, which has imported PyTorch already.
-    for name, value in {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0}.items():
-        monkeypatch.setenv(name, str(value))
-    environment = os.environ | {"RANK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
-    with subprocess.Popen([sys.executable, script, tmp_path], env=environment, stderr=subprocess.PIPE) as other:
+    with with_second_process(monkeypatch, script, tmp_path):
         runpy.run_path(str(script))
-        said = other.communicate(timeout=900)[1]
-    assert other.returncode == 0, said[-3000:]
-    monkeypatch.setenv("WORLD_SIZE", "1")
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
 
     made = trainer(tmp_path)
@@ -451,16 +463,15 @@ def test_two_processes_have_the_same_gradients_as_accumulation(tmp_path: Path, m
     assert parts[0]["buffers"] == parts[1]["buffers"], "both validate with the same batch norm statistics"
 
 
-def test_torchrun_writes_one_calibrated_checkpoint(tmp_path: Path) -> None:
+def test_two_processes_write_one_calibrated_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "data", num_train=6, num_val=3)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     options = "--architecture test_efficientnet --no-pretrained --input-size-px 64 --resize-px 70 --batch-size 4"
-    command = [*launch, "-m", "dfscan", "train", "--data", tmp_path / "data", "--out", tmp_path / "run"]
-    command += [*options.split(), "--epochs", "2", "--workers", "0", "--forgeries", "self-blended"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("epoch 2: train loss") == 1, "only the first process reports progress"
+    command = ["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *options.split()]
+    command += ["--epochs", "2", "--workers", "0", "--forgeries", "self-blended", "--device", "cpu"]
+    with with_second_process(monkeypatch, "-m", "dfscan", *command):
+        done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("epoch 2: train loss") == 1
     card = read_card(tmp_path / "run" / "best.safetensors").card
     assert card.calibration.trained
     assert card.training is not None
