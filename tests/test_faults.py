@@ -113,7 +113,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     def fdopen(descriptor: int, mode: str) -> io.BufferedWriter:
         raw = Raw(descriptor, mode)
         raw.faults = hook
-        return io.BufferedWriter(raw, buffer_size=256)  # less than a row, so that rows reach the disk when they are written
+        return io.BufferedWriter(raw, buffer_size=256)  # smaller than a row: no row waits
 
     def write_bytes(path: Path, data: bytes) -> None:
         with fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
