@@ -12,6 +12,7 @@ import base64
 import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ Status = Literal["ok", "partial", "error"]
 PictureKind = Literal["face", "heat_map", "frame"]
 ProvenanceState = Literal["unknown", "present", "unreadable", "invalid", "valid", "trusted"]
 DeclaredAi = Literal["generated", "partly generated"]
+ReviewVerdict = Literal["fake", "real", "inconclusive", "withdrawn"]
 FaceKey = tuple[int, int]
 """Frame index and index within the frame, which identify a face of a video."""
 
@@ -274,6 +276,25 @@ class Verdict:
     track_id: int | None = None
     """The track that determined the verdict."""
     reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What a person says about the content of a file. It stands beside the verdict and never changes it."""
+
+    verdict: ReviewVerdict
+    """``withdrawn`` cancels the earlier reviews of this content."""
+    reviewer: str
+    """Name of the person."""
+    note: str
+    """Free text; may be empty."""
+    time_utc: str
+    """Time at which it was stored, such as ``2026-11-25T14:30:00Z``."""
+
+
+def standing(reviews: Sequence[Review]) -> Review | None:
+    """Return the review that counts, of all reviews of one content in order of time: the last, unless withdrawn."""
+    return reviews[-1] if reviews and reviews[-1].verdict != "withdrawn" else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "scan",
     "report",
+    "label",
     "schema",
     "compare",
     "explain",
@@ -55,6 +56,7 @@ COMMANDS = (
 REQUIRED_ARGUMENTS = {
     "scan": ["."],
     "report": ["a.ledger"],
+    "label": ["a.ledger"],
     "schema": [],
     "compare": ["a.csv", "b.csv"],
     "explain": ["a.mp4", "--out", "dumps"],

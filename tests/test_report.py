@@ -37,6 +37,9 @@ FACT_COLUMNS = (
     " provenance_actions provenance_problem declared_ai"
 ).split()
 
+REVIEW_COLUMNS = "reviewer_verdict reviewer reviewed_utc reviewer_note".split()
+LAST_COLUMNS = [*FACT_COLUMNS, *REVIEW_COLUMNS]
+
 SHA256 = "0e91b9c5d2a7f3864cb05f1e7d8a2b3c4d5e6f708192a3b4c5d6e7f80912a3b4"
 
 NAMES = {
@@ -142,7 +145,7 @@ def test_report_columns_are_stable() -> None:
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split() + FACT_COLUMNS
+    ).split() + LAST_COLUMNS
 
 
 def test_report_row() -> None:
@@ -170,7 +173,7 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
-        **dict.fromkeys(FACT_COLUMNS),
+        **dict.fromkeys(LAST_COLUMNS),
         "rotation_deg": 0,
     }
 
@@ -244,7 +247,7 @@ def test_csv_bytes(tmp_path: Path) -> None:
 
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
-    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(FACT_COLUMNS)
+    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS)
 
 
 def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dfscan.cli import (
     import_checkpoint,
     info,
     init_checkpoint,
+    label,
     prepare,
     report,
     scan,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
+app.command("label", cls=SectionedCommand)(label.label)
 app.command("schema", cls=SectionedCommand)(schema.schema)
 app.command("compare", cls=SectionedCommand)(compare.compare)
 app.command("explain", cls=SectionedCommand)(explain.explain)

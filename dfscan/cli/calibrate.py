@@ -25,7 +25,7 @@ def calibrate(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Videos and folders with --label, CSV files, or folders with real/ and fake/.",
+            help="Videos and folders with --label, CSV files, folders with real/ and fake/, or ledgers with labels.",
             show_default=False,
             metavar="FOOTAGE",
         ),

@@ -38,7 +38,7 @@ def evaluate(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="CSV files, folders with real/ and fake/, or published data sets.",
+            help="CSV files, folders with real/ and fake/, ledgers with labels, or published data sets.",
             show_default=False,
             metavar="INPUT",
         ),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, say, start_logging
-from dfscan.config import VERDICT, ScanSettings
+from dfscan.config import OUTPUT, VERDICT, ScanSettings
 
 
 @guarded
@@ -47,6 +47,13 @@ def report(
             show_default=False,
         ),
     ] = None,
+    order: Annotated[
+        Literal["path", "review"],
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="Order of the rows: by path, or review, which starts with what a person should look at first.",
+        ),
+    ] = "path",
     config: options.Config = None,
 ) -> None:
     """Rebuild reports from ledgers, without scanning.
@@ -60,7 +67,7 @@ def report(
     \b
       dfscan report report.csv.ledger --html report.html
       dfscan report report.csv.ledger --calibration lab.calibrated.safetensors --out again.csv
-      dfscan report all-nights.ledger --format jsonl | jq -r .verdict
+      dfscan report all-nights.ledger --order review --out review.xlsx
     """
     from dfscan.scan.rebuild import rebuild_reports
     from dfscan.types import VERDICT_LABELS
@@ -68,7 +75,7 @@ def report(
     if settings.html and settings.out is None and settings.format is None:
         settings = dataclasses.replace(settings, out=())
     start_logging(is_quiet=settings.quiet)
-    labels = rebuild_reports(ledgers, settings, calibration=calibration, threshold=new_threshold)
+    labels = rebuild_reports(ledgers, settings, calibration=calibration, threshold=new_threshold, order=order)
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
         counts = ", ".join(f"{labels[label]} {label}" for label in VERDICT_LABELS)

@@ -23,14 +23,18 @@ from dfscan.dataset.layouts import (
     read_face_forensics,
     read_real_and_fake,
 )
-from dfscan.dataset.manifest import SPLITS, TrueLabel
+from dfscan.dataset.manifest import SPLITS, TRUE_LABELS, TrueLabel
 from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import ConfigError, DataError
+from dfscan.scan.ledger import LedgerReader, is_ledger
+from dfscan.scan.reviews import changed
+from dfscan.types import standing
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
 
 LAYOUTS = (
-    "a CSV file with a path and a label column; a folder with real/ and fake/; any folder or file with --label; "
+    "a CSV file with a path and a label column; a ledger with reviewers' verdicts; a folder with real/ and fake/; any "
+    "folder or file with --label; "
     "FaceForensics++ (original_sequences/, manipulated_sequences/); Celeb-DF (Celeb-real/, Celeb-synthesis/); "
     "DFDC (metadata.json beside the videos or one folder down)"
 )
@@ -63,7 +67,7 @@ def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()
     """List the labelled videos and images of files and folders.
 
     Args:
-        inputs: CSV files, media files and folders.
+        inputs: CSV files, ledgers with reviews, media files and folders.
         options: column names, and the label of inputs without one.
 
     Returns:
@@ -94,12 +98,19 @@ def _refuse_empty(path: str, part: Sources) -> None:
         raise DataError(
             f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
         )
-    raise DataError(f"{path}: contains no video or image")
+    what = (
+        "verdict of a reviewer; store some with `dfscan label`"
+        if os.path.isfile(path) and is_ledger(path)
+        else "video or image"
+    )
+    raise DataError(f"{path}: contains no {what}")
 
 
 def _read_input(path: Path, options: SourceOptions, sources: Sources) -> None:
     if path.suffix.lower() == ".csv" and path.is_file():
         return _read_csv(path, options, sources)
+    if path.is_file() and is_ledger(path):
+        return _read_reviews(path, sources)
     if path.is_file():
         return sources.add(Source(str(path), _given_label(path, options), group=str(path)))
     if (path / "original_sequences").is_dir() or (path / "manipulated_sequences").is_dir():
@@ -133,6 +144,23 @@ def _without_repeats(sources: Sources) -> Sources:
         if first.path != source.path:
             skipped.append((source.path, f"repeated: named already, as {first.path}"))
     return Sources(list(kept.values()), skipped)
+
+
+def _read_reviews(path: Path, sources: Sources) -> None:
+    """Read what reviewers call real or fake; of several files with one content, the first that still has it."""
+    done: set[str] = set()
+    with LedgerReader(path) as ledger:
+        for entry in ledger.entries():
+            review = standing(ledger.reviews(entry.sha256)) if entry.sha256 not in done else None
+            if review is None or review.verdict not in TRUE_LABELS:
+                continue
+            file = os.fsdecode(entry.key[0])
+            label: TrueLabel = "fake" if review.verdict == "fake" else "real"
+            if problem := changed(entry, is_needed=True):
+                sources.skipped.append((file, problem))
+            else:
+                done.add(entry.sha256)
+                sources.items.append(Source(file, label, group=file))
 
 
 def _read_csv(path: Path, options: SourceOptions, sources: Sources) -> None:

@@ -2,8 +2,8 @@
 
 Each video is a file, an analysis action by this tool, and the result of the action. If faces were scored, the result
 classifies the file as ``manipulated face``, with the score as its confidence; an untrained checkpoint classifies
-nothing. The verdict, the reason and all facts are statements of the result. Identifiers are derived from the content,
-so equal rows give equal bytes.
+nothing. The verdict, the reason and all facts are statements of the result. A review by a person is an action of its
+own, with its own result. Identifiers are derived from the content, so equal rows give equal bytes.
 https://caseontology.org/, UCO 1.4
 """
 
@@ -23,6 +23,7 @@ CONTEXT = {
     "action": f"{UCO}/action/",
     "analysis": f"{UCO}/analysis/",
     "core": f"{UCO}/core/",
+    "identity": f"{UCO}/identity/",
     "investigation": "https://ontology.caseontology.org/case/investigation/",
     "observable": f"{UCO}/observable/",
     "tool": f"{UCO}/tool/",
@@ -32,6 +33,9 @@ CONTEXT = {
 CLASS = "manipulated face"
 UNTRAINED_NOTE = "untrained"
 """Code of the reason of a video that an untrained checkpoint scored."""
+SHARED_TYPES = ("tool:AnalyticTool", "identity:Identity")
+"""Types of nodes that several rows have in common."""
+REVIEW_COLUMNS = ("reviewer_verdict", "reviewer", "reviewed_utc", "reviewer_note")
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
 
 Node = dict[str, Any]
@@ -42,7 +46,7 @@ class CaseWriter(ReportWriter):
 
     def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
         super().__init__(sink, columns)
-        self._tools: set[str] = set()
+        self._shared: set[str] = set()
         self._is_empty = True
 
     def close(self) -> None:
@@ -56,8 +60,8 @@ class CaseWriter(ReportWriter):
 
     def _line(self, row: Mapping[str, object]) -> str:
         cells = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
-        nodes = [node for node in _nodes(cells) if node["@id"] not in self._tools]
-        self._tools |= {node["@id"] for node in nodes if node["@type"] == "tool:AnalyticTool"}
+        nodes = [node for node in _nodes(cells) if node["@id"] not in self._shared]
+        self._shared |= {node["@id"] for node in nodes if node["@type"] in SHARED_TYPES}
         lines = ",\n".join(json.dumps(node, ensure_ascii=False, allow_nan=False) for node in nodes)
         separator, self._is_empty = "" if self._is_empty else ",\n", False
         return separator + lines
@@ -91,6 +95,26 @@ def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
         "@type": "investigation:InvestigativeAction",
         "core:name": "Examine a video for manipulated faces",
         "action:instrument": {"@id": tool},
+        "action:object": {"@id": file},
+        "action:result": {"@id": result},
+    }
+    if cells["reviewer_verdict"]:
+        yield from _review(cells, about, file)
+
+
+def _review(cells: Mapping[str, Any], about: tuple[object, ...], file: str) -> Iterator[Node]:
+    """Yield the reviewer, the result and the action of a person's review."""
+    reviewer, about = _id("person", (cells["reviewer"],)), (*about, cells["reviewer"], cells["reviewed_utc"])
+    yield {"@id": reviewer, "@type": "identity:Identity", "core:name": cells["reviewer"]}
+    result = _id("review result", about)
+    statements = [f"{name}: {cells[name]}" for name in ("reviewer_verdict", "reviewer_note") if cells[name]]
+    yield {"@id": result, "@type": "analysis:AnalyticResult", "core:statement": statements}
+    yield {
+        "@id": _id("review", about),
+        "@type": "investigation:InvestigativeAction",
+        "core:name": "Review a video",
+        "action:performer": {"@id": reviewer},
+        "action:endTime": {"@type": "xsd:dateTime", "@value": cells["reviewed_utc"]},
         "action:object": {"@id": file},
         "action:result": {"@id": result},
     }
@@ -132,7 +156,7 @@ def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node
 
 def _statements(cells: Mapping[str, Any]) -> list[str]:
     """Return the cells that say something about the video, such as ``verdict: fake``."""
-    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version"}
+    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version", *REVIEW_COLUMNS}
     return [f"{name}: {value}" for name, value in cells.items() if name not in left_out and value is not None]
 
 

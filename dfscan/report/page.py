@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, withheld
@@ -21,7 +21,7 @@ from dfscan.detector.describe import MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
 from dfscan.text import display_path, printable, report_order
-from dfscan.types import FileFacts, Picture, Provenance, VerdictLabel, VideoResult
+from dfscan.types import FileFacts, Picture, Provenance, Review, VerdictLabel, VideoResult, standing
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -56,6 +56,8 @@ class PageVideo:
     """Version of dfscan that judged it."""
     number: int
     """Number of its row in the reports, from 0."""
+    reviews: tuple[Review, ...] = ()
+    """All reviews of its content, in order of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +253,12 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
             {"label": printable(name), "real": _score(calibration.get("real_threshold"))}
             for name, calibration in zip(checkpoints, calibrations, strict=True)
         ],
-        "rows": [_row(video.result) for video in videos],
+        "rows": [_row(video) for video in videos],
     }
 
 
-def _row(result: VideoResult) -> tuple[Any, ...]:
-    verdict = result.verdict
+def _row(video: PageVideo) -> tuple[Any, ...]:
+    result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
     return (
         display_path(result.path),
         verdict.label,
@@ -268,6 +270,7 @@ def _row(result: VideoResult) -> tuple[Any, ...]:
         sum(len(track.faces) for track in result.tracks),
         len(result.tracks),
         _time(result.info.duration_s),
+        review.verdict if review else "",
     )
 
 
@@ -296,6 +299,7 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
             for track in result.tracks
         ],
         "stated": _stated(result.facts) if result.facts else None,
+        "reviews": [_printable(asdict(review)) for review in video.reviews] or None,
     }
     return _known(facts)
 

@@ -20,7 +20,7 @@ from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, repo
 from dfscan.report.tables import LINK, XlsxWriter
 from dfscan.report.webvtt import write_webvtt
 from dfscan.report.writers import ReportWriter
-from dfscan.types import Picture, VideoResult
+from dfscan.types import Picture, Review, VideoResult, standing
 
 STDOUT = "-"
 
@@ -56,7 +56,15 @@ class Reports:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
 
-    def append(self, result: VideoResult, *, checkpoint: str, version: str, dumps_dir: str | None = None) -> None:
+    def append(
+        self,
+        result: VideoResult,
+        *,
+        checkpoint: str,
+        version: str,
+        dumps_dir: str | None = None,
+        reviews: Sequence[Review] = (),
+    ) -> None:
         """Write the rows of one video.
 
         Args:
@@ -64,11 +72,12 @@ class Reports:
             checkpoint: label of the checkpoint.
             version: version of dfscan that judged the video.
             dumps_dir: folder of all dumps.
+            reviews: all reviews of its content, in order of time.
 
         Raises:
             OutputError: a report cannot be written.
         """
-        row = report_row(result, checkpoint=checkpoint, version=version)
+        row = report_row(result, checkpoint=checkpoint, version=version, review=standing(reviews))
         for name, report in self._reports:
             report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
         if self._frames:
@@ -77,7 +86,7 @@ class Reports:
         if self._webvtt:
             write_webvtt(self._webvtt, result)
         if self._html:
-            self._videos.append(PageVideo(result, checkpoint, version, number=len(self._videos)))
+            self._videos.append(PageVideo(result, checkpoint, version, len(self._videos), tuple(reviews)))
 
     def write_page(
         self, pictures: Callable[[PageVideo], Sequence[Picture]], method: Callable[[], MethodInfo]

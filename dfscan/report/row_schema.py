@@ -18,6 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "sound": ("none", "not examined"),
     "provenance": get_args(ProvenanceState),
     "declared_ai": get_args(DeclaredAi),
+    "reviewer_verdict": ("fake", "real", "inconclusive"),
 }
 DESCRIPTIONS = {
     "path": "path as given or found, with unprintable characters escaped",
@@ -63,6 +64,10 @@ DESCRIPTIONS = {
     "provenance_actions": "actions in the manifest",
     "provenance_problem": "why the manifest is invalid or was not read",
     "declared_ai": "whether the manifest says that a trained model made the content or a part of it",
+    "reviewer_verdict": "what a person concludes about this content",
+    "reviewer": "name of this person",
+    "reviewed_utc": "when the person's verdict was stored",
+    "reviewer_note": "note of this person",
 }
 """Meaning of each column, as in the documentation of reports."""
 

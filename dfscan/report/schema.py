@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dfscan.types import FaceScore, FileFacts, Provenance, Track, VideoResult
+from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, VideoResult
 
 Kind = Literal["path", "text", "int", "score", "time", "pixel"]
 
@@ -71,6 +71,11 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("provenance_actions", "text"),
     Column("provenance_problem", "text"),
     Column("declared_ai", "text"),
+    # What a person says about the content. These columns never affect a score or a verdict either.
+    Column("reviewer_verdict", "text"),
+    Column("reviewer", "text"),
+    Column("reviewed_utc", "text"),
+    Column("reviewer_note", "text"),
 )
 """Columns of a report, with one row per video."""
 
@@ -94,13 +99,16 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 """Columns of ``--frames-out``, with one row per scored face."""
 
 
-def report_row(result: VideoResult, *, checkpoint: str | None, version: str | None) -> dict[str, object]:
+def report_row(
+    result: VideoResult, *, checkpoint: str | None, version: str | None, review: Review | None = None
+) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
     Args:
         result: result of the video.
         checkpoint: label of the checkpoint.
         version: version of dfscan that judged the video.
+        review: the review of its content that counts.
     """
     verdict, info = result.verdict, result.info
     return {
@@ -124,6 +132,7 @@ def report_row(result: VideoResult, *, checkpoint: str | None, version: str | No
         "dfscan_version": version,
         "num_skipped_streams": info.num_skipped_streams,
         **_fact_cells(result),
+        **_review_cells(review),
     }
 
 
@@ -181,6 +190,15 @@ def _provenance_cells(provenance: Provenance | None) -> dict[str, object]:
         "provenance_actions": "; ".join(provenance.actions) or None if provenance else None,
         "provenance_problem": provenance.problem if provenance else None,
         "declared_ai": provenance.declared_ai if provenance else None,
+    }
+
+
+def _review_cells(review: Review | None) -> dict[str, object]:
+    return {
+        "reviewer_verdict": review.verdict if review else None,
+        "reviewer": review.reviewer if review else None,
+        "reviewed_utc": review.time_utc if review else None,
+        "reviewer_note": review.note or None if review else None,
     }
 
 

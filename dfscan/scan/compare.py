@@ -19,7 +19,7 @@ from dfscan.report.comparison_page import ChangeTable
 from dfscan.report.formats import SUFFIXES
 from dfscan.report.meta import meta_path
 from dfscan.report.schema import REPORT_COLUMNS, Column, report_row
-from dfscan.scan.ledger import LedgerReader
+from dfscan.scan.ledger import LedgerReader, is_ledger
 from dfscan.scan.setup import NOT_IN_RECIPE
 from dfscan.text import display_path, report_order
 
@@ -50,7 +50,6 @@ CAUSES = (
     }
 )
 """Settings that can be the cause of a change, except the threshold, which has a column of its own."""
-SQLITE_START = b"SQLite format 3\0"
 SCORE_DIGITS = 6
 
 
@@ -224,9 +223,7 @@ def read_scan(path: Path) -> dict[str, ComparedFile]:
         DataError: the file cannot be read, or is neither a ledger nor a report.
     """
     try:
-        with path.open("rb") as file:
-            is_ledger = file.read(len(SQLITE_START)) == SQLITE_START
-        if is_ledger:
+        if is_ledger(path):
             return _read_ledger(path)
         kind = SUFFIXES.get(path.suffix.lower(), "csv")
         if kind not in ("csv", "jsonl"):

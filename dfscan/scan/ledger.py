@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,19 @@ import numpy as np
 from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
-from dfscan.types import Face, FaceScore, FileFacts, Picture, Reason, Remarks, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import (
+    Face,
+    FaceScore,
+    FileFacts,
+    Picture,
+    Reason,
+    Remarks,
+    Review,
+    Track,
+    Verdict,
+    VideoInfo,
+    VideoResult,
+)
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
@@ -72,7 +84,17 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     sha256 TEXT PRIMARY KEY,
     card TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS reviews (
+    number INTEGER PRIMARY KEY,
+    sha256 TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    reviewer TEXT NOT NULL,
+    note TEXT NOT NULL,
+    time_utc TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS reviews_of ON reviews (sha256);
 """
+SQLITE_START = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
@@ -214,6 +236,11 @@ class Ledger:
         with self._sqlite_errors():
             return _pictures(self._database, (_key(path), *_size_and_time(identity), self._recipe.digest))
 
+    def reviews(self, sha256: str | None) -> list[Review]:
+        """Return the reviews of a content in order of time; none for a file that could not be hashed."""
+        with self._sqlite_errors():
+            return _reviews(self._database, sha256)
+
     def __enter__(self) -> Self:
         return self
 
@@ -274,6 +301,7 @@ class LedgerReader:
             self._database.close()
             raise DataError(f"{path}: not a ledger of this version of dfscan")
         self._has_pictures = "pictures" in tables
+        self._has_reviews = "reviews" in tables
 
     def entries(self) -> list[LedgerEntry]:
         """List the latest result of every file, sorted by absolute path.
@@ -316,6 +344,18 @@ class LedgerReader:
         with self._corrupt_record_errors():
             return _pictures(self._database, entry.key) if self._has_pictures else []
 
+    def verdict(self, entry: LedgerEntry) -> Verdict:
+        """Return the verdict alone, faster than `result`; raises the same errors."""
+        query = "SELECT json_extract(result, '$.verdict') FROM videos WHERE rowid = ?"
+        with self._corrupt_record_errors():
+            (document,) = self._database.execute(query, (entry.row,)).fetchone()
+            return _verdict_from_json(json.loads(document))
+
+    def reviews(self, sha256: str | None) -> list[Review]:
+        """Return the reviews of a content in order of time; raises the same errors as `result`."""
+        with self._corrupt_record_errors():
+            return _reviews(self._database, sha256) if self._has_reviews else []
+
     @contextmanager
     def _corrupt_record_errors(self) -> Iterator[None]:
         try:
@@ -335,6 +375,43 @@ class LedgerReader:
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
+
+
+def is_ledger(path: str | os.PathLike[str]) -> bool:
+    """Return True if the file begins like a SQLite database.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(len(SQLITE_START)) == SQLITE_START
+
+
+def add_reviews(path: Path, reviews: Sequence[tuple[str, Review]]) -> None:
+    """Store reviews in an existing ledger: all of them, or none.
+
+    Args:
+        path: ledger that a `LedgerReader` has accepted.
+        reviews: the sha256 of a content, and its review.
+
+    Raises:
+        OutputError: the ledger cannot be written.
+    """
+    rows = [(each.verdict, each.reviewer, each.note, each.time_utc, sha256) for sha256, each in reviews]
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as database, database:
+            database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")  # ledgers of 0.1 have no reviews
+            database.executemany(f"INSERT INTO reviews ({_REVIEW}, sha256) VALUES (?, ?, ?, ?, ?)", rows)
+    except sqlite3.Error as error:
+        raise OutputError(f"{path}: {error}; close other programs that use it, and check its permissions") from error
+
+
+_REVIEW = "verdict, reviewer, note, time_utc"
+
+
+def _reviews(database: sqlite3.Connection, sha256: str | None) -> list[Review]:
+    query = f"SELECT {_REVIEW} FROM reviews WHERE sha256 = ? ORDER BY number"
+    return [Review(*row) for row in database.execute(query, (sha256,))]
 
 
 def _pictures(database: sqlite3.Connection, key: tuple[object, ...]) -> list[Picture]:
@@ -395,13 +472,10 @@ def _face_to_json(scored: FaceScore) -> dict[str, Any]:
 
 def from_json(document: dict[str, Any]) -> VideoResult:
     """Convert JSON values back to a result, the inverse of `to_json`."""
-    verdict = dict(document["verdict"])
-    if verdict["reason"]:
-        verdict["reason"] = Reason(**verdict["reason"])
     return VideoResult(
         path=_path_from_json(document["path"]),
         status=document["status"],
-        verdict=Verdict(**verdict),
+        verdict=_verdict_from_json(document["verdict"]),
         info=VideoInfo(**document["info"]),
         num_frames=document["num_frames"],
         tracks=tuple(
@@ -412,6 +486,10 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=_remarks_from_json(document.get("remarks")),
     )
+
+
+def _verdict_from_json(document: dict[str, Any]) -> Verdict:
+    return Verdict(**{**document, "reason": document["reason"] and Reason(**document["reason"])})
 
 
 def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:

@@ -130,8 +130,13 @@ class Outputs:
         if self._settings.html:
             self._identities[path] = identity
         dumps_dir = str(self._settings.explain) if self._settings.explain else None
-        recipe = self._recipe
-        self._reports.append(kept, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
+        self._reports.append(
+            kept,
+            checkpoint=self._recipe.checkpoint,
+            version=self._recipe.version,
+            dumps_dir=dumps_dir,
+            reviews=self._ledger.reviews(kept.info.sha256),
+        )
         self._index.extend(kept.dumps)
 
     def finish(self, skipped: Mapping[str, int]) -> None:

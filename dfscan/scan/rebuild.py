@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
@@ -19,11 +20,13 @@ from dfscan.report.page import MethodInfo, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import about, spare_inputs, warn_of_missing
+from dfscan.scan.outputs import MAY_PASS, about, spare_inputs, warn_of_missing
 from dfscan.scan.rejudge import Judge, rescored
 from dfscan.text import report_order
-from dfscan.types import Picture
+from dfscan.types import Picture, Review, Verdict, standing
 
+RowOrder = Literal["path", "review"]
+REVIEW_PLACES = ("fake", "inconclusive", "temporary error", "error", "no_face", "real")
 Known = tuple[LedgerEntry, LedgerReader]
 
 log = logging.getLogger("dfscan")
@@ -35,6 +38,7 @@ def rebuild_reports(
     *,
     calibration: Path | None = None,
     threshold: float | None = None,
+    order: RowOrder = "path",
 ) -> Counter[str]:
     """Write reports with the latest result of every file in the ledgers.
 
@@ -43,6 +47,7 @@ def rebuild_reports(
         settings: the reports to write; other settings are ignored.
         calibration: checkpoint with whose calibration the videos are judged again, see `scan.rejudge`.
         threshold: minimum score of a `fake` video with which the videos are judged again.
+        order: order of the rows; see `_review_order` for ``review``.
 
     Returns:
         The number of videos with each verdict.
@@ -58,7 +63,7 @@ def rebuild_reports(
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
-        labels = _write(ledgers, settings, written, calibration, threshold)
+        labels = _write(ledgers, settings, written, calibration, threshold, order)
         made_from: dict[str, Any] = {
             "made_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "ledgers": list(map(str, ledgers)),
@@ -76,10 +81,12 @@ def _write(
     written: Sequence[Path],
     calibration: Path | None,
     threshold: float | None,
+    order: RowOrder,
 ) -> Counter[str]:
     labels = Counter[str]()
     with ExitStack() as stack:
-        known = _known([stack.enter_context(LedgerReader(path)) for path in ledgers])
+        readers = [stack.enter_context(LedgerReader(path)) for path in ledgers]
+        known = _known(readers)
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         cards = _cards(known)
         judge = None
@@ -90,6 +97,12 @@ def _write(
         recipe_of = {entry.recipe.digest: judge.recipe(entry) if judge else entry.recipe for entry, _ in known}
         recipes = list({recipe.digest: recipe for recipe in recipe_of.values()}.values())
         reports = stack.enter_context(Reports(settings, about=about(recipes)))
+
+        def verdict(entry: LedgerEntry, ledger: LedgerReader) -> Verdict:
+            return judge.judged(entry, ledger.result(entry)).verdict if judge else ledger.verdict(entry)
+
+        if order == "review":
+            known.sort(key=lambda each: _review_order(verdict(*each), _reviews(readers, each[0].sha256)))
         for entry, ledger in known:
             result = ledger.result(entry)
             if judge:
@@ -97,7 +110,13 @@ def _write(
             labels[result.verdict.label] += 1
             recipe = recipe_of[entry.recipe.digest]
             dumps_dir = recipe.settings.get("explain")
-            reports.append(result, checkpoint=recipe.checkpoint, version=recipe.version, dumps_dir=dumps_dir)
+            reports.append(
+                result,
+                checkpoint=recipe.checkpoint,
+                version=recipe.version,
+                dumps_dir=dumps_dir,
+                reviews=_reviews(readers, result.info.sha256),
+            )
 
         def pictures(video: PageVideo) -> list[Picture]:
             # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
@@ -121,6 +140,24 @@ def _known(ledgers: Sequence[LedgerReader]) -> list[Known]:
     if num_changed:
         log.warning("%d files differ between ledgers; the result in the last ledger is used for each", num_changed)
     return sorted(latest.values(), key=lambda known: report_order(known[0].path))
+
+
+def _reviews(ledgers: Sequence[LedgerReader], sha256: str | None) -> list[Review]:
+    """Return the reviews of a content in all ledgers, in order of time; a copy of a ledger adds nothing."""
+    found = dict.fromkeys(review for ledger in ledgers for review in ledger.reviews(sha256))
+    return sorted(found, key=lambda review: review.time_utc) if len(ledgers) > 1 else list(found)
+
+
+def _review_order(verdict: Verdict, reviews: Sequence[Review]) -> tuple[bool, int, float]:
+    """Return the sort key of a row for a person who looks at the most important videos first.
+
+    Videos without a review come first. Then `fake`, `inconclusive`, errors that may not recur, other errors, `no_face`
+    and `real`; of equal ones, the score that exceeds the threshold most, or is closest to it, and no score last.
+    """
+    may_pass = verdict.label == "error" and verdict.reason is not None and verdict.reason.code in MAY_PASS
+    place = REVIEW_PLACES.index("temporary error" if may_pass else verdict.label)
+    threshold = 1.0 if verdict.threshold is None else verdict.threshold
+    return standing(reviews) is not None, place, math.inf if verdict.score is None else threshold - verdict.score
 
 
 def _file(entry: LedgerEntry) -> tuple[int, int, str]:

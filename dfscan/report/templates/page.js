@@ -8,7 +8,7 @@
   const load = (id) => JSON.parse(document.getElementById(id).textContent);
   const data = load("data");
   const leftOut = load("left-out");
-  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "tracks", "duration"];
+  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "tracks", "duration", "reviewer"];
   const videos = data.rows.map((values, row) => {
     const video = { row };
     FIELDS.forEach((field, i) => (video[field] = values[i]));
@@ -91,6 +91,7 @@
     duration: number("Duration", (video) => video.duration, time),
   };
   const SUSPICIOUS = "suspicious"; // the initial order
+  const UNREVIEWED = "unreviewed";
 
   const form = document.querySelector(".controls");
   const table = document.querySelector("#videos table");
@@ -121,7 +122,8 @@
   }
 
   function verdictCell(video) {
-    return make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), words(video.verdict));
+    const badge = make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), words(video.verdict));
+    return video.reviewer ? make("span", {}, badge, make("span", { class: "reviewer" }, `reviewer: ${video.reviewer}`)) : badge;
   }
 
   function scoreCell(video) {
@@ -145,7 +147,9 @@
   }
 
   function comparison(key) {
-    if (key === SUSPICIOUS) return (a, b) => a.rank - b.rank || (b.score ?? -1) - (a.score ?? -1) || a.row - b.row;
+    const suspicious = (a, b) => a.rank - b.rank || (b.score ?? -1) - (a.score ?? -1) || a.row - b.row;
+    if (key === SUSPICIOUS) return suspicious;
+    if (key === UNREVIEWED) return (a, b) => (a.reviewer !== "") - (b.reviewer !== "") || suspicious(a, b);
     const { value, first } = COLUMNS[key];
     const sign = (direction ?? first) === "ascending" ? 1 : -1;
     return (a, b) => {
@@ -236,7 +240,7 @@
 
   function detailOf(video, facts, width_px) {
     const pictures = picturesOf(video.row);
-    const box = make("div", { class: "inside" }, why(video, facts), notice(video));
+    const box = make("div", { class: "inside" }, why(video, facts), notice(video), reviewsOf(facts));
     if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
     const sections = facts.tracks.map((track, i) => sectionOf(track, i, facts, pictures));
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
@@ -282,6 +286,17 @@
     const partial = video.status === "partial" ? "Only a part of this video was scanned. " : "";
     const reason = video.code ? [foreign("code", video.code), " ", make("bdi", {}, video.reason)] : [];
     return make("p", { class: "notice" }, partial, ...reason);
+  }
+
+  /** What people say about this content, the review that counts last. */
+  function reviewsOf(facts) {
+    if (!facts.reviews) return null;
+    const items = facts.reviews.map(({ verdict, reviewer, note, time_utc }) => {
+      const about = dim(` ${time_utc.replace("T", " ").replace("Z", " UTC")}`);
+      return make("li", {}, make("strong", {}, verdict), " by ", make("bdi", {}, reviewer), about, note ? ": " : "", make("bdi", {}, note ?? ""));
+    });
+    const title = items.length > 1 ? "Reviews, the last one counts" : "Review";
+    return make("section", { class: "reviews" }, make("h4", {}, title), make("ol", {}, ...items));
   }
 
   function sectionOf(track, i, facts, pictures) {
@@ -532,6 +547,7 @@
 
   table.tHead.rows[0].append(...Object.keys(COLUMNS).map(headOf));
   form.elements.order.append(make("option", { value: SUSPICIOUS }, "Most suspicious first"));
+  if (videos.some((video) => video.reviewer)) form.elements.order.append(make("option", { value: UNREVIEWED }, "Not reviewed first"));
   for (const [key, column] of Object.entries(COLUMNS)) {
     const name = key === "name" ? "name" : column.title.toLowerCase();
     form.elements.order.append(make("option", { value: key }, `By ${name}`));

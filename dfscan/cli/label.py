@@ -1,0 +1,111 @@
+"""The ``dfscan label`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dfscan.cli.guard import guarded, say, start_logging
+from dfscan.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from dfscan.scan.reviews import ListedReview
+
+
+@guarded
+def label(
+    ledger: Annotated[
+        Path,
+        typer.Argument(help="Ledger of a scan: REPORT.ledger, or the file given with --ledger.", metavar="LEDGER"),
+    ],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, with their paths as in the report.", show_default=False, metavar="PATH"),
+    ] = None,
+    verdict: Annotated[
+        Literal["fake", "real", "inconclusive", "withdrawn"] | None,
+        typer.Option(
+            help="Verdict of the reviewer on these files; withdrawn cancels an earlier one.", show_default=False
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Name of the reviewer; with --from, for lines without one.", show_default=False),
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Note of the reviewer.", show_default=False)] = None,
+    from_list: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="CSV file with path, verdict, by and note, or a report with the column reviewer_verdict filled in.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+) -> None:
+    """Store or list the verdicts of people.
+
+    A reviewer's verdict stands beside that of the detector in every later report, and never replaces it. It belongs to
+    the content of the file: a changed file does not inherit it. A new one replaces an earlier one in reports; the
+    ledger keeps both. Without --verdict and --from, prints all stored ones as CSV.
+
+    Examples:
+
+    \b
+      dfscan label report.csv.ledger ./videos/a.mp4 --verdict real --by "A. Miller" --note "checked with the author"
+      dfscan label report.csv.ledger --from labels.csv --by "A. Miller"
+      dfscan label report.csv.ledger
+
+    Exit codes:
+
+    \b
+      0    all verdicts are stored
+      1    some files are not in the ledger, or have changed; the others are stored
+      2    usage error, or an unusable list; nothing is stored
+    """
+    from dfscan.scan.reviews import now_utc, read_list, store_reviews
+
+    start_logging()
+    if from_list is None and verdict is None:
+        if by is not None or note is not None:
+            raise ConfigError("--by and --note need --verdict or --from: add one of them")
+        return _print(ledger, paths or [])
+    if from_list is not None:
+        if paths or verdict is not None or note is not None:
+            raise ConfigError("--from cannot be combined with paths, --verdict or --note; put those into the list")
+        listed = read_list(from_list, reviewer=by, time_utc=now_utc())
+    else:
+        listed = _given(paths or [], verdict, by, note or "")
+    stored = store_reviews(ledger, listed)
+    for problem in stored.problems:
+        say(f"not stored: {problem}")
+    unchanged = f", {stored.num_unchanged} already there" if stored.num_unchanged else ""
+    missed = f", {len(stored.problems)} not stored" if stored.problems else ""
+    say(f"{stored.num_stored} stored{unchanged}{missed}")
+    raise typer.Exit(int(bool(stored.problems)))
+
+
+def _given(
+    paths: list[str], verdict: Literal["fake", "real", "inconclusive", "withdrawn"] | None, by: str | None, note: str
+) -> list[ListedReview]:
+    from dfscan.scan.reviews import ListedReview, now_utc
+    from dfscan.types import Review
+
+    if not paths or verdict is None or not (by or "").strip():
+        raise ConfigError("--verdict needs the paths of the files, and --by with the name of the reviewer")
+    review = Review(verdict, str(by).strip(), note.strip(), now_utc())
+    return [ListedReview(path, path, "", review) for path in paths]
+
+
+def _print(ledger: Path, paths: list[str]) -> None:
+    from dfscan.report.formats import open_writer
+    from dfscan.scan.reviews import REVIEW_COLUMNS, history
+
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: open it")
+    with open_writer(sys.stdout.buffer, REVIEW_COLUMNS, format="csv") as writer:
+        for row in history(ledger, paths):
+            writer.append(row)
