@@ -11,7 +11,6 @@ import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 from weakref import WeakSet
@@ -80,7 +79,8 @@ class Scanner:
         """Load the models.
 
         Args:
-            checkpoint: trained detector, a ``.safetensors`` file; None takes the one that is built in.
+            checkpoint: trained detector, a ``.safetensors`` file or a name on the Hugging Face Hub; None takes the one
+                that is built in.
             **options: see `ScannerOptions`. None, or an option left out, takes the checkpoint's own value.
 
         Raises:
@@ -90,7 +90,7 @@ class Scanner:
         """
         if others := sorted(options.keys() & rows(ScanSettings).keys() - ScannerOptions.__annotations__.keys()):
             raise ConfigError(f"{', '.join(others)}: an option of `dfscan scan` that a Scanner does not take")
-        given = {**options, "checkpoint": None if checkpoint is None else Path(checkpoint)}
+        given = {**options, "checkpoint": None if checkpoint is None else os.fspath(checkpoint)}
         self._settings, loaded = resolve(build_settings(ScanSettings, given))
         self._checkpoint = loaded.label
         self._engine: Engine | None = load_engine(self._settings, loaded)

@@ -162,6 +162,10 @@ def _several(value: object) -> object:
     return [str(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _stream(value: object) -> object:
     if value in ("all", "main"):
         return value
@@ -364,8 +368,14 @@ class ScanSettings(Settings):
     )
     max_faces: int | None = setting(None, FACES, "Maximum number of faces scored per frame.", of_checkpoints=20, ge=1)
 
-    checkpoint: Path | None = setting(
-        None, DETECTOR, "Checkpoint of the detector.", default_text="the built-in one", example="lab.safetensors"
+    checkpoint: str | None = setting(
+        None,
+        DETECTOR,
+        "Checkpoint of the detector: a file, or hf://owner/name[@REVISION] on the Hugging Face Hub.",
+        default_text="the built-in one",
+        example="lab.safetensors",
+        metavar="FILE",
+        parse=_as_text,
     )
     device: str = setting("auto", DETECTOR, "Device: auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     batch_size: int = setting(32, DETECTOR, "Faces scored at once on a GPU; a CPU scores one at a time.", ge=1)

@@ -86,8 +86,17 @@ def desk(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrained
 
 
 QUICK = ("scan", "explain", "report", "bench", "info", "init-checkpoint")
-UNAVAILABLE = {"run/best.safetensors", "own.safetensors", "cuda", "ray", "auto", "s3://bucket/inbox"}
-"""Arguments that need a training run, a calibration, a GPU, a cluster, a job array or an object store."""
+UNAVAILABLE = {
+    "run/best.safetensors",
+    "own.safetensors",
+    "sbi.calibrated.safetensors",
+    "hf://lab/detector",
+    "cuda",
+    "ray",
+    "auto",
+    "s3://bucket/inbox",
+}
+"""Arguments that need a training run, a calibration, a network, a GPU, a cluster, a job array or an object store."""
 
 
 def test_the_quick_examples_run_one_after_the_other(desk: Path) -> None:

@@ -22,7 +22,7 @@ def calibrate_folds(
         ),
     ],
     checkpoint: Annotated[
-        Path,
+        str,
         typer.Option("--checkpoint", "-c", help="Checkpoint to calibrate, trained on all folds.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the calibrated copy.", show_default=False)],

@@ -13,7 +13,9 @@ from dfscan.errors import ConfigError
 
 @guarded
 def export_onnx(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint.", show_default=False, metavar="CHECKPOINT")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint: a file or hf://owner/name.", show_default=False, metavar="CHECKPOINT")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: NAME.onnx.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
 ) -> None:

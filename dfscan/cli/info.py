@@ -50,6 +50,8 @@ def info(
     document["checkpoint"] = None
     if card:
         document["checkpoint"] = {"path": str(card.path), "sha256": card.sha256, **card.card.model_dump(mode="json")}
+        if card.source:
+            document["checkpoint"]["source"] = card.source
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
@@ -120,7 +122,7 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
     from dfscan.detector.describe import describe_card
 
     card = checkpoint.card
-    facts = {name.lower(): text for name, text in describe_card(card.model_dump()).items()}
+    facts = {name.lower(): text for name, text in describe_card(checkpoint.document()).items()}
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,

@@ -27,7 +27,7 @@ def report(
     ],
     settings: ScanSettings,
     calibration: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             rich_help_panel=VERDICT,
             help="Judge all videos again with the thresholds and temperature of this checkpoint. It must have been "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from pydantic import ValidationError
 
 from dfscan.detector.card import FORMAT_VERSION, CheckpointCard
+from dfscan.detector.hub import fetch, is_hub_name
 from dfscan.detector.preprocess import Preprocessing, to_input
 from dfscan.detector.selftest import library_versions, mosaic, self_test_input
 from dfscan.errors import CheckpointError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
 
 CARD_KEY = "dfscan"
+SOURCE_KEY = "source"
+"""Key of `Checkpoint.source` in `Checkpoint.document`; it is not a part of the card."""
 MAX_HEADER_BYTES = 10_000_000
 
 
@@ -39,11 +43,18 @@ class Checkpoint:
     sha256: str
     """Lower-case hex digest of the whole file."""
     card: CheckpointCard
+    source: str | None = None
+    """Name with the commit, if the file comes from the Hugging Face Hub."""
 
     @property
     def label(self) -> str:
         """Short text for reports: the name, else the file's stem, and the first 12 digits of the SHA-256 digest."""
         return f"{self.card.name or self.path.stem}@{self.sha256[:12]}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the card for reports and ledgers: JSON values, without the seen files, and with the source, if any."""
+        document = self.card.model_dump(mode="json", exclude={"seen"})
+        return document if self.source is None else {**document, SOURCE_KEY: self.source}
 
     @property
     def base_sha256(self) -> str:
@@ -63,10 +74,15 @@ def default_checkpoint_path() -> Path | None:
 def read_card(path: str | Path) -> Checkpoint:
     """Read a checkpoint's card and hash its file, without PyTorch and without reading the weights.
 
+    Args:
+        path: the file, or a name on the Hugging Face Hub, which must be a string; see `hub`.
+
     Raises:
-        CheckpointError: if the file does not exist or is not a complete checkpoint of this format.
+        CheckpointError: if the file does not exist, cannot be downloaded, or is not a complete checkpoint of this
+            format.
     """
-    path = Path(path)
+    hub = fetch(path) if isinstance(path, str) and is_hub_name(path) else None
+    path = Path(hub.path if hub else path)
     try:
         if not path.is_file():  # also prevents opening a FIFO or a device
             _refuse(path, "no such file", "check the path, or write a checkpoint with `dfscan init-checkpoint`")
@@ -75,7 +91,10 @@ def read_card(path: str | Path) -> Checkpoint:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         _refuse(path, f"cannot be read ({error.strerror})", "check its permissions")
-    return Checkpoint(path=path, sha256=sha256, card=_parse_card(path, header))
+    if hub and sha256 != hub.sha256:
+        cause = f"its sha256 is {sha256}, but the Hub states {hub.sha256}"
+        _refuse(path, cause, f"delete {os.path.realpath(path)} to download it again")
+    return Checkpoint(path=path, sha256=sha256, card=_parse_card(path, header), source=hub.source if hub else None)
 
 
 def _refuse(path: Path, cause: str, remedy: str, *, origin: Exception | None = None) -> NoReturn:

@@ -26,6 +26,7 @@ def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
     side_px = preprocessing.get("input_size_px")
     facts = {
         "Name": card.get("name"),
+        "Source": card.get("source"),
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
         "Crop": _sentence(_CROPS.get(str(preprocessing.get("crop", "square")), "{}"), preprocessing.get("crop_margin")),

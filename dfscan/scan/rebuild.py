@@ -36,7 +36,7 @@ def rebuild_reports(
     ledgers: Sequence[Path],
     settings: ScanSettings,
     *,
-    calibration: Path | None = None,
+    calibration: str | None = None,
     threshold: float | None = None,
     order: RowOrder = "path",
 ) -> Counter[str]:
@@ -59,7 +59,7 @@ def rebuild_reports(
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
-    written = _written_files([*ledgers, *([calibration] if calibration else [])], settings)
+    written = _written_files([*ledgers, *([Path(calibration)] if calibration else [])], settings)
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
@@ -79,7 +79,7 @@ def _write(
     ledgers: Sequence[Path],
     settings: ScanSettings,
     written: Sequence[Path],
-    calibration: Path | None,
+    calibration: str | None,
     threshold: float | None,
     order: RowOrder,
 ) -> Counter[str]:
@@ -93,7 +93,7 @@ def _write(
         if calibration or threshold is not None:
             judge = Judge([entry for entry, _ in known], cards, calibration=calibration, threshold=threshold)
             if judge.checkpoint:
-                cards[judge.checkpoint.sha256] = judge.checkpoint.card.model_dump(mode="json", exclude={"seen"})
+                cards[judge.checkpoint.sha256] = judge.checkpoint.document()
         recipe_of = {entry.recipe.digest: judge.recipe(entry) if judge else entry.recipe for entry, _ in known}
         recipes = list({recipe.digest: recipe for recipe in recipe_of.values()}.values())
         reports = stack.enter_context(Reports(settings, about=about(recipes)))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from dfscan.config import ScanSettings, build_settings
 from dfscan.detector.card import OWN_SETTINGS, CheckpointCard, SeenFiles
-from dfscan.detector.checkpoint import Checkpoint, read_card
+from dfscan.detector.checkpoint import SOURCE_KEY, Checkpoint, read_card
 from dfscan.errors import DataError
 from dfscan.scan.ledger import LedgerEntry, Recipe
 from dfscan.scan.setup import rules_for, with_checkpoint
@@ -45,7 +45,7 @@ class Judge:
         entries: Sequence[LedgerEntry],
         cards: Mapping[str, Mapping[str, Any]],
         *,
-        calibration: Path | None,
+        calibration: str | None,
         threshold: float | None,
     ) -> None:
         """Check that every entry can be judged again.
@@ -81,7 +81,7 @@ class Judge:
                 "temperature is unknown; scan them again"
             )
         try:
-            card = CheckpointCard.model_validate(document)
+            card = CheckpointCard.model_validate({name: document[name] for name in document.keys() - {SOURCE_KEY}})
         except ValidationError as error:
             raise DataError(
                 f"the card of {recipe.checkpoint} in the ledger is from another version of dfscan; scan again"

@@ -160,7 +160,7 @@ def run_scan(
         log.info("%s: skipped, %s", display_path(path), reason)
     if on_discovered:
         on_discovered(len(discovery.paths) + len(discovery.problems))
-    card = checkpoint.card.model_dump(mode="json", exclude={"seen"})
+    card = checkpoint.document()
     order = sorted([*discovery.paths, *discovery.problems], key=report_order)
     with only_run(written_files(settings)):
         with Outputs(settings, recipe, order, card=card) as outputs:
@@ -283,7 +283,7 @@ def _metadata(
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,
-            **checkpoint.card.model_dump(mode="json", exclude={"seen"}),
+            **checkpoint.document(),
         },
         "counts": {label: summary.labels[label] for label in VERDICT_LABELS} | {"partial": summary.num_partial},
         "known_from_ledger": summary.num_known,
