@@ -122,8 +122,9 @@ def _remember(record: Path | None, found: HubFile) -> None:
 def _download(name: str, repository: str, file: str | None, revision: str | None) -> HubFile:
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
+    disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     token = "give a token with access in HF_TOKEN"
     try:
