@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -368,7 +368,10 @@ def exports(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     return calls
 
 
-def test_a_full_size_network_exported_in_the_child_equals_pytorch(tmp_path: Path, cache: Path) -> None:
+def test_a_full_size_network_exported_in_the_child_equals_pytorch(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, export_in_child: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(export, "_export_in_child", export_in_child)
     checkpoint = create_untrained(tmp_path / "b4.safetensors", seed=3)
     onnx_runtime = create_runtime(checkpoint, device="cpu")
     verify(onnx_runtime, checkpoint)
@@ -441,7 +444,10 @@ def test_without_a_home_folder_there_is_no_cache(
     assert export.onnx_graph(tiny)
 
 
-def test_the_child_reports_why_a_checkpoint_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_the_child_reports_why_a_checkpoint_is_refused(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export_in_child: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(export, "_export_in_child", export_in_child)
     path = tmp_path / "copy.safetensors"
     path.write_bytes(tiny.path.read_bytes())
     checkpoint = checkpoint_module.read_card(path)

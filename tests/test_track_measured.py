@@ -110,6 +110,7 @@ def in_turn(a: list[Face], b: list[Face], *, is_burst: bool) -> list[Face]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clips", "portraits"])
 @pytest.mark.parametrize("length", [0, 12, 25])
 def test_a_dissolve_counts_as_a_cut(
