@@ -265,6 +265,30 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounded:
+    """A measured value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How often validation videos got the same verdict, with the same settings."""
+
+    error_rate: Bounded | None = None
+    """Proportion of the videos of the other class that got it: genuine ones for `fake`, manipulated ones for `real`."""
+    num_videos: int | None = None
+    """Number of videos of that class; of groups, if the rate counts groups."""
+    counts_groups: bool = False
+    is_own_footage: bool = False
+    """True if these are the user's own videos, see `Calibration.own_footage`."""
+    likelihood_ratio: Bounded | None = None
+    """How many times as frequent the verdict is among manipulated videos as among genuine ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Verdict on one video."""
 
@@ -276,6 +300,8 @@ class Verdict:
     track_id: int | None = None
     """The track that determined the verdict."""
     reason: Reason | None = None
+    validation: Validation | None = None
+    """None if nothing that was measured applies: other settings were used, or the video was examined in part."""
 
 
 @dataclass(frozen=True, slots=True)

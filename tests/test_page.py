@@ -16,6 +16,7 @@ import pytest
 
 from dfscan import __version__
 from dfscan.detector.card import Calibration, CheckpointCard
+from dfscan.detector.describe import INTENDED_USE
 from dfscan.errors import OutputError
 from dfscan.report import page as report_page
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
@@ -278,6 +279,24 @@ def test_method_is_readable_without_a_script(tmp_path: Path) -> None:
     assert "3 not_video" in text
     assert "2 fake" in text
     assert "Untrained" not in text
+    assert INTENDED_USE in text
+
+
+def test_the_summary_says_how_sure_a_verdict_is_and_what_is_next(tmp_path: Path) -> None:
+    def summary(how: MethodInfo) -> str:
+        make(tmp_path / "p", COLLECTION, how=how)
+        page = (tmp_path / "p").read_text(encoding="utf-8")
+        return " ".join(re.sub("<[^>]*>", " ", page[page.index("counts") : page.index("<noscript")]).split())
+
+    text, rate = summary(method()), "Of the genuine videos of the validation set, 0.94 % got it"
+    assert "2 fake Examine these first." in text
+    assert f"{rate} (95 % interval 0.11 % to 3.37 %)." in text
+    assert text.count("got it") == 1  # the card has no rate for real
+    changed = replace(method(), settings={"num_frames": 8})
+    assert "got it" not in summary(changed)
+    assert "got it" not in summary(MethodInfo({**method().cards, "other@0": trained_card()}, {}, {}, {}))
+    small = trained_card()["calibration"] | {"num_real_videos": 40}
+    assert "got it" not in summary(method(dict(trained_card()) | {"calibration": small}))
 
 
 def test_untrained_checkpoint_has_a_prominent_warning(tmp_path: Path) -> None:
@@ -333,15 +352,15 @@ def open_video(page: "Page", name: str) -> Any:
 def test_most_suspicious_first(page: "Page") -> None:
     assert names(page) == SUSPICIOUS_FIRST
     first = page.locator("tr.video").first
-    assert first.locator("td").all_inner_texts()[1:] == ["fake", "0.9300", "0.7500", "ok", NONE, "7", "2", "0:03.3"]
+    assert first.locator("td").all_inner_texts()[1:] == ["fake", "0.9300", NONE, "0:01.5 \u2013 0:03.0", "0:03.3"]
     assert page.get_by_role("status").inner_text() == "Showing 7 videos."
 
 
 SORTS = {
     "Score": ["fake1.mp4", "fake2.mp4", "mid.mp4", "b.mp4", "a.mp4", "broken.mp4", "nobody.mp4"],
     "Verdict": ["fake1.mp4", "fake2.mp4", "mid.mp4", "broken.mp4", "a.mp4", "b.mp4", "nobody.mp4"],
-    "Reason": ["mid.mp4", "broken.mp4", "a.mp4", "b.mp4", "nobody.mp4", "fake1.mp4", "fake2.mp4"],
-    "Status": ["broken.mp4", "a.mp4", "b.mp4", "mid.mp4", "nobody.mp4", "fake1.mp4", "fake2.mp4"],
+    "Why": ["mid.mp4", "broken.mp4", "a.mp4", "b.mp4", "nobody.mp4", "fake1.mp4", "fake2.mp4"],
+    "Look at": ["a.mp4", "b.mp4", "mid.mp4", "fake2.mp4", "fake1.mp4", "broken.mp4", "nobody.mp4"],
     "Duration": ["nobody.mp4", "a.mp4", "b.mp4", "mid.mp4", "fake1.mp4", "fake2.mp4", "broken.mp4"],
     "Video": ["broken.mp4", "a.mp4", "b.mp4", "mid.mp4", "nobody.mp4", "fake1.mp4", "fake2.mp4"],
 }
@@ -356,7 +375,7 @@ def test_sort(page: "Page", column: str, expected: list[str]) -> None:
     first = head.get_attribute("aria-sort")
     head.get_by_role("button").press("Enter")
     assert {first, head.get_attribute("aria-sort")} == {"ascending", "descending"}
-    missing = {"Score": 2, "Reason": 5, "Duration": 1}.get(column, 0)
+    missing = {"Score": 2, "Why": 5, "Look at": 2, "Duration": 1}.get(column, 0)
     known = len(expected) - missing
     assert names(page) != expected
     assert set(names(page)[:known]) == set(expected[:known])
@@ -365,14 +384,16 @@ def test_sort(page: "Page", column: str, expected: list[str]) -> None:
 
 def test_filters(page: "Page") -> None:
     status = page.get_by_role("status")
-    page.get_by_label("real", exact=True).uncheck()
-    page.get_by_label("no face", exact=True).uncheck()
+    page.get_by_label("2 real").uncheck()
+    page.get_by_label("1 no face").uncheck()
     assert names(page) == ["fake1.mp4", "fake2.mp4", "mid.mp4", "broken.mp4"]
     assert status.inner_text() == "Showing 4 videos that match, of 7 in total."
     page.get_by_label("Minimum score").fill("0.8")
     assert names(page) == ["fake1.mp4", "fake2.mp4"]
     page.get_by_label("Minimum score").fill("")
     page.get_by_label("Name or reason").fill("BETWEEN_thr")
+    assert names(page) == ["mid.mp4"]
+    page.get_by_label("Name or reason").fill("between thr")
     assert names(page) == ["mid.mp4"]
     page.get_by_label("Name or reason").fill("above")
     assert names(page) == ["mid.mp4"]
@@ -393,7 +414,7 @@ def test_detail_opens_and_closes(page: "Page") -> None:
     assert detail.get_attribute("id") == button.get_attribute("aria-controls")
     text = detail.inner_text()
     for part in (
-        "Track 1 scores 0.9300, at or above 0.7500, the threshold for fake.",
+        "The score 0.9300 reaches 0.7500, the threshold for fake.",
         "640 \u00d7 480 px",
         "1.2 MB",
         "29.97",
@@ -402,7 +423,7 @@ def test_detail_opens_and_closes(page: "Page") -> None:
     ):
         assert part in text
     assert detail.locator(".person-head h4").all_inner_texts()[0] == "Track 1"
-    page.get_by_role("columnheader", name="Faces").get_by_role("button").click()
+    page.get_by_role("columnheader", name="Duration").get_by_role("button").click()
     assert detail.count() == 1  # it stays open through a sort
     assert page.locator("tr.detail").evaluate("row => row.previousElementSibling.innerText").startswith("fake1.mp4")
     button.click()
@@ -426,7 +447,7 @@ def test_keyboard_only_use(page: "Page") -> None:
     assert page.evaluate(focused) == "fake2.mp4"
     page.keyboard.press("Space")
     assert page.locator("tr.detail").count() == 1
-    page.locator("tr.detail .why").click()  # takes the focus away
+    page.locator("tr.detail .statement").click()  # takes the focus away
     page.keyboard.press("Escape")
     assert page.locator("tr.detail").count() == 0
     assert page.evaluate(focused) == "fake2.mp4"
@@ -495,7 +516,7 @@ def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path
 def test_error_and_no_face(page: "Page") -> None:
     detail = open_video(page, "broken.mp4")
     text = detail.inner_text()
-    assert "This video could not be judged." in text
+    assert "The file could not be examined, so nothing can be said about it." in text
     assert "encrypted the stream is <b>encrypted</b>; decrypt it first" in text
     assert detail.locator("svg.timeline, b").count() == 0
     open_video(page, "broken.mp4")
@@ -534,7 +555,9 @@ CONTRAST = """(selector) => {
   };
   return Math.min(...[...document.querySelectorAll(selector)].map(ratio));
 }"""
-TEXTS = "body, p, a, td, th button, label, legend, .badge, .folder, .dim, dt, dd, code, h1, h2, h4, li, .about, .tag"
+TEXTS = (
+    "body, p, a, td, th button, label, .counts span, .badge, .folder, .dim, dt, dd, code, h1, h2, h4, li, .about, .tag"
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -593,6 +616,7 @@ def test_without_script(chromium: "Browser", page_path: Path) -> None:
         text = page.locator("body").inner_text()
         assert "scripts are turned off" in text
         assert "Method and limits" in text
+        assert not page.locator("input").first.is_visible()
         assert not page.locator(".controls").is_visible()
 
 

@@ -25,6 +25,7 @@ from dfscan.report import tables
 from dfscan.report.formats import ReportFormat, format_for, open_writer
 from dfscan.report.meta import versions, write_meta
 from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, REPORT_VERSION, Column, frame_rows, report_row
+from dfscan.report.statement import statement
 from dfscan.report.tables import LINK, VERDICT_COLOURS
 from dfscan.text import display_path, guard_formula, is_escaped, printable
 from dfscan.types import Face, FaceScore, FileFacts, Provenance, Reason, Track, Verdict, VideoInfo, VideoResult
@@ -36,6 +37,7 @@ FACT_COLUMNS = (
     " rotation_deg num_audio_streams sound origin_signs provenance provenance_signer provenance_generator"
     " provenance_actions provenance_problem declared_ai"
 ).split()
+STATEMENT_COLUMNS = "statement likelihood_ratio likelihood_ratio_low likelihood_ratio_high".split()
 
 REVIEW_COLUMNS = "reviewer_verdict reviewer reviewed_utc reviewer_note".split()
 LAST_COLUMNS = [*FACT_COLUMNS, *REVIEW_COLUMNS]
@@ -145,7 +147,7 @@ def test_report_columns_are_stable() -> None:
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split() + LAST_COLUMNS
+    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS
 
 
 def test_report_row() -> None:
@@ -173,8 +175,9 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
-        **dict.fromkeys(LAST_COLUMNS),
+        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS]),
         "rotation_deg": 0,
+        "statement": statement(judged("a.mp4")),
     }
 
 
@@ -207,6 +210,7 @@ def test_row_of_an_error_has_empty_cells_not_zeros() -> None:
         "size_bytes": 0,
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
+        "statement": "The file could not be examined, so nothing can be said about it.",
     }
 
 
@@ -247,7 +251,9 @@ def test_csv_bytes(tmp_path: Path) -> None:
 
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
-    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS)
+    assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS) + (
+        ',"The file could not be examined, so nothing can be said about it.",,,'
+    )
 
 
 def test_csv_guards_text_but_json_lines_is_exact(tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ READERS = [(read_pandas, suffix) for suffix in SUFFIXES] + [
 def test_pandas_and_duckdb_read_every_value(tmp_path: Path, read, suffix: str) -> None:
     make_result = [judged, unjudged]
     rows = [row(make_result[index % 2](os.fsdecode(name))) for index, name in enumerate(NAMES)]
-    digits = {"score": 6, "time": 3}
+    digits = {"score": 6, "time": 3, "ratio": 6}
     got = read(write(tmp_path / f"r.{suffix}", rows))
     assert len(got) == len(rows)
     for got_row, want_row, shown in zip(got, rows, NAMES.values(), strict=True):
@@ -586,7 +592,7 @@ def test_parquet_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "r.parquet", [row(judged("a")), row(unjudged("b")), row(unjudged("c"))])
     file = pyarrow.parquet.ParquetFile(path)
     types = {field.name: str(field.type) for field in file.schema_arrow}
-    kinds = {"path": "string", "text": "string", "int": "int64", "score": "double", "time": "double"}
+    kinds = {"path": "string", "text": "string", "int": "int64", "score": "double", "time": "double", "ratio": "double"}
     assert types == {column.name: kinds[column.kind] for column in REPORT_COLUMNS}
     assert file.num_row_groups == 2
     assert file.read()["score"].to_pylist() == [0.123457, None, None]

@@ -13,12 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from dfscan.config import of_checkpoints
 from dfscan.detector.preprocess import Positive, Preprocessing, Unit
+from dfscan.types import Bounded, Validation, VerdictLabel
 from dfscan.version import __version__
 
 FORMAT_VERSION: Final = 1
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -93,6 +95,9 @@ class Calibration(_Section):
     """95 % confidence interval of `real_called_fake_rate` (Clopper and Pearson 1934)."""
     fake_called_real_interval: tuple[Unit, Unit] | None = None
     """95 % confidence interval of `fake_called_real_rate`."""
+    likelihood_ratios: dict[Literal["fake", "inconclusive", "real"], tuple[Ratio, Ratio, Ratio]] = {}
+    """By verdict: how many times as frequent it is among fake validation videos as among real ones, and the bounds of
+    the 95 % confidence interval, see `evaluation.metrics.likelihood_ratio`. Empty without fakes and in older cards."""
 
     @property
     def is_set(self) -> bool:
@@ -264,7 +269,7 @@ class _Promise:
     """Predicate of videos beyond the threshold."""
 
 
-_PROMISES: Final[Mapping[str, _Promise]] = {
+_PROMISES: Final[Mapping[Literal["fake", "real"], _Promise]] = {
     "fake": _Promise("real", "real_called_fake", "max_fpr", 0.01, "a false positive rate of at most {}", "reach it"),
     "real": _Promise(
         "fake", "fake_called_real", "max_fnr", 0.05, "calling at most {} of fakes real", "are at or below it"
@@ -329,6 +334,30 @@ def own_limit(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str 
         f"set on {num_videos} {promise.truth} videos{of} of the user's own footage: with 95 % confidence, at most "
         f"{limit:g} % of such {unit} {promise.beyond}"
     )
+
+
+def validations(card: CheckpointCard) -> dict[VerdictLabel, Validation]:
+    """Return what was measured for each verdict that the checkpoint gives with its own settings."""
+    document = card.model_dump()
+    calibration = document["calibration"]
+    ratios = {verdict: Bounded(*ratio) for verdict, ratio in card.calibration.likelihood_ratios.items()}
+    if any(withheld(document, verdict) for verdict in _PROMISES):
+        ratios.pop("inconclusive", None)  # it was measured between the thresholds, and scores beyond one are added
+    is_own = card.calibration.own_footage
+    found: dict[VerdictLabel, Validation] = {
+        "inconclusive": Validation(is_own_footage=is_own, likelihood_ratio=ratios.get("inconclusive"))
+    }
+    for verdict, promise in _PROMISES.items():
+        rate, interval = (calibration[f"{promise.rate}_{part}"] for part in ("rate", "interval"))
+        num_videos, num_groups = (calibration[f"num_{promise.truth}_{unit}"] for unit in ("videos", "groups"))
+        found[verdict] = Validation(
+            error_rate=Bounded(rate, *interval) if rate is not None and interval else None,
+            num_videos=num_videos if num_groups is None else num_groups,
+            counts_groups=num_groups not in (None, num_videos),
+            is_own_footage=is_own,
+            likelihood_ratio=ratios.get(verdict),
+        )
+    return found
 
 
 def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:

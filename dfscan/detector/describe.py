@@ -8,6 +8,10 @@ from typing import Any
 from dfscan.text import printable
 
 MISSING = "not given"
+INTENDED_USE = (
+    "Points an analyst to what to examine first. It is not meant to prove that a video is genuine or manipulated, to "
+    "identify people, or to evaluate evidence in proceedings without validation by its user."
+)
 _CROPS = {
     "square": "{} times the longer side of the face box",
     "box": "the face box, {} times as wide and high, stretched to a square",
@@ -27,6 +31,7 @@ def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "Name": card.get("name"),
         "Source": card.get("source"),
+        "Intended use": INTENDED_USE,
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
         "Crop": _sentence(_CROPS.get(str(preprocessing.get("crop", "square")), "{}"), preprocessing.get("crop_margin")),

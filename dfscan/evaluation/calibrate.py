@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,10 +12,11 @@ from numpy.typing import ArrayLike
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.detector.card import Aggregation, Calibration
 from dfscan.errors import DataError, TrainingError
-from dfscan.evaluation.metrics import clopper_pearson
+from dfscan.evaluation.metrics import clopper_pearson, likelihood_ratio
 
 TEMPERATURES = (0.05, 100.0)
 EVEN_ODDS = 0.5
+Zone = Literal["fake", "inconclusive", "real"]
 SINGLE_PICTURES = "Calibrated mostly on single pictures, each standing for a video."
 """Limitation that a card lists where it applies."""
 MIN_REAL_ADVANTAGE = 2.0
@@ -88,8 +90,12 @@ def fit_thresholds(
     real_threshold = None
     if len(fakes):
         real_threshold = _real_threshold(scores, is_fake, num_allowed(len(fakes), max_fnr), fake_threshold)
-    is_wrong = reals >= fake_threshold
-    is_missed = None if real_threshold is None else (fakes <= real_threshold) & (fakes < fake_threshold)
+    zones: dict[Zone, BoolArray] = {"fake": scores >= fake_threshold}
+    zones["real"] = np.zeros(len(scores), np.bool_) if real_threshold is None else scores <= real_threshold
+    zones["real"] &= ~zones["fake"]
+    zones["inconclusive"] = ~zones["fake"] & ~zones["real"]
+    is_wrong = zones["fake"][~is_fake]
+    is_missed = None if real_threshold is None else zones["real"][is_fake]
     return Calibration(
         trained=True,
         temperature=temperature,
@@ -103,6 +109,11 @@ def fit_thresholds(
         real_called_fake_interval=_interval(is_wrong),
         fake_called_real_rate=None if is_missed is None else float(is_missed.mean()),
         fake_called_real_interval=None if is_missed is None else _interval(is_missed),
+        likelihood_ratios={
+            verdict: likelihood_ratio(int(zone[is_fake].sum()), len(fakes), int(zone[~is_fake].sum()), len(reals))
+            for verdict, zone in zones.items()
+            if len(fakes) and zone.any()
+        },
     )
 
 

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, withheld
-from dfscan.detector.describe import MISSING, as_text, describe_card, section
+from dfscan.detector.describe import INTENDED_USE, MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import finite
+from dfscan.report.statement import statement
 from dfscan.text import display_path, printable, report_order
 from dfscan.types import FileFacts, Picture, Provenance, Review, VerdictLabel, VideoResult, standing
 
@@ -29,9 +30,17 @@ if TYPE_CHECKING:
 SHOWN_ORDER: tuple[VerdictLabel, ...] = ("fake", "inconclusive", "error", "real", "no_face")
 """Verdicts in the order of the page; those that need attention come first."""
 
+MEANINGS: dict[VerdictLabel, str] = {
+    "fake": "Examine these first. This verdict is consistent with manipulation and does not establish it.",
+    "inconclusive": "No conclusion is drawn; each row says why. Examine the highest scores next.",
+    "error": "The file could not be examined; the reason says what to do.",
+    "real": "No sign of the kinds of manipulation in training was found. This does not show that a video is genuine.",
+    "no_face": "No face was found, so nothing can be said.",
+}
+"""What each verdict means, and what to do next."""
+
 _MIN_FRACTION = 0.006
 """Minimum part of the summary bar, so that one video among thousands is visible."""
-_MIN_LABELLED_FRACTION = 0.06
 _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "eer": "equal error rate",
@@ -171,12 +180,16 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     style, script = asset("page.css"), asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
     cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
+    rates = {row["kind"]: _rate_line(row) for row in cards[0]["thresholds"]} if _states_rates(cards) else {}
     return {
         "style": markup(style),
         "script": markup(script),
         "policy": _policy(style, script),
         "num_videos": len(videos),
         "bar": _summary_bar(videos),
+        "meanings": MEANINGS,
+        "rates": rates,
+        "intended_use": INTENDED_USE,
         "data": _json(_table(videos, checkpoints, method)),
         "details": _lines(_detail(video, checkpoints) for video in videos),
         "cards": cards,
@@ -187,6 +200,21 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "versions": sorted(_flat(method.versions)),
         "skipped": [(printable(code), count) for code, count in sorted(method.skipped.items())],
     }
+
+
+def _states_rates(cards: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if the rates of one checkpoint apply to all videos."""
+    return len(cards) == 1 and not cards[0]["changed"]
+
+
+def _rate_line(row: Mapping[str, str | None]) -> str | None:
+    """Return the error rate of a verdict in one line, or None if there is none."""
+    if not row["value"] or not row["rate"] or row["withheld"]:
+        return None
+    kind = {"fake": "genuine", "real": "manipulated"}[str(row["kind"])]
+    whose = "of the user's own footage" if row["own_limit"] else "of the validation set"
+    interval = f" (95 % interval {row['interval']})" if row["interval"] else ""
+    return f"Of the {kind} videos {whose}, {row['rate']} got it{interval}."
 
 
 def _policy(style: str, script: str) -> str:
@@ -236,8 +264,6 @@ def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
                 "count": counts[label],
                 "start": round(start, 3),
                 "width": round(width, 3),
-                "middle": round(start + width / 2, 3),
-                "is_labelled": share >= _MIN_LABELLED_FRACTION,
             }
         )
         start += width
@@ -259,6 +285,7 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
 
 def _row(video: PageVideo) -> tuple[Any, ...]:
     result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
+    decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
     return (
         display_path(result.path),
         verdict.label,
@@ -267,8 +294,8 @@ def _row(video: PageVideo) -> tuple[Any, ...]:
         result.status,
         printable(verdict.reason.code) if verdict.reason else "",
         printable(verdict.reason.text) if verdict.reason else "",
-        sum(len(track.faces) for track in result.tracks),
-        len(result.tracks),
+        _time(decided.start_s) if decided else None,
+        _time(decided.end_s) if decided else None,
         _time(result.info.duration_s),
         review.verdict if review else "",
     )
@@ -289,6 +316,7 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
         "looked": result.num_frames,
         "checkpoint": checkpoints.index(video.checkpoint),
         "version": printable(video.version),
+        "statement": printable(statement(result)),
         "decided": result.verdict.track_id,
         "tracks": [
             {

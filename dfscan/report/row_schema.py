@@ -68,6 +68,10 @@ DESCRIPTIONS = {
     "reviewer": "name of this person",
     "reviewed_utc": "when the person's verdict was stored",
     "reviewer_note": "note of this person",
+    "statement": "the verdict in sentences to quote, with its measured error rates and what was not examined",
+    "likelihood_ratio": "frequency of this verdict among manipulated validation videos, divided by that in real ones",
+    "likelihood_ratio_low": "lower bound of its 95 % confidence interval",
+    "likelihood_ratio_high": "upper bound of its 95 % confidence interval",
 }
 """Meaning of each column, as in the documentation of reports."""
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, VideoResult
+from dfscan.report.statement import statement
+from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, Verdict, VideoResult
 
-Kind = Literal["path", "text", "int", "score", "time", "pixel"]
+Kind = Literal["path", "text", "int", "score", "time", "pixel", "ratio"]
 
-DIGITS: dict[Kind, int] = {"score": 6, "time": 3, "pixel": 1}
+DIGITS: dict[Kind, int] = {"score": 6, "time": 3, "pixel": 1, "ratio": 6}
 """Number of decimals of each fractional kind."""
 
 
@@ -76,6 +77,10 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("reviewer", "text"),
     Column("reviewed_utc", "text"),
     Column("reviewer_note", "text"),
+    Column("statement", "text"),
+    Column("likelihood_ratio", "ratio"),
+    Column("likelihood_ratio_low", "ratio"),
+    Column("likelihood_ratio_high", "ratio"),
 )
 """Columns of a report, with one row per video."""
 
@@ -133,6 +138,8 @@ def report_row(
         "num_skipped_streams": info.num_skipped_streams,
         **_fact_cells(result),
         **_review_cells(review),
+        "statement": statement(result),
+        **_likelihood_cells(verdict),
     }
 
 
@@ -199,6 +206,15 @@ def _review_cells(review: Review | None) -> dict[str, object]:
         "reviewer": review.reviewer if review else None,
         "reviewed_utc": review.time_utc if review else None,
         "reviewer_note": review.note or None if review else None,
+    }
+
+
+def _likelihood_cells(verdict: Verdict) -> dict[str, object]:
+    ratio = verdict.validation.likelihood_ratio if verdict.validation else None
+    return {
+        "likelihood_ratio": ratio.value if ratio else None,
+        "likelihood_ratio_low": ratio.low if ratio else None,
+        "likelihood_ratio_high": ratio.high if ratio else None,
     }
 
 

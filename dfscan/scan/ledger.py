@@ -27,6 +27,7 @@ from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
 from dfscan.types import (
+    Bounded,
     Face,
     FaceScore,
     FileFacts,
@@ -35,6 +36,7 @@ from dfscan.types import (
     Remarks,
     Review,
     Track,
+    Validation,
     Verdict,
     VideoInfo,
     VideoResult,
@@ -489,7 +491,14 @@ def from_json(document: dict[str, Any]) -> VideoResult:
 
 
 def _verdict_from_json(document: dict[str, Any]) -> Verdict:
-    return Verdict(**{**document, "reason": document["reason"] and Reason(**document["reason"])})
+    reason, validation = document["reason"], document.get("validation")  # absent from ledgers of 0.1
+    return Verdict(
+        **{
+            **document,
+            "reason": reason and Reason(**reason),
+            "validation": validation and _validation_from_json(validation),
+        }
+    )
 
 
 def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
@@ -498,6 +507,11 @@ def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
     damage, crowd = (document[name] and Reason(**document[name]) for name in ("damage", "crowd"))
     notes = tuple(Reason(**note) for note in document["notes"])
     return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes)
+
+
+def _validation_from_json(document: dict[str, Any]) -> Validation:
+    bounded = {name: document[name] and Bounded(**document[name]) for name in ("error_rate", "likelihood_ratio")}
+    return Validation(**{**document, **bounded})
 
 
 def _path_from_json(encoded: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from dfscan.config import ScanSettings
-from dfscan.detector.card import OWN_SETTINGS, changed_settings, withheld
+from dfscan.detector.card import OWN_SETTINGS, changed_settings, validations, withheld
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
 from dfscan.detector.verify import verify
@@ -31,7 +31,7 @@ MAX_DEFAULT_THREADS = 8
 
 MAX_FOUND_FACES = 100
 """Maximum number of faces tracked per frame, so that the same `max_faces` people can be scored in every frame."""
-METHOD = 3
+METHOD = 4
 """Increment this when equal settings start to give different results; files in old ledgers are then rescanned."""
 
 log = logging.getLogger("dfscan")
@@ -154,6 +154,7 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
         neutral_logit=card.aggregation.neutral_logit,
         no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else without,
         no_real=f"real is withheld: {no_real}" if no_real else without_real,
+        validations={} if changed_settings(settings.document(), document) else validations(card),
     )
 
 

@@ -8,11 +8,11 @@ of CNNs", section IV, also average over the frames of a video). The mean is shru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dfscan.detector.card import Use
-from dfscan.types import Reason, Remarks, Track, Verdict, VerdictLabel, sigmoid
+from dfscan.types import Reason, Remarks, Track, Validation, Verdict, VerdictLabel, sigmoid
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 UNCALIBRATED = Reason("uncalibrated", "the checkpoint has no thresholds; set them with `dfscan calibrate`")
@@ -39,6 +39,8 @@ class Rules:
     """Reason given if there is no `fake_threshold`."""
     no_real: str = TOO_WEAK
     """Reason given if there is no `real_threshold`."""
+    validations: Mapping[VerdictLabel, Validation] = field(default_factory=dict)
+    """What was measured for each verdict with these thresholds."""
 
 
 def track_score(track: Track, rules: Rules) -> float:
@@ -67,7 +69,8 @@ def decide(
 
     Returns:
         The verdict of the highest-scoring track with at least `min_faces` faces. If there is none, `inconclusive`
-        with the highest-scoring track of all.
+        with the highest-scoring track of all. It has the rates of the validation videos if the video was examined as
+        they were.
     """
     limits = [reason for reason in (remarks.damage, remarks.crowd, HDR if is_hdr else None) if reason]
     threshold = None if remarks.is_picture else rules.fake_threshold
@@ -77,6 +80,9 @@ def decide(
     deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
     score = track_score(deciding, rules)
     label, reason = _label(score, rules)
+    validation = None
+    if qualified and not remarks.is_picture and not limits and not remarks.used_for:
+        validation = rules.validations.get(label)
     if not qualified:
         max_faces = max(len(track.faces) for track in tracks)
         text = f"at most {max_faces} of one person where {rules.min_faces} are needed"
@@ -87,7 +93,7 @@ def decide(
         label = "inconclusive"
     seen = _SEEN[remarks.used_for] if remarks.used_for else None
     reasons = [each for each in (reason, *limits, seen, *remarks.notes) if each]
-    return Verdict(label, score, threshold, deciding.track_id, joined(reasons))
+    return Verdict(label, score, threshold, deciding.track_id, joined(reasons), validation)
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:

@@ -8,12 +8,13 @@
   const load = (id) => JSON.parse(document.getElementById(id).textContent);
   const data = load("data");
   const leftOut = load("left-out");
-  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "faces", "tracks", "duration", "reviewer"];
+  const spaced = (code) => code.replaceAll("_", " ");
+  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "start", "end", "duration", "reviewer"];
   const videos = data.rows.map((values, row) => {
     const video = { row };
     FIELDS.forEach((field, i) => (video[field] = values[i]));
     video.rank = data.verdicts.indexOf(video.verdict);
-    video.haystack = `${video.path}\n${video.code}: ${video.reason}`.toLowerCase();
+    video.haystack = `${video.path}\n${spaced(video.code)}\n${video.code}: ${video.reason}`.toLowerCase();
     return video;
   });
 
@@ -21,7 +22,6 @@
 
   const count = (number) => number.toLocaleString("en");
   const counted = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
-  const words = (verdict) => verdict.replace("_", " ");
   const score = (value) => (value === null ? "–" : value.toFixed(4));
   const nameOf = (track) => `track ${track}`;
   const last = (list) => list[list.length - 1];
@@ -83,11 +83,8 @@
     name: { title: "Video", value: (video) => video.row, first: "ascending", kind: "text", cell: nameCell },
     verdict: { title: "Verdict", value: (video) => video.rank, first: "ascending", kind: "text", cell: verdictCell },
     score: { ...number("Score", (video) => video.score), cell: scoreCell },
-    threshold: number("Threshold", (video) => video.threshold, score),
-    status: text("Status", (video) => video.status, (video) => video.status),
-    reason: text("Reason", (video) => video.code, codeCell),
-    faces: number("Faces", (video) => video.faces, count),
-    tracks: number("Tracks", (video) => video.tracks, count),
+    reason: text("Why", (video) => video.code, reasonCell),
+    evidence: { title: "Look at", value: (video) => video.start, first: "ascending", kind: "number", cell: evidenceCell },
     duration: number("Duration", (video) => video.duration, time),
   };
   const SUSPICIOUS = "suspicious"; // the initial order
@@ -115,14 +112,19 @@
     );
   }
 
-  function codeCell(video) {
-    if (!video.code) return "–";
-    const parts = video.code.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]); // allows line breaks in long codes
-    return make("code", {}, make("bdi", {}, ...parts));
+  function reasonCell(video) {
+    const partial = video.status === "partial" ? ["partial"] : [];
+    const parts = [...partial, ...(video.code ? [spaced(video.code)] : [])];
+    return parts.length ? make("bdi", {}, parts.join(", ")) : "–";
+  }
+
+  function evidenceCell(video) {
+    if (video.start === null) return "–";
+    return video.start === video.end ? time(video.start) : `${time(video.start)} – ${time(video.end)}`;
   }
 
   function verdictCell(video) {
-    const badge = make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), words(video.verdict));
+    const badge = make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), spaced(video.verdict));
     return video.reviewer ? make("span", {}, badge, make("span", { class: "reviewer" }, `reviewer: ${video.reviewer}`)) : badge;
   }
 
@@ -240,7 +242,8 @@
 
   function detailOf(video, facts, width_px) {
     const pictures = picturesOf(video.row);
-    const box = make("div", { class: "inside" }, why(video, facts), notice(video), reviewsOf(facts));
+    const said = make("p", { class: "statement" }, facts.statement);
+    const box = make("div", { class: "inside" }, said, notice(video), reviewsOf(facts));
     if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
     const sections = facts.tracks.map((track, i) => sectionOf(track, i, facts, pictures));
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
@@ -264,21 +267,6 @@
   function whyNoPictures(row) {
     if (!leftOut.rows.includes(row)) return "No pictures: this scan stored none for this video.";
     return `No pictures: they were omitted to keep the pictures on this page within ${leftOut.max_mb} MB.`;
-  }
-
-  /** One sentence that explains the verdict. */
-  function why(video, facts) {
-    const real = data.checkpoints[facts.checkpoint].real;
-    const judged = facts.decided === undefined ? "" : `Track ${facts.decided} scores ${score(video.score)}`;
-    const low = real === null ? "low enough to be called real" : `at or below ${score(real)}, the threshold for real`;
-    const sentences = {
-      fake: `${judged}, at or above ${score(video.threshold)}, the threshold for fake.`,
-      real: `${judged}, ${low}.`,
-      inconclusive: judged ? `${judged}, which is not conclusive.` : "No decision was possible.",
-      no_face: "No face was found in the sampled frames.",
-      error: "This video could not be judged.",
-    };
-    return make("p", { class: "why" }, make("strong", {}, words(video.verdict), ". "), sentences[video.verdict]);
   }
 
   function notice(video) {
@@ -554,7 +542,8 @@
   }
   form.reset(); // some browsers restore form values after a reload
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", (event) => {
+  document.addEventListener("input", (event) => {
+    if (event.target.form !== form) return;
     if (event.target.name === "order") direction = null;
     show();
   });
@@ -576,5 +565,6 @@
   addEventListener("beforeprint", () => showMore(Math.max(0, MOST_PRINTED - numShown)));
 
   form.hidden = table.hidden = videos.length === 0;
+  document.querySelectorAll(".counts input").forEach((box) => (box.hidden = false));
   show();
 })();
