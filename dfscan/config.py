@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT, EXPLAIN, VERDICT = "Input", "Output", "Explanation", "Verdict"
 SAMPLING, FACES, DETECTOR, PROVENANCE = "Sampling", "Faces", "Detector", "Provenance"
-CLUSTER = "Cluster"
+CLUSTER, CASE = "Cluster", "Case"
 BEHAVIOUR = "Behaviour"
 
 FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
@@ -304,6 +304,16 @@ class ScanSettings(Settings):
         default_text="only if its inode or change time differs",
     )
 
+    case: str | None = setting(
+        None, CASE, "Number or name of the case, copied into every report.", example="2026-0142", metavar="TEXT"
+    )
+    exhibit: str | None = setting(
+        None, CASE, "Number or name of the exhibit, copied into every report.", example="A-3", metavar="TEXT"
+    )
+    examiner: str | None = setting(
+        None, CASE, "Name of the examiner, copied into every report.", example="A. Miller", metavar="TEXT"
+    )
+
     explain: Path | None = setting(
         None, EXPLAIN, "Write faces and heat maps to this folder.", example="dumps", metavar="DIR"
     )
@@ -473,6 +483,11 @@ class ScanSettings(Settings):
     def out_files(self) -> tuple[str, ...]:
         """Names of the reports that are files, not standard output."""
         return tuple(name for name in self.reports if name != "-")
+
+    @property
+    def case_facts(self) -> dict[str, str | None]:
+        """The case, the exhibit and the examiner, which every report has."""
+        return {"case": self.case, "exhibit": self.exhibit, "examiner": self.examiner}
 
     @property
     def keeps_pictures(self) -> bool:

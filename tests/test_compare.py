@@ -217,7 +217,7 @@ def test_files_in_every_format_and_a_page(tmp_path: Path) -> None:
         ("path,verdict\na,fake\n", "it lacks the columns checkpoint, dfscan_version"),
         ('"path\n', "not a report"),
         ("\x00\x01", "not a report"),
-        (",".join(ROW) + "\n1,2\n", "neither a ledger nor a report of dfscan"),
+        (",".join(ROW) + "\n1,2\n", "not a report of dfscan"),
         (",".join(ROW) + "\n" + ",".join("x" for _ in ROW) + "\n", "could not convert string to float"),
     ],
 )
@@ -237,5 +237,5 @@ def test_inputs_are_not_overwritten_and_formats_are_named(tmp_path: Path) -> Non
         assert "is named twice" in done.stderr
     (tmp_path / "x.parquet").touch()
     done = run("compare", old, tmp_path / "x.parquet")
-    assert "a comparison reads ledgers, CSV and JSON Lines" in done.stderr
+    assert "only CSV and JSON Lines can be read" in done.stderr
     assert "cannot be read (No such file" in run("compare", tmp_path / "gone.csv", old).stderr

@@ -40,6 +40,7 @@ FACT_COLUMNS = (
 STATEMENT_COLUMNS = "statement likelihood_ratio likelihood_ratio_low likelihood_ratio_high".split()
 
 REVIEW_COLUMNS = "reviewer_verdict reviewer reviewed_utc reviewer_note".split()
+CASE_COLUMNS = ["case", "exhibit", "examiner"]
 LAST_COLUMNS = [*FACT_COLUMNS, *REVIEW_COLUMNS]
 
 SHA256 = "0e91b9c5d2a7f3864cb05f1e7d8a2b3c4d5e6f708192a3b4c5d6e7f80912a3b4"
@@ -147,7 +148,7 @@ def test_report_columns_are_stable() -> None:
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS
+    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS + CASE_COLUMNS
 
 
 def test_report_row() -> None:
@@ -175,7 +176,7 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
-        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS]),
+        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS]),
         "rotation_deg": 0,
         "statement": statement(judged("a.mp4")),
     }
@@ -252,7 +253,7 @@ def test_csv_bytes(tmp_path: Path) -> None:
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
     assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS) + (
-        ',"The file could not be examined, so nothing can be said about it.",,,'
+        ',"The file could not be examined, so nothing can be said about it.",,,' + "," * len(CASE_COLUMNS)
     )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from dfscan.cli import (
     bench,
+    bundle,
     calibrate,
     calibrate_folds,
     compare,
@@ -25,6 +26,7 @@ from dfscan.cli import (
     schema,
     shortcuts,
     train,
+    verify,
 )
 from dfscan.cli.help import SectionedCommand
 from dfscan.version import __version__
@@ -39,6 +41,8 @@ app = typer.Typer(
 app.command("scan", cls=SectionedCommand)(scan.scan)
 app.command("report", cls=SectionedCommand)(report.report)
 app.command("label", cls=SectionedCommand)(label.label)
+app.command("bundle", cls=SectionedCommand)(bundle.bundle)
+app.command("verify", cls=SectionedCommand)(verify.verify)
 app.command("schema", cls=SectionedCommand)(schema.schema)
 app.command("compare", cls=SectionedCommand)(compare.compare)
 app.command("explain", cls=SectionedCommand)(explain.explain)

@@ -10,11 +10,11 @@ import typer
 
 from dfscan.cli import options
 from dfscan.cli.guard import guarded, say, start_logging
-from dfscan.config import OUTPUT, VERDICT, ScanSettings
+from dfscan.config import CASE, OUTPUT, VERDICT, ScanSettings
 
 
 @guarded
-@options.with_settings("out format frames_out html html_max_mb webvtt excel delimiter quiet")
+@options.with_settings("out format frames_out html html_max_mb webvtt excel delimiter quiet", CASE)
 def report(
     *,
     ledgers: Annotated[

@@ -3,7 +3,8 @@
 Each video is a file, an analysis action by this tool, and the result of the action. If faces were scored, the result
 classifies the file as ``manipulated face``, with the score as its confidence; an untrained checkpoint classifies
 nothing. The verdict, the reason and all facts are statements of the result. A review by a person is an action of its
-own, with its own result. Identifiers are derived from the content, so equal rows give equal bytes.
+own, with its own result. The case is an investigation with all actions, the exhibit a provenance record of each file,
+and the examiner performs the examination. Identifiers are derived from the content, so equal rows give equal bytes.
 https://caseontology.org/, UCO 1.4
 """
 
@@ -36,6 +37,7 @@ UNTRAINED_NOTE = "untrained"
 SHARED_TYPES = ("tool:AnalyticTool", "identity:Identity")
 """Types of nodes that several rows have in common."""
 REVIEW_COLUMNS = ("reviewer_verdict", "reviewer", "reviewed_utc", "reviewer_note")
+CASE_COLUMNS = ("case", "exhibit", "examiner")
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
 
 Node = dict[str, Any]
@@ -48,10 +50,14 @@ class CaseWriter(ReportWriter):
         super().__init__(sink, columns)
         self._shared: set[str] = set()
         self._is_empty = True
+        self._case = ""
+        self._actions: list[str] = []
 
     def close(self) -> None:
         """See `ReportWriter.close`."""
         self._begin()
+        if self._case:
+            self._sink.write(f",\n{json.dumps(_investigation(self._case, self._actions), ensure_ascii=False)}".encode())
         self._sink.write(b"\n]}\n")
         self._sink.commit()
 
@@ -61,6 +67,9 @@ class CaseWriter(ReportWriter):
     def _line(self, row: Mapping[str, object]) -> str:
         cells = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
         nodes = [node for node in _nodes(cells) if node["@id"] not in self._shared]
+        self._case = str(cells["case"] or "")
+        if self._case:
+            self._actions += [node["@id"] for node in nodes if node["@type"] == "investigation:InvestigativeAction"]
         self._shared |= {node["@id"] for node in nodes if node["@type"] in SHARED_TYPES}
         lines = ",\n".join(json.dumps(node, ensure_ascii=False, allow_nan=False) for node in nodes)
         separator, self._is_empty = "" if self._is_empty else ",\n", False
@@ -90,14 +99,27 @@ def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
             "core:hasFacet": _classification(cells, about),
         }
     )
-    yield {
-        "@id": _id("action", about),
-        "@type": "investigation:InvestigativeAction",
-        "core:name": "Examine a video for manipulated faces",
-        "action:instrument": {"@id": tool},
-        "action:object": {"@id": file},
-        "action:result": {"@id": result},
-    }
+    examiner = _id("person", (cells["examiner"],)) if cells["examiner"] else None
+    if examiner:
+        yield {"@id": examiner, "@type": "identity:Identity", "core:name": cells["examiner"]}
+    yield _known(
+        {
+            "@id": _id("action", about),
+            "@type": "investigation:InvestigativeAction",
+            "core:name": "Examine a video for manipulated faces",
+            "action:performer": {"@id": examiner} if examiner else None,
+            "action:instrument": {"@id": tool},
+            "action:object": {"@id": file},
+            "action:result": {"@id": result},
+        }
+    )
+    if cells["exhibit"]:
+        yield {
+            "@id": _id("provenance record", (*about[2:], cells["exhibit"])),
+            "@type": "investigation:ProvenanceRecord",
+            "investigation:exhibitNumber": cells["exhibit"],
+            "core:object": {"@id": file},
+        }
     if cells["reviewer_verdict"]:
         yield from _review(cells, about, file)
 
@@ -117,6 +139,15 @@ def _review(cells: Mapping[str, Any], about: tuple[object, ...], file: str) -> I
         "action:endTime": {"@type": "xsd:dateTime", "@value": cells["reviewed_utc"]},
         "action:object": {"@id": file},
         "action:result": {"@id": result},
+    }
+
+
+def _investigation(case: str, actions: Sequence[str]) -> Node:
+    return {
+        "@id": _id("investigation", (case,)),
+        "@type": "investigation:Investigation",
+        "core:name": case,
+        "core:object": [{"@id": action} for action in actions],
     }
 
 
@@ -156,7 +187,7 @@ def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node
 
 def _statements(cells: Mapping[str, Any]) -> list[str]:
     """Return the cells that say something about the video, such as ``verdict: fake``."""
-    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version", *REVIEW_COLUMNS}
+    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version", *REVIEW_COLUMNS, *CASE_COLUMNS}
     return [f"{name}: {value}" for name, value in cells.items() if name not in left_out and value is not None]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _DISTRIBUTIONS = {
 }
 
 
+OUTPUT_KINDS = ("reports", "faces", "page", "spans", "heat_maps", "ledgers")
+"""Kinds of files that belong to a report, in `outputs` of the metadata."""
+
+
 def meta_path(report_path: str | os.PathLike[str]) -> Path:
     """Return the path of the metadata file beside a report."""
     return Path(f"{os.fspath(report_path)}.meta.json")
@@ -50,6 +55,20 @@ def write_meta(report_path: str | os.PathLike[str], document: dict[str, Any]) ->
     text = json.dumps(_printable_json(versioned), ensure_ascii=False, allow_nan=False, indent=2)
     write_bytes(path, f"{text}\n".encode())
     return path
+
+
+def related(report_path: str, named: Mapping[str, Iterable[str | os.PathLike[str] | None]]) -> dict[str, list[str]]:
+    """Return what belongs to a report, relative to its folder, so that all of it can be moved together.
+
+    Args:
+        report_path: the report.
+        named: paths for each of `OUTPUT_KINDS`; None is left out.
+    """
+    folder = os.path.dirname(os.path.abspath(report_path))
+    return {
+        kind: [os.path.relpath(path, folder) for path in dict.fromkeys(named.get(kind, ())) if path is not None]
+        for kind in OUTPUT_KINDS
+    }
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, withheld
 from dfscan.detector.describe import INTENDED_USE, MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
-from dfscan.report.schema import finite
+from dfscan.report.schema import NO_CASE, finite
 from dfscan.report.statement import statement
 from dfscan.text import display_path, printable, report_order
 from dfscan.types import FileFacts, Picture, Provenance, Review, VerdictLabel, VideoResult, standing
@@ -99,6 +99,7 @@ def write_page(
     pictures: Callable[[PageVideo], Sequence[Picture]],
     method: MethodInfo,
     max_mb: float = 50.0,
+    case_facts: Mapping[str, str | None] = NO_CASE,
 ) -> PageSummary:
     """Write the page, atomically replacing an older one.
 
@@ -109,6 +110,7 @@ def write_page(
         method: content of the footer.
         max_mb: maximum size of all pictures together, encoded as base64, in 10^6 bytes. The pictures of a video that
             do not fit are omitted.
+        case_facts: case, exhibit and examiner, for the head of the page.
 
     Raises:
         OutputError: the file cannot be written; an older one is unchanged.
@@ -117,7 +119,11 @@ def write_page(
     blocks = _PictureBlocks(ordered, pictures, max_bytes=max_mb * 1e6)
     with AtomicFile(path) as file:
         for part in template("page.html.j2").generate(
-            **_shell(ordered, method), blocks=blocks, to_json=_json, max_mb=f"{max_mb:g}"
+            **_shell(ordered, method),
+            case_facts=_printable(case_facts),
+            blocks=blocks,
+            to_json=_json,
+            max_mb=f"{max_mb:g}",
         ):
             file.write(part.encode())
     return PageSummary(blocks.num_granted, len(blocks.left_out))

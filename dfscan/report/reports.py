@@ -36,13 +36,15 @@ class Reports:
 
         Args:
             settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html`,
-                `html_max_mb` and `webvtt`.
+                `html_max_mb` and `webvtt`; and those of the case.
             about: facts about the scan for the second sheet of workbooks.
 
         Raises:
             OutputError: a report cannot be written.
             ConfigError: the name of a report has the suffix of an unknown format.
         """
+        self._case_facts = settings.case_facts
+        about = {**{name: text for name, text in self._case_facts.items() if text}, **about}
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
         self._webvtt = settings.webvtt
@@ -77,7 +79,13 @@ class Reports:
         Raises:
             OutputError: a report cannot be written.
         """
-        row = report_row(result, checkpoint=checkpoint, version=version, review=standing(reviews))
+        row = report_row(
+            result,
+            checkpoint=checkpoint,
+            version=version,
+            review=standing(reviews),
+            case_facts=self._case_facts,
+        )
         for name, report in self._reports:
             report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
         if self._frames:
@@ -98,7 +106,14 @@ class Reports:
         """
         if self._html is None:
             return None
-        return write_page(self._html, self._videos, pictures=pictures, method=method(), max_mb=self._html_max_mb)
+        return write_page(
+            self._html,
+            self._videos,
+            pictures=pictures,
+            method=method(),
+            max_mb=self._html_max_mb,
+            case_facts=self._case_facts,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -72,6 +72,9 @@ DESCRIPTIONS = {
     "likelihood_ratio": "frequency of this verdict among manipulated validation videos, divided by that in real ones",
     "likelihood_ratio_low": "lower bound of its 95 % confidence interval",
     "likelihood_ratio_high": "upper bound of its 95 % confidence interval",
+    "case": "number or name of the case, as given",
+    "exhibit": "number or name of the exhibit, as given",
+    "examiner": "name of the examiner, as given",
 }
 """Meaning of each column, as in the documentation of reports."""
 

@@ -6,7 +6,7 @@ The order is stable: new columns are only added at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,8 +81,14 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("likelihood_ratio", "ratio"),
     Column("likelihood_ratio_low", "ratio"),
     Column("likelihood_ratio_high", "ratio"),
+    # The same in every row, so that rows of several reports can be put together.
+    Column("case", "text"),
+    Column("exhibit", "text"),
+    Column("examiner", "text"),
 )
 """Columns of a report, with one row per video."""
+
+NO_CASE: Mapping[str, str | None] = {"case": None, "exhibit": None, "examiner": None}
 
 REPORT_VERSION = 2
 """Version of these columns and their contents; in version 1, `sha256` cells began with ``sha256:``."""
@@ -105,7 +111,12 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 
 
 def report_row(
-    result: VideoResult, *, checkpoint: str | None, version: str | None, review: Review | None = None
+    result: VideoResult,
+    *,
+    checkpoint: str | None,
+    version: str | None,
+    review: Review | None = None,
+    case_facts: Mapping[str, str | None] = NO_CASE,
 ) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
@@ -114,6 +125,7 @@ def report_row(
         checkpoint: label of the checkpoint.
         version: version of dfscan that judged the video.
         review: the review of its content that counts.
+        case_facts: values of `case`, `exhibit` and `examiner`.
     """
     verdict, info = result.verdict, result.info
     return {
@@ -140,6 +152,7 @@ def report_row(
         **_review_cells(review),
         "statement": statement(result),
         **_likelihood_cells(verdict),
+        **case_facts,
     }
 
 

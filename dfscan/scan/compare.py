@@ -5,10 +5,9 @@ A scan is a ledger or a report. Files are matched by their path as reports show 
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,8 @@ from typing import Any, Literal
 from dfscan.config import ScanSettings, rows
 from dfscan.errors import DataError
 from dfscan.report.comparison_page import ChangeTable
-from dfscan.report.formats import SUFFIXES
 from dfscan.report.meta import meta_path
+from dfscan.report.readers import open_report
 from dfscan.report.schema import REPORT_COLUMNS, Column, report_row
 from dfscan.scan.ledger import LedgerReader, is_ledger
 from dfscan.scan.setup import NOT_IN_RECIPE
@@ -225,16 +224,9 @@ def read_scan(path: Path) -> dict[str, ComparedFile]:
     try:
         if is_ledger(path):
             return _read_ledger(path)
-        kind = SUFFIXES.get(path.suffix.lower(), "csv")
-        if kind not in ("csv", "jsonl"):
-            raise DataError(f"{path}: a comparison reads ledgers, CSV and JSON Lines; give the ledger beside it")
-        with path.open(newline="", encoding="utf-8-sig") as text:
-            read = _csv_rows(path, text) if kind == "csv" else map(json.loads, text)
-            rows = [_rounded(_checked(path, row)) for row in read]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: neither a ledger nor a report of dfscan ({error})") from error
+    rows = [_rounded(row) for row in open_report(path)]
     settings, device = _of_meta(path)
     return {row["path"]: ComparedFile(row, settings, device) for row in rows}
 
@@ -250,37 +242,12 @@ def _read_ledger(path: Path) -> dict[str, ComparedFile]:
     return files
 
 
-def _csv_rows(path: Path, text: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a CSV report with commas, or with semicolons and decimal commas."""
-    lines = iter(text)
-    head = next(lines, "")
-    delimiter = ";" if head.startswith(('"path";', "path;")) else ","
-    names = next(csv.reader([head], delimiter=delimiter), [])
-    _checked(path, dict.fromkeys(names))
-    for cells in csv.reader(lines, delimiter=delimiter):
-        row: dict[str, Any] = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-        for name in ("score", "threshold", "size_bytes"):
-            if row.get(name):
-                row[name] = float(row[name].replace(",", "."))
-        yield row
-
-
-def _checked(path: Path, row: object) -> dict[str, Any]:
-    """Return the row if it has the columns of a report."""
-    needed = {"path", *_COMPARED, "size_bytes", "dfscan_version"}
-    if not isinstance(row, dict) or (missing := needed - row.keys()):
-        lacking = f"; it lacks the columns {', '.join(sorted(missing))}" if isinstance(row, dict) else ""
-        raise DataError(f"{path}: not a report of dfscan scan{lacking}")
-    return row
-
-
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row with scores as in a CSV, and hashes without the prefix that reports of version 1 have."""
+    """Return the row with scores as in a CSV."""
     scores = {
         name: None if row[name] is None else round(float(row[name]), SCORE_DIGITS) for name in ("score", "threshold")
     }
-    sha256 = row["sha256"]
-    return {**row, **scores, "sha256": sha256.removeprefix("sha256:") if isinstance(sha256, str) else None}
+    return {**row, **scores}
 
 
 def _of_meta(report: Path) -> tuple[Mapping[str, Any] | None, str | None]:

@@ -17,7 +17,7 @@ from dfscan.errors import ConfigError, VideoError
 from dfscan.files import remove_leftovers
 from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.dumps import DumpFolder
-from dfscan.report.meta import meta_path, versions, write_meta
+from dfscan.report.meta import meta_path, related, versions, write_meta
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import Ledger, Recipe
@@ -163,8 +163,9 @@ class Outputs:
 
     def write_meta(self, document: dict[str, Any]) -> None:
         """Write the metadata file beside each report that is a file."""
-        for report in self._settings.out_files:
-            write_meta(report, document)
+        write_metadata(
+            self._settings, document, heat_maps=[self._settings.explain], ledgers=[ledger_path(self._settings)]
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +174,26 @@ class Outputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+
+def write_metadata(
+    settings: ScanSettings,
+    document: Mapping[str, Any],
+    *,
+    heat_maps: Iterable[Path | str | None],
+    ledgers: Iterable[Path | None],
+) -> None:
+    """Write the metadata file beside each report that is a file, with the case and the paths of what belongs to it."""
+    named = {
+        "reports": settings.out_files,
+        "faces": [settings.frames_out],
+        "page": [settings.html],
+        "spans": [settings.webvtt],
+        "heat_maps": list(heat_maps),
+        "ledgers": list(ledgers),
+    }
+    for report in settings.out_files:
+        write_meta(report, {**document, "case": settings.case_facts, "outputs": related(report, named)})
 
 
 def findings(result: VideoResult) -> set[str]:

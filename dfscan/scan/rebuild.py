@@ -15,12 +15,12 @@ from typing import Any, Literal
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers
-from dfscan.report.meta import meta_path, versions, write_meta
+from dfscan.report.meta import meta_path, versions
 from dfscan.report.page import MethodInfo, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import MAY_PASS, about, spare_inputs, warn_of_missing
+from dfscan.scan.outputs import MAY_PASS, about, spare_inputs, warn_of_missing, write_metadata
 from dfscan.scan.rejudge import Judge, rescored
 from dfscan.text import report_order
 from dfscan.types import Picture, Review, Verdict, standing
@@ -63,15 +63,15 @@ def rebuild_reports(
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
-        labels = _write(ledgers, settings, written, calibration, threshold, order)
+        labels, heat_maps = _write(ledgers, settings, written, calibration, threshold, order)
         made_from: dict[str, Any] = {
             "made_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "ledgers": list(map(str, ledgers)),
         }
         if calibration or threshold is not None:
             made_from["judged_again"] = {"calibration": calibration, "threshold": threshold}
-        for report in settings.out_files:
-            write_meta(report, {**made_from, "counts": dict(labels), "versions": versions()})
+        document = {**made_from, "counts": dict(labels), "versions": versions()}
+        write_metadata(settings, document, heat_maps=heat_maps, ledgers=ledgers)
     return labels
 
 
@@ -82,7 +82,8 @@ def _write(
     calibration: str | None,
     threshold: float | None,
     order: RowOrder,
-) -> Counter[str]:
+) -> tuple[Counter[str], list[str]]:
+    """Write the reports; return the number of videos with each verdict, and the folders of heat maps that are here."""
     labels = Counter[str]()
     with ExitStack() as stack:
         readers = [stack.enter_context(LedgerReader(path)) for path in ledgers]
@@ -125,7 +126,8 @@ def _write(
             return rescored(found, video.result) if judge else found
 
         warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
-    return labels
+    folders = {str(recipe.settings["explain"]) for recipe in recipes if recipe.settings.get("explain")}
+    return labels, [folder for folder in sorted(folders) if os.path.isdir(folder)]
 
 
 def _known(ledgers: Sequence[LedgerReader]) -> list[Known]:

@@ -1,0 +1,1 @@
+"""Bundles: a report with everything that belongs to it in one zip file, and the check of such a file."""

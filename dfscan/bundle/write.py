@@ -1,0 +1,265 @@
+"""Write a bundle: a report, its metadata, page, heat maps and ledger in one zip file, with checksums of all of them.
+
+Equal files give equal bytes, apart from signatures of some kinds of keys. Files are copied in pieces, so that memory
+does not grow with their size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sqlite3
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dfscan.bundle.signature import sign
+from dfscan.errors import ConfigError, DataError, OutputError
+from dfscan.files import AtomicFile
+from dfscan.report.meta import OUTPUT_KINDS, meta_path
+from dfscan.report.readers import open_report
+from dfscan.scan.ledger import LedgerReader
+from dfscan.scan.outputs import spare_inputs
+from dfscan.text import is_escaped, printable
+from dfscan.version import __version__
+
+SUMS_NAME = "SHA256SUMS"
+SIGNATURE_NAME = "SHA256SUMS.sig"
+CONTENTS_NAME = "bundle.json"
+OWN_NAMES = (SUMS_NAME, SIGNATURE_NAME, CONTENTS_NAME)
+FORMAT = 1
+"""Version of the layout of bundles."""
+OTHER_FOLDER = "other"
+"""Folder in the bundle for files that are not below the report's folder."""
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest date in a zip file, which all its files get."""
+PIECE_BYTES = 1 << 20
+
+
+@dataclass
+class BundleSummary:
+    """What a bundle holds."""
+
+    num_files: int = 0
+    num_bytes: int = 0
+    """Bytes of all files, before compression."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def write_bundle(
+    report: Path, out: Path, *, added: Sequence[Path] = (), key: Path | None = None, with_ledger: bool = True
+) -> BundleSummary:
+    """Write a bundle, atomically replacing an older one.
+
+    Args:
+        report: the report, as CSV or JSON Lines.
+        out: the zip file.
+        added: more files and folders.
+        key: SSH key that signs the checksums.
+        with_ledger: include the ledger.
+
+    Raises:
+        ConfigError: the bundle would overwrite one of its files, two files have one name in it, a name cannot be used,
+            or the key cannot sign.
+        DataError: the report or the ledger cannot be read.
+        OutputError: the bundle or a temporary file cannot be written.
+    """
+    summary = BundleSummary()
+    for _ in open_report(report):
+        pass  # to fail early if it is not a report
+    meta = _meta(report)
+    outputs = _outputs(report, meta, summary)
+    folder = os.path.dirname(os.path.abspath(report))
+    files = dict(_located([report, meta_path(report)], folder, summary))
+    for kind, paths in outputs.items():
+        if kind != "ledgers":
+            _add(files, _located([Path(folder, path) for path in paths], folder, summary))
+    _add(files, _located(added, folder, summary))
+    ledgers = [Path(folder, path) for path in outputs["ledgers"]] if with_ledger else []
+    located_ledgers = list(_located(ledgers, folder, summary))
+    spare_inputs([("--out", out)], [*files.values(), *(path for _, path in located_ledgers)])
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, (name, path) in enumerate(located_ledgers):
+            copy = Path(temporary, f"{number}.ledger")
+            summary.warnings += _copied_ledger(path, copy, report, is_only=len(located_ledgers) == 1)
+            _add(files, [(name, copy)])
+        with AtomicFile(out) as file, zipfile.ZipFile(_Target(file), "w") as archive:
+            _write(archive, files, _contents(report, meta, files), key, summary)
+    return summary
+
+
+def _write(
+    archive: zipfile.ZipFile, files: Mapping[str, Path], contents: bytes, key: Path | None, summary: BundleSummary
+) -> None:
+    sums = {CONTENTS_NAME: _add_bytes(archive, CONTENTS_NAME, contents)}
+    for name, path in sorted(files.items()):
+        try:
+            with path.open("rb") as source:
+                sums[name] = _add_file(archive, name, source, os.fstat(source.fileno()).st_size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        summary.num_bytes += archive.getinfo(name).file_size
+    summary.num_files = len(sums)
+    lines = "".join(f"{sum_hex}  {name}\n" for name, sum_hex in sorted(sums.items())).encode()
+    _add_bytes(archive, SUMS_NAME, lines)
+    if key:
+        _add_bytes(archive, SIGNATURE_NAME, sign(lines, key))
+
+
+class _Target(io.RawIOBase):
+    """Lets `zipfile`, which needs the number of written bytes, write to an `AtomicFile`."""
+
+    def __init__(self, file: AtomicFile) -> None:
+        self._file = file
+        self._has_failed = False
+
+    def write(self, data: Any) -> int:
+        if not self._has_failed:  # after a failure, `zipfile` still writes the end of the archive
+            self._has_failed = True
+            self._file.write(data)
+            self._has_failed = False
+        return len(data)
+
+
+def _add_file(archive: zipfile.ZipFile, name: str, source: BinaryIO, num_bytes: int) -> str:
+    """Copy a file in pieces, and return its sha256."""
+    digest = hashlib.sha256()
+    info = _info(name)
+    info.file_size = num_bytes
+    with archive.open(info, "w", force_zip64=num_bytes > zipfile.ZIP64_LIMIT // 2) as target:
+        while piece := source.read(PIECE_BYTES):
+            digest.update(piece)
+            target.write(piece)
+    return digest.hexdigest()
+
+
+def _add_bytes(archive: zipfile.ZipFile, name: str, data: bytes) -> str:
+    return _add_file(archive, name, io.BytesIO(data), len(data))
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix
+    info.external_attr = 0o100644 << 16
+    return info
+
+
+# Which files
+
+
+def _meta(report: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(meta_path(report).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{meta_path(report)}: cannot be read ({error}); make the report again") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _outputs(report: Path, meta: Mapping[str, Any], summary: BundleSummary) -> dict[str, list[str]]:
+    """Return the outputs of the run that wrote the report, relative to its folder, by kind."""
+    outputs = meta.get("outputs")
+    if isinstance(outputs, dict):
+        return {kind: [str(path) for path in outputs.get(kind, [])] for kind in OUTPUT_KINDS}
+    summary.warnings.append(
+        f"{meta_path(report)} does not list what belongs to the report; add the page and heat maps with --add"
+    )
+    beside = f"{os.path.basename(report)}.ledger"
+    is_there = os.path.isfile(os.path.join(os.path.dirname(report), beside))
+    return {kind: [beside] if kind == "ledgers" and is_there else [] for kind in OUTPUT_KINDS}
+
+
+def _located(paths: Sequence[Path], folder: str, summary: BundleSummary) -> Iterator[tuple[str, Path]]:
+    """Yield the name in the bundle and the path of each file, and of those in folders, without symbolic links."""
+    for path in dict.fromkeys(paths):
+        if path.is_dir():
+            name = _name(path, folder)
+            for parent, folders, files in os.walk(path):
+                folders.sort()
+                for file in sorted(files):
+                    found = Path(parent, file)
+                    if found.is_file() and not found.is_symlink():
+                        yield _usable(f"{name}/{found.relative_to(path).as_posix()}"), found
+        elif path.is_file():
+            yield _usable(_name(path, folder)), path
+        else:
+            summary.warnings.append(f"{path}: is missing, and not in the bundle")
+
+
+def _name(path: Path, folder: str) -> str:
+    """Return the path relative to the report's folder, so that links between the files work in the bundle too."""
+    name = Path(os.path.relpath(path, folder)).as_posix()
+    return (
+        f"{OTHER_FOLDER}/{os.path.basename(os.path.abspath(path))}" if name.startswith("../") or name == ".." else name
+    )
+
+
+def _usable(name: str) -> str:
+    if is_escaped(name) or "\\" in name:
+        raise ConfigError(f"'{printable(name)}': a bundle cannot have a file with this name; rename it")
+    return name
+
+
+def _add(files: dict[str, Path], more: Sequence[tuple[str, Path]] | Iterator[tuple[str, Path]]) -> None:
+    for name, path in more:
+        if name in OWN_NAMES or (name in files and not os.path.samefile(files[name], path)):
+            raise ConfigError(f"{path}: the bundle has another file named {name}; rename it")
+        files[name] = path
+
+
+def _contents(report: Path, meta: Mapping[str, Any], files: Mapping[str, Path]) -> bytes:
+    document = {
+        "format": FORMAT,
+        "dfscan_version": __version__,
+        "report": os.path.basename(report),
+        "case": meta.get("case"),
+        "files": sorted(files),
+    }
+    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+# The ledger
+
+
+def _copied_ledger(path: Path, copy: Path, report: Path, *, is_only: bool) -> list[str]:
+    """Copy a ledger consistently, also while a scan writes it, into one file without a write-ahead log.
+
+    Returns:
+        What the author of the bundle may not expect.
+    """
+    with LedgerReader(path):
+        pass  # only to check that it is one
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+            num_unknown, num_others = _num_unmatched(target, report)
+    except sqlite3.Error as error:
+        raise OutputError(f"{path}: cannot be copied to {copy.parent} ({error}); free some space there") from error
+    warnings = []
+    if num_unknown and is_only:
+        warnings.append(f"{path} has no results for {num_unknown} contents in {report}: is it that of another report?")
+    if num_others:
+        warnings.append(f"{path} also has results of {num_others} files that are not in {report}; see --no-ledger")
+    return warnings
+
+
+def _num_unmatched(ledger: sqlite3.Connection, report: Path) -> tuple[int, int]:
+    """Return the number of contents that only the report has, and of files that only the ledger has."""
+    ledger.execute("CREATE TEMP TABLE reported (sha256 TEXT PRIMARY KEY)")
+    hashes = ((row["sha256"],) for row in open_report(report) if row["sha256"])
+    ledger.executemany("INSERT OR IGNORE INTO reported VALUES (?)", hashes)
+    unknown = "SELECT count(*) FROM reported WHERE sha256 NOT IN (SELECT sha256 FROM videos)"
+    others = (
+        "SELECT count(DISTINCT path) FROM videos WHERE sha256 != '' AND sha256 NOT IN (SELECT sha256 FROM reported)"
+    )
+    (num_unknown,), (num_others,) = (ledger.execute(query).fetchone() for query in (unknown, others))
+    return num_unknown, num_others

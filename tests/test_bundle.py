@@ -1,0 +1,390 @@
+"""Bundles: what is in them, that equal files give equal bytes, and what the check of a bundle finds or refuses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from dfscan.bundle import signature, verify
+from dfscan.bundle.verify import verify_bundle
+from dfscan.bundle.write import write_bundle
+from dfscan.config import ScanSettings
+from dfscan.errors import ConfigError, DataError, OutputError
+from dfscan.files import AtomicFile
+from dfscan.scan.ledger import Ledger, LedgerReader, Recipe
+from dfscan.scan.setup import NOT_IN_RECIPE
+from tests.test_cli import run, scan
+from tests.test_cli import surroundings as surroundings
+
+NAMES = ("case", "exhibit", "examiner")
+CASE = ("--case", "2026-7", "--exhibit", "A <3>", "--examiner", "=A. Müller")
+needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
+
+
+@pytest.fixture(scope="module")
+def desk(clips: Path, trained: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with videos, all outputs of a scan of them, and a bundle."""
+    desk = tmp_path_factory.mktemp("desk")
+    (desk / "videos").mkdir()
+    for name in ("one.mp4", "text.mp4"):
+        shutil.copy(clips / name, desk / "videos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(session_cache))
+        patch.chdir(desk)
+        outs = (
+            "-o",
+            "out/r.csv",
+            "-o",
+            "out/r.xlsx",
+            "--html",
+            "out/r.html",
+            "--explain",
+            "dumps",
+            "--webvtt",
+            "out/vtt",
+        )
+        (desk / "out").mkdir()
+        done = scan(trained, "videos", *outs, "--explain-top", 1, "--exit-zero", *CASE)
+        assert done.exit_code == 0, done.stderr
+        done = run("bundle", "out/r.csv", "-o", "case.zip")
+        assert done.exit_code == 0, done.stderr
+        assert "warning" not in done.stderr
+    return desk
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", tmp_path / "key"], check=True)
+    signers = f"a.mueller@lab {(tmp_path / 'key.pub').read_text()}"
+    (tmp_path / "signers").write_text(signers)
+    return tmp_path / "key"
+
+
+def repacked(bundle: Path, out: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """Copy a bundle with other contents; None leaves a file out."""
+    with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            data = change(info.filename, source.read(info))
+            if data is not None:
+                target.writestr(info.filename, data)
+    return out
+
+
+# The case
+
+
+def test_the_case_is_in_every_report(desk: Path, tmp_path: Path) -> None:
+    ledger, given = desk / "out/r.csv.ledger", ["2026-7", "A <3>", "=A. Müller"]
+    outs = [argument for kind in ("csv", "jsonl", "jsonld") for argument in ("-o", tmp_path / f"r.{kind}")]
+    assert run("report", ledger, *outs, *CASE, "--html", tmp_path / "r.html").exit_code == 0
+    assert (tmp_path / "r.csv").read_bytes() == (desk / "out/r.csv").read_bytes(), "as in the scan"
+    with (tmp_path / "r.csv").open() as file:
+        cells = {tuple(row[name] for name in NAMES) for row in csv.DictReader(file)}
+        assert cells == {("2026-7", "A <3>", "'=A. Müller")}
+    row = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    assert [row["case"], row["exhibit"], row["examiner"]] == given
+    for meta in (desk / "out/r.csv.meta.json", tmp_path / "r.csv.meta.json"):
+        assert list(json.loads(meta.read_text())["case"].values()) == given
+    graph = json.loads((tmp_path / "r.jsonld").read_text())["@graph"]
+    of = {node["@id"]: node for node in graph}
+    (case,) = [node for node in graph if node["@type"] == "investigation:Investigation"]
+    assert case["core:name"] == "2026-7"
+    performers = [of[of[each["@id"]]["action:performer"]["@id"]]["core:name"] for each in case["core:object"]]
+    assert performers == ["=A. Müller"] * 2
+    exhibits = [node for node in graph if node["@type"] == "investigation:ProvenanceRecord"]
+    assert [node["investigation:exhibitNumber"] for node in exhibits] == ["A <3>"] * 2
+    book = openpyxl.load_workbook(desk / "out/r.xlsx")
+    head, first = ([cell.value for cell in book["report"][number]] for number in (1, 2))
+    assert [first[head.index(name)] for name in NAMES] == ["2026-7", "A <3>", "'=A. Müller"]
+    assert ("case", "2026-7") in list(book["about"].iter_rows(values_only=True))
+    for page in (desk / "out/r.html", tmp_path / "r.html"):
+        assert "Exhibit <strong>A &lt;3&gt;</strong>" in page.read_text()
+    row = next(csv.DictReader(io.StringIO(run("report", ledger).stdout)))
+    assert [row[name] for name in NAMES] == [""] * 3, "the ledger does not have them"
+    assert set(ScanSettings().case_facts) <= NOT_IN_RECIPE, "another case needs no new scan"
+
+
+# Writing
+
+
+def test_a_bundle_has_everything_that_belongs_to_the_report(desk: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(desk / "case.zip") as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert names[-1] == "SHA256SUMS"
+    top = {name.partition("/")[0] for name in names}
+    assert top == {
+        "SHA256SUMS",
+        "bundle.json",
+        "other",
+        "r.csv",
+        "r.csv.ledger",
+        "r.csv.meta.json",
+        "r.html",
+        "r.xlsx",
+        "vtt",
+    }
+    assert any(name.startswith("other/dumps/") and name.endswith("_heat_map.png") for name in names)
+    assert (
+        subprocess.run(["sha256sum", "-c", "--quiet", "--strict", "SHA256SUMS"], cwd=tmp_path, check=False).returncode
+        == 0
+    )
+    contents = json.loads((tmp_path / "bundle.json").read_text())
+    assert (contents["report"], contents["case"]["case"]) == ("r.csv", "2026-7")
+    rebuilt = run("report", tmp_path / "r.csv.ledger", *CASE).stdout_bytes
+    assert rebuilt == (desk / "out/r.csv").read_bytes()
+
+
+def test_equal_files_give_equal_bytes(desk: Path, tmp_path: Path) -> None:
+    for name in ("a.zip", "b.zip"):
+        write_bundle(desk / "out/r.csv", tmp_path / name)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_the_copy_of_the_ledger_has_what_is_only_in_its_log(desk: Path, tmp_path: Path) -> None:
+    report = Path(shutil.copy(desk / "out/r.csv", tmp_path))
+    ledger = Path(shutil.copy(desk / "out/r.csv.ledger", tmp_path))
+    writer = sqlite3.connect(ledger)
+    writer.execute("PRAGMA wal_autocheckpoint = 0")
+    writer.execute("INSERT INTO reviews VALUES (NULL, 'a', 'fake', 'A', '', '')")
+    writer.commit()
+    assert Path(f"{ledger}-wal").stat().st_size > 0
+    summary = write_bundle(report, tmp_path / "case.zip")
+    writer.close()
+    assert "does not list what belongs to the report" in summary.warnings[0]
+    with zipfile.ZipFile(tmp_path / "case.zip") as archive:
+        assert "r.csv.ledger-wal" not in archive.namelist()
+        archive.extract("r.csv.ledger", tmp_path / "out")
+    with LedgerReader(tmp_path / "out/r.csv.ledger") as reader:
+        assert [review.reviewer for review in reader.reviews("a")] == ["A"]
+
+
+def test_a_ledger_that_does_not_fit_causes_warnings(desk: Path, tmp_path: Path) -> None:
+    report = Path(shutil.copy(desk / "out/r.csv", tmp_path))
+    with Ledger(tmp_path / "r.csv.ledger", recipe=Recipe("c", "0" * 64, "1", "cpu", {})):
+        pass
+    done = run("bundle", report, "-o", tmp_path / "case.zip")
+    assert "has no results for 2 contents" in done.stderr
+    report.write_text(report.read_text().splitlines()[0] + "\n")
+    shutil.copy(desk / "out/r.csv.ledger", tmp_path)
+    done = run("bundle", report, "-o", tmp_path / "case.zip")
+    assert "also has results of 2 files that are not in" in done.stderr
+    done = run("bundle", report, "-o", tmp_path / "case.zip", "--no-ledger", "--add", desk / "videos")
+    assert (done.exit_code, "also has" in done.stderr) == (0, False)
+    with zipfile.ZipFile(tmp_path / "case.zip") as archive:
+        names = archive.namelist()
+    assert names == ["bundle.json", "other/videos/one.mp4", "other/videos/text.mp4", "r.csv", "SHA256SUMS"]
+
+
+def test_missing_files_are_named_and_unusable_ones_refused(desk: Path, clips: Path, tmp_path: Path) -> None:
+    for name in ("r.csv", "r.csv.meta.json"):
+        shutil.copy(desk / "out" / name, tmp_path)
+    report, out = tmp_path / "r.csv", tmp_path / "case.zip"
+    assert f"{tmp_path / 'r.html'}: is missing" in run("bundle", report, "-o", out).stderr
+    out.unlink()
+    (tmp_path / "a\nb.txt").write_text("")
+    (tmp_path / "SHA256SUMS").write_text("")
+    refused: list[tuple[list[object], str]] = [
+        (["--add", tmp_path / "a\nb.txt"], "cannot have a file with this name"),
+        (["--add", tmp_path / "SHA256SUMS"], "has another file named SHA256SUMS"),
+        (["--add", desk / "videos/one.mp4", "--add", clips / "one.mp4"], "has another file named other/one.mp4"),
+        (["-o", report], "would overwrite the input"),
+        (["--sign", tmp_path / "no-key"], "no such file; name an SSH key"),
+    ]
+    for arguments, message in refused:
+        done = run("bundle", report, "-o", out, *arguments)
+        assert done.exit_code == 2, done.stderr
+        assert message in done.stderr
+        assert not out.exists()
+    for name in ("r.xlsx", "SHA256SUMS", "none.csv"):
+        assert run("bundle", tmp_path / name, "-o", out).exit_code == 2
+
+
+def test_a_full_disk_leaves_the_old_bundle(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "case.zip"
+    out.write_text("old")
+    real = AtomicFile.write
+
+    def full(self: AtomicFile, data: bytes) -> None:
+        if len(data) > 5000:
+            self.discard()
+            raise OutputError("cannot write: no space")
+        real(self, data)
+
+    monkeypatch.setattr(AtomicFile, "write", full)
+    with pytest.raises(OutputError, match="no space"):
+        write_bundle(desk / "out/r.csv", out)
+    assert out.read_text() == "old"
+    assert os.listdir(tmp_path) == ["case.zip"]
+
+
+# Checking
+
+
+def test_an_unchanged_bundle_and_unchanged_videos_agree(desk: Path, tmp_path: Path) -> None:
+    bundle = desk / "case.zip"
+    alone = run("verify", bundle)
+    assert alone.exit_code == 0, alone.stdout
+    assert "signature: none" in alone.stdout
+    assert "original videos: not checked" in alone.stdout
+    for folder in (desk, desk / "videos"):
+        done = run("verify", bundle, "--videos", folder)
+        assert (done.exit_code, "original videos: 2 unchanged\n" in done.stdout) == (0, True), done.stdout
+    videos = tmp_path / "videos"
+    shutil.copytree(desk / "videos", videos)
+    (videos / "one.mp4").write_bytes(b"other")
+    (videos / "text.mp4").unlink()
+    done = run("verify", bundle, "--videos", tmp_path)
+    assert done.exit_code == 1
+    assert "difference: ./videos/one.mp4: differs from the scanned file" in done.stdout
+    assert f"difference: ./videos/text.mp4: is not in {tmp_path}" in done.stdout
+    assert "original videos: 1 different, 1 missing" in done.stdout
+
+
+def test_each_difference_is_named(desk: Path, tmp_path: Path) -> None:
+    def change(name: str, data: bytes) -> bytes | None:
+        if name == "r.html":
+            return None
+        return data.replace(b"inconclusive", b"real") if name == "r.csv" else data
+
+    bundle = repacked(desk / "case.zip", tmp_path / "b.zip", change)
+    with zipfile.ZipFile(bundle, "a") as archive:
+        archive.mkdir("empty") if hasattr(archive, "mkdir") else archive.writestr("empty/", "")
+        archive.writestr("extra.txt", "x")
+    found = verify_bundle(bundle)
+    assert found.differences == [
+        "extra.txt: is not in SHA256SUMS",
+        "r.csv: differs from its checksum",
+        "r.html: is missing",
+    ]
+    raw = bytearray((desk / "case.zip").read_bytes())
+    with zipfile.ZipFile(desk / "case.zip") as archive:
+        start = archive.getinfo("r.html").header_offset
+    raw[start + 200] ^= 0xFF
+    (tmp_path / "c.zip").write_bytes(raw)
+    (difference,) = verify_bundle(tmp_path / "c.zip").differences
+    assert difference.startswith("r.html: ")
+
+
+def small(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    """Write a small bundle with right checksums."""
+    files: dict[str, bytes] = {"bundle.json": b'{"format": 1, "report": "r.csv"}', "r.csv": b""}
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {**files, "SHA256SUMS": sums}.items():
+            archive.writestr(name, data)
+        for info, data in entries:
+            archive.writestr(info, data)
+    return path
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([("../evil", b"")], "outside the bundle"),
+        ([("/etc/evil", b"")], "outside the bundle"),
+        ([("C:/evil", b"")], "outside the bundle"),
+        ([("a/../../evil", b"")], "outside the bundle"),
+        ([("a\\..\\evil", b"")], "backslashes"),
+        ([("a\nb", b"")], "unprintable"),
+        ([("r.csv", b"other")], "is there twice"),
+        ([(link("r.lnk"), b"/etc/passwd")], "is a link"),
+        ([("zeros", bytes(80 << 20))], "bytes when unpacked"),
+    ],
+)
+def test_a_harmful_bundle_is_refused(
+    tmp_path: Path, entries: list[tuple[str | zipfile.ZipInfo, bytes]], problem: str
+) -> None:
+    assert verify_bundle(small(tmp_path / "good.zip")).differences == []
+    with pytest.raises(DataError, match=problem):
+        verify_bundle(small(tmp_path / "bad.zip", *entries))
+
+
+def test_a_file_that_is_no_bundle_is_refused(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.zip").write_text("no zip")
+    (tmp_path / "cut.zip").write_bytes((desk / "case.zip").read_bytes()[:5000])
+    for name in ("text.zip", "cut.zip", "none.zip"):
+        assert run("verify", tmp_path / name).exit_code == 2
+    assert run("verify", desk / "case.zip", "--videos", tmp_path / "none").exit_code == 2
+    assert run("verify", desk / "case.zip", "--allowed-signers", tmp_path / "none").exit_code == 2
+    without = repacked(desk / "case.zip", tmp_path / "a.zip", lambda name, data: None if name == "SHA256SUMS" else data)
+    with pytest.raises(DataError, match="it has no SHA256SUMS"):
+        verify_bundle(without)
+    deep = repacked(
+        desk / "case.zip", tmp_path / "b.zip", lambda name, data: b"[" * 10**6 if name == "bundle.json" else data
+    )
+    assert verify_bundle(deep).differences == ["bundle.json: differs from its checksum"]
+    assert "bundle.json is damaged" in verify_bundle(deep, videos=tmp_path).differences[-1]
+    monkeypatch.setattr(verify, "MAX_LINE_BYTES", 100)
+    (difference,) = verify_bundle(desk / "case.zip", videos=tmp_path).differences
+    assert "a line is longer than" in difference
+    monkeypatch.setattr(verify, "MAX_SMALL_BYTES", 100)
+    with pytest.raises(DataError, match="refused: SHA256SUMS is larger"):
+        verify_bundle(desk / "case.zip")
+
+
+# Signatures
+
+
+@needs_ssh
+def test_a_signed_bundle(desk: Path, key: Path, tmp_path: Path) -> None:
+    bundle, signers = tmp_path / "case.zip", tmp_path / "signers"
+    done = run("bundle", desk / "out/r.csv", "-o", bundle, "--sign", key)
+    assert done.exit_code == 0, done.stderr
+    done = run("verify", bundle)
+    assert done.exit_code == 0, done.stdout
+    assert "signature: made with ED25519 key SHA256:" in done.stdout
+    assert "by whom is not checked" in done.stdout
+    done = run("verify", bundle, "--allowed-signers", signers)
+    assert done.exit_code == 0, done.stdout
+    assert "signature: good, by a.mueller@lab with ED25519 key SHA256:" in done.stdout
+    other = tmp_path / "others"
+    other.write_text(signers.read_text().replace("AAAAC3NzaC1lZDI1NTE5AAAAI", "AAAAC3NzaC1lZDI1NTE5AAAAJ"))
+    assert "does not allow" in run("verify", bundle, "--allowed-signers", other).stdout
+    none = run("verify", desk / "case.zip", "--allowed-signers", signers)
+    assert (none.exit_code, "difference: signature: the bundle has none" in none.stdout) == (1, True)
+    changed = repacked(
+        bundle, tmp_path / "changed.zip", lambda name, data: data + b"\n" if name == "SHA256SUMS" else data
+    )
+    for arguments in ([], ["--allowed-signers", signers]):
+        done = run("verify", changed, *arguments)
+        assert (done.exit_code, "difference: signature: invalid" in done.stdout) == (1, True), done.stdout
+
+
+@needs_ssh
+def test_a_key_that_cannot_sign_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "locked"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", key], check=True)
+    real = subprocess.run
+
+    def without_terminal(*arguments: object, **options: object) -> object:
+        return real(*arguments, **options, start_new_session=True)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(signature.subprocess, "run", without_terminal)
+    monkeypatch.delenv("SSH_ASKPASS", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(ConfigError, match="load it with ssh-add"):
+        signature.sign(b"data", key)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="not installed: install OpenSSH"):
+        signature.sign(b"data", key)
