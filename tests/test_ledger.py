@@ -348,6 +348,17 @@ def test_a_renewed_result_is_the_latest_again(tmp_path: Path) -> None:
         assert to_json(found) == to_json(FULL)
 
 
+def test_confirming_a_result_writes_only_what_has_changed(tmp_path: Path) -> None:
+    identity = FileIdentity(7, 8, inode=9, ctime_ns=10)
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE) as ledger:
+        ledger.put(FULL, identity)
+        num_changes = ledger._database.total_changes
+        ledger.touch(FULL.path, identity)
+        assert ledger._database.total_changes == num_changes
+        ledger.touch(FULL.path, dataclasses.replace(identity, ctime_ns=11))
+        assert ledger._database.total_changes > num_changes
+
+
 def test_an_old_ledger_reads_one_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     with Ledger(path, recipe=RECIPE) as ledger:

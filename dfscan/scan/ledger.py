@@ -221,17 +221,23 @@ class Ledger:
     def touch(self, path: str, identity: FileIdentity | None) -> None:
         """Make the stored result the latest one for its path again, after the file has been confirmed unchanged.
 
+        Nothing is written if it is that already. A transaction waits for the disk, which would cost a nightly scan
+        several milliseconds per unchanged file.
+
         Raises:
             OutputError: the ledger cannot be written.
         """
         query = f"SELECT max(rowid), (SELECT max(rowid) FROM videos WHERE path = ?) FROM videos {_OF_FILE}"
         key = (_key(path), *_size_and_time(identity), self._recipe.digest)
-        with self._sqlite_errors(), self._database:
+        with self._sqlite_errors():
             row, latest = self._database.execute(query, (key[0], *key)).fetchone()
-            if row != latest:
-                newest = "UPDATE videos SET rowid = (SELECT max(rowid) + 1 FROM videos) WHERE rowid = ?"
-                self._database.execute(newest, (row,))
-            self._stamp(key, identity)
+            if row == latest and (identity is None or self.has_stamp(path, identity)):
+                return
+            with self._database:
+                if row != latest:
+                    newest = "UPDATE videos SET rowid = (SELECT max(rowid) + 1 FROM videos) WHERE rowid = ?"
+                    self._database.execute(newest, (row,))
+                self._stamp(key, identity)
 
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
         """Return the pictures that were stored with a result."""
