@@ -111,7 +111,7 @@ def test_the_case_is_in_every_report(desk: Path, tmp_path: Path) -> None:
     assert [first[head.index(name)] for name in NAMES] == ["2026-7", "A <3>", "'=A. Müller"]
     assert ("case", "2026-7") in list(book["about"].iter_rows(values_only=True))
     for page in (desk / "out/r.html", tmp_path / "r.html"):
-        assert "Exhibit <strong>A &lt;3&gt;</strong>" in page.read_text()
+        assert "exhibit <strong>A &lt;3&gt;</strong>" in page.read_text()
     row = next(csv.DictReader(io.StringIO(run("report", ledger).stdout)))
     assert [row[name] for name in NAMES] == [""] * 3, "the ledger does not have them"
     assert set(ScanSettings().case_facts) <= NOT_IN_RECIPE, "another case needs no new scan"

@@ -19,6 +19,7 @@ from dfscan.errors import DataError, OutputError
 from dfscan.media.source import FileIdentity
 from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
 from dfscan.types import (
+    Bounded,
     Face,
     FaceScore,
     FileFacts,
@@ -27,6 +28,7 @@ from dfscan.types import (
     Reason,
     Remarks,
     Track,
+    Validation,
     Verdict,
     VideoInfo,
     VideoResult,
@@ -42,10 +44,11 @@ def face(frame_index: int) -> FaceScore:
 
 PROVENANCE = Provenance("invalid", "Signer, Org", "Editor 1", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
 DAMAGE = Reason("damaged", "cut off")
+VALIDATION = Validation(Bounded(0.01, 0.0, 0.02), 300, True, True, Bounded(20, 5, 80))
 FULL = VideoResult(
     path="clips/a.mp4",
     status="partial",
-    verdict=Verdict("fake", 1 / 3, 0.8, 5, Reason("damaged", "cut off, naïvely\n")),
+    verdict=Verdict("fake", 1 / 3, 0.8, 5, Reason("damaged", "cut off, naïvely\n"), VALIDATION),
     info=VideoInfo(10**12, "ab" * 32, 640, 480, 30000 / 1001, 77, 2.5, "h264", 90, True, 1),
     num_frames=32,
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
@@ -82,7 +85,7 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 
 
 def test_the_test_result_sets_every_field() -> None:
-    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, PROVENANCE):
+    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, PROVENANCE, VALIDATION):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
             if field.compare:  # the others are kept beside the JSON: pictures in a table, the checkpoint in a recipe
                 assert getattr(value, field.name) != field.default, field.name
