@@ -52,7 +52,7 @@ def test_a_trained_autoencoder_reconstructs_its_input(tmp_path: Path) -> None:
     """Each reconstruction is far more similar to its own face than to any other."""
     samples = write_dataset(tmp_path, num_train=6, num_val=0)
     out = make(samples, tmp_path, num_steps=200)
-    wanted = np.array([module._picture(tmp_path, sample, 32) for sample in samples], float)
+    wanted = np.array([module._image(tmp_path, sample, 32) for sample in samples], float)
     for design in DESIGNS:
         reconstructed = np.array([read_crop(path_of(out, design, sample)) for sample in samples], float)
         errors = np.abs(reconstructed[:, None] - wanted).mean(axis=(2, 3, 4))

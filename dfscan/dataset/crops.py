@@ -78,7 +78,7 @@ def read_crop(path: Path) -> UInt8Image:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         raise DataError(f"face crop {path}: cannot be read ({error.strerror}); {remedy}") from error
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-    if picture is None:
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    if image is None:
         raise DataError(f"face crop {path}: not an image that can be decoded; {remedy}")
-    return np.asarray(picture, np.uint8)
+    return np.asarray(image, np.uint8)

@@ -150,7 +150,7 @@ class Extraction:
         try:
             detections = detector.detect(frame.pixels)
         except (IndexError, ValueError, cv2.error) as error:  # unusual frames can trigger these in MTCNN and OpenCV
-            work.failure = f"internal: face detection failed on a picture ({type(error).__name__})"
+            work.failure = f"internal: face detection failed on an image ({type(error).__name__})"
             return
         for i, detection in enumerate(detections):
             crop = cut(frame.pixels, detection, margin=self._settings.margin, max_crop_px=self._settings.max_crop_px)

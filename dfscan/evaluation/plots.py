@@ -141,9 +141,9 @@ def _legend(axes: Axes, **more: Any) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")  # without pyplot, PNG uses the Agg backend and needs no display
-    write_bytes(path, picture.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png")  # without pyplot, PNG uses the Agg backend and needs no display
+    write_bytes(path, png.getvalue())
     return path
 
 

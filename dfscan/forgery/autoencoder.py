@@ -81,17 +81,17 @@ def reconstruct(
     for number, design in enumerate(DESIGNS):
         if is_complete(out, design, samples):
             continue
-        pictures = np.stack([_picture(folder, sample, size_px) for sample in training_faces])
-        network = _trained(design, pictures, num_steps, device, seed + number, tell)
+        images = np.stack([_image(folder, sample, size_px) for sample in training_faces])
+        network = _trained(design, images, num_steps, device, seed + number, tell)
         for start in range(0, len(real), BATCH_SIZE):
             batch = real[start : start + BATCH_SIZE]
             reconstructed = _reconstructed(
-                network, np.stack([_picture(folder, sample, size_px) for sample in batch]), device
+                network, np.stack([_image(folder, sample, size_px) for sample in batch]), device
             )
-            for sample, picture in zip(batch, reconstructed, strict=True):
+            for sample, image in zip(batch, reconstructed, strict=True):
                 path = path_of(out, design, sample)
                 make_folder(path.parent, remedy="Choose another --reconstructions.")
-                write_bytes(path, encode(picture, ".png"))
+                write_bytes(path, encode(image, ".png"))
         tell(f"autoencoder {design}: {len(real)} faces reconstructed")
 
 
@@ -123,9 +123,9 @@ class Autoencoder(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, a=0.1)  # signals vanish with PyTorch's default initialisation
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Reconstruct the images."""
-        reconstructed: Tensor = self.layers(pictures - 0.5)
+        reconstructed: Tensor = self.layers(images - 0.5)
         return reconstructed + 0.5
 
 
@@ -141,7 +141,7 @@ def _doubling(design: Design, num_in: int, num_out: int) -> nn.Module:
 
 
 def _trained(
-    design: Design, pictures: UInt8Image, num_steps: int, device: torch.device, seed: int, tell: Callable[[str], None]
+    design: Design, images: UInt8Image, num_steps: int, device: torch.device, seed: int, tell: Callable[[str], None]
 ) -> Autoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -150,7 +150,7 @@ def _trained(
     optimizer = torch.optim.Adam(network.parameters(), lr=AUTOENCODER_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     said_s = time.monotonic()
-    for step, batch in enumerate(_batches(pictures, num_steps, np.random.default_rng(seed))):
+    for step, batch in enumerate(_batches(images, num_steps, np.random.default_rng(seed))):
         wanted = _to_tensor(batch, device)
         loss = _loss(network(wanted), wanted)
         optimizer.zero_grad(set_to_none=True)
@@ -166,10 +166,10 @@ def _trained(
     return network
 
 
-def _batches(pictures: UInt8Image, num_steps: int, rng: np.random.Generator) -> Iterator[UInt8Image]:
+def _batches(images: UInt8Image, num_steps: int, rng: np.random.Generator) -> Iterator[UInt8Image]:
     """Yield random batches, with half of the images mirrored."""
     for _ in range(num_steps):
-        batch = pictures[rng.integers(0, len(pictures), BATCH_SIZE)]
+        batch = images[rng.integers(0, len(images), BATCH_SIZE)]
         is_mirrored = rng.random(BATCH_SIZE) < 0.5
         batch[is_mirrored] = batch[is_mirrored, :, ::-1]
         yield batch
@@ -184,16 +184,16 @@ def _loss(reconstructed: Tensor, wanted: Tensor) -> Tensor:
     return total
 
 
-def _to_tensor(pictures: UInt8Image, device: torch.device) -> Tensor:
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
+def _to_tensor(images: UInt8Image, device: torch.device) -> Tensor:
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _picture(folder: Path, sample: Sample, size_px: int) -> UInt8Image:
+def _image(folder: Path, sample: Sample, size_px: int) -> UInt8Image:
     return resize(read_crop(folder / sample.crop), size_px, size_px)
 
 
-def _reconstructed(network: Autoencoder, pictures: UInt8Image, device: torch.device) -> UInt8Image:
+def _reconstructed(network: Autoencoder, images: UInt8Image, device: torch.device) -> UInt8Image:
     with torch.inference_mode():
-        reconstructed = network(_to_tensor(pictures, device))
+        reconstructed = network(_to_tensor(images, device))
     levels = (reconstructed * 255).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())

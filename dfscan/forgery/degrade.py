@@ -161,9 +161,9 @@ def through_video(pixels: UInt8Image, chain: VideoChain) -> UInt8Image:
         raise ValueError(f"a codec needs an image of at least {MIN_CODED_PX} px a side, got {width} x {height}")
     if not 0 <= chain.position < chain.num_frames:
         raise ValueError(f"position must be between 0 and {chain.num_frames - 1}, got {chain.position}")
-    picture = _to_yuv420(pixels)
-    even_width, even_height = picture.shape[1], picture.shape[0] * 2 // 3
-    strip = [_moved(picture, chain, number - chain.position) for number in range(chain.num_frames)]
+    image = _to_yuv420(pixels)
+    even_width, even_height = image.shape[1], image.shape[0] * 2 // 3
+    strip = [_moved(image, chain, number - chain.position) for number in range(chain.num_frames)]
     for generation in chain.generations:
         strip = _coded([_scaled(frame, generation.scale) for frame in strip], generation)
     kept = cv2.cvtColor(strip[chain.position], cv2.COLOR_YUV2RGB_I420)

@@ -95,35 +95,35 @@ class Placement:
     rotate_deg: float
     is_flipped: bool
 
-    def cut(self, picture: NDArray[Any], size_px: int) -> NDArray[Any]:
+    def cut(self, image: NDArray[Any], size_px: int) -> NDArray[Any]:
         """Cut out the square and resize it once, as a scan does; if it is rotated, interpolate it instead.
 
         Args:
-            picture: (S, S, 3) or (S, S).
+            image: (S, S, 3) or (S, S).
             size_px: side of the result.
         """
-        picture_px = picture.shape[0]
-        side_px = self.side * picture_px
+        image_px = image.shape[0]
+        side_px = self.side * image_px
         if self.rotate_deg:
-            cut = self._turned(picture, size_px, side_px)
+            cut = self._turned(image, size_px, side_px)
         else:
-            whole_px = min(picture_px, max(1, round(side_px)))
-            corner = [round((picture_px - whole_px) / 2 + shift * picture_px) for shift in self.shift]
-            left, top = (min(max(0, edge), picture_px - whole_px) for edge in corner)
-            cut = resize(picture[top : top + whole_px, left : left + whole_px], size_px, size_px)
+            whole_px = min(image_px, max(1, round(side_px)))
+            corner = [round((image_px - whole_px) / 2 + shift * image_px) for shift in self.shift]
+            left, top = (min(max(0, edge), image_px - whole_px) for edge in corner)
+            cut = resize(image[top : top + whole_px, left : left + whole_px], size_px, size_px)
         return np.ascontiguousarray(cut[:, ::-1]) if self.is_flipped else cut
 
-    def _turned(self, picture: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:
+    def _turned(self, image: NDArray[Any], size_px: int, side_px: float) -> NDArray[Any]:
         if side_px > size_px:  # interpolation alone would cause aliasing
-            picture_px = round(picture.shape[0] * size_px / side_px)
-            picture = np.asarray(cv2.resize(picture, (picture_px, picture_px), interpolation=cv2.INTER_AREA))
-        picture_px = picture.shape[0]
+            image_px = round(image.shape[0] * size_px / side_px)
+            image = np.asarray(cv2.resize(image, (image_px, image_px), interpolation=cv2.INTER_AREA))
+        image_px = image.shape[0]
         centre = (size_px - 1) / 2
-        move = cv2.getRotationMatrix2D((centre, centre), self.rotate_deg, self.side * picture_px / size_px)
-        move[:, 2] += (picture_px - 1) / 2 + np.array(self.shift) * picture_px - centre
+        move = cv2.getRotationMatrix2D((centre, centre), self.rotate_deg, self.side * image_px / size_px)
+        move[:, 2] += (image_px - 1) / 2 + np.array(self.shift) * image_px - centre
         flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        turned = cv2.warpAffine(picture, move, (size_px, size_px), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-        return np.asarray(turned, picture.dtype)
+        turned = cv2.warpAffine(image, move, (size_px, size_px), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return np.asarray(turned, image.dtype)
 
 
 class PairAugmenter:
@@ -150,8 +150,8 @@ class PairAugmenter:
         """
         has_pairs = bool(self._settings.kinds)
         size_px = self._native_size(face, rng) if has_pairs else self._largest_size(face)
-        pictures = [_work(face, size_px, margin=self._margin).pixels]
-        return self._seen(self._compressed(pictures, rng) if has_pairs else pictures, None, rng)
+        images = [_work(face, size_px, margin=self._margin).pixels]
+        return self._seen(self._compressed(images, rng) if has_pairs else images, None, rng)
 
     def pair(
         self,
@@ -193,7 +193,7 @@ class PairAugmenter:
         face_px = low_px * math.exp(place * math.log(high_px / low_px))
         return max(MIN_IMAGE_SIDE_PX, round(self._margin * face_px))
 
-    def _compressed(self, pictures: list[UInt8Image], rng: np.random.Generator) -> list[UInt8Image]:
+    def _compressed(self, images: list[UInt8Image], rng: np.random.Generator) -> list[UInt8Image]:
         settings = self._settings
         is_smoothed, is_compressed, is_recompressed = rng.random(3) < (
             settings.skin_smoothing_p,
@@ -202,7 +202,7 @@ class PairAugmenter:
         )
         if is_smoothed:
             strength = rng.uniform(0.2, 1)
-            pictures = [smooth_skin(picture, strength=strength) for picture in pictures]
+            images = [smooth_skin(image, strength=strength) for image in images]
         crf_ranges = []
         if is_compressed:
             crf_ranges.append((settings.codec_crf_min, settings.codec_crf_max))
@@ -210,17 +210,15 @@ class PairAugmenter:
             crf_ranges.append(RECOMPRESSION_CRFS)
         if crf_ranges:
             chain = draw_video_chain(rng, crf_ranges, recompressed=bool(is_recompressed))
-            pictures = [through_video(picture, chain) for picture in pictures]
-        return pictures
+            images = [through_video(image, chain) for image in images]
+        return images
 
-    def _seen(
-        self, pictures: list[UInt8Image], mask: Float32Array | None, rng: np.random.Generator
-    ) -> list[UInt8Image]:
+    def _seen(self, images: list[UInt8Image], mask: Float32Array | None, rng: np.random.Generator) -> list[UInt8Image]:
         """Cut and augment the same square of all images, or the same patch of it if patches are used."""
         size_px, patch_px = self._settings.input_size_px, self._settings.patch_px
         placement = self._drawn_placement(rng)
         seed = int(rng.integers(2**31))
-        views = [self._augmented(placement.cut(picture, size_px), seed) for picture in pictures]
+        views = [self._augmented(placement.cut(image, size_px), seed) for image in images]
         if patch_px is None:
             return views
         placed = None if mask is None else placement.cut(mask, size_px)
@@ -243,9 +241,9 @@ class PairAugmenter:
         side = (1 - free) / ROTATION_MARGIN * math.exp(growth) / (scale if is_turned else 1)
         return Placement((float(shift[0]), float(shift[1])), side, turn_deg if is_turned else 0.0, bool(is_flipped))
 
-    def _augmented(self, picture: UInt8Image, seed: int) -> UInt8Image:
+    def _augmented(self, image: UInt8Image, seed: int) -> UInt8Image:
         self._augment.set_random_seed(seed)
-        augmented: UInt8Image = self._augment(image=picture)["image"]
+        augmented: UInt8Image = self._augment(image=image)["image"]
         return augmented
 
 

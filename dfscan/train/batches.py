@@ -146,7 +146,7 @@ class _Drawer:
         return bool(self._crops)
 
     def is_video(self, index: int) -> bool:
-        """Return whether the sample's source has several crops, so it is a video rather than a picture."""
+        """Return whether the sample's source has several crops, so it is a video rather than an image."""
         return index in self._videos
 
     def any(self, rng: np.random.Generator) -> int:

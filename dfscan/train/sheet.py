@@ -31,7 +31,7 @@ def contact_sheet(rows: Sequence[Sequence[UInt8Image]], *, captions: Sequence[st
     Raises:
         ValueError: there are no images, their sizes differ, or the number of captions is neither zero nor one per row.
     """
-    shapes = {picture.shape for row in rows for picture in row}
+    shapes = {image.shape for row in rows for image in row}
     if len(shapes) != 1:
         raise ValueError(f"a sheet needs images of one size, got {sorted(shapes) or 'none'}")
     if captions and len(captions) != len(rows):
@@ -46,20 +46,20 @@ def contact_sheet(rows: Sequence[Sequence[UInt8Image]], *, captions: Sequence[st
         if captions:
             baseline = (GAP_PX, top + caption_px - 5)
             cv2.putText(sheet, captions[i], baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-        for k, picture in enumerate(row):
+        for k, image in enumerate(row):
             left = GAP_PX + k * (width + GAP_PX)
-            sheet[top + caption_px : top + caption_px + height, left : left + width] = picture
+            sheet[top + caption_px : top + caption_px + height, left : left + width] = image
     return sheet
 
 
-def save_sheet(path: Path, picture: UInt8Image) -> None:
+def save_sheet(path: Path, image: UInt8Image) -> None:
     """Write an image as PNG, atomically by rename.
 
     Args:
         path: its directory must exist.
-        picture: uint8 (H, W, 3) RGB.
+        image: uint8 (H, W, 3) RGB.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_bytes(path, encode(picture, ".png"))
+    write_bytes(path, encode(image, ".png"))
