@@ -12,7 +12,7 @@ import base64
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -212,6 +212,10 @@ class Face:
     """`Frame.shot` of its frame; used only to link faces of one person."""
     is_dissolving: bool = False
     """True if its frame shows two shots at once; used only to link faces of one person."""
+    sharpness: float | None = None
+    """See `faces.quality`; None if it was not measured."""
+    blockiness: float | None = None
+    """See `faces.quality`; None if it was not measured."""
     index_in_frame: int = 0
     """Position among the faces of its frame, from 0; only a scan needs it, and ledgers do not keep it."""
 
@@ -263,6 +267,27 @@ class Track:
         """Time of the last face."""
         return self.faces[-1].face.time_s
 
+    @property
+    def face_px(self) -> float:
+        """Median of the shorter sides of the faces' boxes."""
+        boxes = np.array([scored.face.box_xyxy for scored in self.faces])
+        return float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1)))
+
+    @property
+    def sharpness(self) -> float | None:
+        """Median over the faces; None if it was not measured."""
+        return _median(scored.face.sharpness for scored in self.faces)
+
+    @property
+    def blockiness(self) -> float | None:
+        """Median over the faces; None if it was not measured."""
+        return _median(scored.face.blockiness for scored in self.faces)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
@@ -284,6 +309,8 @@ class Validation:
     counts_groups: bool = False
     is_own_footage: bool = False
     """True if these are the user's own videos, see `Calibration.own_footage`."""
+    quality: str | None = None
+    """The range of sharpness of these videos, in words; None if their quality was not distinguished."""
     likelihood_ratio: Bounded | None = None
     """How many times as frequent the verdict is among manipulated videos as among genuine ones."""
 
@@ -421,6 +448,8 @@ def _face_to_dict(scored: FaceScore) -> dict[str, Any]:
         "detection_score": face.detection_score,
         "logit": scored.logit,
         "score": scored.score,
+        "sharpness": face.sharpness,
+        "blockiness": face.blockiness,
     }
 
 

@@ -226,6 +226,7 @@ def test_to_dict_is_stable() -> None:
             "threshold": None,
             "track_id": None,
             "reason": {"code": "untrained", "text": "it is"},
+            "validation": None,
         },
         "info": {
             "size_bytes": 5,
@@ -257,6 +258,8 @@ def test_to_dict_is_stable() -> None:
                         "detection_score": 0.99,
                         "logit": 0.0,
                         "score": 0.5,
+                        "sharpness": None,
+                        "blockiness": None,
                     }
                 ],
             }

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner, Result
 
 from dfscan.cli import app
+from dfscan.detector.checkpoint import read_card
 from dfscan.evaluation import evaluate as evaluating
 from dfscan.evaluation.robustness import CONDITIONS, Condition, shrink, write_copies
 from dfscan.media.container import open_video, survey
@@ -68,7 +69,8 @@ def result(path: str, scores: list[float], threshold: float | None = 0.9) -> Vid
     if not scores:
         return VideoResult(path, "ok", Verdict("no_face", threshold=threshold), info)
     mean = float(np.mean(scores))
-    face = Face(0, 0.0, 0, np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0, np.zeros(1, np.float32))
+    nothing, points = np.zeros(4, np.float32), np.zeros((5, 2), np.float32)
+    face = Face(0, 0.0, 0, nothing, points, 1.0, nothing, sharpness=mean / 10)
     track = Track(0, tuple(FaceScore(face, float(np.log(score / (1 - score)))) for score in scores))
     label = "fake" if mean >= 0.9 else "real" if mean <= 0.1 else "inconclusive"
     return VideoResult(path, "ok", Verdict(label, mean, threshold, 0), info, 2, (track,))  # type: ignore[arg-type]
@@ -389,8 +391,15 @@ def test_robustness_writes_metrics_and_a_plot(trained: Path, tmp_path: Path, mon
             write_video(tmp_path / "in" / name, numbered(2))
     monkeypatch.setattr(evaluating, "CONDITIONS", CONDITIONS[2:4])
     out = tmp_path / "out"
-    done = run(labels, "--checkpoint", trained, "--out", out, "--robustness")
+    card = tmp_path / "robust.safetensors"
+    done = run(labels, "--checkpoint", trained, "--out", out, "--robustness", "--write-card", card)
     assert done.exit_code == 0, done.stderr
+    written, before = read_card(card).card, read_card(trained).card
+    assert [level.below for level in written.quality][-1] is None
+    assert sum(level.num_real_groups for level in written.quality) >= 2
+    assert written.seen is not None
+    assert (written.calibration, before.quality) == (before.calibration, ())
+    assert run(labels, "--checkpoint", trained, "--out", out, "--write-card", card).exit_code == 2, "needs --robustness"
     document = json.loads((out / "evaluation.json").read_text())
     assert list(document["robustness"]) == ["CRF 40", "half size"]
     worst = document["robustness"]["CRF 40"]

@@ -38,13 +38,14 @@ from dfscan.types import (
 def face(frame_index: int) -> FaceScore:
     box_xyxy = np.array([1.5, -2.25, 0.1, 4e3], np.float32)
     landmarks = np.arange(10, dtype=np.float32).reshape(5, 2) / 3
-    found = Face(frame_index, frame_index / 7, frame_index // 4, box_xyxy, landmarks, 0.1 + 0.2, np.ones(8, np.float32))
+    place = frame_index, frame_index / 7, frame_index // 4, box_xyxy, landmarks
+    found = Face(*place, 0.1 + 0.2, np.ones(8, np.float32), sharpness=1 / 7, blockiness=1.5)
     return FaceScore(found, logit=-1 / 3 + frame_index)
 
 
 PROVENANCE = Provenance("invalid", "Signer, Org", "Editor 1", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
 DAMAGE = Reason("damaged", "cut off")
-VALIDATION = Validation(Bounded(0.01, 0.0, 0.02), 300, True, True, Bounded(20, 5, 80))
+VALIDATION = Validation(Bounded(0.01, 0.0, 0.02), 300, True, True, "below 0.1", Bounded(20, 5, 80))
 FULL = VideoResult(
     path="clips/a.mp4",
     status="partial",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfscan.detector.card import Calibration, SeenFiles
+from dfscan.detector.card import Calibration, QualityLevel, SeenFiles
 from dfscan.detector.checkpoint import Checkpoint, create_untrained, read_card, save_calibrated
 from dfscan.scan.ledger import LedgerReader
 from tests.test_cli import run
@@ -19,9 +19,16 @@ from tests.test_cli import surroundings as surroundings
 FLAGS = ("--device", "cpu", "--num-frames", 4, "--exit-zero")
 
 
-def calibrated(path: Path, checkpoint: Path, calibration: Calibration, seen: SeenFiles | None = None) -> Checkpoint:
+def calibrated(
+    path: Path,
+    checkpoint: Path,
+    calibration: Calibration,
+    seen: SeenFiles | None = None,
+    quality: tuple[QualityLevel, ...] = (),
+) -> Checkpoint:
     old = read_card(checkpoint)
-    return save_calibrated(path, old, old.card.model_copy(update={"calibration": calibration, "seen": seen}))
+    changes = {"calibration": calibration, "seen": seen, "quality": quality}
+    return save_calibrated(path, old, old.card.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +55,27 @@ def verdicts(path: Path) -> dict[str, str]:
 
 
 def test_reports_equal_those_of_a_new_scan(scanned: Path, clips: Path, trained: Path, tmp_path: Path) -> None:
-    """With another temperature, other thresholds, and a video on which the new calibration was made."""
+    """With another temperature, other thresholds, a video on which the new calibration was made, and levels of quality.
+
+    The thresholds do not hold at the sharpness of the other video.
+    """
     with LedgerReader(scanned) as ledger:
-        (one,) = [entry for entry in ledger.entries() if entry.path.endswith("one.mp4")]
+        one, two = (
+            next(entry for entry in ledger.entries() if entry.path.endswith(name)) for name in ("one.mp4", "two.mkv")
+        )
         score = ledger.result(one).verdict.score
         pictures = ledger.pictures(one)
+        sharpness = [ledger.result(entry).tracks[0].sharpness or 0 for entry in (one, two)]
     assert score is not None
+    held = QualityLevel(fake_threshold=0.05, real_threshold=0.01)
+    broken = QualityLevel(num_real_groups=40, real_called_fake_at_calibrated=0.2, real_threshold=0.01)
+    low, high = (broken, held) if sharpness[1] < sharpness[0] else (held, broken)
     new = calibrated(
         tmp_path / "new.safetensors",
         trained,
         Calibration(trained=True, temperature=0.5, fake_threshold=0.05, real_threshold=0.01),
         SeenFiles.of([], [one.sha256]),
+        quality=(low.model_copy(update={"below": sum(sharpness) / 2}), high),
     )
     again = [tmp_path / name for name in ("r.csv", "f.csv", "r.jsonl", "r.html")]
     outs = ("--out", again[0], "--frames-out", again[1], "--out", again[2], "--html", again[3])
@@ -72,6 +89,9 @@ def test_reports_equal_those_of_a_new_scan(scanned: Path, clips: Path, trained: 
     for one_path, other_path in zip(again[:3], fresh[:3], strict=True):
         assert one_path.read_bytes() == other_path.read_bytes(), one_path.name
     assert verdicts(again[2])["one.mp4"] == "fake"
+    assert verdicts(again[2])["two.mkv"] == "inconclusive"
+    assert "low_quality: sharpness " in again[0].read_text()
+    assert "of 40 groups of genuine videos of this sharpness, 20.0 % would be fake" in again[0].read_text()
     assert "seen_in_validation" in again[0].read_text()
     assert new.label in again[0].read_text()
     blocks = [path.read_text().split('id="pictures-')[1].split("/9j/")[0] for path in (again[3], fresh[3])]
@@ -147,3 +167,15 @@ def test_the_checkpoint_is_not_overwritten(scanned: Path, trained: Path, tmp_pat
     done = run("report", scanned, "--calibration", copy, "--out", copy)
     assert done.exit_code == 2
     assert copy.read_bytes() == trained.read_bytes()
+
+
+def test_levels_of_quality_need_a_ledger_with_sharpness(scanned: Path, trained: Path, tmp_path: Path) -> None:
+    old = changed(scanned, tmp_path, "UPDATE recipes SET document = json_set(document, '$.method', 4)")
+    calibration = Calibration(trained=True, fake_threshold=0.6)
+    plain = calibrated(tmp_path / "plain.safetensors", trained, calibration)
+    assert run("report", old, "--calibration", plain.path).exit_code == 0
+    new = calibrated(tmp_path / "new.safetensors", trained, calibration, quality=(QualityLevel(),))
+    done = run("report", old, "--calibration", new.path)
+    assert done.exit_code == 2
+    assert "did not measure sharpness" in done.stderr
+    assert "scan these videos again" in done.stderr

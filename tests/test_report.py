@@ -38,6 +38,7 @@ FACT_COLUMNS = (
     " provenance_actions provenance_problem declared_ai"
 ).split()
 STATEMENT_COLUMNS = "statement likelihood_ratio likelihood_ratio_low likelihood_ratio_high".split()
+QUALITY_COLUMNS = "face_px sharpness blockiness bits_per_pixel".split()
 
 REVIEW_COLUMNS = "reviewer_verdict reviewer reviewed_utc reviewer_note".split()
 CASE_COLUMNS = ["case", "exhibit", "examiner"]
@@ -148,7 +149,7 @@ def test_report_columns_are_stable() -> None:
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS + CASE_COLUMNS
+    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS + CASE_COLUMNS + QUALITY_COLUMNS
 
 
 def test_report_row() -> None:
@@ -176,9 +177,10 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
-        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS]),
+        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS, *QUALITY_COLUMNS]),
         "rotation_deg": 0,
         "statement": statement(judged("a.mp4")),
+        "face_px": float(np.float32(63.75)),
     }
 
 
@@ -245,15 +247,17 @@ def test_frame_rows() -> None:
 def test_csv_bytes(tmp_path: Path) -> None:
     path = write(tmp_path / "r.csv", list(frame_rows(judged("=1+1.mp4")))[:1], FRAME_COLUMNS)
     assert path.read_bytes() == (
-        b'"path","track","frame","time_s","x1","y1","x2","y2","detection_score","logit","score","stream"\n'
-        b'"./=1+1.mp4",0,0,0.000,0.0,1.2,64.1,65.0,0.987654,-2.000000,0.119203,1\n'
+        b'"path","track","frame","time_s","x1","y1","x2","y2","detection_score","logit","score","stream",'
+        b'"sharpness","blockiness"\n'
+        b'"./=1+1.mp4",0,0,0.000,0.0,1.2,64.1,65.0,0.987654,-2.000000,0.119203,1,,\n'
     )
 
 
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
     assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS) + (
-        ',"The file could not be examined, so nothing can be said about it.",,,' + "," * len(CASE_COLUMNS)
+        ',"The file could not be examined, so nothing can be said about it.",,,'
+        + "," * len(CASE_COLUMNS + QUALITY_COLUMNS)
     )
 
 
@@ -311,7 +315,7 @@ READERS = [(read_pandas, suffix) for suffix in SUFFIXES] + [
 def test_pandas_and_duckdb_read_every_value(tmp_path: Path, read, suffix: str) -> None:
     make_result = [judged, unjudged]
     rows = [row(make_result[index % 2](os.fsdecode(name))) for index, name in enumerate(NAMES)]
-    digits = {"score": 6, "time": 3, "ratio": 6}
+    digits = {"score": 6, "time": 3, "ratio": 6, "pixel": 1}
     got = read(write(tmp_path / f"r.{suffix}", rows))
     assert len(got) == len(rows)
     for got_row, want_row, shown in zip(got, rows, NAMES.values(), strict=True):
@@ -593,7 +597,8 @@ def test_parquet_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "r.parquet", [row(judged("a")), row(unjudged("b")), row(unjudged("c"))])
     file = pyarrow.parquet.ParquetFile(path)
     types = {field.name: str(field.type) for field in file.schema_arrow}
-    kinds = {"path": "string", "text": "string", "int": "int64", "score": "double", "time": "double", "ratio": "double"}
+    kinds = {"path": "string", "text": "string", "int": "int64", "score": "double", "time": "double"}
+    kinds |= {"ratio": "double", "pixel": "double"}
     assert types == {column.name: kinds[column.kind] for column in REPORT_COLUMNS}
     assert file.num_row_groups == 2
     assert file.read()["score"].to_pylist() == [0.123457, None, None]

@@ -54,6 +54,17 @@ def evaluate(
             help="Also score degraded copies: compressed, smaller, blurred. Takes eight times as long.",
         ),
     ] = False,
+    card_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-card",
+            rich_help_panel=OUTPUT,
+            help="Write a copy of the checkpoint with what --robustness measured. Scans with it give no verdict at a "
+            "quality at which its error rates do not hold.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
     resamples: Annotated[
         int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Bootstrap resamples per interval.")
     ] = 1000,
@@ -126,14 +137,20 @@ def evaluate(
     \b
       dfscan evaluate ./labelled --checkpoint lab.safetensors --out ./evaluation
       dfscan evaluate labels.csv --group-column person --source-column page --out ./evaluation
-      dfscan evaluate ./labelled --out ./evaluation --robustness
+      dfscan evaluate ./labelled --out ./evaluation --robustness --write-card robust.safetensors
     """
     require("train", "dfscan evaluate")
+    if card_path and not robustness:
+        raise ConfigError("--write-card needs --robustness, which measures what it writes")
     from dfscan.cli.progress import ScanProgressBar
     from dfscan.dataset.manifest import Split, TrueLabel
     from dfscan.dataset.sources import SourceOptions, read_sources
     from dfscan.evaluation.evaluate import run_evaluation
     from dfscan.evaluation.evaluation_files import prepare_folder, write_evaluation, write_videos
+    from dfscan.evaluation.quality import write_quality
+    from dfscan.files import AtomicFile
+    from dfscan.scan.outputs import spare_inputs
+    from dfscan.scan.setup import find_checkpoint
 
     inputs_read = read_sources(
         inputs,
@@ -149,7 +166,16 @@ def evaluate(
         ),
     )
     sources = _of_split(inputs_read.items, _one_of("--split", split, get_args(Split)))
-    prepare_folder(folder, inputs=[*inputs, *(source.path for source in sources)])
+    paths = [*inputs, *(source.path for source in sources)]
+    prepare_folder(folder, inputs=paths)
+    if card_path:
+        checkpoint = find_checkpoint(settings)
+        if not checkpoint.card.calibration.is_set:
+            raise ConfigError(
+                f"--write-card: {checkpoint.path} has no thresholds to measure; set them with `dfscan calibrate`"
+            )
+        spare_inputs([("--write-card", card_path)], [*paths, checkpoint.path])
+        AtomicFile(card_path).discard()  # only to check that it can be written
     with ScanProgressBar(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         _say_skipped(inputs_read.skipped, folder)
@@ -165,6 +191,8 @@ def evaluate(
             on_scanned=lambda results: write_videos(folder, results),
         )
     write_evaluation(folder, result, skipped=inputs_read.skipped)
+    if card_path:
+        write_quality(card_path, result)
     typer.echo("\n".join(_table(result, num_skipped=len(inputs_read.skipped), folder=folder)))
 
 

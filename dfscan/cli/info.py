@@ -128,6 +128,7 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         **facts,
         "calibration": calibration_facts(card),
+        "quality": _quality(card),
         "training": card.training,
         "seen files": _seen(card),
         "metrics": card.metrics,
@@ -156,6 +157,24 @@ def calibration_facts(card: CheckpointCard) -> dict[str, Any]:
         else f"score at most {of.real_threshold:.6f}{called_real}{_also(own_limit(document, 'real'))}"
         f"{_but(withheld(document, 'real'))}",
     }
+
+
+def _quality(card: CheckpointCard) -> dict[str, str] | str:
+    """Return the thresholds of each level of sharpness as text."""
+    from dfscan.detector.card import quality_validations
+
+    if not card.quality:
+        return "not measured: it does not affect verdicts"
+    return {
+        f"sharpness {words}": f"fake {_from(level.fake_threshold, 'at least')}, "
+        f"real {_from(level.real_threshold, 'at most')}; measured on {level.num_real_groups} groups of real and "
+        f"{level.num_fake_groups} of fake videos"
+        for level, words, _ in quality_validations(card)
+    }
+
+
+def _from(threshold: float | None, words: str) -> str:
+    return "never" if threshold is None else f"{words} {threshold:.6f}"
 
 
 def _no_real(of: Calibration) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, Self
@@ -116,6 +116,32 @@ class Calibration(_Section):
         return self
 
 
+class QualityLevel(_Section):
+    """What ``dfscan evaluate --robustness`` measured on videos of one range of sharpness, degraded copies included.
+
+    Each group of videos counts once, with the proportion of its videos that are wrong. The rates hold for
+    the thresholds given here.
+    """
+
+    below: float | None = Field(default=None, gt=0)
+    """Upper limit of the sharpness of the deciding track (see `faces.quality`), exclusive; None for the last level."""
+    fake_threshold: Unit | None = None
+    """Minimum score of a fake video of this sharpness: that of the calibration if its limit holds here, another one if
+    enough groups support it, else None."""
+    real_threshold: Unit | None = None
+    """Maximum score of a real video of this sharpness, chosen in the same way."""
+    num_real_groups: int = Field(default=0, ge=0)
+    num_fake_groups: int = Field(default=0, ge=0)
+    real_called_fake_at_calibrated: Unit | None = None
+    """Rate of real videos at or above the `fake_threshold` of the calibration."""
+    fake_called_real_at_calibrated: Unit | None = None
+    """Rate of fake videos at or below the `real_threshold` of the calibration."""
+    real_called_fake_rate: Unit | None = None
+    real_called_fake_interval: tuple[Unit, Unit] | None = None
+    fake_called_real_rate: Unit | None = None
+    fake_called_real_interval: tuple[Unit, Unit] | None = None
+
+
 class SelfTest(_Section):
     """A reproducible input and the logits expected for it."""
 
@@ -211,6 +237,8 @@ class CheckpointCard(_Section):
     detection: DetectionDefaults = DetectionDefaults()
     aggregation: Aggregation = Aggregation()
     calibration: Calibration = Calibration()
+    quality: tuple[QualityLevel, ...] = ()
+    """Levels of sharpness, from low to high; empty if they were not measured with this calibration."""
     training: dict[str, Any] | None = None
     """Summary of the training data and settings."""
     seen: SeenFiles | None = None
@@ -305,11 +333,11 @@ def withheld(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> str |
     num_videos = calibration.get(f"num_{promise.truth}_videos")
     if calibration.get(f"{verdict}_threshold") is None or num_videos is None:
         return None
-    max_rate = calibration.get(f"max_{promise.rate}") or _asked_of_training(card, promise) or promise.default
-    if num_videos >= (num_needed := min_videos(max_rate)):
+    limit = max_rate(card, verdict)
+    if num_videos >= (num_needed := min_videos(limit)):
         return None
     plural = "" if num_videos == 1 else "s"
-    rate = promise.name.format(f"{100 * max_rate:g} %")
+    rate = promise.name.format(f"{100 * limit:g} %")
     return f"calibrated on {num_videos} {promise.truth} video{plural}; {rate} needs at least {num_needed}"
 
 
@@ -348,16 +376,64 @@ def validations(card: CheckpointCard) -> dict[VerdictLabel, Validation]:
         "inconclusive": Validation(is_own_footage=is_own, likelihood_ratio=ratios.get("inconclusive"))
     }
     for verdict, promise in _PROMISES.items():
-        rate, interval = (calibration[f"{promise.rate}_{part}"] for part in ("rate", "interval"))
         num_videos, num_groups = (calibration[f"num_{promise.truth}_{unit}"] for unit in ("videos", "groups"))
         found[verdict] = Validation(
-            error_rate=Bounded(rate, *interval) if rate is not None and interval else None,
+            error_rate=_rate(calibration, promise),
             num_videos=num_videos if num_groups is None else num_groups,
             counts_groups=num_groups not in (None, num_videos),
             is_own_footage=is_own,
             likelihood_ratio=ratios.get(verdict),
         )
     return found
+
+
+def quality_validations(card: CheckpointCard) -> Iterator[tuple[QualityLevel, str, dict[VerdictLabel, Validation]]]:
+    """Yield the levels of sharpness, each with its range in words and what was measured for each verdict."""
+    above: float | None = None
+    for level in card.quality:
+        words = _range(above, level.below)
+        document = level.model_dump()
+        found: dict[VerdictLabel, Validation] = {
+            verdict: Validation(
+                error_rate=_rate(document, promise),
+                num_videos=document[f"num_{promise.truth}_groups"],
+                counts_groups=True,
+                quality=words,
+            )
+            for verdict, promise in _PROMISES.items()
+        }
+        yield level, words, found
+        above = level.below
+
+
+def broken_limit(card: CheckpointCard, level: QualityLevel, verdict: Literal["fake", "real"]) -> str:
+    """Say in words how often the calibrated threshold of a verdict is wrong at a level of sharpness."""
+    promise, kinds = _PROMISES[verdict], {"real": "genuine", "fake": "manipulated"}
+    rate = getattr(level, f"{promise.rate}_at_calibrated")
+    num_groups = getattr(level, f"num_{promise.truth}_groups")
+    limit = max_rate(card.model_dump(), verdict)
+    return (
+        f"of {num_groups} groups of {kinds[promise.truth]} videos of this sharpness, {100 * rate:.1f} % would "
+        f"be {verdict}, where at most {100 * limit:g} % may be"
+    )
+
+
+def max_rate(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> float:
+    """Return the limit on the error rate of a verdict, given the card as a JSON document; see `withheld`."""
+    promise = _PROMISES[verdict]
+    calibration = card.get("calibration") or {}
+    return calibration.get(f"max_{promise.rate}") or _asked_of_training(card, promise) or promise.default
+
+
+def _rate(document: Mapping[str, Any], promise: _Promise) -> Bounded | None:
+    rate, interval = document[f"{promise.rate}_rate"], document[f"{promise.rate}_interval"]
+    return Bounded(rate, *interval) if rate is not None and interval else None
+
+
+def _range(above: float | None, below: float | None) -> str:
+    if above is None:
+        return f"below {below:.3f}" if below is not None else "of any value"
+    return f"from {above:.3f} to {below:.3f}" if below is not None else f"of at least {above:.3f}"
 
 
 def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:

@@ -62,7 +62,7 @@ def fit_calibration(
     temperature = fit_temperature(lambda t: _video_logits(values, t, aggregation, num_frames), labels)
     scores = expit(_video_logits(values, temperature, aggregation, num_frames))
     return fit_thresholds(
-        scores, labels, temperature=temperature, max_fpr=max_fpr, max_fnr=max_fnr, num_allowed=_num_allowed
+        scores, labels, temperature=temperature, max_fpr=max_fpr, max_fnr=max_fnr, num_allowed=num_allowed_on_average
     )
 
 
@@ -202,7 +202,7 @@ def _is_of_use(is_low: BoolArray, is_fake: BoolArray) -> bool:
     return min_reals >= MIN_REAL_ADVANTAGE * max_fakes
 
 
-def _num_allowed(count: int, max_rate: float) -> int:
+def num_allowed_on_average(count: int, max_rate: float) -> int:
     """Return how many of `count` videos may be beyond a threshold so that the rate also holds for new videos.
 
     This is floor((n + 1) r) - 1: the rank of a new video among n others is uniform (Vovk et al. 2005, "Algorithmic

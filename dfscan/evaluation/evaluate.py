@@ -49,6 +49,9 @@ class LabelledResult:
     source: Source
     verdict: Verdict
     face_scores: tuple[float, ...] = ()
+    sharpness: float | None = None
+    """Sharpness of the track that decided; None if there is none."""
+    sha256: str | None = None
 
     def scores(self, level: Level) -> tuple[float, ...]:
         """Return the scores at a level; empty if there are none."""
@@ -79,6 +82,8 @@ class ConditionResult:
     parts: list[SubsetMetrics]
     verdicts: dict[str, dict[str, int]]
     num_cut_short: int
+    results: list[LabelledResult]
+    """Results of the copies."""
 
 
 @dataclass(slots=True)
@@ -156,7 +161,7 @@ def run_evaluation(
         for condition in CONDITIONS:
             copied, num_cut_short = _scan_copies(condition, readable, engine, listener)
             parts, verdicts = metrics.overall([*copied, *lost]), count_verdicts([*copied, *lost])
-            result.conditions.append(ConditionResult(condition.name, parts, verdicts, num_cut_short))
+            result.conditions.append(ConditionResult(condition.name, parts, verdicts, num_cut_short, copied))
     return result
 
 
@@ -220,7 +225,9 @@ def scan_labelled(
     for result, _ in scan_videos(list(places), engine, listener=listener):
         source = places[result.path]
         scores = tuple(face.score for track in result.tracks for face in track.faces)
-        result_of[source.path] = LabelledResult(source, result.verdict, scores)
+        decided = next((track for track in result.tracks if track.track_id == result.verdict.track_id), None)
+        sharpness = decided.sharpness if decided else None
+        result_of[source.path] = LabelledResult(source, result.verdict, scores, sharpness, result.info.sha256)
         if listener:
             listener.video_done(replace(result, path=source.path))
     return [result_of[source.path] for source in taken]

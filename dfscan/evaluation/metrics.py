@@ -219,7 +219,7 @@ def paired_accuracy(
     return _compare(scores, is_fake, takes, groups, by_pair=True, num_resamples=num_resamples, seed=seed)
 
 
-def clopper_pearson(num_hits: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def clopper_pearson(num_hits: float, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Compute the exact two-sided interval of a proportion (Clopper and Pearson 1934) from beta quantiles.
 
     Returns:

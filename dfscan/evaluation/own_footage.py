@@ -304,6 +304,7 @@ def _card(card: CheckpointCard, calibration: Calibration, footage: Footage) -> C
     return card.model_copy(
         update={
             "calibration": calibration,
+            "quality": (),
             "training": training,
             "seen": card.seen.union(used) if card.seen else used,
             "metrics": _metrics(card, calibration, footage),

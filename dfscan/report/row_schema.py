@@ -75,6 +75,10 @@ DESCRIPTIONS = {
     "case": "number or name of the case, as given",
     "exhibit": "number or name of the exhibit, as given",
     "examiner": "name of the examiner, as given",
+    "face_px": "median of the shorter sides of the faces of the track that decided",
+    "sharpness": "median contrast of the finest details of these faces, as a fraction of their contrast",
+    "blockiness": "median difference across the borders of 8 x 8 blocks in these faces, divided by that elsewhere",
+    "bits_per_pixel": "mean bits per pixel and frame of the main video stream",
 }
 """Meaning of each column, as in the documentation of reports."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfscan.report.statement import statement
-from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, Verdict, VideoResult
+from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, Verdict, VideoInfo, VideoResult
 
 Kind = Literal["path", "text", "int", "score", "time", "pixel", "ratio"]
 
@@ -85,6 +85,11 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("case", "text"),
     Column("exhibit", "text"),
     Column("examiner", "text"),
+    # How good the picture is: of the faces of the track that decided, and of the main video stream.
+    Column("face_px", "pixel"),
+    Column("sharpness", "score"),
+    Column("blockiness", "ratio"),
+    Column("bits_per_pixel", "ratio"),
 )
 """Columns of a report, with one row per video."""
 
@@ -106,6 +111,8 @@ FRAME_COLUMNS: tuple[Column, ...] = (
     Column("logit", "score"),
     Column("score", "score"),
     Column("stream", "int"),
+    Column("sharpness", "score"),
+    Column("blockiness", "ratio"),
 )
 """Columns of ``--frames-out``, with one row per scored face."""
 
@@ -153,6 +160,7 @@ def report_row(
         "statement": statement(result),
         **_likelihood_cells(verdict),
         **case_facts,
+        **_quality_cells(result),
     }
 
 
@@ -231,6 +239,23 @@ def _likelihood_cells(verdict: Verdict) -> dict[str, object]:
     }
 
 
+def _quality_cells(result: VideoResult) -> dict[str, object]:
+    decided = next((track for track in result.tracks if track.track_id == result.verdict.track_id), None)
+    return {
+        "face_px": finite(decided.face_px) if decided else None,
+        "sharpness": finite(decided.sharpness) if decided else None,
+        "blockiness": finite(decided.blockiness) if decided else None,
+        "bits_per_pixel": finite(bits_per_pixel(result.info, result.facts)),
+    }
+
+
+def bits_per_pixel(info: VideoInfo, facts: FileFacts | None) -> float | None:
+    """Return the mean number of bits per pixel and frame of the main video stream, or None if something is unknown."""
+    if facts is None or not (facts.bit_rate_bps and info.fps and info.width_px and info.height_px):
+        return None
+    return facts.bit_rate_bps / (info.fps * info.width_px * info.height_px)
+
+
 def sound(facts: FileFacts) -> str | None:
     """Return ``none`` or ``not examined``: dfscan judges pictures only. None if the file was not opened."""
     if facts.num_audio_streams is None:
@@ -262,4 +287,6 @@ def _frame_row(path: str, track: Track, face_score: FaceScore) -> dict[str, obje
         "logit": finite(face_score.logit),
         "score": finite(face_score.score),
         "stream": face.stream,
+        "sharpness": finite(face.sharpness),
+        "blockiness": finite(face.blockiness),
     }

@@ -24,6 +24,7 @@ NO_CONCLUSION: Final[Mapping[str, str]] = {
     "too_many_faces": "some of the people were not examined",
     "untrained": "the checkpoint is untrained, and its scores mean nothing",
     "uncalibrated": "the checkpoint has no thresholds",
+    "low_quality": "the checkpoint's error rates do not hold for pictures of such low quality",
     "too_few_validation_videos": "the checkpoint has too few validation videos for a threshold",
 }
 """Why a verdict is inconclusive, by the code of its reason."""
@@ -84,11 +85,13 @@ def _error_rate(verdict: Verdict, validation: Validation, rate: Bounded) -> str:
     kind = "genuine" if verdict.label == "fake" else "manipulated"
     whose = "of the user's own footage" if validation.is_own_footage else "of the validation set"
     unit = "groups of videos" if validation.counts_groups else "videos"
-    who = f"{kind} {unit} {whose}"
+    who = f"{kind} {unit} {whose}" + (f" with a sharpness {validation.quality}" if validation.quality else "")
     interval = f"95 % interval {100 * rate.low:.2f} to {100 * rate.high:.2f} %"
     if validation.num_videos is None:
         return f"Of the {who}, {100 * rate.value:.2f} % got this verdict ({interval})."
     count = round(rate.value * validation.num_videos)
+    if abs(count - rate.value * validation.num_videos) > 0.001:  # groups that count in part
+        return f"Of {validation.num_videos} {who}, {100 * rate.value:.2f} % got this verdict ({interval})."
     return f"Of {validation.num_videos} {who}, {count} got this verdict ({100 * rate.value:.2f} %, {interval})."
 
 

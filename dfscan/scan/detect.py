@@ -22,6 +22,7 @@ from dfscan.faces.crop import crop_aligned, crop_box, crop_face
 from dfscan.faces.descriptor import face_descriptor, scene_descriptor
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.keyframes import KeyframeDetector
+from dfscan.faces.quality import measure_quality
 from dfscan.scan.timing import Timings
 from dfscan.scan.video import VideoState
 from dfscan.types import Face, FaceCrop, Frame, Reason, SceneDescriptor
@@ -88,6 +89,7 @@ class FaceCropper:
         return FrameCrops(frame, [self._crop(frame, face, view, i) for i, face in enumerate(faces)])
 
     def _crop(self, frame: Frame, detection: Detection, view: SceneDescriptor | None, index: int) -> FaceCrop:
+        quality = measure_quality(frame.pixels, detection.box_xyxy)
         face = Face(
             frame_index=frame.index,
             time_s=frame.time_s,
@@ -100,6 +102,8 @@ class FaceCropper:
             frame_number=frame.number,
             stream=frame.stream,
             shot=frame.shot,
+            sharpness=quality.sharpness if quality else None,
+            blockiness=quality.blockiness if quality else None,
             index_in_frame=index,
         )
         return FaceCrop(face, self._crop_pixels(frame, detection))

@@ -475,6 +475,8 @@ def _face_to_json(scored: FaceScore) -> dict[str, Any]:
         "logit": scored.logit,
         "frame_number": face.frame_number,
         "stream": face.stream,
+        "sharpness": face.sharpness,
+        "blockiness": face.blockiness,
     }
 
 
@@ -533,7 +535,9 @@ def _face_from_json(document: dict[str, Any]) -> FaceScore:
         landmarks=np.array(document["landmarks"], dtype=np.float32),
         detection_score=document["detection_score"],
         descriptor=np.empty(0, dtype=np.float32),
-        frame_number=document.get("frame_number"),  # this and `stream` are absent from ledgers of 0.1
+        frame_number=document.get("frame_number"),  # this and the rest are absent from ledgers of 0.1
         stream=document.get("stream", 0),
+        sharpness=document.get("sharpness"),
+        blockiness=document.get("blockiness"),
     )
     return FaceScore(face, document["logit"])

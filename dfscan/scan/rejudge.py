@@ -23,6 +23,9 @@ from dfscan.scan.setup import rules_for, with_checkpoint
 from dfscan.scan.verdict import Rules, decide
 from dfscan.types import FaceScore, Picture, Track, VideoResult
 
+QUALITY_METHOD = 5
+"""First `setup.METHOD` that measures the sharpness of faces."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Change:
@@ -92,6 +95,11 @@ class Judge:
             raise DataError(
                 f"{num_results} videos were scored by {recipe.checkpoint}, whose network is not that of {new.path}; "
                 "scan them with this checkpoint, or give one that was calibrated from theirs"
+            )
+        if new.card.quality and recipe.method < QUALITY_METHOD:
+            raise DataError(
+                f"{num_results} results come from a version of dfscan that did not measure sharpness, on which the "
+                f"thresholds of {new.path} depend; scan these videos again"
             )
         names = {*OWN_SETTINGS, "every"} - {"threshold"} - ({"num_frames"} if recipe.settings.get("every") else set())
         given = {name: recipe.settings.get(name) for name in names} | {"threshold": self._threshold}

@@ -5,10 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dfscan.config import ScanSettings
-from dfscan.detector.card import OWN_SETTINGS, changed_settings, validations, withheld
+from dfscan.detector.card import (
+    OWN_SETTINGS,
+    CheckpointCard,
+    broken_limit,
+    changed_settings,
+    quality_validations,
+    validations,
+    withheld,
+)
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
 from dfscan.detector.verify import verify
@@ -20,8 +29,8 @@ from dfscan.media.plan import Sampling
 from dfscan.scan.ledger import Recipe
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
-from dfscan.scan.verdict import GENUINE_ALONE, TOO_WEAK, UNCALIBRATED, UNTRAINED, Rules
-from dfscan.types import Reason
+from dfscan.scan.verdict import GENUINE_ALONE, TOO_WEAK, UNCALIBRATED, UNTRAINED, QualityRules, Rules
+from dfscan.types import Reason, VerdictLabel
 from dfscan.version import __version__
 
 MIN_WORKERS = 2
@@ -31,7 +40,7 @@ MAX_DEFAULT_THREADS = 8
 
 MAX_FOUND_FACES = 100
 """Maximum number of faces tracked per frame, so that the same `max_faces` people can be scored in every frame."""
-METHOD = 4
+METHOD = 5
 """Increment this when equal settings start to give different results; files in old ledgers are then rescanned."""
 
 log = logging.getLogger("dfscan")
@@ -144,6 +153,7 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
     card = checkpoint.card
     document = card.model_dump()
     no_fake, no_real = withheld(document, "fake"), withheld(document, "real")
+    is_changed = bool(changed_settings(settings.document(), document))
     without = UNCALIBRATED if card.calibration.trained else UNTRAINED
     without_real = GENUINE_ALONE if card.calibration.num_fake_videos == 0 else TOO_WEAK
     return Rules(
@@ -154,8 +164,32 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
         neutral_logit=card.aggregation.neutral_logit,
         no_fake=Reason("too_few_validation_videos", f"fake is withheld: {no_fake}") if no_fake else without,
         no_real=f"real is withheld: {no_real}" if no_real else without_real,
-        validations={} if changed_settings(settings.document(), document) else validations(card),
+        validations={} if is_changed else validations(card),
+        levels=tuple(_quality_rules(settings, card, no_fake, no_real, is_changed=is_changed)),
     )
+
+
+def _quality_rules(
+    settings: ResolvedSettings, card: CheckpointCard, no_fake: str | None, no_real: str | None, *, is_changed: bool
+) -> Iterator[QualityRules]:
+    """Yield the rules of each level of sharpness; the user's threshold replaces those for `fake`."""
+    is_own_threshold = settings.threshold not in (None, card.calibration.fake_threshold)
+    for level, words, measured in quality_validations(card):
+        reasons: dict[VerdictLabel, Reason] = {}
+        fake_threshold, real_threshold = level.fake_threshold, level.real_threshold
+        if is_own_threshold or no_fake:
+            fake_threshold = settings.threshold
+        elif fake_threshold != card.calibration.fake_threshold:
+            text = f"sharpness {words}; {broken_limit(card, level, 'fake')}"
+            reasons["fake"] = Reason("low_quality", text)
+        if no_real:
+            real_threshold = None
+        elif real_threshold != card.calibration.real_threshold:
+            text = f"sharpness {words}; {broken_limit(card, level, 'real')}"
+            reasons["real"] = Reason("low_quality", text)
+        yield QualityRules(
+            level.below, fake_threshold, real_threshold, reasons, {} if is_changed or is_own_threshold else measured
+        )
 
 
 def default_threads() -> int:

@@ -22,6 +22,20 @@ GENUINE_ALONE = "this checkpoint was calibrated on genuine videos alone and call
 
 
 @dataclass(frozen=True, slots=True)
+class QualityRules:
+    """Thresholds that hold for tracks of one range of sharpness."""
+
+    below: float | None
+    """Upper limit of the sharpness, exclusive; None for the last range."""
+    fake_threshold: float | None
+    real_threshold: float | None
+    reasons: Mapping[VerdictLabel, Reason]
+    """Why a verdict that the other thresholds would give is not given here."""
+    validations: Mapping[VerdictLabel, Validation]
+    """What was measured for each verdict at this sharpness."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """Rules of the checkpoint and the user that turn scores into verdicts."""
 
@@ -41,12 +55,52 @@ class Rules:
     """Reason given if there is no `real_threshold`."""
     validations: Mapping[VerdictLabel, Validation] = field(default_factory=dict)
     """What was measured for each verdict with these thresholds."""
+    levels: tuple[QualityRules, ...] = ()
+    """Ranges of sharpness from low to high, if the checkpoint was measured at them."""
 
 
 def track_score(track: Track, rules: Rules) -> float:
     """Return P(fake) of one track, in [0, 1]."""
     total = sum(face.logit for face in track.faces) + rules.prior_faces * rules.neutral_logit
     return sigmoid(total / (len(track.faces) + rules.prior_faces))
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One track with the verdict that it alone would give."""
+
+    track: Track
+    score: float
+    label: VerdictLabel
+    reason: Reason | None
+    threshold: float | None
+    validation: Validation | None
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """A fake decides before a track that is inconclusive, which decides before a real one; then the score does."""
+        return _RANKS[self.label], self.score, -self.track.track_id
+
+
+_RANKS: Mapping[VerdictLabel, int] = {"fake": 2, "inconclusive": 1, "real": 0}
+
+
+def _judged(track: Track, rules: Rules) -> _Judged:
+    score = track_score(track, rules)
+    label, reason = _label(score, rules.fake_threshold, rules.real_threshold, rules)
+    level = _level(track, rules)
+    if level is None:
+        return _Judged(track, score, label, reason, rules.fake_threshold, rules.validations.get(label))
+    if label in level.reasons and _label(score, level.fake_threshold, level.real_threshold, rules)[0] != label:
+        label, reason = "inconclusive", level.reasons[label]
+    return _Judged(track, score, label, reason, level.fake_threshold, level.validations.get(label))
+
+
+def _level(track: Track, rules: Rules) -> QualityRules | None:
+    sharpness = track.sharpness
+    if sharpness is None:
+        return None
+    return next((level for level in rules.levels if level.below is None or sharpness < level.below), None)
 
 
 def decide(
@@ -69,20 +123,21 @@ def decide(
 
     Returns:
         The verdict of the highest-scoring track with at least `min_faces` faces. If there is none, `inconclusive`
-        with the highest-scoring track of all. It has the rates of the validation videos if the video was examined as
-        they were.
+        with the highest-scoring track of all. With `Rules.levels`, each track is judged by the thresholds of its
+        sharpness, and a track that is fake decides before a higher-scoring one that is not. The verdict has the
+        rates of the validation videos if the video was examined as they were.
     """
     limits = [reason for reason in (remarks.damage, remarks.crowd, HDR if is_hdr else None) if reason]
     threshold = None if remarks.is_picture else rules.fake_threshold
     if not tracks:
         return Verdict("no_face", threshold=threshold, reason=joined([*limits, *remarks.notes]))
     qualified = [track for track in tracks if len(track.faces) >= rules.min_faces]
-    deciding = max(qualified or tracks, key=lambda track: (track_score(track, rules), -track.track_id))
-    score = track_score(deciding, rules)
-    label, reason = _label(score, rules)
-    validation = None
-    if qualified and not remarks.is_picture and not limits and not remarks.used_for:
-        validation = rules.validations.get(label)
+    deciding = max((_judged(track, rules) for track in qualified or tracks), key=lambda judged: judged.rank)
+    label, reason, validation = deciding.label, deciding.reason, deciding.validation
+    if not qualified or remarks.is_picture or limits or remarks.used_for:
+        validation = None
+    if not remarks.is_picture:
+        threshold = deciding.threshold
     if not qualified:
         max_faces = max(len(track.faces) for track in tracks)
         text = f"at most {max_faces} of one person where {rules.min_faces} are needed"
@@ -93,7 +148,7 @@ def decide(
         label = "inconclusive"
     seen = _SEEN[remarks.used_for] if remarks.used_for else None
     reasons = [each for each in (reason, *limits, seen, *remarks.notes) if each]
-    return Verdict(label, score, threshold, deciding.track_id, joined(reasons), validation)
+    return Verdict(label, deciding.score, threshold, deciding.track.track_id, joined(reasons), validation)
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:
@@ -111,8 +166,9 @@ SINGLE_FRAME = Reason("single_frame", "a picture; the thresholds of this checkpo
 HDR = Reason("hdr", "high dynamic range; its colours are not those that the detector was trained on")
 
 
-def _label(score: float, rules: Rules) -> tuple[VerdictLabel, Reason | None]:
-    fake_threshold, real_threshold = rules.fake_threshold, rules.real_threshold
+def _label(
+    score: float, fake_threshold: float | None, real_threshold: float | None, rules: Rules
+) -> tuple[VerdictLabel, Reason | None]:
     if fake_threshold is not None and score >= fake_threshold:
         return "fake", None
     if real_threshold is not None and score <= real_threshold:

@@ -125,7 +125,7 @@ def calibrate_on_runs(
     training = dict(card.training or {})
     training["limits"] = [limit for limit in training.get("limits", []) if limit != SINGLE_PICTURES]
     training |= {"calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
-    card = card.model_copy(update={"calibration": calibration, "training": training, "metrics": metrics})
+    card = card.model_copy(update={"calibration": calibration, "quality": (), "training": training, "metrics": metrics})
     if fp16:
         save_checkpoint(out, load_network(checkpoint), card, fp16=True)
     else:
