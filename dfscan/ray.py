@@ -37,7 +37,8 @@ class ScanBatch(Scanner):
         """Load the models.
 
         Args:
-            checkpoint: see `Scanner`; the file must be there on every node.
+            checkpoint: see `Scanner`. A file must exist on every node. Write the commit into a name on the Hub, because
+                every node looks it up by itself.
             column: name of the column with the paths: absolute paths that every node has, or URLs.
             **options: see `ScannerOptions`. The default of `threads` is 1; it should be the ``num_cpus`` of an actor.
 

@@ -75,7 +75,7 @@ def test_a_file_and_a_revision_can_be_named(hub: Hub, repository: Repository, un
         match=r"several checkpoints: b4\.safetensors, small/b0\.safetensors; write hf://lab/detector/FILE@main$",
     ):
         fetch(f"{NAME}@main")
-    with pytest.raises(CheckpointError, match=r"has no b1\.safetensors, but b4\.safetensors, small/b0\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no b1\.safetensors; it has b4\.safetensors, small/b0\.safetensors"):
         fetch(f"{NAME}/b1.safetensors")
 
 
@@ -127,6 +127,29 @@ def test_other_failures_are_explained(hub: Hub, repository: Repository) -> None:
     assert "has no .safetensors file" in message(f"{NAME}@main")
     hub.close()
     assert "is not in the cache and cannot be downloaded" in message("hf://lab/third")
+
+
+@pytest.mark.parametrize("commit", ["main", "../../profile", ""])
+def test_only_a_hash_is_taken_as_the_commit(commit: str, hub: Hub, repository: Repository) -> None:
+    """Otherwise the name would not be pinned, and huggingface_hub would write a file of that name."""
+    repository.commit = commit
+    with pytest.raises(CheckpointError, match="states no commit; check HF_ENDPOINT"):
+        fetch(NAME)
+
+
+def test_a_file_outside_the_repository_is_ignored(hub: Hub, repository: Repository) -> None:
+    repository.files = {"../b4.safetensors": b"", "/b4.safetensors": b""}
+    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
+        fetch(NAME)
+
+
+def test_queries_of_addresses_are_not_shown(repository: Repository, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("https://storage/x?X-Amz-Signature=secret timed out")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(https://storage/x timed out\)"):
+        fetch(NAME)
 
 
 def test_a_damaged_download_is_noticed(repository: Repository, hub: Hub) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEME = "hf://"
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?", re.ASCII)
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 log = logging.getLogger("dfscan")
 
@@ -101,7 +102,8 @@ def _record_path(name: str) -> Path | None:
 
 def _recall(record: Path | None) -> HubFile | None:
     try:
-        return HubFile(**json.loads(record.read_bytes())) if record else None
+        known = HubFile(**json.loads(record.read_bytes())) if record else None
+        return known if known and _COMMIT.fullmatch(known.commit) else None
     except (OSError, ValueError, TypeError):  # the name is then resolved again
         return None
 
@@ -131,9 +133,11 @@ def _download(name: str, repository: str, file: str | None, revision: str | None
         info = huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
             repository, revision=revision, files_metadata=True
         )
-        commit = info.sha or _refuse(name, "the Hub states no commit", "check HF_ENDPOINT")
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):  # huggingface_hub makes a path in its cache from it
+            _refuse(name, "the Hub states no commit", "check HF_ENDPOINT")
         file, sha256 = _choose(name, info, file)
-        log.info("downloading %s%s/%s@%s", SCHEME, repository, file, commit)
+        log.warning("downloading %s%s/%s@%s; needed only once", SCHEME, repository, file, commit)
         path = huggingface_hub.hf_hub_download(repository, file, revision=commit, endpoint=_endpoint())
     except errors.GatedRepoError as error:
         remedy = f"accept its conditions on its page, and {token}"
@@ -149,7 +153,8 @@ def _download(name: str, repository: str, file: str | None, revision: str | None
     except CheckpointError:
         raise
     except Exception as error:  # each version of huggingface_hub has other classes for a lost connection
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        message = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = re.sub(r"\?\S*", "", message)  # queries of signed addresses are credentials
         remedy = "check the network, HF_ENDPOINT, HF_HUB_OFFLINE, and the free space of the cache"
         _refuse(name, f"it is not in the cache and cannot be downloaded ({cause})", remedy, origin=error)
     return HubFile(repository, file, commit, sha256, os.path.abspath(path))
@@ -157,7 +162,8 @@ def _download(name: str, repository: str, file: str | None, revision: str | None
 
 def _choose(name: str, info: ModelInfo, file: str | None) -> tuple[str, str]:
     """Return the file of a repository and its SHA-256 digest."""
-    digests = {each.rfilename: each.lfs and each.lfs.sha256 for each in info.siblings or []}
+    siblings = [each for each in info.siblings or [] if not {"", ".", ".."} & set(each.rfilename.split("/"))]
+    digests = {each.rfilename: each.lfs and each.lfs.sha256 for each in siblings}
     found = sorted(each for each in digests if each.endswith(SUFFIX))
     if not found:
         _refuse(name, "the repository has no .safetensors file", "name another repository or revision")
@@ -167,7 +173,7 @@ def _choose(name: str, info: ModelInfo, file: str | None) -> tuple[str, str]:
         _refuse(name, f"the repository has several checkpoints: {', '.join(found)}", f"write {form}")
     file = file or found[0]
     if file not in digests:
-        _refuse(name, f"the repository has no {file}, but {', '.join(found)}", "name one of them")
+        _refuse(name, f"the repository has no {file}; it has {', '.join(found)}", "name one of them")
     if not (sha256 := digests[file]):
         _refuse(name, f"the Hub states no sha256 of {file}", "store it with Git LFS, or download it yourself")
     return file, sha256
