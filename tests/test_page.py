@@ -23,11 +23,13 @@ from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.scan.pictures import heat_map_jpeg
 from dfscan.types import (
     VERDICT_LABELS,
+    Bounded,
     Face,
     FaceScore,
     Picture,
     Reason,
     Track,
+    Validation,
     Verdict,
     VerdictLabel,
     VideoInfo,
@@ -708,8 +710,12 @@ def test_picture_for_the_readme(chromium: "Browser", tmp_path: Path, scheme: Lit
     wave = [0.86 + 0.07 * np.sin(1.7 * i) for i in range(20)]
     calm = [0.2 + 0.06 * np.cos(1.3 * i) for i in range(12)]
     info = VideoInfo(4_812_345, "0e9f" * 16, 1280, 720, 29.97, 360, 12.012, "h264")
+    fake = video(
+        "interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2), info=info
+    )
+    rate = Validation(Bounded(2 / 212, 0.0011, 0.0337), 212)
     results = [
-        video("interviews/press conference.mp4", "fake", 0.8512, track(0, calm), track(1, wave, start_s=2), info=info),
+        replace(fake, verdict=replace(fake.verdict, validation=rate)),
         video("interviews/street.mov", "inconclusive", 0.55, track(0, [0.55] * 9)),
         video("archive/0117.mkv", "real", 0.04, track(0, [0.04] * 8)),
         failed("archive/broken.mp4"),

@@ -119,13 +119,14 @@ def _sandbox() -> str:
 
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
-    from dfscan.detector.describe import describe_card
+    from dfscan.detector.describe import INTENDED_USE, describe_card
 
     card = checkpoint.card
     facts = {name.lower(): text for name, text in describe_card(checkpoint.document()).items()}
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
+        "intended use": INTENDED_USE,
         **facts,
         "calibration": calibration_facts(card),
         "quality": _quality(card),

@@ -31,7 +31,6 @@ def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "Name": card.get("name"),
         "Source": card.get("source"),
-        "Intended use": INTENDED_USE,
         "Architecture": card.get("architecture"),
         "Input": _sentence("{} by {} px", side_px, side_px),
         "Crop": _sentence(_CROPS.get(str(preprocessing.get("crop", "square")), "{}"), preprocessing.get("crop_margin")),
