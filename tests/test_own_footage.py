@@ -18,6 +18,7 @@ from dfscan.detector.card import Aggregation, Calibration, CheckpointCard, Sampl
 from dfscan.detector.checkpoint import Checkpoint, load_network, read_card, save_calibrated, save_checkpoint
 from dfscan.errors import DataError
 from dfscan.evaluation.calibrate import expit, fit_thresholds
+from dfscan.evaluation.metrics import likelihood_ratio
 from dfscan.evaluation.own_footage import (
     GENUINE_ALONE_LIMIT,
     OWN_FOOTAGE,
@@ -163,6 +164,11 @@ def test_labelled_videos_set_everything() -> None:
     assert found.real_threshold is not None
     assert found.fake_threshold is not None
     assert found.fake_called_real_rate == num_allowed(150, 0.05) / 150
+    first = expit(np.concatenate([reals, fakes])[::2] / found.temperature)
+    num_fakes, num_reals = (int((part >= found.fake_threshold).sum()) for part in (first[200:], first[:200]))
+    assert found.likelihood_ratios["fake"] == likelihood_ratio(num_fakes, 150, num_reals, 200), (
+        "one video of each group"
+    )
     assert own_limit({"calibration": found.model_dump()}, "real") == (
         "set on 300 fake videos in 150 groups of the user's own footage: with 95 % confidence, at most 5 % of such "
         "groups are at or below it"

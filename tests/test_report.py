@@ -213,7 +213,7 @@ def test_row_of_an_error_has_empty_cells_not_zeros() -> None:
         "size_bytes": 0,
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
-        "statement": "The file could not be examined, so nothing can be said about it.",
+        "statement": "The file could not be examined. Nothing can be said about it.",
     }
 
 
@@ -256,7 +256,7 @@ def test_csv_bytes(tmp_path: Path) -> None:
 def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
     assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS) + (
-        ',"The file could not be examined, so nothing can be said about it.",,,'
+        ',"The file could not be examined. Nothing can be said about it.",,,'
         + "," * len(CASE_COLUMNS + QUALITY_COLUMNS)
     )
 

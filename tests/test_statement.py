@@ -41,11 +41,11 @@ def test_fake() -> None:
     assert statement(result("fake", 0.9)) == (
         "The score 0.9000 reaches 0.7500, the threshold for fake. "
         "This is consistent with manipulation of 5 faces of track 0 from 0.0 s to 1.0 s. "
-        "It does not establish manipulation, nor who made it. "
+        "It does not establish that the video was manipulated, or by whom. "
         "Of 212 genuine videos of the validation set, 2 got this verdict (0.94 %, 95 % interval 0.11 to 3.37 %). "
-        "It is 23.1 times as frequent among manipulated validation videos as among genuine ones (likelihood ratio; "
-        "95 % interval 4.24 to 212). This holds for manipulations like those of these videos. "
-        "Not examined: what lies between the 32 frames sampled, anything but faces."
+        "This verdict is 23.1 times as frequent among manipulated validation videos as among genuine ones (likelihood "
+        "ratio; 95 % interval 4.24 to 212). This ratio applies only to the kinds of manipulation in those videos. "
+        "Not examined: the parts between the 32 sampled frames, everything except faces."
     )
 
 
@@ -53,8 +53,9 @@ def test_real_is_no_proof_of_a_genuine_video() -> None:
     assert statement(result("real", 0.05)) == (
         "The score 0.0500 is at or below the threshold for real. "
         "No sign of the kinds of manipulation that the detector was trained on was found in 5 faces of track 0 from "
-        "0.0 s to 1.0 s. This does not show that the video is genuine. No measured error rate applies to this verdict. "
-        "Not examined: what lies between the 32 frames sampled, anything but faces."
+        "0.0 s to 1.0 s. This does not show that the video is genuine. "
+        "No measured error rate is known for this verdict. "
+        "Not examined: the parts between the 32 sampled frames, everything except faces."
     )
 
 
@@ -65,8 +66,10 @@ def test_without_a_conclusion() -> None:
     )
     assert "The score 0.5000 rests on 5 faces of track 0" in text
     assert "error rate" not in text
-    assert statement(NOBODY).startswith("No face was found in 32 frames examined, so nothing can be said about it. Not")
-    assert statement(BROKEN) == "The file could not be examined, so nothing can be said about it."
+    assert statement(NOBODY).startswith(
+        "No face was found in the 32 frames examined. Nothing can be said about the video. Not"
+    )
+    assert statement(BROKEN) == "The file could not be examined. Nothing can be said about it."
 
 
 def test_own_footage_counts_groups() -> None:
@@ -75,7 +78,7 @@ def test_own_footage_counts_groups() -> None:
     text = statement(replace(plain, verdict=replace(plain.verdict, validation=own)))
     assert "Of 212 genuine groups of videos of the user's own footage, 2 got this verdict" in text
     assert "1.5 times as frequent among manipulated own videos" in text
-    assert "95 % interval 0.8 to 3, which includes 1 and favours neither)." in text
+    assert "95 % interval 0.8 to 3; the interval includes 1, so the verdict favours neither)." in text
 
 
 def test_what_was_not_examined() -> None:
@@ -90,7 +93,7 @@ def test_what_was_not_examined() -> None:
     text = statement(seen)
     assert text.endswith(
         "Not examined: the rest of the video, some of the people, 2 other video streams, faces that are too small, "
-        "the sound, anything but faces."
+        "the sound, everything except faces."
     )
     assert "The checkpoint was trained on this file, so its score proves nothing." in text
     assert "the sound" not in statement(replace(seen, facts=FileFacts(num_audio_streams=0)))
@@ -101,7 +104,7 @@ def all_results() -> Iterator[VideoResult]:
     for use, ratio in itertools.product(uses, (None, Bounded(0.5, 0.1, 2.0), Bounded(1500.0, 3.0, 2e4))):
         remarks = Remarks(Reason("damaged", "x"), Reason("too_many_faces", "x"), used_for=use)
         for own, groups in itertools.product((False, True), repeat=2):
-            validation = Validation(Bounded(0.99, 0.9, 1.0), 99, groups, own, ratio)
+            validation = Validation(Bounded(0.99, 0.9, 1.0), 99, groups, own, likelihood_ratio=ratio)
             for label, code in (("fake", ""), ("real", ""), *(("inconclusive", code) for code in NO_CONCLUSION)):
                 one = result(label, 0.9, code, remarks=remarks)  # type: ignore[arg-type]
                 yield replace(one, verdict=replace(one.verdict, validation=validation))
@@ -200,4 +203,4 @@ def test_ledger_keeps_the_numbers() -> None:
     old = to_json(whole)
     del old["verdict"]["validation"]
     assert from_json(old).verdict == replace(whole.verdict, validation=None)
-    assert "No measured error rate applies to this verdict." in statement(from_json(old))
+    assert "No measured error rate is known for this verdict." in statement(from_json(old))

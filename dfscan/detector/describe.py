@@ -9,8 +9,8 @@ from dfscan.text import printable
 
 MISSING = "not given"
 INTENDED_USE = (
-    "Points an analyst to what to examine first. It is not meant to prove that a video is genuine or manipulated, to "
-    "identify people, or to evaluate evidence in proceedings without validation by its user."
+    "Points an analyst to what to examine first. It does not prove that a video is genuine or manipulated, and does "
+    "not identify people. Validate it yourself before you use its results in proceedings."
 )
 _CROPS = {
     "square": "{} times the longer side of the face box",

@@ -90,10 +90,7 @@ def fit_thresholds(
     real_threshold = None
     if len(fakes):
         real_threshold = _real_threshold(scores, is_fake, num_allowed(len(fakes), max_fnr), fake_threshold)
-    zones: dict[Zone, BoolArray] = {"fake": scores >= fake_threshold}
-    zones["real"] = np.zeros(len(scores), np.bool_) if real_threshold is None else scores <= real_threshold
-    zones["real"] &= ~zones["fake"]
-    zones["inconclusive"] = ~zones["fake"] & ~zones["real"]
+    zones = _zones(scores, fake_threshold, real_threshold)
     is_wrong = zones["fake"][~is_fake]
     is_missed = None if real_threshold is None else zones["real"][is_fake]
     return Calibration(
@@ -109,12 +106,33 @@ def fit_thresholds(
         real_called_fake_interval=_interval(is_wrong),
         fake_called_real_rate=None if is_missed is None else float(is_missed.mean()),
         fake_called_real_interval=None if is_missed is None else _interval(is_missed),
-        likelihood_ratios={
-            verdict: likelihood_ratio(int(zone[is_fake].sum()), len(fakes), int(zone[~is_fake].sum()), len(reals))
-            for verdict, zone in zones.items()
-            if len(fakes) and zone.any()
-        },
+        likelihood_ratios=verdict_ratios(scores, is_fake, fake_threshold, real_threshold),
     )
+
+
+def verdict_ratios(
+    scores: Float64Array, is_fake: BoolArray, fake_threshold: float, real_threshold: float | None
+) -> dict[Zone, tuple[float, float, float]]:
+    """Compute the likelihood ratio of each verdict that occurs, as `likelihood_ratio` does; none without fakes.
+
+    Args:
+        scores: (V,) in [0, 1], of independent videos.
+        is_fake: (V,).
+        fake_threshold: minimum score of the verdict fake.
+        real_threshold: maximum score of the verdict real, if there is one.
+    """
+    num_fakes, num_reals = int(is_fake.sum()), int((~is_fake).sum())
+    return {
+        verdict: likelihood_ratio(int(zone[is_fake].sum()), num_fakes, int(zone[~is_fake].sum()), num_reals)
+        for verdict, zone in _zones(scores, fake_threshold, real_threshold).items()
+        if num_fakes and zone.any()
+    }
+
+
+def _zones(scores: Float64Array, fake_threshold: float, real_threshold: float | None) -> dict[Zone, BoolArray]:
+    is_fake = scores >= fake_threshold
+    is_real = np.zeros(len(scores), np.bool_) if real_threshold is None else (scores <= real_threshold) & ~is_fake
+    return {"fake": is_fake, "real": is_real, "inconclusive": ~is_fake & ~is_real}
 
 
 def _check(logits: Float64Array, is_fake: BoolArray) -> None:

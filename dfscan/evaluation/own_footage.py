@@ -36,7 +36,7 @@ from dfscan.dataset.sources import Source
 from dfscan.detector.card import Aggregation, Calibration, CheckpointCard, SeenFiles
 from dfscan.detector.checkpoint import Checkpoint, save_calibrated
 from dfscan.errors import ConfigError, DataError
-from dfscan.evaluation.calibrate import SINGLE_PICTURES, expit, fit_temperature, fit_thresholds
+from dfscan.evaluation.calibrate import SINGLE_PICTURES, expit, fit_temperature, fit_thresholds, verdict_ratios
 from dfscan.evaluation.metrics import CONFIDENCE, measure
 from dfscan.files import AtomicFile
 from dfscan.scan.outputs import ledger_path, named_files, spare_inputs
@@ -266,9 +266,18 @@ def fit(footage: Footage, card: CheckpointCard, *, max_fpr: float, max_fnr: floa
         max_fnr=max_fnr,
         num_allowed=num_allowed,
     )
+    assert calibration.fake_threshold is not None
+    first: dict[tuple[bool, str], int] = {}
+    for i, (fake, source) in enumerate(zip(is_fake.tolist(), footage.sources, strict=True)):
+        first.setdefault((fake, source.group), i)
+    one_each = list(first.values())
     return calibration.model_copy(
         update={
             "own_footage": True,
+            # The extreme score of a group would favour neither verdict, and the videos of a group depend on each other.
+            "likelihood_ratios": verdict_ratios(
+                scores[one_each], is_fake[one_each], calibration.fake_threshold, calibration.real_threshold
+            ),
             "num_real_videos": int((~is_fake).sum()),
             "num_fake_videos": int(is_fake.sum()),
             "num_real_groups": num_reals,

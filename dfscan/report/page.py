@@ -20,9 +20,9 @@ from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, with
 from dfscan.detector.describe import INTENDED_USE, MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
 from dfscan.report.schema import NO_CASE, finite
-from dfscan.report.statement import statement
+from dfscan.report.statement import error_rate, statement
 from dfscan.text import display_path, printable, report_order
-from dfscan.types import FileFacts, Picture, Provenance, Review, VerdictLabel, VideoResult, standing
+from dfscan.types import FileFacts, Picture, Provenance, Review, Validation, VerdictLabel, VideoResult, standing
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -34,7 +34,7 @@ MEANINGS: dict[VerdictLabel, str] = {
     "fake": "Examine these first. This verdict is consistent with manipulation and does not establish it.",
     "inconclusive": "No conclusion is drawn; each row says why. Examine the highest scores next.",
     "error": "The file could not be examined; the reason says what to do.",
-    "real": "No sign of the kinds of manipulation in training was found. This does not show that a video is genuine.",
+    "real": "Nothing like the manipulations in training was found. This does not show that a video is genuine.",
     "no_face": "No face was found, so nothing can be said.",
 }
 """What each verdict means, and what to do next."""
@@ -186,7 +186,6 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     style, script = asset("page.css"), asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
     cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
-    rates = {row["kind"]: _rate_line(row) for row in cards[0]["thresholds"]} if _states_rates(cards) else {}
     return {
         "style": markup(style),
         "script": markup(script),
@@ -194,7 +193,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "num_videos": len(videos),
         "bar": _summary_bar(videos),
         "meanings": MEANINGS,
-        "rates": rates,
+        "rates": _rates(videos),
         "intended_use": INTENDED_USE,
         "data": _json(_table(videos, checkpoints, method)),
         "details": _lines(_detail(video, checkpoints) for video in videos),
@@ -208,19 +207,17 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     }
 
 
-def _states_rates(cards: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if the rates of one checkpoint apply to all videos."""
-    return len(cards) == 1 and not cards[0]["changed"]
-
-
-def _rate_line(row: Mapping[str, str | None]) -> str | None:
-    """Return the error rate of a verdict in one line, or None if there is none."""
-    if not row["value"] or not row["rate"] or row["withheld"]:
-        return None
-    kind = {"fake": "genuine", "real": "manipulated"}[str(row["kind"])]
-    whose = "of the user's own footage" if row["own_limit"] else "of the validation set"
-    interval = f" (95 % interval {row['interval']})" if row["interval"] else ""
-    return f"Of the {kind} videos {whose}, {row['rate']} got it{interval}."
+def _rates(videos: Sequence[PageVideo]) -> dict[VerdictLabel, str]:
+    """Return the sentence on the error rate of each verdict, if the same rate applies to all videos with it."""
+    found: dict[VerdictLabel, set[Validation | None]] = {}
+    for video in videos:
+        found.setdefault(video.result.verdict.label, set()).add(video.result.verdict.validation)
+    return {
+        label: error_rate(label, validation, validation.error_rate)
+        for label, validations in found.items()
+        for validation in validations
+        if len(validations) == 1 and validation and validation.error_rate
+    }
 
 
 def _policy(style: str, script: str) -> str:

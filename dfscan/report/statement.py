@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from dfscan.types import Bounded, Track, Validation, Verdict, VideoResult
+from dfscan.types import Bounded, Track, Validation, Verdict, VerdictLabel, VideoResult
 
 NO_CONCLUSION: Final[Mapping[str, str]] = {
     "between_thresholds": "the score lies between the thresholds, where genuine and manipulated videos overlap",
@@ -44,13 +44,14 @@ def _finding(result: VideoResult) -> Iterator[str]:
     verdict = result.verdict
     track = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
     if verdict.label == "error":
-        yield "The file could not be examined, so nothing can be said about it."
+        yield "The file could not be examined. Nothing can be said about it."
     elif track is None:
-        yield f"No face was found in {_counted(result.num_frames, 'frame')} examined, so nothing can be said about it."
+        yield f"No face was found in the {_counted(result.num_frames, 'frame')} examined."
+        yield "Nothing can be said about the video."
     elif verdict.label == "fake":
         yield f"The score {verdict.score:.4f} reaches {verdict.threshold:.4f}, the threshold for fake."
         yield f"This is consistent with manipulation of {_faces(track)}."
-        yield "It does not establish manipulation, nor who made it."
+        yield "It does not establish that the video was manipulated, or by whom."
     elif verdict.label == "real":
         yield f"The score {verdict.score:.4f} is at or below the threshold for real."
         yield f"No sign of the kinds of manipulation that the detector was trained on was found in {_faces(track)}."
@@ -67,22 +68,23 @@ def _measured(verdict: Verdict) -> Iterator[str]:
     """Yield how often validation videos got the same verdict."""
     validation = verdict.validation
     if verdict.label in ("fake", "real") and not (validation and validation.error_rate):
-        yield "No measured error rate applies to this verdict."
+        yield "No measured error rate is known for this verdict."
     if validation and validation.error_rate:
-        yield _error_rate(verdict, validation, validation.error_rate)
+        yield error_rate(verdict.label, validation, validation.error_rate)
     if validation and (ratio := validation.likelihood_ratio):
         whose = "own" if validation.is_own_footage else "validation"
         low, high = _number(ratio.low), _number(ratio.high)
         yield (
-            f"It is {_number(ratio.value)} times as frequent among manipulated {whose} videos as among genuine ones "
-            f"(likelihood ratio; 95 % interval {low} to {high}"
-            + (", which includes 1 and favours neither)." if ratio.low <= 1 <= ratio.high else ").")
+            f"This verdict is {_number(ratio.value)} times as frequent among manipulated {whose} videos as among "
+            f"genuine ones (likelihood ratio; 95 % interval {low} to {high}"
+            + ("; the interval includes 1, so the verdict favours neither)." if ratio.low <= 1 <= ratio.high else ").")
         )
-        yield "This holds for manipulations like those of these videos."
+        yield "This ratio applies only to the kinds of manipulation in those videos."
 
 
-def _error_rate(verdict: Verdict, validation: Validation, rate: Bounded) -> str:
-    kind = "genuine" if verdict.label == "fake" else "manipulated"
+def error_rate(label: VerdictLabel, validation: Validation, rate: Bounded) -> str:
+    """Return the sentence on how often validation videos of the other class got the verdict `label`."""
+    kind = "genuine" if label == "fake" else "manipulated"
     whose = "of the user's own footage" if validation.is_own_footage else "of the validation set"
     unit = "groups of videos" if validation.counts_groups else "videos"
     who = f"{kind} {unit} {whose}" + (f" with a sharpness {validation.quality}" if validation.quality else "")
@@ -101,7 +103,7 @@ def _limits(result: VideoResult) -> Iterator[str]:
         return
     info, remarks, facts = result.info, result.remarks, result.facts
     parts = []
-    if remarks and remarks.damage:
+    if remarks and remarks.damage and remarks.damage.code != "skipped_streams":
         parts.append("the rest of the video")
     if remarks and remarks.crowd:
         parts.append("some of the people")
@@ -110,10 +112,10 @@ def _limits(result: VideoResult) -> Iterator[str]:
     if remarks and any(note.code == "faces_too_small" for note in remarks.notes):
         parts.append("faces that are too small")
     if info.num_frames is None or info.num_frames > result.num_frames:
-        parts.append(f"what lies between the {_counted(result.num_frames, 'frame')} sampled")
+        parts.append(f"the parts between the {_counted(result.num_frames, 'sampled frame')}")
     if facts and facts.num_audio_streams:
         parts.append("the sound")
-    parts.append("anything but faces")
+    parts.append("everything except faces")
     yield f"Not examined: {', '.join(parts)}."
 
 
@@ -129,4 +131,4 @@ def _counted(number: int, name: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
