@@ -9,12 +9,12 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from dfscan.errors import OutputError
+from dfscan.errors import ConfigError, OutputError
 from dfscan.text import printable
 
 _REMEDIES = {
@@ -173,3 +173,28 @@ def _sync_directory(directory: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]) -> None:
+    """Refuse to overwrite an input, even if it has several names.
+
+    Args:
+        named: options and the files that they write, such as ``--out``.
+        inputs: videos, a checkpoint, a list of videos, ...
+
+    Raises:
+        ConfigError: an output is an input; the message names both.
+    """
+    there = {place: option for option, path in named if (place := file_place(path))}
+    for path in inputs if there else ():
+        if (place := file_place(path)) in there:
+            raise ConfigError(f"{there[place]} would overwrite the input {path}; name another file")
+
+
+def file_place(path: str | Path) -> tuple[int, int] | None:
+    """Return device and inode number of a file, or None if it does not exist."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

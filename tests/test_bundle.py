@@ -12,7 +12,7 @@ import sqlite3
 import stat
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import openpyxl
@@ -24,6 +24,8 @@ from dfscan.bundle.write import write_bundle
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, DataError, OutputError
 from dfscan.files import AtomicFile
+from dfscan.media.source import hash_file
+from dfscan.report.readers import NEEDED
 from dfscan.scan.ledger import Ledger, LedgerReader, Recipe
 from dfscan.scan.setup import NOT_IN_RECIPE
 from tests.test_cli import run, scan
@@ -177,7 +179,7 @@ def test_a_ledger_that_does_not_fit_causes_warnings(desk: Path, tmp_path: Path) 
     with Ledger(tmp_path / "r.csv.ledger", recipe=Recipe("c", "0" * 64, "1", "cpu", {})):
         pass
     done = run("bundle", report, "-o", tmp_path / "case.zip")
-    assert "has no results for 2 contents" in done.stderr
+    assert "has no results for 2 " in done.stderr
     report.write_text(report.read_text().splitlines()[0] + "\n")
     shutil.copy(desk / "out/r.csv.ledger", tmp_path)
     done = run("bundle", report, "-o", tmp_path / "case.zip")
@@ -213,9 +215,69 @@ def test_missing_files_are_named_and_unusable_ones_refused(desk: Path, clips: Pa
         assert run("bundle", tmp_path / name, "-o", out).exit_code == 2
 
 
+def test_only_what_dfscan_wrote_is_in_a_bundle(desk: Path, clips: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.csv"
+    shutil.copytree(desk / "out", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(desk / "dumps", tmp_path, dirs_exist_ok=True)
+    for name in ("one.mp4", "vtt/two.mkv"):
+        shutil.copy(clips / Path(name).name, tmp_path / name)
+    meta = json.loads((tmp_path / "r.csv.meta.json").read_text())
+    meta["outputs"] |= {"heat_maps": ["."]}
+    (tmp_path / "r.csv.meta.json").write_text(json.dumps(meta))
+    summary = write_bundle(report, tmp_path / "case.zip")
+    with zipfile.ZipFile(tmp_path / "case.zip") as archive:
+        names = set(archive.namelist())
+    assert summary.warnings == []
+    assert {"index.csv", "r.csv.ledger"} < names
+    assert any(name.endswith("_heat_map.png") for name in names)
+    assert any(name.endswith(".vtt") for name in names)
+    assert not any(name.endswith((".mp4", ".mkv")) for name in names)
+    assert verify_bundle(tmp_path / "case.zip").differences == []
+    (tmp_path / "case.zip").unlink()
+    write_bundle(report, tmp_path / "case.zip", added=[tmp_path])
+    with zipfile.ZipFile(tmp_path / "case.zip") as archive:
+        assert {*names, "r.xlsx.meta.json", "one.mp4", "vtt/two.mkv"} == set(archive.namelist())
+    assert verify_bundle(tmp_path / "case.zip").differences == []
+    with pytest.raises(ConfigError, match="would overwrite the input"):
+        write_bundle(report, tmp_path / "case.zip", added=[tmp_path])
+
+
+def test_metadata_of_someone_else(desk: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "case.zip"
+    folder.mkdir()
+    report, secret = Path(shutil.copy(desk / "out/r.csv", folder)), tmp_path / "secret"
+    secret.write_text("secret")
+    for paths in (None, "r.html", [1]):
+        (folder / "r.csv.meta.json").write_text(json.dumps({"outputs": {"reports": paths}}))
+        with pytest.raises(DataError, match="`outputs` is damaged"):
+            write_bundle(report, out)
+    (folder / "r.csv.meta.json").write_text(json.dumps({"outputs": {"page": ["../secret", ".."]}}))
+    elsewhere, no_file = write_bundle(report, out).warnings
+    assert "/secret: is not in the folder of the report" in elsewhere
+    assert "/..: is missing, or no file" in no_file
+    (folder / "index.csv").write_text("face_file,heat_map_file,frame_file\n../secret,../secret,../secret\n")
+    (folder / "r.csv.meta.json").write_text(json.dumps({"outputs": {"heat_maps": ["."]}}))
+    with pytest.raises(DataError, match="is not a file of a heat map"):
+        write_bundle(report, out)
+
+
+def test_files_that_are_no_bundles_are_never_replaced(desk: Path, key: Path, tmp_path: Path) -> None:
+    shutil.copytree(desk / "out", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "12:30.csv").write_bytes((tmp_path / "r.csv").read_bytes())
+    for arguments, cause in (
+        (["-o", tmp_path / "r.csv.ledger", "--no-ledger"], "would overwrite the input"),
+        (["-o", key, "--sign", key], "would overwrite the input"),
+        (["-o", desk / "videos/one.mp4"], "exists and is not a bundle"),
+        (["-o", tmp_path / "case.zip", "--add", tmp_path / "12:30.csv"], "could name a place outside the bundle"),
+    ):
+        done = run("bundle", tmp_path / "r.csv", *arguments)
+        assert done.exit_code == 2, done.stderr
+        assert cause in done.stderr
+
+
 def test_a_full_disk_leaves_the_old_bundle(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "case.zip"
-    out.write_text("old")
+    out = small(tmp_path / "case.zip")
+    old = out.read_bytes()
     real = AtomicFile.write
 
     def full(self: AtomicFile, data: bytes) -> None:
@@ -227,7 +289,7 @@ def test_a_full_disk_leaves_the_old_bundle(desk: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(AtomicFile, "write", full)
     with pytest.raises(OutputError, match="no space"):
         write_bundle(desk / "out/r.csv", out)
-    assert out.read_text() == "old"
+    assert out.read_bytes() == old
     assert os.listdir(tmp_path) == ["case.zip"]
 
 
@@ -279,9 +341,9 @@ def test_each_difference_is_named(desk: Path, tmp_path: Path) -> None:
     assert difference.startswith("r.html: ")
 
 
-def small(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+def small(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes], files: Mapping[str, bytes] | None = None) -> Path:
     """Write a small bundle with right checksums."""
-    files: dict[str, bytes] = {"bundle.json": b'{"format": 1, "report": "r.csv"}', "r.csv": b""}
+    files = files or {"bundle.json": b'{"format": 1, "report": "r.csv"}', "r.csv": b""}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in {**files, "SHA256SUMS": sums}.items():
@@ -297,6 +359,12 @@ def link(name: str) -> zipfile.ZipInfo:
     return info
 
 
+def packed(name: str, method: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = method
+    return info
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("entries", "problem"),
@@ -309,6 +377,8 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("a\nb", b"")], "unprintable"),
         ([("r.csv", b"other")], "is there twice"),
         ([(link("r.lnk"), b"/etc/passwd")], "is a link"),
+        ([(packed("zeros", zipfile.ZIP_BZIP2), bytes(1 << 20))], "another method than deflate"),
+        ([(packed("zeros", zipfile.ZIP_LZMA), bytes(1 << 20))], "another method than deflate"),
         ([("zeros", bytes(80 << 20))], "bytes when unpacked"),
     ],
 )
@@ -318,6 +388,53 @@ def test_a_harmful_bundle_is_refused(
     assert verify_bundle(small(tmp_path / "good.zip")).differences == []
     with pytest.raises(DataError, match=problem):
         verify_bundle(small(tmp_path / "bad.zip", *entries))
+
+
+def test_every_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = small(tmp_path / "b.zip")
+    monkeypatch.setattr(verify, "MAX_SMALL_BYTES", 1000)
+    assert verify_bundle(bundle).differences == []
+    sizes = list[int | None]()
+    real = zipfile.ZipExtFile.read
+
+    def read(self: zipfile.ZipExtFile, n: int | None = -1) -> bytes:
+        sizes.append(n)
+        return real(self, n)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    verify_bundle(bundle)
+    assert all(n is not None and 0 < n <= verify.PIECE_BYTES for n in sizes), "no read without a limit"
+
+
+def report_of(*videos: dict[str, object]) -> bytes:
+    """Return a report as JSON Lines with the columns that the check needs."""
+    row = dict.fromkeys(sorted(NEEDED), None)
+    return "".join(json.dumps({**row, **video}) + "\n" for video in videos).encode()
+
+
+def checked(tmp_path: Path, *videos: dict[str, object]) -> verify.Verification:
+    """Check a bundle with this report against the folder `tmp_path`."""
+    report = report_of(*videos)
+    contents = b'{"format": 1, "report": "r.jsonl"}'
+    return verify_bundle(small(tmp_path / "b.zip", files={"bundle.json": contents, "r.jsonl": report}), videos=tmp_path)
+
+
+def test_paths_in_a_report_cannot_stop_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    sha256 = hashlib.sha256(b"a").hexdigest()
+    found = checked(tmp_path, {"path": "a/" * 1000, "sha256": "0"}, {"path": "a" * 2**19, "sha256": "0"})
+    assert found.originals == "2 missing"
+    assert max(map(len, found.differences)) < 2 * verify.MAX_PATH_CHARACTERS
+    hashed = []
+    monkeypatch.setattr(verify, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    found = checked(tmp_path, *[{"path": f"x{i % 2}/a.mp4", "sha256": sha256} for i in range(50)])
+    assert (found.originals, hashed.count(str(tmp_path / "a.mp4"))) == ("50 unchanged", 1)
+    monkeypatch.setattr(verify, "MAX_DIFFERENCES", 10)
+    found = checked(tmp_path, *[{"path": f"{i}.mp4", "sha256": "0"} for i in range(50)])
+    assert (len(found.differences), found.num_differences, found.originals) == (10, 50, "50 missing")
+    done = run("verify", tmp_path / "b.zip", "--videos", tmp_path)
+    assert "difference: 40 more" in done.stdout
+    assert "result: 50 differences" in done.stdout
 
 
 def test_a_file_that_is_no_bundle_is_refused(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,8 +450,15 @@ def test_a_file_that_is_no_bundle_is_refused(desk: Path, tmp_path: Path, monkeyp
     deep = repacked(
         desk / "case.zip", tmp_path / "b.zip", lambda name, data: b"[" * 10**6 if name == "bundle.json" else data
     )
-    assert verify_bundle(deep).differences == ["bundle.json: differs from its checksum"]
-    assert "bundle.json is damaged" in verify_bundle(deep, videos=tmp_path).differences[-1]
+    differs, damaged = verify_bundle(deep, videos=tmp_path).differences
+    assert differs == "bundle.json: differs from its checksum"
+    assert damaged.startswith("bundle.json: is damaged")
+    for document, cause in ((b'{"format": 2, "report": "r.csv"}', "format 2"), (None, "it has no bundle.json")):
+        files = {"r.csv": b"", **({"bundle.json": document} if document else {})}
+        with pytest.raises(DataError, match=cause):
+            verify_bundle(small(tmp_path / "c.zip", files=files))
+    listed = small(tmp_path / "d.zip", files={"bundle.json": b'{"format": 1, "report": ["r.csv"]}', "r.csv": b""})
+    assert verify_bundle(listed).differences == ["bundle.json: the report that it names is missing"]
     monkeypatch.setattr(verify, "MAX_LINE_BYTES", 100)
     (difference,) = verify_bundle(desk / "case.zip", videos=tmp_path).differences
     assert "a line is longer than" in difference

@@ -155,6 +155,44 @@ def test_a_filled_in_report_is_a_list(ledger: Path, tmp_path: Path) -> None:
     assert "may be that of the machine" in done.stderr
 
 
+def test_an_older_list_does_not_override_newer_reviews(clips: Path, ledger: Path, tmp_path: Path) -> None:
+    with LedgerReader(ledger) as reader:
+        of = {Path(entry.path).name: entry.sha256 for entry in reader.entries()}
+    monday, tuesday = "2026-11-23T10:00:00Z", "2026-11-24T10:00:00Z"
+    add_reviews(ledger, [(of["one.mp4"], Review("real", "C", "", monday))])
+    assert run("report", ledger, "-o", tmp_path / "exported.csv").exit_code == 0
+    add_reviews(ledger, [(of["one.mp4"], Review("fake", "A", "", tuesday))])
+
+    def imported(name: str, into: Path = ledger, **cells: str) -> object:
+        table = rows((tmp_path / "exported.csv").read_text())
+        table[name] |= cells
+        with (tmp_path / "filled.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[name]))
+            writer.writeheader()
+            writer.writerows(table.values())
+        return run("label", into, "--from", tmp_path / "filled.csv")
+
+    done = imported("two.mkv", reviewer_verdict="fake", reviewer="B")
+    assert "1 stored, 1 already there" in done.stderr
+    assert [reported(ledger)["one.mp4"][name] for name in COLUMNS[:3]] == ["fake", "A", tuesday]
+    done = imported("one.mp4", reviewer_verdict="inconclusive", reviewer="B")
+    assert done.exit_code == 1
+    assert f"A reviewed this content later, at {tuesday}; make the report again" in done.stderr
+    assert reported(ledger)["one.mp4"]["reviewer"] == "A"
+    assert run("report", ledger, "-o", tmp_path / "exported.csv").exit_code == 0
+    assert imported("one.mp4", reviewer_verdict="inconclusive", reviewer="B").exit_code == 0
+    one = reported(ledger)["one.mp4"]
+    assert (one["reviewer_verdict"], one["reviewer"]) == ("inconclusive", "B")
+    assert one["reviewed_utc"] > tuesday, "an edited row is a review of now"
+    fresh = Path(shutil.copy(ledger, tmp_path / "fresh.ledger"))
+    with sqlite3.connect(fresh) as database:
+        database.execute("DELETE FROM reviews")
+    database.close()
+    assert imported("one.mp4", fresh).exit_code == 0
+    assert reported(fresh)["one.mp4"]["reviewed_utc"] == tuesday, "a row from another ledger keeps its time"
+    assert "is not a past time" in imported("one.mp4", reviewed_utc="yesterday").stderr
+
+
 def test_unknown_files_are_named_and_the_others_stored(clips: Path, ledger: Path, tmp_path: Path) -> None:
     listed = tmp_path / "labels.csv"
     listed.write_text(f"File,Verdict\n{clips}/nowhere.mp4,fake\n{clips}/one.mp4,real\nunknown.mp4,\n")

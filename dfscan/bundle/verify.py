@@ -6,25 +6,28 @@ repeated entries, and bundles that would grow out of proportion are refused.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import re
 import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 from dfscan.bundle.signature import check_signature
-from dfscan.bundle.write import CONTENTS_NAME, FORMAT, PIECE_BYTES, SIGNATURE_NAME, SUMS_NAME
+from dfscan.bundle.write import CONTENTS_NAME, FORMAT, PIECE_BYTES, SIGNATURE_NAME, SUMS_NAME, name_problem
 from dfscan.errors import ConfigError, DataError, VideoError
+from dfscan.files import file_place
 from dfscan.media.source import hash_file
 from dfscan.objects import is_url
 from dfscan.report.readers import read_rows
-from dfscan.text import display_path, is_escaped, printable
+from dfscan.text import display_path, printable
 
 MAX_RATIO = 200
 """Maximum size of all files together, relative to the bundle. Deflate can reach 1032; a bundle with a ledger of 50,000
@@ -33,6 +36,14 @@ MAX_SMALL_BYTES = 64 << 20
 """Maximum size of the files that are read into memory: the checksums, their signature and the list of contents."""
 MAX_LINE_BYTES = 1 << 20
 """Maximum length of a line of a report."""
+MAX_PATH_CHARACTERS, MAX_PATH_PARTS = 4096, 255
+"""Maximum length of the path of an original video. Linux opens no longer ones."""
+MAX_DIFFERENCES = 1000
+"""Maximum number of differences that are named; the others are counted."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Accepted compressions. `zipfile` decompresses these in pieces, but a whole block of the others at once."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
+_ESCAPE = re.compile(r"\\(?:[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4})")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
@@ -46,6 +57,14 @@ class Verification:
     originals: str = "not checked"
     """Finding on the original videos."""
     differences: list[str] = field(default_factory=list)
+    """The first `MAX_DIFFERENCES` ones."""
+    num_differences: int = 0
+
+    def add(self, difference: str) -> None:
+        """Count a difference, and keep it if there are not too many."""
+        self.num_differences += 1
+        if len(self.differences) < MAX_DIFFERENCES:
+            self.differences.append(difference)
 
 
 def verify_bundle(path: Path, *, videos: Path | None = None, allowed_signers: Path | None = None) -> Verification:
@@ -70,10 +89,12 @@ def verify_bundle(path: Path, *, videos: Path | None = None, allowed_signers: Pa
         with zipfile.ZipFile(path) as archive:
             entries = _accepted(archive, path)
             sums = _checked_files(archive, entries, path, found)
+            report = _report_name(archive, entries, path, found)
             _check_signature(archive, entries, path, sums, allowed_signers, found)
-            if videos is not None:
-                _check_originals(archive, entries, path, videos, found)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            if videos is not None and report is not None:
+                with archive.open(report) as file:
+                    _check_originals(file, report, videos, found)
+    except (NotImplementedError, *_DAMAGE) as error:
         raise DataError(f"{path}: not a bundle, or damaged ({error}); get it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -94,26 +115,30 @@ def _accepted(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo
 
 
 def _problem(info: zipfile.ZipInfo, names: Counter[str]) -> str | None:
-    name, kind = info.filename.removesuffix("/"), stat.S_IFMT(info.external_attr >> 16)
-    if is_escaped(name) or "\\" in name or info.orig_filename != info.filename:
-        return "has a name with unprintable characters or backslashes"
-    if name.startswith("/") or ":" in name.partition("/")[0] or {"", ".", ".."} & set(name.split("/")):
-        return "names a place outside the bundle"
+    if problem := name_problem(info.filename.removesuffix("/")):
+        return problem
+    if info.orig_filename != info.filename:
+        return "has two names"
+    kind = stat.S_IFMT(info.external_attr >> 16)
     if names[info.filename] > 1:
         return "is there twice"
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
         return "is a link or a device"
     if info.flag_bits & 1:
         return "is encrypted"
+    if info.compress_type not in METHODS:
+        return "is compressed with another method than deflate"
     return None
 
 
 def _small(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: str, path: Path) -> bytes:
     if name not in entries:
         raise DataError(f"{path}: not a bundle of dfscan: it has no {name}")
-    if entries[name].file_size > MAX_SMALL_BYTES:
+    with archive.open(name) as file:  # the size in the entry may be wrong
+        data = file.read(MAX_SMALL_BYTES + 1)
+    if len(data) > MAX_SMALL_BYTES:
         raise DataError(f"{path}: refused: {name} is larger than {MAX_SMALL_BYTES >> 20} MiB")
-    return archive.read(name)
+    return data
 
 
 def _checked_files(
@@ -127,20 +152,22 @@ def _checked_files(
         if match and match[2] not in sums:
             sums[match[2]] = match[1]
         elif line:
-            found.differences.append(f"{SUMS_NAME}, line {number}: {'repeated' if match else 'not a checksum'}")
+            found.add(f"{SUMS_NAME}, line {number}: {'repeated' if match else 'not a checksum'}")
     for name in sorted(entries.keys() - {SUMS_NAME, SIGNATURE_NAME}):
         if name not in sums:
-            found.differences.append(f"{name}: is not in {SUMS_NAME}")
+            found.add(f"{name}: is not in {SUMS_NAME}")
             continue
         found.num_files += 1
         try:
             with archive.open(name) as file:
                 is_same = _sha256(file) == sums[name]
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            found.differences.append(f"{name}: is damaged ({error})")
+        except _DAMAGE as error:
+            found.add(f"{name}: is damaged ({error})")
         else:
-            found.differences += [] if is_same else [f"{name}: differs from its checksum"]
-    found.differences += [f"{printable(name)}: is missing" for name in sorted(sums.keys() - entries.keys())]
+            if not is_same:
+                found.add(f"{name}: differs from its checksum")
+    for name in sorted(sums.keys() - entries.keys()):
+        found.add(f"{printable(name)}: is missing")
     return raw
 
 
@@ -162,49 +189,61 @@ def _check_signature(
     if SIGNATURE_NAME not in entries:
         found.signature = "none, so anyone can have changed the bundle and its checksums"
         if allowed_signers:
-            found.differences.append("signature: the bundle has none")
+            found.add("signature: the bundle has none")
         return
     checked = check_signature(sums, _small(archive, entries, SIGNATURE_NAME, path), allowed_signers)
     found.signature = checked.text
     if not checked.is_good:
-        found.differences.append(f"signature: {checked.text}")
+        found.add(f"signature: {checked.text}")
 
 
-def _report_name(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], path: Path) -> str:
-    """Return the name of the report in the bundle."""
+def _report_name(
+    archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], path: Path, found: Verification
+) -> str | None:
+    """Return the name of the report in the bundle; None, after adding a difference, if it cannot be found."""
     try:
         document = json.loads(_small(archive, entries, CONTENTS_NAME, path))
         name, version = document["report"], document["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: {CONTENTS_NAME} is damaged ({error}); get the bundle again") from error
+    except (ValueError, KeyError, TypeError, RecursionError, *_DAMAGE) as error:
+        found.add(f"{CONTENTS_NAME}: is damaged ({error})")
+        return None
     if version != FORMAT:
         raise DataError(f"{path}: format {version!r} is of another version of dfscan; this one reads {FORMAT}")
-    if name not in entries:
-        raise DataError(f"{path}: the report that {CONTENTS_NAME} names is missing; get the bundle again")
-    return str(name)
+    if isinstance(name, str) and name in entries:
+        return name
+    found.add(f"{CONTENTS_NAME}: the report that it names is missing")
+    return None
 
 
 # The original videos
 
 
-def _check_originals(
-    archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], path: Path, videos: Path, found: Verification
-) -> None:
+def _check_originals(file: IO[bytes], report: str, videos: Path, found: Verification) -> None:
     """Compare the hash of every video with the one in its row."""
     counts = Counter[str]()
+    hashes: dict[tuple[int, int] | None, str] = {}
+    stop = ""
     try:
-        report = _report_name(archive, entries, path)
-        with archive.open(entries[report]) as file:
-            for row in read_rows(report, _lines(file, report)):
-                state, problem = _original(str(row["path"]), row["sha256"], videos)
-                counts[state] += 1
-                found.differences += [problem] if problem else []
-    except (DataError, zipfile.BadZipFile, zlib.error, EOFError) as error:  # also the differences so far are of use
-        found.differences.append(f"original videos: not all checked ({error})")
-    found.originals = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none checked"
+        for row in read_rows(report, _lines(file, report)):
+            state, difference = _original(row, videos, hashes)
+            counts[state] += 1
+            if difference:
+                found.add(difference)
+    except (DataError, *_DAMAGE) as error:  # also the differences so far are of use
+        stop = f"; not all checked ({error})"
+        found.add(f"original videos{stop}")
+    found.originals = (", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none") + stop
 
 
-STATES = ("unchanged", "different", "missing", "unreadable", "in a store (not checked)", "without a hash (not checked)")
+STATES = (
+    "unchanged",
+    "different",
+    "missing",
+    "unreadable",
+    "in a store (not checked)",
+    "without a hash (not checked)",
+    "with an escaped path (not checked)",
+)
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[str]:
@@ -220,26 +259,53 @@ def _lines(file: IO[bytes], name: str) -> Iterator[str]:
         is_first = False
 
 
-def _original(shown: str, sha256: object, videos: Path) -> tuple[str, str | None]:
-    """Return what became of one video, and the difference, if there is one."""
+def _original(
+    row: Mapping[str, Any], videos: Path, hashes: dict[tuple[int, int] | None, str]
+) -> tuple[str, str | None]:
+    """Return what became of one video, and the difference, if there is one.
+
+    Args:
+        row: row of the report.
+        videos: folder in which to look.
+        hashes: known hashes by `file_place`, so that no file is read twice.
+    """
+    shown, sha256 = str(row["path"])[:MAX_PATH_CHARACTERS], row["sha256"]
     if is_url(shown):
         return "in a store (not checked)", None
-    if not isinstance(sha256, str):
+    if sha256 is None:
         return "without a hash (not checked)", None
-    problems = list[tuple[str, str | None]]()
-    for candidate in _candidates(shown, videos):
+    problem: tuple[str, str] | None = None
+    for candidate in _candidates(_raw_path(row), videos):
+        place = file_place(candidate)
         try:
-            if hash_file(str(candidate)) == sha256:
+            found = hashes.get(place) or hash_file(candidate)
+            if place:
+                hashes[place] = found
+            if found == sha256:
                 return "unchanged", None
-            problems.append(("different", f"{shown}: differs from the scanned file ({display_path(str(candidate))})"))
+            problem = problem or ("different", f"{shown}: differs from the scanned file ({display_path(candidate)})")
         except VideoError as error:
             if error.code != "not_found":
-                problems.append(("unreadable", f"{shown}: {error}"))
-    return problems[0] if problems else ("missing", f"{shown}: is not in {display_path(str(videos))}")
+                problem = problem or ("unreadable", f"{shown}: {error}")
+    if problem is None and "path_bytes" not in row and _ESCAPE.search(shown):
+        return "with an escaped path (not checked)", None
+    return problem or ("missing", f"{shown}: is not in {display_path(str(videos))}")
 
 
-def _candidates(shown: str, videos: Path) -> Iterator[Path]:
+def _raw_path(row: Mapping[str, Any]) -> str:
+    """Return the path in a row, which JSON Lines also have as bytes if it had to be escaped."""
+    if "path_bytes" not in row:
+        return str(row["path"])
+    try:
+        return os.fsdecode(base64.b64decode(row["path_bytes"]))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"`path_bytes` is damaged ({error})") from error
+
+
+def _candidates(path: str, videos: Path) -> Iterator[str]:
     """Yield where a video may be: at its path below the folder, then at shorter and shorter ends of this path."""
-    parts = [part for part in PurePosixPath(shown).parts if part not in ("/", ".", "..")]
+    parts = [part for part in path[: MAX_PATH_CHARACTERS + 1].split("/") if part not in ("", ".", "..")]
+    if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_PATH_PARTS or "\0" in path:
+        return
     for start in range(len(parts)):
-        yield videos.joinpath(*parts[start:])
+        yield os.path.join(videos, *parts[start:])

@@ -6,6 +6,7 @@ does not grow with their size.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -13,19 +14,19 @@ import os
 import sqlite3
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from dfscan.bundle.signature import sign
 from dfscan.errors import ConfigError, DataError, OutputError
-from dfscan.files import AtomicFile
+from dfscan.files import AtomicFile, spare_inputs
+from dfscan.report.dumps import FILE_COLUMNS, INDEX_NAME
 from dfscan.report.meta import OUTPUT_KINDS, meta_path
 from dfscan.report.readers import open_report
 from dfscan.scan.ledger import LedgerReader
-from dfscan.scan.outputs import spare_inputs
 from dfscan.text import is_escaped, printable
 from dfscan.version import __version__
 
@@ -65,8 +66,8 @@ def write_bundle(
         with_ledger: include the ledger.
 
     Raises:
-        ConfigError: the bundle would overwrite one of its files, two files have one name in it, a name cannot be used,
-            or the key cannot sign.
+        ConfigError: the bundle would overwrite one of its files or a file that is no bundle, two files have one name in
+            it, a name cannot be used, or the key cannot sign.
         DataError: the report or the ledger cannot be read.
         OutputError: the bundle or a temporary file cannot be written.
     """
@@ -76,14 +77,19 @@ def write_bundle(
     meta = _meta(report)
     outputs = _outputs(report, meta, summary)
     folder = os.path.dirname(os.path.abspath(report))
-    files = dict(_located([report, meta_path(report)], folder, summary))
-    for kind, paths in outputs.items():
-        if kind != "ledgers":
-            _add(files, _located([Path(folder, path) for path in paths], folder, summary))
-    _add(files, _located(added, folder, summary))
-    ledgers = [Path(folder, path) for path in outputs["ledgers"]] if with_ledger else []
-    located_ledgers = list(_located(ledgers, folder, summary))
-    spare_inputs([("--out", out)], [*files.values(), *(path for _, path in located_ledgers)])
+    files: dict[str, Path] = {}
+    for path in (report, meta_path(report)):
+        _add(files, _located(path, [path], folder, summary))
+    for kind in OUTPUT_KINDS:
+        for path in (Path(folder, name) for name in outputs[kind] if kind != "ledgers"):
+            _add(files, _located(path, _listed(kind, path), folder, summary, is_listed=True))
+    ledgers = [Path(folder, name) for name in outputs["ledgers"]]
+    for path in added:
+        _add(files, _located(path, _unfolded(path, ledgers), folder, summary))
+    spare_inputs([("--out", out)], [*files.values(), *ledgers, *([key] if key else [])])
+    if out.is_file() and not zipfile.is_zipfile(out):
+        raise ConfigError(f"--out {out}: this file exists and is not a bundle; name another file")
+    located_ledgers = [each for path in ledgers if with_ledger for each in _located(path, [path], folder, summary)]
     with tempfile.TemporaryDirectory() as temporary:
         for number, (name, path) in enumerate(located_ledgers):
             copy = Path(temporary, f"{number}.ledger")
@@ -166,49 +172,104 @@ def _meta(report: Path) -> Mapping[str, Any]:
 
 def _outputs(report: Path, meta: Mapping[str, Any], summary: BundleSummary) -> dict[str, list[str]]:
     """Return the outputs of the run that wrote the report, relative to its folder, by kind."""
-    outputs = meta.get("outputs")
-    if isinstance(outputs, dict):
-        return {kind: [str(path) for path in outputs.get(kind, [])] for kind in OUTPUT_KINDS}
-    summary.warnings.append(
-        f"{meta_path(report)} does not list what belongs to the report; add the page and heat maps with --add"
-    )
-    beside = f"{os.path.basename(report)}.ledger"
-    is_there = os.path.isfile(os.path.join(os.path.dirname(report), beside))
-    return {kind: [beside] if kind == "ledgers" and is_there else [] for kind in OUTPUT_KINDS}
+    if "outputs" not in meta:
+        summary.warnings.append(
+            f"{meta_path(report)} does not list what belongs to the report; add the page and heat maps with --add"
+        )
+        beside = f"{os.path.basename(report)}.ledger"
+        is_there = os.path.isfile(os.path.join(os.path.dirname(report), beside))
+        return {kind: [beside] if kind == "ledgers" and is_there else [] for kind in OUTPUT_KINDS}
+    outputs = meta["outputs"]
+    listed: dict[str, Any] = {
+        kind: outputs.get(kind, []) if isinstance(outputs, dict) else None for kind in OUTPUT_KINDS
+    }
+    for paths in listed.values():
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise DataError(f"{meta_path(report)}: `outputs` is damaged; make the report again")
+    return listed
 
 
-def _located(paths: Sequence[Path], folder: str, summary: BundleSummary) -> Iterator[tuple[str, Path]]:
-    """Yield the name in the bundle and the path of each file, and of those in folders, without symbolic links."""
-    for path in dict.fromkeys(paths):
-        if path.is_dir():
-            name = _name(path, folder)
-            for parent, folders, files in os.walk(path):
-                folders.sort()
-                for file in sorted(files):
-                    found = Path(parent, file)
-                    if found.is_file() and not found.is_symlink():
-                        yield _usable(f"{name}/{found.relative_to(path).as_posix()}"), found
-        elif path.is_file():
-            yield _usable(_name(path, folder)), path
-        else:
-            summary.warnings.append(f"{path}: is missing, and not in the bundle")
+def _listed(kind: str, path: Path) -> Iterator[Path]:
+    """Yield the files of one output. Of folders, only those that dfscan wrote: the videos may be in the same folder."""
+    if kind == "heat_maps":
+        yield path / INDEX_NAME
+        yield from _heat_maps(path)
+    elif kind == "spans" and path.is_dir():
+        yield from (file for file in sorted(path.glob("*.vtt")) if not file.is_symlink())
+    else:
+        yield path
+
+
+def _heat_maps(folder: Path) -> Iterator[Path]:
+    """Yield the files in the index of a folder of heat maps."""
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        with index.open(newline="", encoding="utf-8") as file:
+            names = [row[column] for row in csv.DictReader(file) for column in FILE_COLUMNS]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{index}: cannot be read ({error}); make the heat maps again") from error
+    for name in names:
+        if not name or name_problem(name) or (folder / name).is_symlink():
+            raise DataError(f"{index}: '{printable(name or '')}' is not a file of a heat map; make the heat maps again")
+        yield folder / name
+
+
+def _unfolded(path: Path, ledgers: Sequence[Path]) -> Iterator[Path]:
+    """Yield the file, or the files in the folder, without symbolic links and without ledgers, which are copied."""
+    if not path.is_dir():
+        yield path
+    own = {os.path.realpath(f"{ledger}{suffix}") for ledger in ledgers for suffix in ("", "-wal", "-shm")}
+    for parent, folders, files in os.walk(path):
+        folders.sort()
+        for found in (Path(parent, file) for file in sorted(files)):
+            if found.is_file() and not found.is_symlink() and os.path.realpath(found) not in own:
+                yield found
+
+
+def _located(
+    root: Path, paths: Iterable[Path], folder: str, summary: BundleSummary, *, is_listed: bool = False
+) -> Iterator[tuple[str, Path]]:
+    """Yield the name in the bundle and the path of each file.
+
+    Args:
+        root: a file, or the folder that the files are in.
+        paths: the files.
+        folder: folder of the report.
+        summary: gets the warnings.
+        is_listed: the metadata names `root`. They may come from someone else, so a file elsewhere causes a warning.
+    """
+    place = _name(root, folder)
+    for path in paths:
+        name = (PurePosixPath(place) / path.relative_to(root).as_posix()).as_posix()
+        if not path.is_file():
+            summary.warnings.append(f"{path}: is missing, or no file; it is not in the bundle")
+            continue
+        if problem := name_problem(name):
+            raise ConfigError(f"a bundle cannot have a file with this name: '{printable(name)}' {problem}; rename it")
+        if is_listed and path == root and place.startswith(f"{OTHER_FOLDER}/"):
+            summary.warnings.append(f"{path}: is not in the folder of the report; check that it belongs to it")
+        yield name, path
 
 
 def _name(path: Path, folder: str) -> str:
     """Return the path relative to the report's folder, so that links between the files work in the bundle too."""
     name = Path(os.path.relpath(path, folder)).as_posix()
-    return (
-        f"{OTHER_FOLDER}/{os.path.basename(os.path.abspath(path))}" if name.startswith("../") or name == ".." else name
-    )
+    is_outside = name.startswith("../") or name == ".."
+    return f"{OTHER_FOLDER}/{os.path.basename(os.path.abspath(path))}" if is_outside else name
 
 
-def _usable(name: str) -> str:
+def name_problem(name: str) -> str | None:
+    """Return why a bundle cannot have a file with this name, as a predicate; None if it can."""
     if is_escaped(name) or "\\" in name:
-        raise ConfigError(f"'{printable(name)}': a bundle cannot have a file with this name; rename it")
-    return name
+        return "has unprintable characters or backslashes"
+    if name.startswith("/") or ":" in name.partition("/")[0] or {"", ".", ".."} & set(name.split("/")):
+        return "could name a place outside the bundle"
+    return None
 
 
-def _add(files: dict[str, Path], more: Sequence[tuple[str, Path]] | Iterator[tuple[str, Path]]) -> None:
+def _add(files: dict[str, Path], more: Iterable[tuple[str, Path]]) -> None:
     for name, path in more:
         if name in OWN_NAMES or (name in files and not os.path.samefile(files[name], path)):
             raise ConfigError(f"{path}: the bundle has another file named {name}; rename it")
@@ -243,7 +304,8 @@ def _copied_ledger(path: Path, copy: Path, report: Path, *, is_only: bool) -> li
             target.execute("PRAGMA journal_mode = DELETE")
             num_unknown, num_others = _num_unmatched(target, report)
     except sqlite3.Error as error:
-        raise OutputError(f"{path}: cannot be copied to {copy.parent} ({error}); free some space there") from error
+        remedy = "check the ledger, and the free space there"
+        raise OutputError(f"{path}: cannot be copied to {copy.parent} ({error}); {remedy}") from error
     warnings = []
     if num_unknown and is_only:
         warnings.append(f"{path} has no results for {num_unknown} contents in {report}: is it that of another report?")
@@ -259,7 +321,8 @@ def _num_unmatched(ledger: sqlite3.Connection, report: Path) -> tuple[int, int]:
     ledger.executemany("INSERT OR IGNORE INTO reported VALUES (?)", hashes)
     unknown = "SELECT count(*) FROM reported WHERE sha256 NOT IN (SELECT sha256 FROM videos)"
     others = (
-        "SELECT count(DISTINCT path) FROM videos WHERE sha256 != '' AND sha256 NOT IN (SELECT sha256 FROM reported)"
+        "SELECT count(*) FROM videos WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) "
+        "AND sha256 != '' AND sha256 NOT IN (SELECT sha256 FROM reported)"
     )
     (num_unknown,), (num_others,) = (ledger.execute(query).fetchone() for query in (unknown, others))
     return num_unknown, num_others

@@ -67,7 +67,8 @@ def scan(
       143  terminated
     """
     from dfscan.cli.progress import ScanProgressBar
-    from dfscan.scan.outputs import named_files, spare_inputs
+    from dfscan.files import spare_inputs
+    from dfscan.scan.outputs import named_files
     from dfscan.scan.run import run_scan
 
     spare_inputs(

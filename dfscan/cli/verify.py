@@ -57,9 +57,11 @@ def verify(
     found = verify_bundle(bundle, videos=videos, allowed_signers=allowed_signers)
     for difference in found.differences:
         typer.echo(printable(f"difference: {difference}"))
+    num = found.num_differences
+    if num > len(found.differences):
+        typer.echo(f"difference: {num - len(found.differences)} more")
     typer.echo(f"files: {found.num_files} compared with their checksums")
     typer.echo(f"signature: {found.signature}")
     typer.echo(f"original videos: {found.originals}")
-    num = len(found.differences)
     typer.echo(f"result: {num} difference{'' if num == 1 else 's'}" if num else "result: no differences")
     raise typer.Exit(int(bool(num)))

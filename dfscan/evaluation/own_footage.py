@@ -38,8 +38,8 @@ from dfscan.detector.checkpoint import Checkpoint, save_calibrated
 from dfscan.errors import ConfigError, DataError
 from dfscan.evaluation.calibrate import SINGLE_PICTURES, expit, fit_temperature, fit_thresholds, verdict_ratios
 from dfscan.evaluation.metrics import CONFIDENCE, measure
-from dfscan.files import AtomicFile
-from dfscan.scan.outputs import ledger_path, named_files, spare_inputs
+from dfscan.files import AtomicFile, spare_inputs
+from dfscan.scan.outputs import ledger_path, named_files
 from dfscan.scan.pipeline import ScanListener
 from dfscan.scan.run import run_scan
 from dfscan.scan.setup import find_checkpoint

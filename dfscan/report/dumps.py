@@ -34,7 +34,9 @@ INDEX_COLUMNS: tuple[Column, ...] = (
     Column("heat_map_file", "text"),
     Column("frame_file", "text"),
 )
-"""Columns of ``index.csv`` in a dump folder; file names are relative to that folder."""
+"""Columns of the index of a dump folder; file names are relative to that folder."""
+FILE_COLUMNS = ("face_file", "heat_map_file", "frame_file")
+INDEX_NAME = "index.csv"
 
 MAX_STEM = 60
 DUMP_JPEG_QUALITY = 92
@@ -93,8 +95,7 @@ class DumpFolder:
 
     def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
         """Return True if every file of these index rows still exists."""
-        files = (row[column.name] for row in rows for column in INDEX_COLUMNS if column.name.endswith("_file"))
-        return all((self._folder / file).is_file() for file in files)
+        return holds_dumps(self._folder, rows)
 
     def write_index(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write ``index.csv`` for all videos, replacing an older one.
@@ -102,7 +103,7 @@ class DumpFolder:
         Raises:
             OutputError: the index cannot be written.
         """
-        with open_writer(self._folder / "index.csv", INDEX_COLUMNS, format="csv") as writer:
+        with open_writer(self._folder / INDEX_NAME, INDEX_COLUMNS, format="csv") as writer:
             for row in rows:
                 writer.append(row)
 
@@ -114,6 +115,11 @@ class DumpFolder:
         for kind, pixels in pictures.items():
             self.store(files[f"{kind}_file"], _encoded(files[f"{kind}_file"], pixels))
         return {"path": video_path, "rank": rank, **explanation.row, **files}
+
+
+def holds_dumps(folder: Path, rows: Iterable[dict[str, Any]]) -> bool:
+    """Return True if every file of these index rows exists in the folder."""
+    return all((folder / row[column]).is_file() for row in rows for column in FILE_COLUMNS)
 
 
 def video_folder(video_path: str) -> str:

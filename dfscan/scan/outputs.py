@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, VideoError
-from dfscan.files import remove_leftovers
+from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import meta_path, related, versions, write_meta
@@ -241,37 +241,12 @@ def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:
     spare_inputs(named, videos)
 
 
-def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]) -> None:
-    """Refuse to overwrite an input, even if it has several names.
-
-    Args:
-        named: options and the files that they write, as from `named_files`.
-        inputs: videos, a checkpoint, a list of videos, ...
-
-    Raises:
-        ConfigError: an output is an input; the message names both.
-    """
-    there = {place: option for option, path in named if (place := _place(path))}
-    for path in inputs if there else ():
-        if (place := _place(path)) in there:
-            raise ConfigError(f"{there[place]} would overwrite the input {path}; name another file")
-
-
 def named_files(settings: ScanSettings) -> list[tuple[str, Path]]:
     """Return options and the files that they write."""
     named = [("--out", Path(report)) for report in settings.out_files]
     named += [("the metadata of --out", meta_path(report)) for report in settings.out_files]
     others = {"--frames-out": settings.frames_out, "--html": settings.html, "--ledger": ledger_path(settings)}
     return named + [(option, path) for option, path in {**others, "--log-file": settings.log_file}.items() if path]
-
-
-def _place(path: str | Path) -> tuple[int, int] | None:
-    """Return device and inode number of a file, or None if it does not exist."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def written_files(settings: ScanSettings) -> list[Path]:

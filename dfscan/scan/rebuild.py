@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
-from dfscan.files import remove_leftovers
+from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.report.meta import meta_path, versions
 from dfscan.report.page import MethodInfo, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import MAY_PASS, about, spare_inputs, warn_of_missing, write_metadata
+from dfscan.scan.outputs import MAY_PASS, about, warn_of_missing, write_metadata
 from dfscan.scan.rejudge import Judge, rescored
 from dfscan.text import report_order
 from dfscan.types import Picture, Review, Verdict, standing

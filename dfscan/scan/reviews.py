@@ -38,9 +38,11 @@ NAMES = {
     "verdict": ("reviewer_verdict", "label", "verdict"),
     "reviewer": ("reviewer", "by"),
     "note": ("reviewer_note", "note"),
+    "time": ("reviewed_utc",),
 }
 """Accepted names of each column of a list, those of a report first."""
 DELIMITERS = ",;\t"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class ListedReview:
     sha256: str
     """Hash of the content that was reviewed; empty if it is not given."""
     review: Review
+    reviewed_utc: str = ""
+    """Time of the review that the report had, which this one repeats or edits; empty if it had none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,14 @@ class Stored:
 
     num_stored: int
     num_unchanged: int
-    """Number of reviews that the ledger already had as the last ones of their files."""
+    """Number of reviews that the ledger already had."""
     problems: list[str]
     """One message for each review that was not stored."""
 
 
 def now_utc() -> str:
     """Return the time as reviews have it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(TIME_FORMAT)
 
 
 # Reading a list
@@ -175,8 +179,18 @@ def _review(
         return None, "no path"
     if not name:
         return None, "no reviewer; fill in `reviewer`, or give --by"
+    if cell("time") and not (_is_time(cell("time")) and cell("time") <= time_utc):
+        return None, f"'{cell('time')}' is not a past time such as 2026-11-25T14:30:00Z; leave `reviewed_utc` as it was"
     review = Review(verdict, name, cell("note"), time_utc)
-    return ListedReview(where, cell("path"), cell("sha256").lower().removeprefix("sha256:"), review), None
+    sha256 = cell("sha256").lower().removeprefix("sha256:")
+    return ListedReview(where, cell("path"), sha256, review, cell("time")), None
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.strptime(text, TIME_FORMAT).strftime(TIME_FORMAT) == text
+    except ValueError:
+        return False
 
 
 # Storing
@@ -184,6 +198,9 @@ def _review(
 
 def store_reviews(ledger: Path, listed: Iterable[ListedReview]) -> Stored:
     """Store reviews of files that the ledger has; those of other files become problems.
+
+    The rows of a report whose reviews nobody edited are known. A row that was edited counts as a review of now, unless
+    the ledger has got a later review since the report was made.
 
     Raises:
         DataError: the ledger cannot be read.
@@ -194,34 +211,41 @@ def store_reviews(ledger: Path, listed: Iterable[ListedReview]) -> Stored:
     num_unchanged = 0
     with LedgerReader(ledger) as reader:
         files = _Files(reader.entries())
-        last = dict[str, Review | None]()
+        known = dict[str, list[Review]]()
         for each in listed:
             try:
                 sha256 = files.content_of(each)
             except DataError as error:
                 problems.append(f"{each.where}: {error}")
                 continue
-            if sha256 not in last:
-                last[sha256] = standing(reader.reviews(sha256))
-            if _same(last[sha256], each.review):
+            if sha256 not in known:
+                known[sha256] = reader.reviews(sha256)
+            last = known[sha256][-1] if known[sha256] else None
+            if _is_known(each, known[sha256]):
                 num_unchanged += 1
+            elif last and each.reviewed_utc and each.reviewed_utc < last.time_utc:
+                shown = f"{each.where}: {last.reviewer} reviewed this content later, at {last.time_utc}"
+                problems.append(f"{shown}; make the report again, or use --verdict")
             else:
-                last[sha256] = standing([each.review])
-                new.append((sha256, each.review))
+                is_from_elsewhere = each.reviewed_utc > (last.time_utc if last else "")
+                review = replace(each.review, time_utc=each.reviewed_utc) if is_from_elsewhere else each.review
+                known[sha256].append(review)
+                new.append((sha256, review))
     if new:
         add_reviews(ledger, new)
     return Stored(len(new), num_unchanged, problems)
 
 
-def _same(old: Review | None, new: Review) -> bool:
-    """Return True if a report shows both reviews in the same way, apart from the time."""
-    if old is None:
-        return new.verdict == "withdrawn"
+def _is_known(listed: ListedReview, stored: Sequence[Review]) -> bool:
+    """Return True if the last review says the same, or an earlier one with the time in the report."""
 
     def shown(review: Review) -> list[str]:
         return [review.verdict, *(guard_formula(printable(text)) for text in (review.reviewer, review.note))]
 
-    return shown(replace(old, time_utc=new.time_utc)) == shown(new)
+    if standing(stored) is None and listed.review.verdict == "withdrawn":
+        return True
+    at_that_time = (review for review in stored if review.time_utc == listed.reviewed_utc)
+    return any(shown(review) == shown(listed.review) for review in (*stored[-1:], *at_that_time))
 
 
 class _Files:
