@@ -19,6 +19,7 @@ from dfscan.config import ScanSettings, build_settings, rows
 from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
+from dfscan.report.copies import CopyFinder
 from dfscan.report.schema import REPORT_COLUMNS, Kind, report_row
 from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
@@ -195,8 +196,13 @@ def to_frame(results: Iterable[VideoResult]) -> pd.DataFrame:
     require("pandas", "dfscan.to_frame")
     import pandas as pd
 
-    rows = [report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version) for result in results]
-    rows.sort(key=lambda row: report_order(str(row["path"])))
+    kept = [
+        (report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version), replace(result, tracks=()))
+        for result in results
+    ]
+    kept.sort(key=lambda pair: report_order(pair[1].path))
+    copies = CopyFinder()
+    rows = [{**row, "same_as": copies.find(result)} for row, result in kept]
     return pd.DataFrame(
         {
             column.name: pd.Series(

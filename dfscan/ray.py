@@ -56,7 +56,8 @@ class ScanBatch(Scanner):
             batch: columns by name, in Ray Data's format ``numpy``.
 
         Returns:
-            One row for each path, in the same order, with the columns, values and types of a Parquet report.
+            One row for each path, in the same order, with the columns, values and types of a Parquet report. Only
+            ``same_as`` is empty: a batch holds a part of the videos.
 
         Raises:
             KeyError: there is no column of paths.

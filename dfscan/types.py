@@ -364,6 +364,8 @@ class Remarks:
     """What the checkpoint used this file for."""
     notes: tuple[Reason, ...] = ()
     """Other remarks on the sampling of frames and the search for faces."""
+    turn_deg: int = 0
+    """Clockwise rotation of the frames before faces were searched for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -378,6 +380,18 @@ class Picture:
     score: float
     """Score of this face, in [0, 1]; 0 for a whole frame, which has no score."""
     jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a video looks like and how it moves, by which copies of it are found; see `dfscan.fingerprint`."""
+
+    mean_jpeg: bytes
+    """Mean picture, (64, 64), grey, as JPEG."""
+    changes: bytes
+    """(12, 8, 8) int8: differences of 12 frames from their mean, scaled to the range; unused frames are 0."""
+    face_png: bytes | None = None
+    """Mean of the largest face of each frame, (32, 32), grey, as PNG; None if there are few faces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +418,8 @@ class VideoResult:
     """Set like `checkpoint`."""
     facts: FileFacts | None = None
     """None if the file could not be opened, or if the result is from before facts were read."""
+    fingerprint: Fingerprint | None = None
+    """None if the video is too short, too dark or does not move, and in results from before fingerprints."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values that JSON can hold, without pictures and dumps.

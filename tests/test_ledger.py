@@ -23,6 +23,7 @@ from dfscan.types import (
     Face,
     FaceScore,
     FileFacts,
+    Fingerprint,
     Picture,
     Provenance,
     Reason,
@@ -55,7 +56,10 @@ FULL = VideoResult(
     tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
     dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
     facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE, True),
-    remarks=Remarks(DAMAGE, Reason("too_many_faces", "12"), True, "validation", (Reason("few_frames", "3"), DAMAGE)),
+    remarks=Remarks(
+        DAMAGE, Reason("too_many_faces", "12"), True, "validation", (Reason("few_frames", "3"), DAMAGE), 90
+    ),
+    fingerprint=Fingerprint(b"\xff\xd8", b"\x00\x81", b"\x89PNG"),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
 NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
@@ -86,7 +90,7 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 
 
 def test_the_test_result_sets_every_field() -> None:
-    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, PROVENANCE, VALIDATION):
+    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, FULL.fingerprint, PROVENANCE, VALIDATION):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
             if field.compare:  # the others are kept beside the JSON: pictures in a table, the checkpoint in a recipe
                 assert getattr(value, field.name) != field.default, field.name

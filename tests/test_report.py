@@ -145,11 +145,13 @@ def test_text_that_is_no_formula_is_not_guarded(text: str) -> None:
 
 
 def test_report_columns_are_stable() -> None:
-    assert [column.name for column in REPORT_COLUMNS] == (
+    first = (
         "path verdict score threshold status reason num_frames num_faces num_tracks max_face_score"
         " fake_face_ratio evidence_start_s evidence_end_s duration_s width_px height_px fps codec size_bytes"
         " sha256 checkpoint dfscan_version num_skipped_streams"
-    ).split() + LAST_COLUMNS + STATEMENT_COLUMNS + CASE_COLUMNS + QUALITY_COLUMNS
+    ).split()
+    last = [*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS, *QUALITY_COLUMNS, "same_as"]
+    assert [column.name for column in REPORT_COLUMNS] == [*first, *last]
 
 
 def test_report_row() -> None:
@@ -177,7 +179,7 @@ def test_report_row() -> None:
         "checkpoint": "b2-plain",
         "dfscan_version": "0.1.0",
         "num_skipped_streams": 1,
-        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS, *QUALITY_COLUMNS]),
+        **dict.fromkeys([*LAST_COLUMNS, *STATEMENT_COLUMNS, *CASE_COLUMNS, *QUALITY_COLUMNS, "same_as"]),
         "rotation_deg": 0,
         "statement": statement(judged("a.mp4")),
         "face_px": float(np.float32(63.75)),
@@ -257,7 +259,7 @@ def test_csv_missing_is_empty(tmp_path: Path) -> None:
     last = write(tmp_path / "r.csv", [row(unjudged("a"))]).read_text().splitlines()[-1]
     assert last == '"./a","error",,,"error",,0,0,0,,,,,,,,,,0,,"b2-plain","0.1.0",' + "," * len(LAST_COLUMNS) + (
         ',"The file could not be examined. Nothing can be said about it.",,,'
-        + "," * len(CASE_COLUMNS + QUALITY_COLUMNS)
+        + "," * len([*CASE_COLUMNS, *QUALITY_COLUMNS, "same_as"])
     )
 
 

@@ -23,6 +23,9 @@ PATCH_LANDMARKS = np.array([[0.396, 0.41], [0.604, 0.41], [0.5, 0.536], [0.414, 
 DISTANCE_SCALE = 10.0
 """Root mean square L*a*b* distance at which the similarity falls to 1/e."""
 NUM_VALUES = CELLS * CELLS * 3
+INNER_PX = 32
+INNER_SCALE = 1.9
+"""Size of the inner face in its patch, in relation to `PATCH_LANDMARKS`."""
 SCENE_CELLS = 16
 """Number of cells along each side of the frame."""
 SCENE_ROWS = 8
@@ -49,6 +52,21 @@ def face_descriptor(frame_pixels: UInt8Image, landmarks: Float32Array) -> Float3
     )
     cells = cv2.resize(patch.astype(np.float32) / 255, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(cells, cv2.COLOR_RGB2LAB), np.float32).ravel()
+
+
+def inner_face(frame_pixels: UInt8Image, landmarks: Float32Array) -> UInt8Image:
+    """Return the inner part of a face, from the brows to the chin, (32, 32), grey, aligned by its landmarks.
+
+    Args:
+        frame_pixels: (H, W, 3) RGB, full resolution, each side at most 32,766 px.
+        landmarks: (5, 2) in frame pixels.
+    """
+    inner = (PATCH_LANDMARKS - 0.5) * INNER_SCALE + 0.5
+    to_frame = similarity_transform(inner * PATCH_PX, np.asarray(landmarks, np.float64))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    patch = cv2.warpAffine(frame_pixels, to_frame, (PATCH_PX, PATCH_PX), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    grey = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.resize(grey, (INNER_PX, INNER_PX), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def similarity(first: Float32Array, second: Float32Array) -> float:

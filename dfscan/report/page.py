@@ -11,7 +11,7 @@ import hashlib
 import importlib.resources
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +41,8 @@ MEANINGS: dict[VerdictLabel, str] = {
 
 _MIN_FRACTION = 0.006
 """Minimum part of the summary bar, so that one video among thousands is visible."""
+MAX_COPIES_SHOWN = 20
+"""Maximum number of copies of a video that are named on the page."""
 _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "eer": "equal error rate",
@@ -67,6 +69,8 @@ class PageVideo:
     """Number of its row in the reports, from 0."""
     reviews: tuple[Review, ...] = ()
     """All reviews of its content, in order of time."""
+    same_as: str | None = None
+    """Path of the first row with the same video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "rates": _rates(videos),
         "intended_use": INTENDED_USE,
         "data": _json(_table(videos, checkpoints, method)),
-        "details": _lines(_detail(video, checkpoints) for video in videos),
+        "details": _lines(map(_known, _details(videos, checkpoints))),
         "cards": cards,
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
         "uncalibrated": [card["label"] for card in cards if card["is_uncalibrated"]],
@@ -304,8 +308,23 @@ def _row(video: PageVideo) -> tuple[Any, ...]:
     )
 
 
+def _details(videos: Sequence[PageVideo], checkpoints: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the data that the script needs when a video is opened."""
+    copies: dict[str, list[str]] = defaultdict(list)
+    for video in videos:
+        if video.same_as is not None:
+            copies[video.same_as].append(display_path(video.result.path))
+    for video in videos:
+        found = copies.get(video.result.path, [])
+        yield {
+            **_detail(video, checkpoints),
+            "same_as": display_path(video.same_as) if video.same_as is not None else None,
+            "copies": found[:MAX_COPIES_SHOWN] or None,
+            "num_copies": len(found) or None,
+        }
+
+
 def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
-    """Return the data that the script needs when a video is opened, without unknown values."""
     result, info = video.result, video.result.info
     facts = {
         "size": info.size_bytes,
@@ -332,7 +351,7 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
         "stated": _stated(result.facts) if result.facts else None,
         "reviews": [_printable(asdict(review)) for review in video.reviews] or None,
     }
-    return _known(facts)
+    return facts
 
 
 def _stated(facts: FileFacts) -> dict[str, Any]:

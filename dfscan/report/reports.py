@@ -66,6 +66,7 @@ class Reports:
         version: str,
         dumps_dir: str | None = None,
         reviews: Sequence[Review] = (),
+        same_as: str | None = None,
     ) -> None:
         """Write the rows of one video.
 
@@ -75,6 +76,7 @@ class Reports:
             version: version of dfscan that judged the video.
             dumps_dir: folder of all dumps.
             reviews: all reviews of its content, in order of time.
+            same_as: path of the first row with the same video, see `report.copies`.
 
         Raises:
             OutputError: a report cannot be written.
@@ -85,6 +87,7 @@ class Reports:
             version=version,
             review=standing(reviews),
             case_facts=self._case_facts,
+            same_as=same_as,
         )
         for name, report in self._reports:
             report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
@@ -94,7 +97,8 @@ class Reports:
         if self._webvtt:
             write_webvtt(self._webvtt, result)
         if self._html:
-            self._videos.append(PageVideo(result, checkpoint, version, len(self._videos), tuple(reviews)))
+            number = len(self._videos)
+            self._videos.append(PageVideo(result, checkpoint, version, number, tuple(reviews), same_as))
 
     def write_page(
         self, pictures: Callable[[PageVideo], Sequence[Picture]], method: Callable[[], MethodInfo]

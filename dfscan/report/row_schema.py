@@ -79,6 +79,7 @@ DESCRIPTIONS = {
     "sharpness": "median contrast of the finest details of these faces, as a fraction of their contrast",
     "blockiness": "median difference across the borders of 8 x 8 blocks in these faces, divided by that elsewhere",
     "bits_per_pixel": "mean bits per pixel and frame of the main video stream",
+    "same_as": "path of the first row with the same video; null in that row, and if there is no other",
 }
 """Meaning of each column, as in the documentation of reports."""
 

@@ -90,6 +90,7 @@ REPORT_COLUMNS: tuple[Column, ...] = (
     Column("sharpness", "score"),
     Column("blockiness", "ratio"),
     Column("bits_per_pixel", "ratio"),
+    Column("same_as", "path"),
 )
 """Columns of a report, with one row per video."""
 
@@ -124,6 +125,7 @@ def report_row(
     version: str | None,
     review: Review | None = None,
     case_facts: Mapping[str, str | None] = NO_CASE,
+    same_as: str | None = None,
 ) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
@@ -133,6 +135,7 @@ def report_row(
         version: version of dfscan that judged the video.
         review: the review of its content that counts.
         case_facts: values of `case`, `exhibit` and `examiner`.
+        same_as: path of the first row with the same video, see `report.copies`.
     """
     verdict, info = result.verdict, result.info
     return {
@@ -161,6 +164,7 @@ def report_row(
         **_likelihood_cells(verdict),
         **case_facts,
         **_quality_cells(result),
+        "same_as": same_as,
     }
 
 

@@ -19,10 +19,11 @@ from dfscan.arrays import UInt8Image
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.crop import crop_aligned, crop_box, crop_face
-from dfscan.faces.descriptor import face_descriptor, scene_descriptor
+from dfscan.faces.descriptor import face_descriptor, inner_face, scene_descriptor
 from dfscan.faces.detect import Detection, FaceDetector
 from dfscan.faces.keyframes import KeyframeDetector
 from dfscan.faces.quality import measure_quality
+from dfscan.fingerprint import SKETCH_EVERY, Sketch, sketch
 from dfscan.scan.timing import Timings
 from dfscan.scan.video import VideoState
 from dfscan.types import Face, FaceCrop, Frame, Reason, SceneDescriptor
@@ -43,6 +44,8 @@ class FrameCrops:
 
     frame: Frame
     crops: list[FaceCrop]
+    sketch: Sketch | None
+    """For the fingerprint of the video, of every `SKETCH_EVERY`-th frame."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +87,14 @@ class FaceCropper:
         self._preprocessing = preprocessing
 
     def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
-        """Crop each face and compute its descriptor."""
+        """Crop each face and compute its descriptor; sketch the frame."""
         view = scene_descriptor(frame.pixels) if faces else None
-        return FrameCrops(frame, [self._crop(frame, face, view, i) for i, face in enumerate(faces)])
+        crops = [self._crop(frame, face, view, i) for i, face in enumerate(faces)]
+        if frame.index % SKETCH_EVERY:
+            return FrameCrops(frame, crops, None)
+        largest = max(faces, key=lambda face: face.box_xyxy[2] - face.box_xyxy[0], default=None)
+        inner = inner_face(frame.pixels, largest.landmarks) if largest else None
+        return FrameCrops(frame, crops, sketch(frame.pixels, inner))
 
     def _crop(self, frame: Frame, detection: Detection, view: SceneDescriptor | None, index: int) -> FaceCrop:
         quality = measure_quality(frame.pixels, detection.box_xyxy)

@@ -31,6 +31,7 @@ from dfscan.types import (
     Face,
     FaceScore,
     FileFacts,
+    Fingerprint,
     Picture,
     Reason,
     Remarks,
@@ -178,7 +179,7 @@ class Ledger:
             OutputError: the result cannot be written.
         """
         row = (
-            _key(result.path),
+            file_key(result.path),
             *_size_and_time(identity),
             result.info.sha256 or "",
             self._recipe.digest,
@@ -201,7 +202,7 @@ class Ledger:
         Pictures are not loaded, see `pictures`.
         """
         with self._sqlite_errors():
-            key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+            key = (file_key(path), *_size_and_time(identity), self._recipe.digest)
             query = f"SELECT result FROM videos {_OF_FILE} ORDER BY rowid DESC LIMIT 1"
             row = self._database.execute(query, key).fetchone()
         return _named(from_json(json.loads(row[0])), path) if row else None
@@ -209,7 +210,7 @@ class Ledger:
     def has_stamp(self, path: str, identity: FileIdentity) -> bool:
         """Return True if inode and change time are unchanged since the result was last confirmed."""
         with self._sqlite_errors():
-            key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+            key = (file_key(path), *_size_and_time(identity), self._recipe.digest)
             row = self._database.execute(f"SELECT inode, ctime_ns FROM stamps {_OF_FILE}", key).fetchone()
         return bool(row == _stamp(identity))
 
@@ -228,7 +229,7 @@ class Ledger:
             OutputError: the ledger cannot be written.
         """
         query = f"SELECT max(rowid), (SELECT max(rowid) FROM videos WHERE path = ?) FROM videos {_OF_FILE}"
-        key = (_key(path), *_size_and_time(identity), self._recipe.digest)
+        key = (file_key(path), *_size_and_time(identity), self._recipe.digest)
         with self._sqlite_errors():
             row, latest = self._database.execute(query, (key[0], *key)).fetchone()
             if row == latest and (identity is None or self.has_stamp(path, identity)):
@@ -242,7 +243,7 @@ class Ledger:
     def pictures(self, path: str, identity: FileIdentity | None) -> list[Picture]:
         """Return the pictures that were stored with a result."""
         with self._sqlite_errors():
-            return _pictures(self._database, (_key(path), *_size_and_time(identity), self._recipe.digest))
+            return _pictures(self._database, (file_key(path), *_size_and_time(identity), self._recipe.digest))
 
     def reviews(self, sha256: str | None) -> list[Review]:
         """Return the reviews of a content in order of time; none for a file that could not be hashed."""
@@ -440,7 +441,8 @@ def _named(result: VideoResult, path: str) -> VideoResult:
     return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
 
 
-def _key(path: str) -> bytes:
+def file_key(path: str) -> bytes:
+    """Return the absolute path or URL by which a ledger knows a file."""
     return os.fsencode(path if is_url(path) else os.path.abspath(path))
 
 
@@ -459,6 +461,7 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "dumps": list(result.dumps),
         "facts": asdict(result.facts) if result.facts else None,
         "remarks": asdict(result.remarks) if result.remarks else None,
+        "fingerprint": _fingerprint_to_json(result.fingerprint),
     }
     return document
 
@@ -495,6 +498,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=_remarks_from_json(document.get("remarks")),
+        fingerprint=_fingerprint_from_json(document.get("fingerprint")),  # absent before fingerprints
     )
 
 
@@ -509,12 +513,25 @@ def _verdict_from_json(document: dict[str, Any]) -> Verdict:
     )
 
 
+def _fingerprint_to_json(fingerprint: Fingerprint | None) -> dict[str, str] | None:
+    if fingerprint is None:
+        return None
+    parts = asdict(fingerprint).items()
+    return {name: base64.b64encode(data).decode() for name, data in parts if data is not None}
+
+
+def _fingerprint_from_json(document: dict[str, str] | None) -> Fingerprint | None:
+    if document is None:
+        return None
+    return Fingerprint(**{name: base64.b64decode(text) for name, text in document.items()})
+
+
 def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
     if document is None:
         return None
     damage, crowd = (document[name] and Reason(**document[name]) for name in ("damage", "crowd"))
     notes = tuple(Reason(**note) for note in document["notes"])
-    return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes)
+    return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes, document.get("turn_deg", 0))
 
 
 def _validation_from_json(document: dict[str, Any]) -> Validation:

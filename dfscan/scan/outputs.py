@@ -16,6 +16,7 @@ from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, VideoError
 from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.media.source import FileIdentity, hash_file
+from dfscan.report.copies import CopyFinder
 from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import meta_path, related, versions, write_meta
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo
@@ -59,6 +60,7 @@ class Outputs:
         self._identities: dict[str, FileIdentity | None] = {}
         self._recorded: dict[str, FileIdentity | None] = {}
         self._index: list[dict[str, Any]] = []
+        self._copies = CopyFinder()
         for path in (*written_files(settings), *map(meta_path, settings.out_files)):
             remove_leftovers(path)
         with ExitStack() as opened:
@@ -136,6 +138,7 @@ class Outputs:
             version=self._recipe.version,
             dumps_dir=dumps_dir,
             reviews=self._ledger.reviews(kept.info.sha256),
+            same_as=self._copies.find(kept),
         )
         self._index.extend(kept.dumps)
 

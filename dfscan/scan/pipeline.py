@@ -219,6 +219,8 @@ class _Scan:
         """Submit the faces of searched frames to the classifier."""
         for batch in searched:
             for detected in batch.frames:
+                if detected.sketch:
+                    batch.video.fingerprinter.add(detected.sketch, detected.frame.stream)
                 for crop in batch.video.choose_faces(detected.crops):
                     self._score.submit(batch.video, crop, detected.frame if self._dumps else None)
                     while (scored := self._score.next()) is not None:
@@ -288,6 +290,7 @@ class _Scan:
             is_picture=is_picture,
             used_for=seen.use_of(ended.info.sha256) if seen else None,
             notes=(*self._face_notes(video), *frame_notes),
+            turn_deg=video.turn_deg,
         )
         verdict = decide(tracks, self._engine.rules, remarks, is_hdr=ended.info.is_hdr)
         return VideoResult(
@@ -301,6 +304,7 @@ class _Scan:
             pictures=self._pictures(video, tracks),
             facts=ended.facts,
             remarks=remarks,
+            fingerprint=video.fingerprinter.fingerprint(),
         )
 
     def _left_out(self, video: VideoState) -> Reason | None:

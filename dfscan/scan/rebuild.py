@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers, spare_inputs
+from dfscan.report.copies import CopyFinder
 from dfscan.report.meta import meta_path, versions
 from dfscan.report.page import MethodInfo, PageVideo
 from dfscan.report.reports import Reports
@@ -97,35 +98,40 @@ def _write(
                 cards[judge.checkpoint.sha256] = judge.checkpoint.document()
         recipe_of = {entry.recipe.digest: judge.recipe(entry) if judge else entry.recipe for entry, _ in known}
         recipes = list({recipe.digest: recipe for recipe in recipe_of.values()}.values())
-        reports = stack.enter_context(Reports(settings, about=about(recipes)))
 
         def verdict(entry: LedgerEntry, ledger: LedgerReader) -> Verdict:
             return judge.judged(entry, ledger.result(entry)).verdict if judge else ledger.verdict(entry)
 
-        if order == "review":
+        copies, same_as = CopyFinder(), dict[bytes, str | None]()
+        if order == "review":  # the groups are those of the report in its usual order
+            same_as = {entry.key[0]: copies.find(ledger.result(entry)) for entry, ledger in known}
             known.sort(key=lambda each: _review_order(verdict(*each), _reviews(readers, each[0].sha256)))
-        for entry, ledger in known:
-            result = ledger.result(entry)
-            if judge:
-                result = judge.judged(entry, result)
-            labels[result.verdict.label] += 1
-            recipe = recipe_of[entry.recipe.digest]
-            dumps_dir = recipe.settings.get("explain")
-            reports.append(
-                result,
-                checkpoint=recipe.checkpoint,
-                version=recipe.version,
-                dumps_dir=dumps_dir,
-                reviews=_reviews(readers, result.info.sha256),
-            )
+        with Reports(settings, about=about(recipes)) as reports:
+            for entry, ledger in known:
+                result = ledger.result(entry)
+                if judge:
+                    result = judge.judged(entry, result)
+                if order == "path":
+                    same_as[entry.key[0]] = copies.find(result)
+                labels[result.verdict.label] += 1
+                recipe = recipe_of[entry.recipe.digest]
+                dumps_dir = recipe.settings.get("explain")
+                reports.append(
+                    result,
+                    checkpoint=recipe.checkpoint,
+                    version=recipe.version,
+                    dumps_dir=dumps_dir,
+                    reviews=_reviews(readers, result.info.sha256),
+                    same_as=same_as[entry.key[0]],
+                )
 
-        def pictures(video: PageVideo) -> list[Picture]:
-            # Not by path: ./a.mp4 on two machines is two different videos. The rows are those of `known`, in its order.
-            entry, ledger = known[video.number]
-            found = ledger.pictures(entry)
-            return rescored(found, video.result) if judge else found
+            def pictures(video: PageVideo) -> list[Picture]:
+                # Not by path: ./a.mp4 on two machines is two different videos. Rows are in the order of `known`.
+                entry, ledger = known[video.number]
+                found = ledger.pictures(entry)
+                return rescored(found, video.result) if judge else found
 
-        warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
+            warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
     folders = {str(recipe.settings["explain"]) for recipe in recipes if recipe.settings.get("explain")}
     return labels, [folder for folder in sorted(folders) if os.path.isdir(folder)]
 

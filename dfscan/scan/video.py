@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dfscan.arrays import Float32Array
+from dfscan.fingerprint import Fingerprinter
 from dfscan.media.isolate import Ended
 from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
@@ -53,6 +54,7 @@ class VideoState:
     has_changed: bool = False
     failure: Reason | None = None
     faces: list[FaceScore] = field(default_factory=list)
+    fingerprinter: Fingerprinter = field(default_factory=Fingerprinter)
     kept: second_look.KeptFrames = field(default_factory=second_look.KeptFrames)
     """Frames for a second search, while few faces have been found."""
     _num_chosen: int = 0

@@ -388,10 +388,18 @@
     return parts.length ? make("bdi", {}, parts.join(", ")) : null;
   }
 
+  function copiesOf({ copies, num_copies }) {
+    const rest = num_copies - copies.length;
+    const names = copies.flatMap((path, i) => [i ? ", " : null, foreign("code", path)]);
+    return make("span", {}, ...names, rest ? ` and ${counted(rest, "other", "others")}` : null);
+  }
+
   function fileFacts(video, facts) {
     const { container, brand, ...stream } = facts.stated ?? {};
     const pairs = {
       Path: foreign("code", video.path),
+      "Same video as": facts.same_as === undefined ? null : foreign("code", facts.same_as),
+      Copies: facts.copies === undefined ? null : copiesOf(facts),
       Encoding: encoding(facts, stream),
       Size: facts.size === undefined ? null : bytes(facts.size),
       Resolution: facts.width === undefined ? null : `${facts.width} × ${facts.height ?? "?"} px`,
@@ -404,7 +412,7 @@
       "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
-    return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Encoding", "SHA-256"]));
+    return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Same video as", "Copies", "Encoding", "SHA-256"]));
   }
 
   // ---- The timeline ------------------------------------------------------------------------------------------

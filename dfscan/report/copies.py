@@ -1,0 +1,89 @@
+"""Find the rows of a report that show the same video as an earlier row.
+
+Rows come in report order, and a row only refers to earlier ones, so a report can be written row by row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dfscan.arrays import Float32Array
+from dfscan.errors import DataError
+from dfscan.fingerprint import (
+    CELLS,
+    MIN_AGREEMENT,
+    NUM_FRAMES,
+    changes,
+    is_same_picture,
+    look,
+    mean_picture,
+)
+from dfscan.text import display_path
+from dfscan.types import Fingerprint, VideoResult
+
+MIN_LIKENESS = 0.85
+"""Minimum correlation of the coarse patterns of two copies; the other tests are made only where it is reached."""
+MAX_DURATION_RATIO, MAX_DURATION_GAP_S = 0.02, 0.2
+"""Two copies differ in duration by at most this part of the longer one, plus this many seconds."""
+
+
+class CopyFinder:
+    """Assigns each row to the first earlier row with the same video.
+
+    Per row, a comparison with all earlier rows takes one pass over 260 bytes of each in numpy. Only rows of equal
+    duration and similar pictures are compared further. About 3 kB per row are kept.
+    """
+
+    def __init__(self) -> None:
+        self._by_hash: dict[str, str] = {}
+        self._firsts: list[str] = []
+        """For each fingerprint, the path of the first row of its group."""
+        self._fingerprints: list[Fingerprint] = []
+        self._durations_s = np.zeros(64, np.float32)
+        self._looks = np.zeros((64, CELLS**2), np.float32)
+        self._changes = np.zeros((64, NUM_FRAMES * CELLS**2), np.float16)
+
+    def find(self, result: VideoResult) -> str | None:
+        """Return the path of the first row with the same video, or None if this row is the first; then remember it.
+
+        Raises:
+            DataError: its fingerprint in the ledger is damaged.
+        """
+        sha256, fingerprint = result.info.sha256, result.fingerprint
+        first = self._by_hash.get(sha256) if sha256 and result.info.size_bytes else None
+        if fingerprint is not None and result.info.duration_s is not None:
+            try:
+                first = self._find(fingerprint, result.info.duration_s, first, result.path)
+            except ValueError as error:
+                raise DataError(f"{display_path(result.path)}: {error} in the ledger; scan it again") from error
+        if sha256:
+            self._by_hash.setdefault(sha256, first or result.path)
+        return first
+
+    def _find(self, fingerprint: Fingerprint, duration_s: float, first: str | None, path: str) -> str | None:
+        pattern, moves = look(mean_picture(fingerprint)), changes(fingerprint)
+        num_rows = len(self._firsts)
+        if first is None:
+            for row in self._candidates(duration_s, pattern, moves):
+                if is_same_picture(self._fingerprints[row], fingerprint):
+                    first = self._firsts[row]
+                    break
+        if num_rows == len(self._looks):
+            self._durations_s, self._looks, self._changes = (
+                np.concatenate([kept, np.zeros_like(kept)]) for kept in (self._durations_s, self._looks, self._changes)
+            )
+        self._durations_s[num_rows], self._looks[num_rows], self._changes[num_rows] = duration_s, pattern, moves
+        self._fingerprints.append(fingerprint)
+        self._firsts.append(first or path)
+        return first
+
+    def _candidates(self, duration_s: float, pattern: Float32Array, moves: Float32Array) -> list[int]:
+        """Return the earlier rows whose duration, pattern and changes agree, in order."""
+        num_rows = len(self._firsts)
+        durations_s = self._durations_s[:num_rows]
+        gaps_s = np.abs(durations_s - duration_s)
+        is_near = gaps_s <= MAX_DURATION_GAP_S + MAX_DURATION_RATIO * np.maximum(durations_s, duration_s)
+        is_near &= self._looks[:num_rows] @ pattern >= MIN_LIKENESS
+        rows = np.flatnonzero(is_near)
+        agreements = self._changes[rows].astype(np.float32) @ moves
+        return [int(row) for row in rows[agreements >= MIN_AGREEMENT]]
