@@ -319,6 +319,22 @@ class ScanSettings(Settings):
     )
     explain_top: int = setting(3, EXPLAIN, "Number of highest-scoring faces per video.", ge=1)
     explain_format: Literal["png", "jpg"] = setting("png", EXPLAIN, "Image format.")
+    annotate: Path | None = setting(
+        None,
+        EXPLAIN,
+        "Write annotated copies of the videos to this folder, as H.264 without sound: boxes, tracks, scores and the "
+        "verdict on every frame.",
+        example="annotated",
+        metavar="DIR",
+    )
+    annotate_top: int | None = setting(
+        None,
+        EXPLAIN,
+        "Annotate only this number of highest-scoring videos.",
+        default_text="all with faces",
+        example=20,
+        ge=1,
+    )
 
     threshold: float | None = setting(
         None, VERDICT, "Minimum score for the verdict fake.", default_text="the checkpoint's", example=0.9, ge=0, le=1

@@ -89,6 +89,11 @@ class AtomicFile:
         with writing(self._shown, remedy=self._remedy), self._discarded_on_error():
             self._file.write(data)
 
+    @property
+    def stream(self) -> BinaryIO:
+        """The unfinished file, for programs that also seek; they run inside `writing`."""
+        return self._file
+
     def commit(self) -> None:
         """Flush the data to disk and rename the file; a second call does nothing."""
         if self._file.closed:

@@ -14,7 +14,11 @@ from dfscan.config import CASE, OUTPUT, VERDICT, ScanSettings
 
 
 @guarded
-@options.with_settings("out format frames_out html html_max_mb webvtt excel delimiter quiet", CASE)
+@options.with_settings(
+    "out format frames_out html html_max_mb webvtt excel delimiter quiet "
+    "annotate annotate_top timeout max_memory sandbox",
+    CASE,
+)
 def report(
     *,
     ledgers: Annotated[

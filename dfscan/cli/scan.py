@@ -126,4 +126,5 @@ def _read_list(name: str, *, is_null: bool) -> list[str]:
 def _summary(summary: ScanSummary, settings: ScanSettings, seconds: float) -> str:
     files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
     written = f" - {', '.join(files)}" if files else ""
+    written += f"; {summary.num_annotated} annotated in {settings.annotate}" if settings.annotate else ""
     return f"{summary.summary()} in {seconds:.0f} s{written}"

@@ -52,7 +52,12 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     start_s, start_cpu_s = time.perf_counter(), _cpu_s()
     with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
         outputs: dict[str, Any] = {"out": (str(Path(folder) / "report.csv"),), "ledger": None, "resume": False}
-        outputs |= {"frames_out": None, "html": None, "explain": Path(folder) / "dumps" if settings.explain else None}
+        outputs |= {
+            "frames_out": None,
+            "html": None,
+            "annotate": None,
+            "explain": Path(folder) / "dumps" if settings.explain else None,
+        }
         run_scan(inputs, dataclasses.replace(settings, **outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()

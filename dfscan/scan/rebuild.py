@@ -6,9 +6,10 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import MAY_PASS, about, warn_of_missing, write_metadata
 from dfscan.scan.rejudge import Judge, rescored
 from dfscan.text import report_order
-from dfscan.types import Picture, Review, Verdict, standing
+from dfscan.types import Picture, Review, Verdict, VideoResult, standing
 
 RowOrder = Literal["path", "review"]
 REVIEW_PLACES = ("fake", "inconclusive", "temporary error", "error", "no_face", "real")
@@ -132,8 +133,37 @@ def _write(
                 return rescored(found, video.result) if judge else found
 
             warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
+        if settings.annotate:
+            _annotate(known, settings, recipe_of, judge, verdict)
     folders = {str(recipe.settings["explain"]) for recipe in recipes if recipe.settings.get("explain")}
     return labels, [folder for folder in sorted(folders) if os.path.isdir(folder)]
+
+
+def _annotate(
+    known: Sequence[Known],
+    settings: ScanSettings,
+    recipe_of: Mapping[str, Recipe],
+    judge: Judge | None,
+    verdict: Callable[[LedgerEntry, LedgerReader], Verdict],
+) -> None:
+    """Annotate the videos from their files, when all reports are complete."""
+    from dfscan.scan.annotate import Candidate, annotate_videos
+
+    def load(entry: LedgerEntry, ledger: LedgerReader) -> VideoResult:
+        result = ledger.result(entry)
+        return judge.judged(entry, result) if judge else result
+
+    candidates = [
+        Candidate(
+            os.fsdecode(entry.key[0]),
+            verdict(entry, ledger).score,
+            partial(load, entry, ledger),
+            recipe_of[entry.recipe.digest],
+        )
+        for entry, ledger in known
+    ]
+    num_written = annotate_videos(candidates, settings)
+    log.info("%d videos annotated in %s", num_written, settings.annotate)
 
 
 def _known(ledgers: Sequence[LedgerReader]) -> list[Known]:

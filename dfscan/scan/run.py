@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dfscan.report.dumps import DumpFolder
 from dfscan.report.meta import versions
 from dfscan.scan.cluster import Cluster, for_workers
 from dfscan.scan.cluster_worker import Job
+from dfscan.scan.ledger import LedgerEntry, LedgerReader, file_key
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
@@ -54,6 +56,8 @@ class ScanSummary:
     """Findings (verdicts and ``partial``) that the ledger did not have before."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of every file that was found but gets no row."""
+    num_annotated: int = 0
+    """Number of annotated videos that were written."""
     empty: list[str] = field(default_factory=list)
     """Display names of folders and file lists that contained nothing to scan."""
 
@@ -152,6 +156,8 @@ def run_scan(
     refuse_overwriting(settings, discovery.paths)
     if settings.takes_known and ledger_path(settings) is None:
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
+    if settings.annotate and ledger_path(settings) is None:
+        raise ConfigError("--annotate needs a ledger: name the report with --out, or the ledger with --ledger")
     resolved, checkpoint = resolve(settings)
     device = settings.device if settings.on == "ray" else choose_device(settings.device)
     recipe = scan_recipe(resolved, checkpoint, device=device)
@@ -176,6 +182,8 @@ def run_scan(
                     listener.video_done(result)
             outputs.finish(summary.num_skipped)
         outputs.write_meta(_metadata(started, resolved, checkpoint, engine, summary))
+        if settings.annotate:
+            summary.num_annotated = _annotate(settings, order)
     if summary.num_seen:
         log.warning(
             "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
@@ -183,6 +191,31 @@ def run_scan(
             summary.num_videos,
         )
     return summary
+
+
+def _annotate(settings: ScanSettings, paths: Sequence[str]) -> int:
+    """Annotate these videos from the ledger, when all reports are complete; return how many were written."""
+    from dfscan.scan.annotate import Candidate, annotate_videos
+
+    ledger_file = ledger_path(settings)
+    assert ledger_file is not None
+    with LedgerReader(ledger_file) as ledger:
+
+        def load(path: str, entry: LedgerEntry) -> VideoResult:
+            return replace(ledger.result(entry), path=path)
+
+        entries = {entry.key[0]: entry for entry in ledger.entries()}
+        known = [(path, entry) for path in paths if (entry := entries.get(file_key(path)))]
+        candidates = [
+            Candidate(
+                path,
+                ledger.verdict(entry).score,
+                partial(load, path, entry),
+                entry.recipe,
+            )
+            for path, entry in known
+        ]
+        return annotate_videos(candidates, settings)
 
 
 def _empty(discovery: Discovery) -> list[str]:

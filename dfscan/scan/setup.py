@@ -214,6 +214,7 @@ def limit_threads() -> None:
 
 NOT_IN_RECIPE = frozenset(
     "include exclude follow_symlinks checkpoint device batch_size out format frames_out html html_max_mb webvtt "
+    "annotate annotate_top "
     "keep_pictures shard excel delimiter ledger resume verify on max_workers gpus_per_worker workers trust_list "
     "threads timeout max_memory sandbox fail_on new_only exit_zero quiet log_file case exhibit examiner".split()
 )
