@@ -148,8 +148,7 @@ def evaluate(
     from dfscan.evaluation.evaluate import run_evaluation
     from dfscan.evaluation.evaluation_files import prepare_folder, write_evaluation, write_videos
     from dfscan.evaluation.quality import write_quality
-    from dfscan.files import AtomicFile
-    from dfscan.scan.outputs import spare_inputs
+    from dfscan.files import AtomicFile, spare_inputs
     from dfscan.scan.setup import find_checkpoint
 
     inputs_read = read_sources(
