@@ -20,7 +20,7 @@ from dfscan.errors import ConfigError, DfscanError
 from dfscan.extras import require
 from dfscan.media.discover import Discovery, discover
 from dfscan.report.copies import CopyFinder
-from dfscan.report.schema import REPORT_COLUMNS, Kind, report_row
+from dfscan.report.schema import REPORT_COLUMNS, Kind, detector_columns, report_row
 from dfscan.report.writers import typed_cell
 from dfscan.scan.pipeline import Engine, failed, scan_videos
 from dfscan.scan.setup import load_engine, resolve
@@ -35,6 +35,13 @@ AnyPath = str | os.PathLike[str]
 
 DTYPES: dict[Kind, Literal["string", "Int64"]] = {"path": "string", "text": "string", "int": "Int64"}
 """Types of columns in a DataFrame; all other kinds are float64."""
+
+
+def _names(checkpoint: AnyPath | Sequence[AnyPath] | None) -> list[str] | None:
+    if checkpoint is None:
+        return None
+    several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    return [os.fspath(each) for each in several]
 
 
 class ScannerOptions(TypedDict, total=False):
@@ -76,12 +83,14 @@ class Scanner:
     Loading limits OpenCV, and PyTorch if it is imported, to one thread for each call in the whole process.
     """
 
-    def __init__(self, checkpoint: AnyPath | None = None, **options: Unpack[ScannerOptions]) -> None:
+    def __init__(
+        self, checkpoint: AnyPath | Sequence[AnyPath] | None = None, **options: Unpack[ScannerOptions]
+    ) -> None:
         """Load the models.
 
         Args:
-            checkpoint: trained detector, a ``.safetensors`` file or a name on the Hugging Face Hub; None takes the one
-                that is built in.
+            checkpoint: trained detector, a ``.safetensors`` file or a name on the Hugging Face Hub, or several of them;
+                None takes the one that is built in.
             **options: see `ScannerOptions`. None, or an option left out, takes the checkpoint's own value.
 
         Raises:
@@ -91,9 +100,9 @@ class Scanner:
         """
         if others := sorted(options.keys() & rows(ScanSettings).keys() - ScannerOptions.__annotations__.keys()):
             raise ConfigError(f"{', '.join(others)}: an option of `dfscan scan` that a Scanner does not take")
-        given = {**options, "checkpoint": None if checkpoint is None else os.fspath(checkpoint)}
+        given = {**options, "checkpoint": _names(checkpoint)}
         self._settings, loaded = resolve(build_settings(ScanSettings, given))
-        self._checkpoint = loaded.label
+        self._checkpoint = "; ".join(each.label for each in loaded)
         self._engine: Engine | None = load_engine(self._settings, loaded)
         self._scans: WeakSet[Generator[VideoResult, None, None]] = WeakSet()
 
@@ -165,7 +174,9 @@ class Scanner:
         self.close()
 
 
-def scan_video(path: AnyPath, checkpoint: AnyPath | None = None, **options: Unpack[ScannerOptions]) -> VideoResult:
+def scan_video(
+    path: AnyPath, checkpoint: AnyPath | Sequence[AnyPath] | None = None, **options: Unpack[ScannerOptions]
+) -> VideoResult:
     """Load a checkpoint and judge one video; for several videos make one `Scanner`, which loads it once.
 
     Args:
@@ -196,18 +207,20 @@ def to_frame(results: Iterable[VideoResult]) -> pd.DataFrame:
     require("pandas", "dfscan.to_frame")
     import pandas as pd
 
-    kept = [
-        (report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version), replace(result, tracks=()))
-        for result in results
-    ]
+    kept, names = list[tuple[dict[str, object], VideoResult]](), dict[str, None]()
+    for result in results:
+        detectors = [each.name for each in result.detectors]
+        names |= dict.fromkeys(detectors)
+        row = report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version, detectors=detectors)
+        kept.append((row, replace(result, tracks=(), detectors=())))
     kept.sort(key=lambda pair: report_order(pair[1].path))
     copies = CopyFinder()
     rows = [{**row, "same_as": copies.find(result)} for row, result in kept]
     return pd.DataFrame(
         {
             column.name: pd.Series(
-                [typed_cell(column, row[column.name]) for row in rows], dtype=DTYPES.get(column.kind, "float64")
+                [typed_cell(column, row.get(column.name)) for row in rows], dtype=DTYPES.get(column.kind, "float64")
             )
-            for column in REPORT_COLUMNS
+            for column in (*REPORT_COLUMNS, *detector_columns(list(names)))
         }
     )

@@ -59,6 +59,8 @@ class Setting:
     """Type that the command line parses, where it is not `kind`."""
     parse: Callable[[Any], Any] | None = None
     """Converts a raw value before validation, or raises ValueError."""
+    separator: str | None = None
+    """Pattern between several values in the environment. By default, a colon separates paths and a blank other text."""
     former: str | None = None
     """Former name, which files may still contain."""
     has_variable: bool = False
@@ -160,10 +162,6 @@ def _several(value: object) -> object:
     if isinstance(value, (str, Path)):
         return [str(value)]
     return [str(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _stream(value: object) -> object:
@@ -394,14 +392,18 @@ class ScanSettings(Settings):
     )
     max_faces: int | None = setting(None, FACES, "Maximum number of faces scored per frame.", of_checkpoints=20, ge=1)
 
-    checkpoint: str | None = setting(
+    checkpoint: tuple[str, ...] | None = setting(
         None,
         DETECTOR,
-        "Checkpoint of the detector: a file, or hf://owner/name[@REVISION] on the Hugging Face Hub.",
+        "Checkpoint of the detector: a file, or hf://owner/name[@REVISION] on the Hugging Face Hub. Repeat it in scan, "
+        "explain and bench to ask several detectors.",
         default_text="the built-in one",
         example="lab.safetensors",
         metavar="FILE",
-        parse=_as_text,
+        flag_type=list[str],
+        parse=_several,
+        separator=r":(?!//)",
+        min_length=1,
     )
     device: str = setting("auto", DETECTOR, "Device: auto, cpu, cuda or cuda:N.", metavar="DEVICE")
     batch_size: int = setting(32, DETECTOR, "Faces scored at once on a GPU; a CPU scores one at a time.", ge=1)
@@ -489,6 +491,13 @@ class ScanSettings(Settings):
             yield f"--device {self.device} on Ray needs a share of a GPU: add --gpus-per-worker 1"
         if self.device == "cpu" and self.gpus_per_worker:
             yield "--device cpu and --gpus-per-worker exclude each other: give only one of them"
+
+    def document(self) -> dict[str, Any]:
+        """See `Settings.document`; a single checkpoint is not in a list."""
+        document = super().document()
+        if self.checkpoint and len(self.checkpoint) == 1:
+            document["checkpoint"] = self.checkpoint[0]
+        return document
 
     @property
     def reports(self) -> tuple[str, ...]:

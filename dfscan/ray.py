@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from dfscan.api import AnyPath, Scanner, ScannerOptions
 from dfscan.errors import DfscanError
 from dfscan.media.discover import Discovery
-from dfscan.report.schema import REPORT_COLUMNS, report_row
+from dfscan.report.schema import REPORT_COLUMNS, detector_columns, report_row
 from dfscan.report.tables import arrow_schema
 from dfscan.report.writers import typed_cell
 
@@ -32,7 +32,11 @@ class ScanBatch(Scanner):
     """
 
     def __init__(
-        self, checkpoint: AnyPath | None = None, *, column: str = "path", **options: Unpack[ScannerOptions]
+        self,
+        checkpoint: AnyPath | Sequence[AnyPath] | None = None,
+        *,
+        column: str = "path",
+        **options: Unpack[ScannerOptions],
     ) -> None:
         """Load the models.
 
@@ -68,8 +72,11 @@ class ScanBatch(Scanner):
         if self._engine is None:
             raise DfscanError("this ScanBatch is closed; make a new one")
         paths = [os.fsdecode(path) for path in batch[self._column]]
+        classifiers = self._engine.classifiers
+        names = [classifier.name for classifier in classifiers] if len(classifiers) > 1 else []
+        columns = (*REPORT_COLUMNS, *detector_columns(names))
         rows = {}
         for result in self._results_of(Discovery(list(dict.fromkeys(paths)), {}, [], []), self._engine):
-            row = report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version)
-            rows[result.path] = {column.name: typed_cell(column, row[column.name]) for column in REPORT_COLUMNS}
-        return pa.Table.from_pylist([rows[path] for path in paths], schema=arrow_schema(REPORT_COLUMNS))
+            row = report_row(result, checkpoint=result.checkpoint, version=result.dfscan_version, detectors=names)
+            rows[result.path] = {column.name: typed_cell(column, row[column.name]) for column in columns}
+        return pa.Table.from_pylist([rows[path] for path in paths], schema=arrow_schema(columns))

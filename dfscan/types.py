@@ -232,6 +232,8 @@ class FaceCrop:
     face: Face
     pixels: UInt8Image
     """(S, S, 3) RGB, where S is the input size of the checkpoint. Pixels outside the frame are black."""
+    others: tuple[UInt8Image, ...] = ()
+    """The same for each checkpoint after the first one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -368,6 +370,21 @@ class Remarks:
     """Clockwise rotation of the frames before faces were searched for."""
 
 
+@dataclass(frozen=True, slots=True)
+class DetectorResult:
+    """What one of several detectors concludes on a video, as if it had scanned the video alone."""
+
+    name: str
+    """Unique name of the detector in this scan."""
+    checkpoint: str
+    """Short text that names its checkpoint."""
+    verdict: Verdict
+    tracks: tuple[Track, ...] = ()
+    """The tracks of the video, with the scores of this detector."""
+    used_for: Literal["training", "validation"] | None = None
+    """What this checkpoint used the file for."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """A small picture for the report: a scored face, or a whole frame of a video in which no face was found."""
@@ -420,6 +437,9 @@ class VideoResult:
     """None if the file could not be opened, or if the result is from before facts were read."""
     fingerprint: Fingerprint | None = None
     """None if the video is too short, too dark or does not move, and in results from before fingerprints."""
+    detectors: tuple[DetectorResult, ...] = ()
+    """One result for each of several detectors; empty with one detector, and without a face search. The verdict then
+    combines theirs; its score, its threshold and all other scores are those of the first one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values that JSON can hold, without pictures and dumps.
@@ -442,6 +462,15 @@ class VideoResult:
             "checkpoint": self.checkpoint,
             "dfscan_version": self.dfscan_version,
             "facts": asdict(self.facts) if self.facts else None,
+            "detectors": [
+                {
+                    "name": each.name,
+                    "checkpoint": each.checkpoint,
+                    "verdict": asdict(each.verdict),
+                    "logits": [[scored.logit for scored in track.faces] for track in each.tracks],
+                }
+                for each in self.detectors
+            ],
         }
         finite: dict[str, Any] = _finite(document)
         return finite

@@ -267,6 +267,7 @@ def test_to_dict_is_stable() -> None:
         "checkpoint": "c",
         "dfscan_version": None,
         "facts": None,
+        "detectors": [],
     }
 
 

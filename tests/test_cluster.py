@@ -73,7 +73,7 @@ def nodes(session_cache: Path, store: Store) -> Iterator[Any]:
 
 def stub(notes: Path, *, pause_s: float = 0.02, sample: tuple[str, int] | None = None, **settings: Any) -> StubJob:
     chosen = for_workers(ScanSettings(on="ray", threads=1, **settings))
-    return StubJob(chosen, b"", "", "", None, sample, pause_s=pause_s, notes=str(notes))
+    return StubJob(chosen, (), None, sample, pause_s=pause_s, notes=str(notes))
 
 
 @pytest.fixture

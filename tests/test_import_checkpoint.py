@@ -202,7 +202,7 @@ def compare(layout: str, folder: Path, num_faces: int) -> tuple[DeepfakeDetector
     imported = import_weights(folder / "original.pth", folder / "imported.safetensors")
     # The original of icpr2020dfdc shifts a square that reaches beyond the frame; dfscan fills it up with black.
     faces = turned_faces(num_faces, is_one_cut_off=layout != "icpr2020dfdc")
-    cropper = FaceCropper(imported.card.preprocessing)
+    cropper = FaceCropper([imported.card.preprocessing])
     theirs = np.stack([ORIGINALS[layout].prepared(*each) for each in faces]).transpose(0, 3, 1, 2).astype(np.float32)
     crops = [cropper.crop_faces(Frame(frame, i, 0.0, 0), [face]).crops[0] for i, (frame, face) in enumerate(faces)]
     ours = to_input([crop.pixels for crop in crops], imported.card.preprocessing)

@@ -20,6 +20,7 @@ from dfscan.media.source import FileIdentity
 from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, from_json, to_json
 from dfscan.types import (
     Bounded,
+    DetectorResult,
     Face,
     FaceScore,
     FileFacts,
@@ -47,22 +48,34 @@ def face(frame_index: int) -> FaceScore:
 PROVENANCE = Provenance("invalid", "Signer, Org", "Editor 1", ("c2pa.created", "c2pa.edited"), "generated", "mismatch")
 DAMAGE = Reason("damaged", "cut off")
 VALIDATION = Validation(Bounded(0.01, 0.0, 0.02), 300, True, True, "below 0.1", Bounded(20, 5, 80))
+FACES = (face(0), face(1)), (face(9),)
+OTHER_DETECTOR = DetectorResult(
+    name="b",
+    checkpoint="b@0123",
+    verdict=Verdict("real", 0.25, 0.5, 5, DAMAGE),
+    tracks=(
+        Track(0, tuple(FaceScore(scored.face, 2 * scored.logit) for scored in FACES[0])),
+        Track(5, (FaceScore(FACES[1][0].face, -7.5),)),
+    ),
+    used_for="training",
+)
 FULL = VideoResult(
     path="clips/a.mp4",
     status="partial",
     verdict=Verdict("fake", 1 / 3, 0.8, 5, Reason("damaged", "cut off, naïvely\n"), VALIDATION),
     info=VideoInfo(10**12, "ab" * 32, 640, 480, 30000 / 1001, 77, 2.5, "h264", 90, True, 1),
     num_frames=32,
-    tracks=(Track(0, (face(0), face(1))), Track(5, (face(9),))),
+    tracks=(Track(0, FACES[0]), Track(5, FACES[1])),
     dumps=({"path": "clips/a.mp4", "file": "x.png", "time_s": 0.1, "box": [1, 2, 3, 4], "note": None},),
     facts=FileFacts("mp4", "isom", "m", "e", "d", "2024", 2, 1.5, 800_000, 250, 1, ("a: b", "c: d"), PROVENANCE, True),
     remarks=Remarks(
         DAMAGE, Reason("too_many_faces", "12"), True, "validation", (Reason("few_frames", "3"), DAMAGE), 90
     ),
     fingerprint=Fingerprint(b"\xff\xd8", b"\x00\x81", b"\x89PNG"),
+    detectors=(OTHER_DETECTOR,),
 )
 BARE = VideoResult("b.mp4", "error", Verdict("error", reason=Reason("empty", "the file is empty")), VideoInfo(0))
-NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=())
+NO_REASON = dataclasses.replace(FULL, status="ok", verdict=Verdict("no_face"), tracks=(), dumps=(), detectors=())
 ODD_NAME = dataclasses.replace(BARE, path=os.fsdecode(b"odd \xff\n\xf0\x9f\x98\x80.mp4"))
 RECIPE = Recipe("tiny@0123", "cd" * 32, "1.2.3", "cpu", {"num_frames": 32})
 OTHER = dataclasses.replace(RECIPE, device_kind="cuda")
@@ -90,7 +103,8 @@ def test_every_field_comes_back(result: VideoResult, tmp_path: Path) -> None:
 
 
 def test_the_test_result_sets_every_field() -> None:
-    for value in (FULL, FULL.verdict, FULL.info, FULL.facts, FULL.remarks, FULL.fingerprint, PROVENANCE, VALIDATION):
+    parts = (FULL.verdict, FULL.info, FULL.facts, FULL.remarks, FULL.fingerprint, PROVENANCE, VALIDATION)
+    for value in (FULL, *parts, OTHER_DETECTOR):
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
             if field.compare:  # the others are kept beside the JSON: pictures in a table, the checkpoint in a recipe
                 assert getattr(value, field.name) != field.default, field.name
@@ -320,10 +334,10 @@ def test_pictures_are_stored_with_their_result(tmp_path: Path) -> None:
 def test_old_ledger_lists_the_latest_result_of_each_file(tmp_path: Path) -> None:
     path = tmp_path / "x.ledger"
     other = dataclasses.replace(FULL, path="clips/b.mp4")
-    with Ledger(path, recipe=RECIPE, card={"name": "first"}) as ledger:
+    with Ledger(path, recipe=RECIPE, cards={RECIPE.checkpoint_sha256: {"name": "first"}}) as ledger:
         ledger.put(FULL, None)
         ledger.put(other, None)
-    with Ledger(path, recipe=OTHER, card={"name": "second"}) as ledger:
+    with Ledger(path, recipe=OTHER, cards={OTHER.checkpoint_sha256: {"name": "second"}}) as ledger:
         ledger.put(dataclasses.replace(FULL, num_frames=7, pictures=PICTURES), None)
     with LedgerReader(path) as old:
         entries = {entry.path: entry for entry in old.entries()}
@@ -379,7 +393,7 @@ def test_an_old_ledger_reads_one_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_damaged_card_is_reported(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "x.ledger", recipe=RECIPE, card={}) as ledger:
+    with Ledger(tmp_path / "x.ledger", recipe=RECIPE, cards={RECIPE.checkpoint_sha256: {}}) as ledger:
         ledger.put(FULL, None)
     with sqlite3.connect(tmp_path / "x.ledger") as database:
         database.execute("UPDATE checkpoints SET card = 'no JSON'")

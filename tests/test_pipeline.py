@@ -37,7 +37,7 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_for(checkpoint: Path, **settings: Any) -> Engine:
     sampling = {} if "every" in settings else {"num_frames": 4}
-    chosen = ScanSettings(checkpoint=checkpoint, device="cpu", **{**sampling, **settings})
+    chosen = ScanSettings(checkpoint=(str(checkpoint),), device="cpu", **{**sampling, **settings})
     return load_engine(*resolve(chosen))
 
 
@@ -101,7 +101,8 @@ def test_detection_and_scoring_use_at_most_the_given_threads(
 def test_batching_across_videos_does_not_change_scores(clips: Path, untrained: Path) -> None:
     alone = engine_for(untrained)
     network = load_network(read_card(untrained))
-    together = replace(alone, runtime=TorchRuntime(network, device="cpu", batch_size=5, threads=3))
+    runtime = TorchRuntime(network, device="cpu", batch_size=5, threads=3)
+    together = replace(alone, classifiers=(replace(alone.main, runtime=runtime),))
     for one, other in zip(scan(inputs(clips), alone), scan(inputs(clips), together), strict=True):
         logits, others = ([face.logit for track in r.tracks for face in track.faces] for r in (one, other))
         assert logits == pytest.approx(others, abs=1e-3)
@@ -111,7 +112,9 @@ def as_with_a_gpu(engine: Engine, checkpoint: Path, **more: Any) -> Engine:
     """Run the GPU path on the CPU: detection and scoring in batches across videos, in float16."""
     options = {"batch_size": 4, "threads": 2, "mixed_precision": True} | more
     runtime = TorchRuntime(load_network(read_card(checkpoint)), device="cpu", **options)
-    return replace(engine, runtime=runtime, batched_detector=BatchedFaceDetector(engine.detector, device="cpu"))
+    classifiers = (replace(engine.main, runtime=runtime),)
+    batched_detector = BatchedFaceDetector(engine.detector, device="cpu")
+    return replace(engine, classifiers=classifiers, batched_detector=batched_detector)
 
 
 def logits_of(result: VideoResult) -> list[float]:
@@ -409,7 +412,7 @@ def test_exit_codes(labels: list[str], settings: dict[str, Any], code: int) -> N
 
 
 def test_files_in_a_ledger_without_a_method_number_are_rescanned(untrained: Path) -> None:
-    now = scan_recipe(ScanSettings(num_frames=4), read_card(untrained), device="cpu")
+    now = scan_recipe(ScanSettings(num_frames=4), [read_card(untrained)], device="cpu")
     document = json.loads(now.document)
     del document["method"]
     assert Recipe(**document).method == 1 < now.method
@@ -419,7 +422,7 @@ def test_files_in_a_ledger_without_a_method_number_are_rescanned(untrained: Path
 def test_recipe_changes_only_with_settings_that_affect_results(untrained: Path, trained: Path) -> None:
     def digest(checkpoint: Path = untrained, device: str = "cpu", **change: Any) -> str:
         given = change if "every" in change else {"num_frames": 4, **change}
-        return scan_recipe(ScanSettings(**given), read_card(checkpoint), device=device).digest
+        return scan_recipe(ScanSettings(**given), [read_card(checkpoint)], device=device).digest
 
     assert digest(workers=7, threads=5, out="x.csv", quiet=True) == digest()
     assert digest(device="cuda:0") == digest(device="cuda:1") != digest()

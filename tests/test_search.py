@@ -17,7 +17,13 @@ from dfscan.detector.preprocess import Preprocessing
 from dfscan.faces.detect import FaceDetector
 from dfscan.gpu import BusyClock
 from dfscan.scan.crowd import Crowd
-from dfscan.scan.detect import MAX_BATCHES_PASSED, BatchedDetectStage, DetectStage, SequentialDetectStage
+from dfscan.scan.detect import (
+    MAX_BATCHES_PASSED,
+    BatchedDetectStage,
+    DetectStage,
+    FaceCropper,
+    SequentialDetectStage,
+)
 from dfscan.scan.timing import Timings
 from dfscan.scan.video import VideoState
 from dfscan.types import Frame
@@ -51,7 +57,7 @@ def detector() -> FakeDetector:
 @pytest.fixture
 def stage(detector: FakeDetector) -> Iterator[BatchedDetectStage]:
     with ThreadPoolExecutor(1) as pool:
-        yield BatchedDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)  # type: ignore[arg-type]
+        yield BatchedDetectStage(detector, FaceCropper([Preprocessing()]), Timings(), pool, threads=1)  # type: ignore[arg-type]
 
 
 def video(name: str) -> VideoState:
@@ -121,7 +127,7 @@ def test_an_abandoned_video_is_freed() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
     given_up = video("its decoder died")
     with ThreadPoolExecutor(1) as pool:
-        stage = SequentialDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)
+        stage = SequentialDetectStage(detector, FaceCropper([Preprocessing()]), Timings(), pool, threads=1)
         stage.submit(given_up, Frame(astronaut(), 0, 0.0, 0))
         drain(stage)
         assert len(stage._queues) == 1  # the frame is held until detection has run on the third
@@ -134,7 +140,7 @@ def test_one_thread_reports_the_end_of_a_video_once() -> None:
     detector = FaceDetector(threshold=0.95, min_face_px=48, max_faces=10)
     short, empty = video("short"), video("empty")
     with ThreadPoolExecutor(1) as pool:
-        stage = SequentialDetectStage(detector, Preprocessing(), Timings(), pool, threads=1)
+        stage = SequentialDetectStage(detector, FaceCropper([Preprocessing()]), Timings(), pool, threads=1)
         stage.submit(short, frame(0))
         stage.end(empty)
         stage.end(short)

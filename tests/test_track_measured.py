@@ -41,7 +41,7 @@ SAME_PERSON = ("ghost_", "edtalk_", "intel_asl", "may")
 
 def faces_of(paths: list[Path]) -> Iterator[tuple[Path, list[Face]]]:
     """Yield the faces of each video, in shots that dissolves separate too."""
-    detector, cutter = FaceDetector(threshold=0.95, min_face_px=48, max_faces=20), FaceCropper(Preprocessing())
+    detector, cutter = FaceDetector(threshold=0.95, min_face_px=48, max_faces=20), FaceCropper([Preprocessing()])
     events = decode_videos(map(str, paths), sampling=Sampling(), num_workers=1, limits=Limits())
     follower, found = KeyframeDetector(detector), list[Face]()
     for event in events:

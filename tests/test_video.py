@@ -34,8 +34,8 @@ def crops(frame_index: int, count: int) -> list[FaceCrop]:
 
 
 def score(video: VideoState, crop: FaceCrop, logit: float) -> None:
-    scored = ScoredCrop(crop, None, logit, np.zeros((1, 1), np.float32))
-    video.add_score(FaceScore(crop.face, logit), scored)
+    scored = ScoredCrop(crop, None, (logit,), np.zeros((1, 1), np.float32))
+    video.add_scores((FaceScore(crop.face, logit),), scored)
 
 
 def test_a_video_is_complete_when_all_chosen_faces_are_scored() -> None:

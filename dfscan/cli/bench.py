@@ -57,14 +57,15 @@ def _cluster_table(figures: dict[str, Any]) -> list[str]:
 
 
 def _table(figures: dict[str, Any]) -> list[str]:
-    lines = [f"{'stage':<10}{'items':>8}{'wall s':>10}{'CPU s':>10}{'CPU share':>11}"]
+    width = max(10, *(len(name) + 2 for name in figures["stages"]))
+    lines = [f"{'stage':<{width}}{'items':>8}{'wall s':>10}{'CPU s':>10}{'CPU share':>11}"]
     for name, stage in figures["stages"].items():
         wall_s = "-" if stage["wall_s"] is None else f"{stage['wall_s']:.2f}"
         cells = f"{stage['count']:>8}{wall_s:>10}{stage['cpu_s']:>10.2f}{stage['cpu_share']:>11.1%}"
-        lines.append(f"{name:<10}{cells}")
+        lines.append(f"{name:<{width}}{cells}")
     floor = figures["floor"]
-    lines.append(f"{'whole':<10}{figures['videos']:>8}{figures['wall_s']:>10.2f}{figures['cpu_s']:>10.2f}")
-    lines.append(f"{'floor':<10}{'':>8}{floor['wall_s']:>10.2f}{floor['cpu_s']:>10.2f}")
+    lines.append(f"{'whole':<{width}}{figures['videos']:>8}{figures['wall_s']:>10.2f}{figures['cpu_s']:>10.2f}")
+    lines.append(f"{'floor':<{width}}{'':>8}{floor['wall_s']:>10.2f}{floor['cpu_s']:>10.2f}")
     ratio = figures["ratio_to_floor"]
     lines.append(
         f"floor: decoding alone {floor['decode_cpu_s']:.2f} CPU s, classification alone "

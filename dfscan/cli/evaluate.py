@@ -149,7 +149,7 @@ def evaluate(
     from dfscan.evaluation.evaluation_files import prepare_folder, write_evaluation, write_videos
     from dfscan.evaluation.quality import write_quality
     from dfscan.files import AtomicFile, spare_inputs
-    from dfscan.scan.setup import find_checkpoint
+    from dfscan.scan.setup import find_checkpoints, only_one
 
     inputs_read = read_sources(
         inputs,
@@ -168,7 +168,7 @@ def evaluate(
     paths = [*inputs, *(source.path for source in sources)]
     prepare_folder(folder, inputs=paths)
     if card_path:
-        checkpoint = find_checkpoint(settings)
+        checkpoint = only_one(find_checkpoints(settings))
         if not checkpoint.card.calibration.is_set:
             raise ConfigError(
                 f"--write-card: {checkpoint.path} has no thresholds to measure; set them with `dfscan calibrate`"

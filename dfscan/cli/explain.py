@@ -55,6 +55,9 @@ def explain(
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.3f}"
     typer.echo(f"{display_path(file)}: {verdict.label}{score}" + (f" ({verdict.reason})" if verdict.reason else ""))
+    for each in result.detectors:
+        own = "" if each.verdict.score is None else f", score {each.verdict.score:.3f}"
+        typer.echo(f"  {each.name}: {each.verdict.label}{own}")
     for row in result.dumps:
         typer.echo(f"{row['time_s']:9.3f} s  score {row['score']:.3f}  {folder / row['frame_file']}")
     raise typer.Exit(2 if result.status == "error" else 0)

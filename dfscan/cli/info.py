@@ -40,11 +40,11 @@ def info(
       dfscan info --checkpoint lab.safetensors
       dfscan info --json > info.json
     """
-    from dfscan.detector.checkpoint import default_checkpoint_path, read_card
+    from dfscan.detector.checkpoint import default_checkpoint_path
+    from dfscan.scan.setup import find_checkpoints, only_one
 
     start_logging()
-    path = settings.checkpoint or default_checkpoint_path()
-    card = read_card(path) if path else None
+    card = only_one(find_checkpoints(settings)) if settings.checkpoint or default_checkpoint_path() else None
     document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "pytorch": _pytorch_build()}
     document["sandbox"] = _sandbox()
     document["checkpoint"] = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -55,6 +57,9 @@ def with_settings(names: str = "", *panels: str, whole_file: bool = False) -> Ca
         def run(context: typer.Context, **arguments: Any) -> None:
             given = {row.name: arguments.pop(row.name) for row in taken}
             given = {name: value for name, value in given.items() if value is not None and value != []}
+            for row in taken:
+                if row.separator and row.variable and _source(context, row.name) == "ENVIRONMENT":
+                    given[row.name] = re.split(row.separator, os.environ[row.variable])
             path = arguments.get("config")
             from_file = read_file(path, table) if path else {}
             if not whole_file:
@@ -76,14 +81,19 @@ def with_settings(names: str = "", *panels: str, whole_file: bool = False) -> Ca
     return decorate
 
 
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return source.name if source else None
+
+
 def _preferred(
     context: typer.Context, table: type[Settings], values: dict[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Of two settings that exclude each other, drop the one whose source has lower precedence."""
 
     def rank(name: str) -> int:
-        source = context.get_parameter_source(name) if name in given else None
-        return _SOURCES.index(source.name) if source else len(_SOURCES)
+        source = _source(context, name) if name in given else None
+        return _SOURCES.index(source) if source else len(_SOURCES)
 
     for one, other in table.EXCLUSIVE:
         if {one, other} <= set(values) and rank(one) != rank(other):

@@ -31,11 +31,11 @@ def report(
     ],
     settings: ScanSettings,
     calibration: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             rich_help_panel=VERDICT,
             help="Judge all videos again with the thresholds and temperature of this checkpoint. It must have been "
-            "calibrated from the checkpoint of the scan.",
+            "calibrated from the checkpoint of the scan. Repeat it for several detectors.",
             show_default=False,
             metavar="FILE",
         ),
@@ -79,7 +79,7 @@ def report(
     if settings.html and settings.out is None and settings.format is None:
         settings = dataclasses.replace(settings, out=())
     start_logging(is_quiet=settings.quiet)
-    labels = rebuild_reports(ledgers, settings, calibration=calibration, threshold=new_threshold, order=order)
+    labels = rebuild_reports(ledgers, settings, calibrations=calibration or (), threshold=new_threshold, order=order)
     if not settings.quiet:
         files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
         counts = ", ".join(f"{labels[label]} {label}" for label in VERDICT_LABELS)

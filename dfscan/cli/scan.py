@@ -71,9 +71,8 @@ def scan(
     from dfscan.scan.outputs import named_files
     from dfscan.scan.run import run_scan
 
-    spare_inputs(
-        named_files(settings), [path for path in (config, files_from, settings.checkpoint, settings.trust_list) if path]
-    )
+    read = (config, files_from, *(settings.checkpoint or ()), settings.trust_list)
+    spare_inputs(named_files(settings), [path for path in read if path])
     named, listed = _inputs(inputs or [], files_from, is_null=null)
     with ScanProgressBar(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)

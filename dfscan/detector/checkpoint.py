@@ -47,9 +47,14 @@ class Checkpoint:
     """Name with the commit, if the file comes from the Hugging Face Hub."""
 
     @property
+    def name(self) -> str:
+        """Name in the card, else the stem of the file."""
+        return self.card.name or self.path.stem
+
+    @property
     def label(self) -> str:
-        """Short text for reports: the name, else the file's stem, and the first 12 digits of the SHA-256 digest."""
-        return f"{self.card.name or self.path.stem}@{self.sha256[:12]}"
+        """Short text for reports: the name and the first 12 digits of the SHA-256 digest."""
+        return f"{self.name}@{self.sha256[:12]}"
 
     def document(self) -> dict[str, Any]:
         """Return the card for reports and ledgers: JSON values, without the seen files, and with the source, if any."""

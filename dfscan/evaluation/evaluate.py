@@ -32,7 +32,7 @@ from dfscan.evaluation.metrics import Comparison, Estimate, measure, paired_accu
 from dfscan.evaluation.robustness import CONDITIONS, Condition, write_copies
 from dfscan.media.source import open_source
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
-from dfscan.scan.setup import ResolvedSettings, load_engine, resolve
+from dfscan.scan.setup import ResolvedSettings, load_engine, only_one, resolve
 from dfscan.types import VERDICT_LABELS, Verdict
 
 Level = Literal["video", "frame"]
@@ -141,12 +141,13 @@ def run_evaluation(
         CheckpointError: there is no usable checkpoint.
         OutputError: a copy cannot be written.
     """
-    resolved, checkpoint = resolve(settings)
+    resolved, checkpoints = resolve(settings)
+    checkpoint = only_one(checkpoints)
     overlap = find_overlap(sources, checkpoint)
     _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:
         on_planned(len(sources) * (1 + len(CONDITIONS) * with_robustness))
-    engine = load_engine(resolved, checkpoint)
+    engine = load_engine(resolved, checkpoints)
     results = scan_labelled(sources, engine, listener=listener)
     if on_scanned:
         on_scanned(results)

@@ -42,7 +42,7 @@ from dfscan.files import AtomicFile, spare_inputs
 from dfscan.scan.outputs import ledger_path, named_files
 from dfscan.scan.pipeline import ScanListener
 from dfscan.scan.run import run_scan
-from dfscan.scan.setup import find_checkpoint
+from dfscan.scan.setup import find_checkpoints, only_one
 from dfscan.types import VideoResult
 
 OWN_FOOTAGE = "own footage"
@@ -145,7 +145,7 @@ def calibrate_on_footage(
         LockedError: another run is writing the ledger.
         OutputError: the ledger or the copy cannot be written.
     """
-    checkpoint = find_checkpoint(settings)
+    checkpoint = only_one(find_checkpoints(settings))
     if not checkpoint.card.calibration.trained:
         raise ConfigError(f"{checkpoint.path} is untrained: its scores mean nothing at any threshold; train it first")
     ledger = ledger_path(settings)

@@ -22,7 +22,17 @@ from dfscan.files import AtomicFile
 from dfscan.report.schema import NO_CASE, finite
 from dfscan.report.statement import error_rate, statement
 from dfscan.text import display_path, printable, report_order
-from dfscan.types import FileFacts, Picture, Provenance, Review, Validation, VerdictLabel, VideoResult, standing
+from dfscan.types import (
+    DetectorResult,
+    FileFacts,
+    Picture,
+    Provenance,
+    Review,
+    Validation,
+    VerdictLabel,
+    VideoResult,
+    standing,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -62,7 +72,7 @@ class PageVideo:
     result: VideoResult
     """Result of the video; its `pictures` are ignored."""
     checkpoint: str
-    """Label of the checkpoint that judged it, such as ``best@d187e11d6436``."""
+    """Label of the checkpoint that judged it, such as ``best@d187e11d6436``; the first of several."""
     version: str
     """Version of dfscan that judged it."""
     number: int
@@ -85,6 +95,8 @@ class MethodInfo:
     """Versions of the libraries."""
     skipped: Mapping[str, int]
     """Number of files without a row, by reason."""
+    verdict_rule: str | None = None
+    """How several detectors decide, if there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +214,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "data": _json(_table(videos, checkpoints, method)),
         "details": _lines(map(_known, _details(videos, checkpoints))),
         "cards": cards,
+        "verdict_rule": method.verdict_rule,
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
         "uncalibrated": [card["label"] for card in cards if card["is_uncalibrated"]],
         "dfscan_versions": sorted({printable(video.version) for video in videos}),
@@ -350,8 +363,17 @@ def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
         ],
         "stated": _stated(result.facts) if result.facts else None,
         "reviews": [_printable(asdict(review)) for review in video.reviews] or None,
+        "detectors": [_opinion(each) for each in result.detectors] or None,
     }
     return facts
+
+
+def _opinion(result: DetectorResult) -> dict[str, Any]:
+    verdict = result.verdict
+    texts = {"name": result.name, "checkpoint": result.checkpoint, "verdict": verdict.label}
+    reason = str(verdict.reason) if verdict.reason else None
+    numbers = {"score": _score(verdict.score), "threshold": _score(verdict.threshold)}
+    return _known(_printable({**texts, "reason": reason}) | numbers)
 
 
 def _stated(facts: FileFacts) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dfscan.errors import DataError
 from dfscan.report.formats import SUFFIXES
+from dfscan.report.schema import is_score
 
 NEEDED = frozenset("path verdict score threshold status reason checkpoint sha256 size_bytes dfscan_version".split())
 """Columns without which a file is not a report; every version of the report has them."""
@@ -31,7 +32,7 @@ def open_report(path: Path) -> Iterator[dict[str, Any]]:
 def read_rows(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a report, with None for missing values, and `sha256` as plain hex.
 
-    In rows of CSV, only `score`, `threshold` and `size_bytes` are numbers. Both delimiters are accepted.
+    In rows of CSV, only scores, `threshold` and `size_bytes` are numbers. Both delimiters are accepted.
 
     Args:
         name: name of the report; its suffix gives the format, as in `formats`.
@@ -61,8 +62,8 @@ def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     _checked(name, dict.fromkeys(names))
     for cells in csv.reader(lines, delimiter=delimiter):
         row: dict[str, Any] = {column: cell or None for column, cell in zip(names, cells, strict=True)}
-        for column in ("score", "threshold", "size_bytes"):
-            if row.get(column):
+        for column in names:
+            if row[column] and (is_score(column) or column in ("threshold", "size_bytes")):
                 row[column] = float(row[column].replace(",", "."))
         yield row
 

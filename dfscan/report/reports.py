@@ -16,7 +16,14 @@ from dfscan.errors import ConfigError, OutputError
 from dfscan.files import AtomicFile
 from dfscan.report.formats import format_for, open_writer
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
-from dfscan.report.schema import FRAME_COLUMNS, REPORT_COLUMNS, frame_rows, report_row
+from dfscan.report.schema import (
+    FRAME_COLUMNS,
+    REPORT_COLUMNS,
+    detector_columns,
+    face_columns,
+    frame_rows,
+    report_row,
+)
 from dfscan.report.tables import LINK, XlsxWriter
 from dfscan.report.webvtt import write_webvtt
 from dfscan.report.writers import ReportWriter
@@ -31,13 +38,14 @@ class Reports:
     Every report is opened at once, so a bad path fails immediately. Report files appear under their names at the end.
     """
 
-    def __init__(self, settings: ScanSettings, *, about: Mapping[str, str]) -> None:
+    def __init__(self, settings: ScanSettings, *, about: Mapping[str, str], detectors: Sequence[str] = ()) -> None:
         """Open the reports.
 
         Args:
             settings: settings that name the reports: `out`, `format`, `excel`, `delimiter`, `frames_out`, `html`,
                 `html_max_mb` and `webvtt`; and those of the case.
             about: facts about the scan for the second sheet of workbooks.
+            detectors: names of the detectors, if there are several.
 
         Raises:
             OutputError: a report cannot be written.
@@ -48,12 +56,15 @@ class Reports:
         self._html = settings.html
         self._html_max_mb = settings.html_max_mb
         self._webvtt = settings.webvtt
+        self._detectors = tuple(detectors)
         self._videos: list[PageVideo] = []
         with ExitStack() as opened:
-            self._reports = [(name, opened.enter_context(_open(name, settings, about))) for name in settings.reports]
-            self._frames = (
-                opened.enter_context(_open_frames(settings.frames_out, settings)) if settings.frames_out else None
-            )
+            self._reports = [
+                (name, opened.enter_context(_open(name, settings, about, self._detectors))) for name in settings.reports
+            ]
+            self._frames = None
+            if settings.frames_out:
+                self._frames = opened.enter_context(_open_frames(settings.frames_out, settings, self._detectors))
             if settings.html:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
@@ -62,7 +73,7 @@ class Reports:
         self,
         result: VideoResult,
         *,
-        checkpoint: str,
+        checkpoints: Sequence[str],
         version: str,
         dumps_dir: str | None = None,
         reviews: Sequence[Review] = (),
@@ -72,7 +83,7 @@ class Reports:
 
         Args:
             result: result of the video.
-            checkpoint: label of the checkpoint.
+            checkpoints: labels of the checkpoints.
             version: version of dfscan that judged the video.
             dumps_dir: folder of all dumps.
             reviews: all reviews of its content, in order of time.
@@ -83,22 +94,23 @@ class Reports:
         """
         row = report_row(
             result,
-            checkpoint=checkpoint,
+            checkpoint="; ".join(checkpoints),
             version=version,
             review=standing(reviews),
             case_facts=self._case_facts,
             same_as=same_as,
+            detectors=self._detectors,
         )
         for name, report in self._reports:
             report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
         if self._frames:
-            for face_row in frame_rows(result):
+            for face_row in frame_rows(result, self._detectors):
                 self._frames.append(face_row)
         if self._webvtt:
             write_webvtt(self._webvtt, result)
         if self._html:
             number = len(self._videos)
-            self._videos.append(PageVideo(result, checkpoint, version, number, tuple(reviews), same_as))
+            self._videos.append(PageVideo(result, checkpoints[0], version, number, tuple(reviews), same_as))
 
     def write_page(
         self, pictures: Callable[[PageVideo], Sequence[Picture]], method: Callable[[], MethodInfo]
@@ -128,24 +140,27 @@ class Reports:
         self._stack.__exit__(kind, error, trace)
 
 
-def _open(name: str, settings: ScanSettings, about: Mapping[str, str]) -> ReportWriter:
+def _open(name: str, settings: ScanSettings, about: Mapping[str, str], detectors: Sequence[str]) -> ReportWriter:
     if name == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed: name a file for the report with --out")
     target = sys.stdout.buffer if name == STDOUT else name
+    report_format = format_for(name, settings.format)
+    more = () if report_format == "jsonl" else detector_columns(detectors)
     return open_writer(
         target,
-        REPORT_COLUMNS,
-        format=format_for(name, settings.format),
+        (*REPORT_COLUMNS, *more),
+        format=report_format,
         excel=settings.excel,
         delimiter=settings.delimiter,
         about=about,
     )
 
 
-def _open_frames(path: Path, settings: ScanSettings) -> ReportWriter:
+def _open_frames(path: Path, settings: ScanSettings, detectors: Sequence[str]) -> ReportWriter:
     if format_for(path) == "case":
         raise ConfigError(f"{path}: CASE has one entry per video, not per face; name a .csv or .jsonl file")
-    return open_writer(path, FRAME_COLUMNS, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
+    columns = (*FRAME_COLUMNS, *face_columns(detectors))
+    return open_writer(path, columns, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
 
 
 def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from dfscan.report.schema import REPORT_COLUMNS, REPORT_VERSION, Column, Kind
+from dfscan.report.schema import DETECTOR_COLUMNS, DETECTORS, REPORT_COLUMNS, REPORT_VERSION, Column, Kind
 from dfscan.types import VERDICT_LABELS, DeclaredAi, ProvenanceState, Status
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _TYPES: dict[Kind, str] = {"path": "string", "text": "string", "int": "integer"}
 """Types of kinds that are not ``number``."""
-_ALWAYS_GIVEN = frozenset("path verdict status num_frames num_faces num_tracks".split())
+_ALWAYS_GIVEN = frozenset("name path verdict status num_frames num_faces num_tracks".split())
 _CHOICES: dict[str, tuple[str, ...]] = {
     "verdict": VERDICT_LABELS,
     "status": get_args(Status),
@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "reviewer_verdict": ("fake", "real", "inconclusive"),
 }
 DESCRIPTIONS = {
+    "name": "name of a detector",
     "path": "path as given or found, with unprintable characters escaped",
     "verdict": "what the detector concludes",
     "score": "probability that the video is manipulated, according to this detector; not proof",
@@ -91,6 +92,15 @@ def row_schema() -> dict[str, Any]:
         "description": "bytes of the path; only if `path` had to be escaped",
         "type": "string",
         "contentEncoding": "base64",
+    }
+    properties[DETECTORS] = {
+        "description": "what each detector concludes; only in scans with several detectors",
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {column.name: _property(column) for column in DETECTOR_COLUMNS},
+            "required": [column.name for column in DETECTOR_COLUMNS],
+        },
     }
     return {
         "$schema": DIALECT,

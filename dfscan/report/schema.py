@@ -6,7 +6,7 @@ The order is stable: new columns are only added at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +118,38 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 """Columns of ``--frames-out``, with one row per scored face."""
 
 
+DETECTORS = "detectors"
+"""Key of a row that is not a column: a list with a row of `DETECTOR_COLUMNS` for each of several detectors. JSON Lines
+reports contain it instead of `detector_columns`."""
+
+DETECTOR_COLUMNS: tuple[Column, ...] = (
+    Column("name", "text"),
+    Column("checkpoint", "text"),
+    Column("verdict", "text"),
+    Column("score", "score"),
+    Column("threshold", "score"),
+    Column("reason", "text"),
+)
+"""Keys of the result of one of several detectors."""
+
+
+def detector_columns(names: Sequence[str]) -> tuple[Column, ...]:
+    """Return the columns at the end of a report for several detectors."""
+    return tuple(
+        column for name in names for column in (Column(f"score_{name}", "score"), Column(f"verdict_{name}", "text"))
+    )
+
+
+def is_score(name: str) -> bool:
+    """Return True for the column of a video's score, also of one of several detectors."""
+    return name == "score" or name.startswith("score_")
+
+
+def face_columns(names: Sequence[str]) -> tuple[Column, ...]:
+    """Return the columns at the end of ``--frames-out`` for several detectors."""
+    return tuple(Column(f"score_{name}", "score") for name in names)
+
+
 def report_row(
     result: VideoResult,
     *,
@@ -126,6 +158,7 @@ def report_row(
     review: Review | None = None,
     case_facts: Mapping[str, str | None] = NO_CASE,
     same_as: str | None = None,
+    detectors: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return the row of one video by column name: typed values, None for missing values, never NaN.
 
@@ -136,6 +169,7 @@ def report_row(
         review: the review of its content that counts.
         case_facts: values of `case`, `exhibit` and `examiner`.
         same_as: path of the first row with the same video, see `report.copies`.
+        detectors: names of the detectors in the report, if there are several.
     """
     verdict, info = result.verdict, result.info
     return {
@@ -165,14 +199,23 @@ def report_row(
         **case_facts,
         **_quality_cells(result),
         "same_as": same_as,
+        **(_detector_cells(result, detectors) if detectors else {}),
     }
 
 
-def frame_rows(result: VideoResult) -> Iterator[dict[str, object]]:
-    """Yield a row for every scored face of one video, grouped by track, in order of time."""
-    for track in result.tracks:
-        for face in track.faces:
-            yield _frame_row(result.path, track, face)
+def frame_rows(result: VideoResult, detectors: Sequence[str] = ()) -> Iterator[dict[str, object]]:
+    """Yield a row for every scored face of one video, grouped by track, in order of time.
+
+    Args:
+        result: result of the video.
+        detectors: names of the detectors in the report, if there are several.
+    """
+    tracks_of = {each.name: each.tracks for each in result.detectors}
+    for i, track in enumerate(result.tracks):
+        for j, face in enumerate(track.faces):
+            scores = {name: tracks[i].faces[j].score for name, tracks in tracks_of.items()}
+            more = {f"score_{name}": finite(scores.get(name)) for name in detectors}
+            yield _frame_row(result.path, track, face) | more
 
 
 def finite(value: float | None) -> float | None:
@@ -190,6 +233,27 @@ def _face_cells(result: VideoResult) -> dict[str, object]:
         "max_face_score": finite(max(scores, default=None)),
         "fake_face_ratio": num_fake / len(scores) if scores and num_fake is not None else None,
     }
+
+
+def _detector_cells(result: VideoResult, names: Sequence[str]) -> dict[str, object]:
+    verdicts = {each.name: each.verdict for each in result.detectors}
+    listed = [
+        {
+            "name": each.name,
+            "checkpoint": each.checkpoint,
+            "verdict": each.verdict.label,
+            "score": each.verdict.score,
+            "threshold": each.verdict.threshold,
+            "reason": each.verdict.reason and str(each.verdict.reason),
+        }
+        for each in result.detectors
+    ]
+    cells: dict[str, object] = {DETECTORS: listed}
+    for name in names:
+        verdict = verdicts.get(name)
+        cells[f"score_{name}"] = finite(verdict.score) if verdict else None
+        cells[f"verdict_{name}"] = verdict.label if verdict else None
+    return cells
 
 
 def _fact_cells(result: VideoResult) -> dict[str, object]:

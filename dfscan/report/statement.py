@@ -7,7 +7,7 @@ does a low one show that it is genuine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from dfscan.types import Bounded, Track, Validation, Verdict, VerdictLabel, VideoResult
@@ -26,6 +26,8 @@ NO_CONCLUSION: Final[Mapping[str, str]] = {
     "uncalibrated": "the checkpoint has no thresholds",
     "low_quality": "the checkpoint's error rates do not hold for pictures of such low quality",
     "too_few_validation_videos": "the checkpoint has too few validation videos for a threshold",
+    "detectors_disagree": "one detector says fake and another one real",
+    "not_confirmed": "one detector gives a verdict that no other one confirms",
 }
 """Why a verdict is inconclusive, by the code of its reason."""
 SEEN: Final[Mapping[str, str]] = {
@@ -36,7 +38,8 @@ SEEN: Final[Mapping[str, str]] = {
 
 def statement(result: VideoResult) -> str:
     """Return the statement of a result; it depends on nothing else."""
-    parts = [*_finding(result), *_measured(result.verdict), *_limits(result)]
+    finding = _common_finding(result) if result.tracks and result.detectors else _finding(result)
+    parts = [*finding, *_measured(result.verdict), *_limits(result)]
     return " ".join(parts)
 
 
@@ -62,6 +65,27 @@ def _finding(result: VideoResult) -> Iterator[str]:
         yield f"The score {verdict.score:.4f} rests on {_faces(track)}."
     if track and result.remarks and result.remarks.used_for:
         yield SEEN[result.remarks.used_for]
+
+
+def _common_finding(result: VideoResult) -> Iterator[str]:
+    """Yield what several detectors found together, and each of them."""
+    verdict = result.verdict
+    names = [each.name for each in result.detectors if each.verdict.label == verdict.label]
+    if verdict.label == "fake":
+        yield f"Called fake by {_listed(names)}. This is consistent with manipulation."
+        yield "It does not establish manipulation, nor who made it."
+    elif verdict.label == "real":
+        yield f"Called real by {_listed(names)}. No sign of the kinds of manipulation in their training was found."
+        yield "This does not show that the video is genuine."
+    else:
+        code = verdict.reason.code if verdict.reason else ""
+        yield f"No conclusion is drawn: {NO_CONCLUSION.get(code, 'see the reason')}."
+    for each in result.detectors:
+        own, track = each.verdict, next(track for track in each.tracks if track.track_id == each.verdict.track_id)
+        limit = "" if own.threshold is None else f" (threshold for fake {own.threshold:.4f})"
+        yield f"{each.name}: {own.label}, with a score of {own.score:.4f}{limit} for {_faces(track)}."
+        if each.used_for:
+            yield SEEN[each.used_for]
 
 
 def _measured(verdict: Verdict) -> Iterator[str]:
@@ -117,6 +141,10 @@ def _limits(result: VideoResult) -> Iterator[str]:
         parts.append("the sound")
     parts.append("everything except faces")
     yield f"Not examined: {', '.join(parts)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _faces(track: Track) -> str:

@@ -12,10 +12,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 from dfscan.files import writing
-from dfscan.report.schema import DIGITS, Column, finite
+from dfscan.report.schema import DETECTOR_COLUMNS, DETECTORS, DIGITS, Column, finite
 from dfscan.text import display_path, guard_formula, is_escaped, printable
 
 
@@ -99,14 +99,17 @@ class CsvWriter(ReportWriter):
 class JsonLinesWriter(ReportWriter):
     """One JSON object per line, with the columns as keys and null for missing values.
 
-    If the path had to be escaped, the row also has ``path_bytes``, the raw bytes of the path in base64.
+    If the path had to be escaped, the row also has ``path_bytes``, the raw bytes of the path in base64. Rows of several
+    detectors also have `DETECTORS`.
     """
 
     def _line(self, row: Mapping[str, object]) -> str:
-        record = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
+        record: dict[str, object] = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
         path = row.get("path")
         if isinstance(path, str) and is_escaped(path):
             record["path_bytes"] = base64.b64encode(os.fsencode(path)).decode()
+        if DETECTORS in row:
+            record[DETECTORS] = _detector_records(row[DETECTORS])
         return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -148,6 +151,10 @@ def typed_cell(column: Column, value: object) -> str | int | float | None:
         return int(value)
     number = finite(value)
     return None if number is None else round(number, DIGITS[column.kind]) + 0.0  # + 0.0: never "-0.0"
+
+
+def _detector_records(rows: Any) -> list[dict[str, object]]:
+    return [{column.name: typed_cell(column, row[column.name]) for column in DETECTOR_COLUMNS} for row in rows]
 
 
 def _csv_cell(column: Column, value: object, decimal: str) -> str:

@@ -23,6 +23,7 @@ from dfscan.detector.runtime import Runtime
 from dfscan.errors import ConfigError
 from dfscan.media.discover import discover
 from dfscan.media.isolate import Ended, decode_videos
+from dfscan.scan.classify import stage_of
 from dfscan.scan.cluster import Cluster, for_workers
 from dfscan.scan.cluster_worker import Job
 from dfscan.scan.pipeline import Engine, scan_videos
@@ -62,6 +63,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
     peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
     engine = load_engine(*resolve(settings))
+    stages = [*STAGES, *(map(stage_of, engine.classifiers) if len(engine.classifiers) > 1 else [])]
     num_videos, num_frames = timings.stages["open"].count, timings.stages["decode"].count
     num_faces = timings.stages["classify"].count
     floor = _floor(inputs, settings, engine, num_faces)
@@ -83,7 +85,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         "peak_all_rss_bytes": peak_rss_bytes + engine.num_workers * timings.peak_child_rss_bytes,
         "gpu_share": timings.gpu_s / wall_s,
         "peak_gpu_bytes": peak_gpu_bytes,
-        "stages": {name: _stage(timings, name, cpu_s) for name in STAGES},
+        "stages": {name: _stage(timings, name, cpu_s) for name in stages},
         "floor": floor,
         "ratio_to_floor": cpu_s / floor["cpu_s"] if floor["cpu_s"] else None,
         "wall_ratio_to_floor": wall_s / floor["wall_s"] if floor["wall_s"] else None,
@@ -101,18 +103,18 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
         CheckpointError: there is no usable checkpoint.
         MissingExtraError: Ray is not installed.
     """
-    resolved, checkpoint = resolve(for_workers(settings))
+    resolved, checkpoints = resolve(for_workers(settings))
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
     if not paths:
         raise ConfigError("nothing to measure: the inputs contain no videos; check the paths")
-    one = _judge_on_cluster(paths, dataclasses.replace(resolved, max_workers=1), checkpoint)
+    one = _judge_on_cluster(paths, dataclasses.replace(resolved, max_workers=1), checkpoints)
     own = dataclasses.replace(resolved, threads=one["threads"])
-    engine = load_engine(own, checkpoint)
+    engine = load_engine(own, checkpoints)
     start_s = time.perf_counter()
     with closing(scan_videos(paths, engine)) as judged:
         deque(judged, maxlen=0)
     local_s = time.perf_counter() - start_s
-    every = _judge_on_cluster(paths, resolved, checkpoint)
+    every = _judge_on_cluster(paths, resolved, checkpoints)
     return {
         "videos": len(paths),
         "device": resolved.device,
@@ -129,9 +131,11 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
     }
 
 
-def _judge_on_cluster(paths: Sequence[str], settings: ResolvedSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+def _judge_on_cluster(
+    paths: Sequence[str], settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]
+) -> dict[str, Any]:
     start_s = time.perf_counter()
-    with closing(Cluster(Job.of(settings, checkpoint, paths))) as cluster:
+    with closing(Cluster(Job.of(settings, checkpoints, paths))) as cluster:
         num_workers = cluster.warm_up(len(paths))
         ready_s = time.perf_counter()
         with closing(cluster.results(paths)) as judged:
@@ -146,10 +150,14 @@ def _judge_on_cluster(paths: Sequence[str], settings: ResolvedSettings, checkpoi
 
 
 def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_faces: int) -> dict[str, float]:
-    """Return CPU and wall seconds; decoding and classification can overlap, but they share the available cores."""
+    """Return CPU and wall seconds, with all classifiers.
+
+    Decoding and classification can overlap, but they share the available cores.
+    """
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
     decode = _decode_only(paths, engine)
-    classify = [each * num_faces for each in _classify_only(engine.runtime, engine.preprocessing.input_size_px)]
+    costs = [_classify_only(each.runtime, each.preprocessing.input_size_px) for each in engine.classifiers]
+    classify = [num_faces * sum(cost) for cost in zip(*costs, strict=True)]
     cpu_s = decode[1] + classify[1]
     return {
         "decode_wall_s": decode[0],

@@ -37,38 +37,67 @@ log = logging.getLogger("dfscan")
 
 
 @dataclass(frozen=True)
+class SentFile:
+    """A checkpoint file on its way to a worker."""
+
+    name: str
+    data: bytes
+    sha256: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> SentFile:
+        """Read the file.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return cls(checkpoint.path.name, checkpoint.path.read_bytes(), checkpoint.sha256)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: cannot be read ({error.strerror}); check that it still exists"
+            ) from error
+
+    def unpack(self, folder: Path) -> Checkpoint:
+        """Write the file into a new folder, under its own name, and read its card.
+
+        Raises:
+            CheckpointError: its content is not that of the checkpoint.
+        """
+        folder.mkdir()
+        path = folder / self.name
+        path.write_bytes(self.data)
+        checkpoint = read_card(path)
+        if checkpoint.sha256 != self.sha256:
+            raise CheckpointError(f"checkpoint {self.name}: it changed before it was sent; start again")
+        return checkpoint
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that a worker needs. It is sent once to each node."""
 
     settings: ResolvedSettings
     """Settings as from `setup.resolve`, with the device of a worker."""
-    checkpoint: bytes
-    """Content of the checkpoint file."""
-    checkpoint_name: str
-    checkpoint_sha256: str
+    checkpoints: tuple[SentFile, ...]
     folder: str | None
     """Folder that relative paths start from; None if there are none."""
     sample: tuple[str, int] | None
     """A file and its size, which every worker must see; None if all files are objects in a store."""
 
     @classmethod
-    def of(cls, settings: ResolvedSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Job:
+    def of(cls, settings: ResolvedSettings, checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Job:
         """Prepare the job of judging these files.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read.
+            CheckpointError: a checkpoint cannot be read.
         """
-        try:
-            data = checkpoint.path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.path}: cannot be read ({error.strerror}); check that it still exists"
-            ) from error
+        sent = tuple(SentFile.of(checkpoint) for checkpoint in checkpoints)
         files = (path for path in paths if not is_url(path))
         sample = next(((path, found.size_bytes) for path in files if (found := FileIdentity.of(path))), None)
         is_relative = any(not is_url(path) and not os.path.isabs(path) for path in paths)
         folder = os.getcwd() if is_relative else None
-        return cls(settings, data, checkpoint.path.name, checkpoint.sha256, folder, sample)
+        return cls(settings, sent, folder, sample)
 
     def open(self, threads: int, dumps: Dumps, listener: ScanListener) -> tuple[JudgeVideos, int]:
         """Load the engine; return the function that judges videos, and the number of videos decoded at once.
@@ -79,12 +108,8 @@ class Job:
         self._check_files()
         settings = replace(self.settings, threads=threads)
         with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
-            path = Path(folder) / self.checkpoint_name
-            path.write_bytes(self.checkpoint)
-            checkpoint = read_card(path)
-            if checkpoint.sha256 != self.checkpoint_sha256:
-                raise CheckpointError(f"checkpoint {self.checkpoint_name}: it changed before it was sent; start again")
-            engine = load_engine(settings, checkpoint)
+            checkpoints = [sent.unpack(Path(folder) / str(i)) for i, sent in enumerate(self.checkpoints)]
+            engine = load_engine(settings, checkpoints)
 
         def judge(paths: Iterable[str]) -> Iterator[JudgedVideo]:
             return scan_videos(

@@ -17,7 +17,7 @@ from dfscan.errors import DataError
 from dfscan.report.comparison_page import ChangeTable
 from dfscan.report.meta import meta_path
 from dfscan.report.readers import open_report
-from dfscan.report.schema import REPORT_COLUMNS, Column, report_row
+from dfscan.report.schema import DETECTORS, REPORT_COLUMNS, Column, is_score, report_row
 from dfscan.scan.ledger import LedgerReader, is_ledger
 from dfscan.scan.setup import NOT_IN_RECIPE
 from dfscan.text import display_path, report_order
@@ -77,9 +77,9 @@ class Change:
 
     @property
     def score_shift(self) -> float | None:
-        """New score minus old score."""
-        old, new = (of.row["score"] if of else None for of in (self.old, self.new))
-        return None if old is None or new is None else round(new - old, SCORE_DIGITS) + 0.0
+        """New score minus old score; of several detectors, the largest shift."""
+        shifts = _shifts(self.old, self.new) if self.old and self.new else []
+        return max((shift for shift in shifts if shift is not None), key=abs, default=None)
 
     def row(self) -> dict[str, object]:
         """Return the values of `CHANGE_COLUMNS`."""
@@ -141,10 +141,18 @@ def _kind(old: ComparedFile | None, new: ComparedFile | None, min_shift: float) 
     for kind in ("verdict", "status"):
         if old.row[kind] != new.row[kind]:
             return "verdict" if kind == "verdict" else "status"
-    scores = [of.row["score"] for of in (old, new)]
-    if None in scores:
-        return "score" if scores != [None, None] else None
-    return "score" if round(abs(scores[0] - scores[1]), SCORE_DIGITS) >= max(min_shift, 10**-SCORE_DIGITS) else None
+    limit = max(min_shift, 10**-SCORE_DIGITS)
+    return "score" if any(shift is None or abs(shift) >= limit for shift in _shifts(old, new)) else None
+
+
+def _shifts(old: ComparedFile, new: ComparedFile) -> list[float | None]:
+    """Return the shift of each score that both scans have; None if it is missing in one of the two rows."""
+    shifts: list[float | None] = []
+    for name in filter(is_score, old.row.keys() & new.row.keys()):
+        pair = old.row[name], new.row[name]
+        if pair != (None, None):
+            shifts.append(None if None in pair else round(pair[1] - pair[0], SCORE_DIGITS) + 0.0)
+    return shifts
 
 
 def _causes(old: ComparedFile | None, new: ComparedFile | None) -> tuple[str, ...]:
@@ -236,16 +244,21 @@ def _read_ledger(path: Path) -> dict[str, ComparedFile]:
     with LedgerReader(path) as ledger:
         for entry in ledger.entries():
             recipe = entry.recipe
-            row = report_row(ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version)
+            row = report_row(
+                ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version, detectors=recipe.names
+            )
             row["path"] = display_path(entry.path)
             files[str(row["path"])] = ComparedFile(_rounded(row), recipe.settings, recipe.device_kind)
     return files
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row with scores as in a CSV."""
+    """Return the row with scores as in a CSV, and those of several detectors as columns."""
+    row = {**row, **{f"score_{each['name']}": each["score"] for each in row.get(DETECTORS) or ()}}
     scores = {
-        name: None if row[name] is None else round(float(row[name]), SCORE_DIGITS) for name in ("score", "threshold")
+        name: None if value is None else round(float(value), SCORE_DIGITS)
+        for name, value in row.items()
+        if name == "threshold" or is_score(name)
     }
     return {**row, **scores}
 

@@ -81,10 +81,10 @@ class DetectStage(Protocol):
 
 
 class FaceCropper:
-    """Crops faces as the classifier needs them."""
+    """Crops faces as each of the classifiers needs them."""
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self._preprocessing = preprocessing
+    def __init__(self, preprocessings: Sequence[Preprocessing]) -> None:
+        self._crops = [_crop_settings(each) for each in preprocessings]
 
     def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
         """Crop each face and compute its descriptor; sketch the frame."""
@@ -114,15 +114,22 @@ class FaceCropper:
             blockiness=quality.blockiness if quality else None,
             index_in_frame=index,
         )
-        return FaceCrop(face, self._crop_pixels(frame, detection))
+        made = {settings: _crop_pixels(frame, detection, settings) for settings in dict.fromkeys(self._crops)}
+        first, *others = (made[settings] for settings in self._crops)
+        return FaceCrop(face, first, tuple(others))
 
-    def _crop_pixels(self, frame: Frame, detection: Detection) -> UInt8Image:
-        settings = self._preprocessing
-        margin, size_px, interpolation = settings.crop_margin, settings.input_size_px, settings.interpolation
-        if settings.crop == "aligned":
-            return crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
-        crop = crop_box if settings.crop == "box" else crop_face
-        return crop(frame.pixels, detection.box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
+
+def _crop_settings(preprocessing: Preprocessing) -> Preprocessing:
+    """Return what a crop depends on; the normalisation is set aside, so that equal crops are made once."""
+    return preprocessing.model_copy(update={"mean": (0, 0, 0), "std": (1, 1, 1)})
+
+
+def _crop_pixels(frame: Frame, detection: Detection, settings: Preprocessing) -> UInt8Image:
+    margin, size_px, interpolation = settings.crop_margin, settings.input_size_px, settings.interpolation
+    if settings.crop == "aligned":
+        return crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
+    crop = crop_box if settings.crop == "box" else crop_face
+    return crop(frame.pixels, detection.box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
 
 
 def detection_failure(error: Exception) -> Reason:
@@ -146,10 +153,10 @@ class SequentialDetectStage:
     """`DetectStage` for a CPU: each video is processed by one thread at a time, and its faces are tracked."""
 
     def __init__(
-        self, detector: FaceDetector, preprocessing: Preprocessing, timings: Timings, pool: Executor, *, threads: int
+        self, detector: FaceDetector, cropper: FaceCropper, timings: Timings, pool: Executor, *, threads: int
     ) -> None:
         self._detector = detector
-        self._cropper = FaceCropper(preprocessing)
+        self._cropper = cropper
         self._timings = timings
         self._pool = pool
         self._max_waiting = MAX_WAITING_FRAMES * threads
@@ -250,14 +257,14 @@ class BatchedDetectStage:
     def __init__(
         self,
         detector: BatchedFaceDetector,
-        preprocessing: Preprocessing,
+        cropper: FaceCropper,
         timings: Timings,
         pool: Executor,
         *,
         threads: int,
     ) -> None:
         self._detector = detector
-        self._cropper = FaceCropper(preprocessing)
+        self._cropper = cropper
         self._timings = timings
         self._max_running = threads
         self._pool = pool

@@ -28,6 +28,7 @@ from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
 from dfscan.types import (
     Bounded,
+    DetectorResult,
     Face,
     FaceScore,
     FileFacts,
@@ -101,11 +102,22 @@ SQLITE_START = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
+class RecipeDetector:
+    """One of the detectors of a recipe."""
+
+    name: str
+    """Unique name in the columns of reports."""
+    checkpoint: str
+    """Short text that names the checkpoint in reports."""
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything besides the file that a result depends on; equal recipes give equal results."""
 
     checkpoint: str
-    """Short text that names the checkpoint in reports."""
+    """Short text that names the checkpoint in reports; several are separated by semicolons."""
     checkpoint_sha256: str
     version: str
     """Version of dfscan."""
@@ -114,11 +126,45 @@ class Recipe:
     settings: dict[str, Any]
     method: int = 1
     """See `setup.METHOD`; 1 in ledgers from before it was stored."""
+    detectors: tuple[RecipeDetector, ...] = ()
+    """All detectors, if there are several; else empty, and then absent from the document."""
+
+    @classmethod
+    def of(cls, detectors: Sequence[RecipeDetector], **rest: Any) -> Self:
+        """Create a recipe of one or several detectors."""
+        return cls(
+            checkpoint="; ".join(each.checkpoint for each in detectors),
+            checkpoint_sha256="; ".join(each.checkpoint_sha256 for each in detectors),
+            detectors=tuple(detectors) if len(detectors) > 1 else (),
+            **rest,
+        )
+
+    @classmethod
+    def from_document(cls, text: str) -> Self:
+        """Convert a `document` back to a recipe."""
+        document = json.loads(text)
+        detectors = tuple(RecipeDetector(**each) for each in document.pop("detectors", []))
+        return cls(**document, detectors=detectors)
 
     @cached_property
     def document(self) -> str:
         """Recipe as JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        document = asdict(self)
+        if not self.detectors:
+            del document["detectors"]
+        return json.dumps(document, sort_keys=True)
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """The sha256 of each checkpoint by its label, in the order of the detectors."""
+        return {each.checkpoint: each.checkpoint_sha256 for each in self.detectors} or {
+            self.checkpoint: self.checkpoint_sha256
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the detectors, if there are several."""
+        return [each.name for each in self.detectors]
 
     @cached_property
     def digest(self) -> str:
@@ -132,20 +178,22 @@ _OF_FILE = "WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND recipe = ?"
 class Ledger:
     """A SQLite file of results; a context manager. A result is durable when `put` returns."""
 
-    def __init__(self, path: Path | None, *, recipe: Recipe, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path | None, *, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
         """Open or create the ledger.
 
         Args:
             path: the file; None uses a temporary file that is deleted when the process ends.
             recipe: recipe under which results are stored and looked up.
-            card: card of the recipe's checkpoint, for later reports.
+            cards: cards of the recipe's checkpoints by the sha256 of their files, for later reports.
 
         Raises:
             OutputError: the file cannot be created or is not a dfscan ledger of this version.
         """
         self._name = str(path) if path else "temporary ledger"
         self._recipe = recipe
-        self._card = card
+        self._cards = cards or {}
         with self._sqlite_errors():
             self._database = sqlite3.connect(path or "", timeout=BUSY_TIMEOUT_S)
             try:
@@ -167,8 +215,8 @@ class Ledger:
         self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         row = (self._recipe.digest, self._recipe.document)
         self._database.execute("INSERT OR REPLACE INTO recipes VALUES (?, ?)", row)
-        if self._card is not None:
-            row = (self._recipe.checkpoint_sha256, json.dumps(self._card))
+        for sha256, card in self._cards.items():
+            row = (sha256, json.dumps(card))
             self._database.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", row)
         self._database.commit()
 
@@ -325,7 +373,7 @@ class LedgerReader:
         )
         with self._corrupt_record_errors():
             documents = self._database.execute("SELECT recipe, document FROM recipes")
-            recipes = {digest: Recipe(**json.loads(document)) for digest, document in documents}
+            recipes = {digest: Recipe.from_document(document) for digest, document in documents}
             return [
                 LedgerEntry(
                     _path_from_json(given),
@@ -463,7 +511,19 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "remarks": asdict(result.remarks) if result.remarks else None,
         "fingerprint": _fingerprint_to_json(result.fingerprint),
     }
+    if result.detectors:
+        document["detectors"] = [_detector_to_json(each) for each in result.detectors]
     return document
+
+
+def _detector_to_json(result: DetectorResult) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "checkpoint": result.checkpoint,
+        "verdict": asdict(result.verdict),
+        "used_for": result.used_for,
+        "logits": [[scored.logit for scored in track.faces] for track in result.tracks],
+    }
 
 
 def _face_to_json(scored: FaceScore) -> dict[str, Any]:
@@ -485,20 +545,22 @@ def _face_to_json(scored: FaceScore) -> dict[str, Any]:
 
 def from_json(document: dict[str, Any]) -> VideoResult:
     """Convert JSON values back to a result, the inverse of `to_json`."""
+    tracks = tuple(
+        Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
+        for track in document["tracks"]
+    )
     return VideoResult(
         path=_path_from_json(document["path"]),
         status=document["status"],
         verdict=_verdict_from_json(document["verdict"]),
         info=VideoInfo(**document["info"]),
         num_frames=document["num_frames"],
-        tracks=tuple(
-            Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
-            for track in document["tracks"]
-        ),
+        tracks=tracks,
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=_remarks_from_json(document.get("remarks")),
         fingerprint=_fingerprint_from_json(document.get("fingerprint")),  # absent before fingerprints
+        detectors=tuple(_detector_from_json(each, tracks) for each in document.get("detectors", [])),
     )
 
 
@@ -524,6 +586,21 @@ def _fingerprint_from_json(document: dict[str, str] | None) -> Fingerprint | Non
     if document is None:
         return None
     return Fingerprint(**{name: base64.b64decode(text) for name, text in document.items()})
+
+
+def _detector_from_json(document: dict[str, Any], tracks: Sequence[Track]) -> DetectorResult:
+    return DetectorResult(
+        name=document["name"],
+        checkpoint=document["checkpoint"],
+        verdict=_verdict_from_json(document["verdict"]),
+        tracks=tuple(_with_logits(track, logits) for track, logits in zip(tracks, document["logits"], strict=True)),
+        used_for=document["used_for"],
+    )
+
+
+def _with_logits(track: Track, logits: Sequence[float]) -> Track:
+    pairs = zip(track.faces, logits, strict=True)
+    return Track(track.track_id, tuple(FaceScore(scored.face, logit) for scored, logit in pairs))
 
 
 def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:

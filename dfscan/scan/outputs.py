@@ -22,6 +22,7 @@ from dfscan.report.meta import meta_path, related, versions, write_meta
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import Ledger, Recipe
+from dfscan.scan.verdict import AGREEMENT
 from dfscan.text import display_path
 from dfscan.types import Picture, VideoResult
 
@@ -40,7 +41,12 @@ class Outputs:
     """
 
     def __init__(
-        self, settings: ScanSettings, recipe: Recipe, paths: list[str], *, card: Mapping[str, Any] | None = None
+        self,
+        settings: ScanSettings,
+        recipe: Recipe,
+        paths: list[str],
+        *,
+        cards: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Open all outputs.
 
@@ -48,14 +54,14 @@ class Outputs:
             settings: settings that name the outputs.
             recipe: recipe of the results.
             paths: paths of all inputs, in report order.
-            card: card of the checkpoint.
+            cards: cards of the checkpoints by the sha256 of their files.
 
         Raises:
             OutputError: an output cannot be written.
         """
         self._settings = settings
         self._recipe = recipe
-        self._card = card
+        self._cards = cards or {}
         self._waiting = deque(paths)
         self._identities: dict[str, FileIdentity | None] = {}
         self._recorded: dict[str, FileIdentity | None] = {}
@@ -64,9 +70,9 @@ class Outputs:
         for path in (*written_files(settings), *map(meta_path, settings.out_files)):
             remove_leftovers(path)
         with ExitStack() as opened:
-            self._reports = opened.enter_context(Reports(settings, about=about([recipe])))
+            self._reports = opened.enter_context(Reports(settings, about=about([recipe]), detectors=recipe.names))
             self.dumps = DumpFolder(settings.explain, suffix=settings.explain_format) if settings.explain else None
-            self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=recipe, card=card))
+            self._ledger = opened.enter_context(Ledger(ledger_path(settings), recipe=recipe, cards=cards))
             self._stack = opened.pop_all()
 
     def recall(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
@@ -134,7 +140,7 @@ class Outputs:
         dumps_dir = str(self._settings.explain) if self._settings.explain else None
         self._reports.append(
             kept,
-            checkpoint=self._recipe.checkpoint,
+            checkpoints=[*self._recipe.checkpoints],
             version=self._recipe.version,
             dumps_dir=dumps_dir,
             reviews=self._ledger.reviews(kept.info.sha256),
@@ -159,8 +165,7 @@ class Outputs:
             return self._ledger.pictures(path, self._identities[path])
 
         def method() -> MethodInfo:
-            cards = {self._recipe.checkpoint: self._card} if self._card else {}
-            return MethodInfo(cards, self._recipe.settings, versions(), skipped)
+            return method_of([self._recipe], self._cards, skipped)
 
         warn_of_missing(self._reports.write_page(pictures, method))
 
@@ -223,7 +228,25 @@ def about(recipes: Iterable[Recipe]) -> dict[str, str]:
         facts[f"dfscan version{of}"] = recipe.version
         facts[f"device{of}"] = recipe.device_kind
         facts[f"settings{of}"] = json.dumps(recipe.settings, sort_keys=True)
+        if recipe.detectors:
+            facts[f"verdict rule{of}"] = AGREEMENT
     return facts
+
+
+def method_of(
+    recipes: Sequence[Recipe], cards: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, int]
+) -> MethodInfo:
+    """Return what the page states about the method.
+
+    Args:
+        recipes: recipes of all results.
+        cards: cards of checkpoints by the sha256 of their files.
+        skipped: number of files and folders without a row, by reason.
+    """
+    labels = {label: sha256 for recipe in recipes for label, sha256 in recipe.checkpoints.items()}
+    known = {label: cards[sha256] for label, sha256 in labels.items() if sha256 in cards}
+    rule = AGREEMENT if any(recipe.detectors for recipe in recipes) else None
+    return MethodInfo(known, recipes[0].settings if len(recipes) == 1 else {}, versions(), skipped, rule)
 
 
 def refuse_overwriting(settings: ScanSettings, videos: Sequence[str]) -> None:

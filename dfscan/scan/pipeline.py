@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dfscan.arrays import UInt8Image
 from dfscan.detector import gradcam
-from dfscan.detector.card import SeenFiles
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
 from dfscan.faces.batched import BatchedFaceDetector
@@ -28,21 +27,23 @@ from dfscan.media.source import FileIdentity
 from dfscan.objects import is_url
 from dfscan.report.dumps import DumpFolder, FaceExplanation
 from dfscan.scan import second_look
-from dfscan.scan.classify import ScoreStage
+from dfscan.scan.classify import Classifier, ScoreStage
 from dfscan.scan.crowd import Crowd
 from dfscan.scan.detect import (
     ODD_FRAME_ERRORS,
     BatchedDetectStage,
     DetectedFrames,
     DetectStage,
+    FaceCropper,
     SequentialDetectStage,
     detection_failure,
 )
 from dfscan.scan.pictures import FacePictures, heat_map_jpeg
 from dfscan.scan.timing import Timings
-from dfscan.scan.verdict import Rules, decide, joined
+from dfscan.scan.verdict import agreed, decide, joined
 from dfscan.scan.video import ScoredCrop, VideoState
 from dfscan.types import (
+    DetectorResult,
     Dissolve,
     Face,
     FaceScore,
@@ -71,25 +72,32 @@ class ScanListener(Protocol):
 class Engine:
     """Models and settings, the same for every video of a scan."""
 
+    classifiers: tuple[Classifier, ...]
+    """At least one; see `DetectorResult` for several. They share a device and its number of threads."""
+
     detector: FaceDetector
     batched_detector: BatchedFaceDetector | None
     """Used on a GPU; `detector` is the CPU fallback."""
-    runtime: Runtime
-    preprocessing: Preprocessing
-    temperature: float
     sampling: Sampling
-    rules: Rules
     max_faces: int
     """Maximum number of faces scored per frame."""
     num_workers: int
     """Number of videos decoded at once."""
     limits: Limits
-    seen: SeenFiles | None = None
-    """Files that the checkpoint was trained and calibrated on, if it records them."""
     images: bool = False
     """Whether pictures are inputs in their own right, not videos with too few frames."""
     trust_list: str | None = None
     """Certificates of the authorities whose signers are trusted, in PEM; None if C2PA manifests are not read."""
+
+    @property
+    def main(self) -> Classifier:
+        """The first classifier, whose scores decide which faces are shown."""
+        return self.classifiers[0]
+
+    @property
+    def runtime(self) -> Runtime:
+        """Runtime of the first classifier."""
+        return self.main.runtime
 
 
 def scan_videos(
@@ -147,7 +155,7 @@ class _Scan:
         if engine.batched_detector:  # threads mostly wait for the GPU
             self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="score")
         self._detect = self._detect_stage()
-        self._score = ScoreStage(engine.runtime, engine.preprocessing, timings, self._score_pool)
+        self._score = ScoreStage(engine.classifiers, timings, self._score_pool)
         self._videos: dict[str, VideoState] = {}
         self._upright: dict[str, VideoState] = {}
         """Videos that need a second pass with rotated frames, with the state of the upright pass."""
@@ -156,7 +164,8 @@ class _Scan:
 
     def _detect_stage(self) -> DetectStage:
         engine = self._engine
-        rest = (engine.preprocessing, self._timings, self._pool)
+        cropper = FaceCropper([classifier.preprocessing for classifier in engine.classifiers])
+        rest = (cropper, self._timings, self._pool)
         if engine.batched_detector:
             return BatchedDetectStage(engine.batched_detector, *rest, threads=engine.runtime.threads)
         return SequentialDetectStage(engine.detector, *rest, threads=engine.runtime.threads)
@@ -197,7 +206,7 @@ class _Scan:
                 event.path,
                 event.identity,
                 self._num_explained,
-                self._engine.rules.min_faces,
+                self._engine.main.rules.min_faces,
                 Crowd(self._engine.max_faces),
                 turn_deg=self._turns_deg.get(event.path, 0),
                 pictures=FacePictures() if self._keeps_pictures else None,
@@ -231,9 +240,11 @@ class _Scan:
                 batch.video.finish_detection()
 
     def _keep(self, scored: list[tuple[VideoState, ScoredCrop]]) -> None:
+        temperatures = [classifier.temperature for classifier in self._engine.classifiers]
         for video, result in scored:
-            logit = result.logit / self._engine.temperature
-            video.add_score(FaceScore(result.crop.face, logit), result)
+            pairs = zip(result.logits, temperatures, strict=True)
+            scores = tuple(FaceScore(result.crop.face, logit / temperature) for logit, temperature in pairs)
+            video.add_scores(scores, result)
         if self._listener:
             self._listener.faces_scored(len(scored))
 
@@ -256,7 +267,7 @@ class _Scan:
 
     def _is_to_be_turned(self, video: VideoState) -> bool:
         """If too few faces were found, look for faces that are not upright; schedule a second pass if there are any."""
-        if video.turn_deg or video.fails or video.num_found >= self._engine.rules.min_faces:
+        if video.turn_deg or video.fails or video.num_found >= self._engine.main.rules.min_faces:
             return False
         try:
             with self._timings.stage("detect", count=0):
@@ -279,8 +290,8 @@ class _Scan:
             info = ended.info or VideoInfo(size_bytes=video.identity.size_bytes if video.identity else None)
             return failed(video.path, failure, info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
-        tracks = _tracks(video.faces, ended.dissolves)
-        seen, sampling = self._engine.seen, self._engine.sampling
+        tracks_of = _tracks(video.faces, ended.dissolves, num_classifiers=len(self._engine.classifiers))
+        sampling, sha256 = self._engine.sampling, ended.info.sha256
         damage, crowd = _damage(ended, sampling), self._left_out(video)
         is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
         frame_notes = [] if is_picture else _frame_notes(ended, video.num_frames, sampling)
@@ -288,23 +299,28 @@ class _Scan:
             damage=damage,
             crowd=crowd,
             is_picture=is_picture,
-            used_for=seen.use_of(ended.info.sha256) if seen else None,
             notes=(*self._face_notes(video), *frame_notes),
             turn_deg=video.turn_deg,
         )
-        verdict = decide(tracks, self._engine.rules, remarks, is_hdr=ended.info.is_hdr)
+        opinions = []
+        for classifier, tracks in zip(self._engine.classifiers, tracks_of, strict=True):
+            used_for = classifier.seen.use_of(sha256) if classifier.seen else None
+            verdict = decide(tracks, classifier.rules, replace(remarks, used_for=used_for), is_hdr=ended.info.is_hdr)
+            opinions.append(DetectorResult(classifier.name, classifier.label, verdict, tracks, used_for))
+        main, *others = opinions
         return VideoResult(
             path=video.path,
             status="partial" if damage or crowd else "ok",
-            verdict=verdict,
+            verdict=agreed(opinions, [each.rules for each in self._engine.classifiers]) if others else main.verdict,
             info=ended.info,
             num_frames=video.num_frames,
-            tracks=tracks,
+            tracks=main.tracks,
             dumps=self._dump(video),
-            pictures=self._pictures(video, tracks),
+            pictures=self._pictures(video, main.tracks),
             facts=ended.facts,
-            remarks=remarks,
+            remarks=replace(remarks, used_for=main.used_for),
             fingerprint=video.fingerprinter.fingerprint(),
+            detectors=tuple(opinions) if others else (),
         )
 
     def _left_out(self, video: VideoState) -> Reason | None:
@@ -350,7 +366,7 @@ class _Scan:
             return ()
         best = video.best_first()
         with self._timings.stage("explain", count=len(best)):
-            explanations = [_explanation(*face, self._engine.preprocessing) for face in best]
+            explanations = [_explanation(*face, self._engine.main.preprocessing) for face in best]
             return tuple(self._dumps.write(video.path, explanations))
 
 
@@ -395,13 +411,22 @@ def _skipped_streams(ended: Ended) -> Reason:
     return Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
 
 
-def _tracks(scored: list[FaceScore], dissolves: Sequence[Dissolve]) -> tuple[Track, ...]:
-    """Link the faces of each stream into tracks; one person in two streams gets two tracks."""
-    by_key = {score.face.key: score for score in scored}
-    faces = [with_dissolves(score.face, dissolves) for score in scored]
+def _tracks(
+    scored: list[tuple[FaceScore, ...]], dissolves: Sequence[Dissolve], *, num_classifiers: int
+) -> list[tuple[Track, ...]]:
+    """Link the faces of each stream into tracks; one person in two streams gets two tracks.
+
+    Returns:
+        The same tracks for each classifier, with its scores.
+    """
+    by_key = {scores[0].face.key: scores for scores in scored}
+    faces = [with_dissolves(scores[0].face, dissolves) for scores in scored]
     streams = sorted({face.stream for face in faces})
     linked = [track for stream in streams for track in link([face for face in faces if face.stream == stream])]
-    return tuple(Track(i, tuple(by_key[face.key] for face in faces)) for i, faces in enumerate(linked))
+    return [
+        tuple(Track(i, tuple(by_key[face.key][of] for face in faces)) for i, faces in enumerate(linked))
+        for of in range(num_classifiers)
+    ]
 
 
 def _explanation(score: FaceScore, scored: ScoredCrop, preprocessing: Preprocessing) -> FaceExplanation:

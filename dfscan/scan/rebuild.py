@@ -18,12 +18,13 @@ from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.report.copies import CopyFinder
 from dfscan.report.meta import meta_path, versions
-from dfscan.report.page import MethodInfo, PageVideo
+from dfscan.report.page import PageVideo
 from dfscan.report.reports import Reports
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, Recipe
 from dfscan.scan.lock import only_run
-from dfscan.scan.outputs import MAY_PASS, about, warn_of_missing, write_metadata
+from dfscan.scan.outputs import MAY_PASS, about, method_of, warn_of_missing, write_metadata
 from dfscan.scan.rejudge import Judge, rescored
+from dfscan.scan.verdict import AGREEMENT
 from dfscan.text import report_order
 from dfscan.types import Picture, Review, Verdict, VideoResult, standing
 
@@ -38,7 +39,7 @@ def rebuild_reports(
     ledgers: Sequence[Path],
     settings: ScanSettings,
     *,
-    calibration: str | None = None,
+    calibrations: Sequence[str] = (),
     threshold: float | None = None,
     order: RowOrder = "path",
 ) -> Counter[str]:
@@ -47,7 +48,7 @@ def rebuild_reports(
     Args:
         ledgers: ledgers of several runs or machines. If several contain a file, the last of them is used.
         settings: the reports to write; other settings are ignored.
-        calibration: checkpoint with whose calibration the videos are judged again, see `scan.rejudge`.
+        calibrations: checkpoints with whose calibrations the videos are judged again, see `scan.rejudge`.
         threshold: minimum score of a `fake` video with which the videos are judged again.
         order: order of the rows; see `_review_order` for ``review``.
 
@@ -57,22 +58,23 @@ def rebuild_reports(
     Raises:
         DataError: a ledger cannot be read, or its videos cannot be judged again.
         ConfigError: a ledger or the checkpoint would be overwritten.
-        CheckpointError: the checkpoint with the calibration cannot be read.
+        CheckpointError: a checkpoint with a calibration cannot be read.
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
-    written = _written_files([*ledgers, *([Path(calibration)] if calibration else [])], settings)
+    written = _written_files([*ledgers, *map(Path, calibrations)], settings)
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
-        labels, heat_maps = _write(ledgers, settings, written, calibration, threshold, order)
+        labels, heat_maps, facts = _write(ledgers, settings, written, calibrations, threshold, order)
         made_from: dict[str, Any] = {
             "made_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "ledgers": list(map(str, ledgers)),
         }
-        if calibration or threshold is not None:
+        if calibrations or threshold is not None:
+            calibration = calibrations[0] if len(calibrations) == 1 else list(calibrations) or None
             made_from["judged_again"] = {"calibration": calibration, "threshold": threshold}
-        document = {**made_from, "counts": dict(labels), "versions": versions()}
+        document = {**made_from, **facts, "counts": dict(labels), "versions": versions()}
         write_metadata(settings, document, heat_maps=heat_maps, ledgers=ledgers)
     return labels
 
@@ -81,11 +83,15 @@ def _write(
     ledgers: Sequence[Path],
     settings: ScanSettings,
     written: Sequence[Path],
-    calibration: str | None,
+    calibrations: Sequence[str],
     threshold: float | None,
     order: RowOrder,
-) -> tuple[Counter[str], list[str]]:
-    """Write the reports; return the number of videos with each verdict, and the folders of heat maps that are here."""
+) -> tuple[Counter[str], list[str], dict[str, str]]:
+    """Write the reports.
+
+    Returns:
+        The number of videos with each verdict, the folders of heat maps that are here, and facts for the metadata.
+    """
     labels = Counter[str]()
     with ExitStack() as stack:
         readers = [stack.enter_context(LedgerReader(path)) for path in ledgers]
@@ -93,12 +99,12 @@ def _write(
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
         cards = _cards(known)
         judge = None
-        if calibration or threshold is not None:
-            judge = Judge([entry for entry, _ in known], cards, calibration=calibration, threshold=threshold)
-            if judge.checkpoint:
-                cards[judge.checkpoint.sha256] = judge.checkpoint.document()
+        if calibrations or threshold is not None:
+            judge = Judge([entry for entry, _ in known], cards, calibrations=calibrations, threshold=threshold)
+            cards |= {checkpoint.sha256: checkpoint.document() for checkpoint in judge.checkpoints}
         recipe_of = {entry.recipe.digest: judge.recipe(entry) if judge else entry.recipe for entry, _ in known}
         recipes = list({recipe.digest: recipe for recipe in recipe_of.values()}.values())
+        names = list(dict.fromkeys(name for recipe in recipes for name in recipe.names))
 
         def verdict(entry: LedgerEntry, ledger: LedgerReader) -> Verdict:
             return judge.judged(entry, ledger.result(entry)).verdict if judge else ledger.verdict(entry)
@@ -107,7 +113,7 @@ def _write(
         if order == "review":  # the groups are those of the report in its usual order
             same_as = {entry.key[0]: copies.find(ledger.result(entry)) for entry, ledger in known}
             known.sort(key=lambda each: _review_order(verdict(*each), _reviews(readers, each[0].sha256)))
-        with Reports(settings, about=about(recipes)) as reports:
+        with Reports(settings, about=about(recipes), detectors=names) as reports:
             for entry, ledger in known:
                 result = ledger.result(entry)
                 if judge:
@@ -119,7 +125,7 @@ def _write(
                 dumps_dir = recipe.settings.get("explain")
                 reports.append(
                     result,
-                    checkpoint=recipe.checkpoint,
+                    checkpoints=[*recipe.checkpoints],
                     version=recipe.version,
                     dumps_dir=dumps_dir,
                     reviews=_reviews(readers, result.info.sha256),
@@ -132,11 +138,12 @@ def _write(
                 found = ledger.pictures(entry)
                 return rescored(found, video.result) if judge else found
 
-            warn_of_missing(reports.write_page(pictures, lambda: _method(recipes, cards)))
+            warn_of_missing(reports.write_page(pictures, lambda: method_of(recipes, cards, {})))
         if settings.annotate:
             _annotate(known, settings, recipe_of, judge, verdict)
     folders = {str(recipe.settings["explain"]) for recipe in recipes if recipe.settings.get("explain")}
-    return labels, [folder for folder in sorted(folders) if os.path.isdir(folder)]
+    heat_maps = [folder for folder in sorted(folders) if os.path.isdir(folder)]
+    return labels, heat_maps, {"verdict_rule": AGREEMENT} if names else {}
 
 
 def _annotate(
@@ -210,12 +217,6 @@ def _cards(known: Sequence[Known]) -> dict[str, dict[str, Any]]:
     for ledger in dict.fromkeys(ledger for _, ledger in known):
         by_sha256 |= ledger.cards()
     return by_sha256
-
-
-def _method(recipes: Sequence[Recipe], by_sha256: Mapping[str, dict[str, Any]]) -> MethodInfo:
-    labels = {recipe.checkpoint: recipe.checkpoint_sha256 for recipe in recipes}
-    cards = {label: by_sha256[sha256] for label, sha256 in labels.items() if sha256 in by_sha256}
-    return MethodInfo(cards, recipes[0].settings if len(recipes) == 1 else {}, versions(), {})
 
 
 def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:

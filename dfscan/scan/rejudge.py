@@ -18,13 +18,28 @@ from dfscan.config import ScanSettings, build_settings
 from dfscan.detector.card import OWN_SETTINGS, CheckpointCard, SeenFiles
 from dfscan.detector.checkpoint import SOURCE_KEY, Checkpoint, read_card
 from dfscan.errors import DataError
-from dfscan.scan.ledger import LedgerEntry, Recipe
+from dfscan.scan.ledger import LedgerEntry, Recipe, RecipeDetector
 from dfscan.scan.setup import rules_for, with_checkpoint
-from dfscan.scan.verdict import Rules, decide
-from dfscan.types import FaceScore, Picture, Track, VideoResult
+from dfscan.scan.verdict import Rules, agreed, decide
+from dfscan.types import DetectorResult, FaceScore, Picture, Remarks, Track, VideoResult
 
 QUALITY_METHOD = 5
 """First `setup.METHOD` that measures the sharpness of faces."""
+
+
+@dataclass(frozen=True, slots=True)
+class _NewJudge:
+    """How the results of one detector change."""
+
+    label: str
+    """Label of the new checkpoint."""
+    rules: Rules
+    factor: float
+    """Factor for the logits in the ledger."""
+    seen: SeenFiles | None
+    """Files that the new checkpoint has seen."""
+    is_replaced: bool
+    """True if the checkpoint is one of those with a new calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +48,8 @@ class _Change:
 
     recipe: Recipe
     """Recipe of a scan that would give the new results."""
-    rules: Rules
-    factor: float
-    """Factor for the logits in the ledger."""
-    seen: SeenFiles | None
-    """Files that the new checkpoint has seen."""
+    judges: list[_NewJudge]
+    """One for each detector of the recipe."""
 
 
 class Judge:
@@ -48,7 +60,7 @@ class Judge:
         entries: Sequence[LedgerEntry],
         cards: Mapping[str, Mapping[str, Any]],
         *,
-        calibration: str | None,
+        calibrations: Sequence[str],
         threshold: float | None,
     ) -> None:
         """Check that every entry can be judged again.
@@ -56,15 +68,17 @@ class Judge:
         Args:
             entries: entries of one or several ledgers.
             cards: cards of their checkpoints, by the sha256 of the file.
-            calibration: checkpoint with the new calibration, and the weights with which the entries were scored.
+            calibrations: checkpoints with new calibrations, each with the weights of a detector of the entries.
             threshold: minimum score of a `fake` video; None takes the threshold of the checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read.
-            DataError: an entry was scored with other weights, or the ledger does not have what is needed.
+            CheckpointError: a checkpoint cannot be read.
+            DataError: an entry was scored with other weights or by several detectors, or the ledger does not have what
+                is needed.
         """
         self._threshold = threshold
-        self.checkpoint = read_card(calibration) if calibration else None
+        self._cards = cards
+        self.checkpoints = [read_card(calibration) for calibration in calibrations]
         if num_old := sum(not entry.can_be_judged_again for entry in entries):
             raise DataError(
                 f"{num_old} of {len(entries)} results come from a version of dfscan that did not store what judging "
@@ -72,49 +86,77 @@ class Judge:
             )
         num_of = Counter(entry.recipe.digest for entry in entries)
         self._changes = {
-            recipe.digest: self._change(recipe, cards, num_of[recipe.digest])
+            recipe.digest: self._change(recipe, num_of[recipe.digest])
             for recipe in {entry.recipe.digest: entry.recipe for entry in entries}.values()
         }
 
-    def _change(self, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]], num_results: int) -> _Change:
-        document = cards.get(recipe.checkpoint_sha256)
+    def _change(self, recipe: Recipe, num_results: int) -> _Change:
+        if recipe.detectors and self._threshold is not None:
+            raise DataError(
+                f"{num_results} videos were scored by several detectors, each with its own thresholds; give "
+                "--calibration instead of --threshold"
+            )
+        old = [self._known(*checkpoint, num_results) for checkpoint in recipe.checkpoints.items()]
+        new = [self._calibrated(checkpoint) for checkpoint in old]
+        for checkpoint in self.checkpoints:
+            if checkpoint not in new:
+                raise DataError(
+                    f"{num_results} videos were scored by {recipe.checkpoint}, whose network is not that of "
+                    f"{checkpoint.path}; scan them with this checkpoint, or give one that was calibrated from theirs"
+                )
+        for checkpoint in new:
+            if checkpoint.card.quality and recipe.method < QUALITY_METHOD:
+                raise DataError(
+                    f"{num_results} results come from a version of dfscan that did not measure sharpness, on which the "
+                    f"thresholds of {checkpoint.path} depend; scan these videos again"
+                )
+        names = {*OWN_SETTINGS, "every"} - {"threshold"} - ({"num_frames"} if recipe.settings.get("every") else set())
+        given = {name: recipe.settings.get(name) for name in names} | {"threshold": self._threshold}
+        settings = [with_checkpoint(build_settings(ScanSettings, given), checkpoint) for checkpoint in new]
+        detectors = [
+            RecipeDetector(name, before.path.name if after is before else after.label, after.sha256)
+            for name, before, after in zip(recipe.names or [""], old, new, strict=True)
+        ]
+        threshold = None if recipe.detectors else settings[0].threshold
+        return _Change(
+            recipe=Recipe.of(
+                detectors,
+                version=recipe.version,
+                device_kind=recipe.device_kind,
+                settings={**recipe.settings, "threshold": threshold},
+                method=recipe.method,
+            ),
+            judges=[
+                _NewJudge(
+                    label=detector.checkpoint,
+                    rules=rules_for(own, after),
+                    factor=before.card.calibration.temperature / after.card.calibration.temperature,
+                    seen=after.card.seen,
+                    is_replaced=after is not before,
+                )
+                for detector, own, before, after in zip(detectors, settings, old, new, strict=True)
+            ],
+        )
+
+    def _known(self, label: str, sha256: str, num_results: int) -> Checkpoint:
+        """Return a checkpoint of a recipe, with its label as its path."""
+        document = self._cards.get(sha256)
         if document is None:
             raise DataError(
-                f"the ledger does not have the card of {recipe.checkpoint}, which scored {num_results} videos, so its "
+                f"the ledger does not have the card of {label}, which scored {num_results} videos, so its "
                 "temperature is unknown; scan them again"
             )
         try:
             card = CheckpointCard.model_validate({name: document[name] for name in document.keys() - {SOURCE_KEY}})
         except ValidationError as error:
             raise DataError(
-                f"the card of {recipe.checkpoint} in the ledger is from another version of dfscan; scan again"
+                f"the card of {label} in the ledger is from another version of dfscan; scan again"
             ) from error
-        old = Checkpoint(Path(recipe.checkpoint), recipe.checkpoint_sha256, card)
-        new = self.checkpoint or old
-        if new.base_sha256 != old.base_sha256:
-            raise DataError(
-                f"{num_results} videos were scored by {recipe.checkpoint}, whose network is not that of {new.path}; "
-                "scan them with this checkpoint, or give one that was calibrated from theirs"
-            )
-        if new.card.quality and recipe.method < QUALITY_METHOD:
-            raise DataError(
-                f"{num_results} results come from a version of dfscan that did not measure sharpness, on which the "
-                f"thresholds of {new.path} depend; scan these videos again"
-            )
-        names = {*OWN_SETTINGS, "every"} - {"threshold"} - ({"num_frames"} if recipe.settings.get("every") else set())
-        given = {name: recipe.settings.get(name) for name in names} | {"threshold": self._threshold}
-        settings = with_checkpoint(build_settings(ScanSettings, given), new)
-        return _Change(
-            recipe=replace(
-                recipe,
-                checkpoint=recipe.checkpoint if new is old else new.label,
-                checkpoint_sha256=new.sha256,
-                settings={**recipe.settings, "threshold": settings.threshold},
-            ),
-            rules=rules_for(settings, new),
-            factor=old.card.calibration.temperature / new.card.calibration.temperature,
-            seen=new.card.seen,
-        )
+        return Checkpoint(Path(label), sha256, card)
+
+    def _calibrated(self, old: Checkpoint) -> Checkpoint:
+        """Return the checkpoint with a new calibration of this network, or the old one."""
+        return next((each for each in self.checkpoints if each.base_sha256 == old.base_sha256), old)
 
     def recipe(self, entry: LedgerEntry) -> Recipe:
         """Return the recipe of a scan that would give the new result."""
@@ -125,13 +167,25 @@ class Judge:
         remarks = result.remarks
         if remarks is None:
             return result  # an error
-        change = self._changes[entry.recipe.digest]
-        tracks = tuple(_scaled(track, change.factor) for track in result.tracks)
-        if self.checkpoint:
-            sha256 = result.info.sha256
-            remarks = replace(remarks, used_for=change.seen.use_of(sha256) if change.seen and sha256 else None)
-        verdict = decide(tracks, change.rules, remarks, is_hdr=result.info.is_hdr)
-        return replace(result, tracks=tracks, verdict=verdict, remarks=remarks)
+        judges = self._changes[entry.recipe.digest].judges
+        before = result.detectors or [DetectorResult("", "", result.verdict, result.tracks, remarks.used_for)]
+        after = [_judged(each, judge, result, remarks) for each, judge in zip(before, judges, strict=True)]
+        return replace(
+            result,
+            tracks=after[0].tracks,
+            verdict=agreed(after, [judge.rules for judge in judges]) if result.detectors else after[0].verdict,
+            remarks=replace(remarks, used_for=after[0].used_for),
+            detectors=tuple(after) if result.detectors else (),
+        )
+
+
+def _judged(before: DetectorResult, judge: _NewJudge, result: VideoResult, remarks: Remarks) -> DetectorResult:
+    used_for, sha256 = before.used_for, result.info.sha256
+    if judge.is_replaced:
+        used_for = judge.seen.use_of(sha256) if judge.seen and sha256 else None
+    tracks = tuple(_scaled(track, judge.factor) for track in before.tracks)
+    verdict = decide(tracks, judge.rules, replace(remarks, used_for=used_for), is_hdr=result.info.is_hdr)
+    return DetectorResult(before.name, judge.label, verdict, tracks, used_for)
 
 
 def _scaled(track: Track, factor: float) -> Track:

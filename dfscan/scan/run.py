@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -32,8 +33,9 @@ from dfscan.scan.ledger import LedgerEntry, LedgerReader, file_key
 from dfscan.scan.lock import only_run
 from dfscan.scan.outputs import Outputs, findings, ledger_path, refuse_overwriting, written_files
 from dfscan.scan.pipeline import Engine, ScanListener, failed, scan_videos
-from dfscan.scan.setup import ResolvedSettings, load_engine, resolve, scan_recipe
+from dfscan.scan.setup import ResolvedSettings, detector_names, load_engine, resolve, scan_recipe
 from dfscan.scan.timing import Timings
+from dfscan.scan.verdict import AGREEMENT
 from dfscan.text import display_path, report_order
 from dfscan.types import VERDICT_LABELS, Reason, VideoResult
 
@@ -45,7 +47,7 @@ class ScanSummary:
     """Counts and findings of a scan."""
 
     seen: SeenFiles | None = None
-    """Files that the checkpoint was trained and calibrated on, if it records them."""
+    """Files that the checkpoints were trained and calibrated on, if one records them."""
     labels: Counter[str] = field(default_factory=Counter)
     num_partial: int = 0
     num_known: int = 0
@@ -158,22 +160,22 @@ def run_scan(
         raise ConfigError("--resume needs a ledger: name the report with --out, or the ledger with --ledger")
     if settings.annotate and ledger_path(settings) is None:
         raise ConfigError("--annotate needs a ledger: name the report with --out, or the ledger with --ledger")
-    resolved, checkpoint = resolve(settings)
+    resolved, checkpoints = resolve(settings)
     device = settings.device if settings.on == "ray" else choose_device(settings.device)
-    recipe = scan_recipe(resolved, checkpoint, device=device)
-    summary = ScanSummary(checkpoint.card.seen, skipped=discovery.skipped, empty=empty)
+    recipe = scan_recipe(resolved, checkpoints, device=device)
+    summary = ScanSummary(_seen_by_any(checkpoints), skipped=discovery.skipped, empty=empty)
     for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
     if on_discovered:
         on_discovered(len(discovery.paths) + len(discovery.problems))
-    card = checkpoint.document()
+    cards = {checkpoint.sha256: checkpoint.document() for checkpoint in checkpoints}
     order = sorted([*discovery.paths, *discovery.problems], key=report_order)
     with only_run(written_files(settings)):
-        with Outputs(settings, recipe, order, card=card) as outputs:
+        with Outputs(settings, recipe, order, cards=cards) as outputs:
             known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
             paths = [path for path in discovery.paths if path not in known]
             with timings.stage("start"):
-                engine = _engine(resolved, checkpoint, paths) if paths else None
+                engine = _engine(resolved, checkpoints, paths) if paths else None
             results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in results:
                 with timings.stage("write"):
@@ -181,12 +183,13 @@ def run_scan(
                 if listener:
                     listener.video_done(result)
             outputs.finish(summary.num_skipped)
-        outputs.write_meta(_metadata(started, resolved, checkpoint, engine, summary))
+        outputs.write_meta(_metadata(started, resolved, checkpoints, engine, summary))
         if settings.annotate:
             summary.num_annotated = _annotate(settings, order)
     if summary.num_seen:
         log.warning(
-            "the checkpoint was trained or calibrated on %d of these %d videos; their scores prove nothing",
+            "%s was trained or calibrated on %d of these %d videos; their scores prove nothing",
+            "the checkpoint" if len(checkpoints) == 1 else "one of the checkpoints",
             summary.num_seen,
             summary.num_videos,
         )
@@ -216,6 +219,11 @@ def _annotate(settings: ScanSettings, paths: Sequence[str]) -> int:
             for path, entry in known
         ]
         return annotate_videos(candidates, settings)
+
+
+def _seen_by_any(checkpoints: Sequence[Checkpoint]) -> SeenFiles | None:
+    seen = [checkpoint.card.seen for checkpoint in checkpoints if checkpoint.card.seen]
+    return functools.reduce(SeenFiles.union, seen) if seen else None
 
 
 def _empty(discovery: Discovery) -> list[str]:
@@ -252,9 +260,11 @@ def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, list
     return known
 
 
-def _engine(settings: ResolvedSettings, checkpoint: Checkpoint, paths: Sequence[str]) -> Engine | Cluster:
+def _engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Engine | Cluster:
     """Load the models here, or connect to the cluster that judges these files."""
-    return Cluster(Job.of(settings, checkpoint, paths)) if settings.on == "ray" else load_engine(settings, checkpoint)
+    if settings.on == "ray":
+        return Cluster(Job.of(settings, checkpoints, paths))
+    return load_engine(settings, checkpoints)
 
 
 def _results(
@@ -300,7 +310,7 @@ def _machines(engine: Engine | Cluster | None) -> dict[str, Any]:
 def _metadata(
     started: datetime,
     settings: ResolvedSettings,
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     engine: Engine | Cluster | None,
     summary: ScanSummary,
 ) -> dict[str, Any]:
@@ -313,17 +323,24 @@ def _metadata(
         "command_line": sys.argv,
         "settings": settings.document(),
         **_machines(engine),
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            **checkpoint.document(),
-        },
+        **_checkpoint_facts(checkpoints),
         "counts": {label: summary.labels[label] for label in VERDICT_LABELS} | {"partial": summary.num_partial},
         "known_from_ledger": summary.num_known,
         "seen_by_checkpoint": summary.num_seen if summary.seen else None,
         "num_skipped": dict(summary.num_skipped),
         "skipped": [{"path": display_path(path), "reason": reason} for path, reason in summary.skipped],
         "versions": versions(),
+    }
+
+
+def _checkpoint_facts(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    facts = [{"path": str(each.path), "sha256": each.sha256, **each.document()} for each in checkpoints]
+    if len(facts) == 1:
+        return {"checkpoint": facts[0]}
+    names = detector_names(checkpoints)
+    return {
+        "checkpoints": [{"detector": name, **fact} for name, fact in zip(names, facts, strict=True)],
+        "verdict_rule": AGREEMENT,
     }
 
 
@@ -334,13 +351,13 @@ def explain_file(path: str, folder: Path, settings: ScanSettings) -> VideoResult
         ConfigError, CheckpointError, OutputError: see `run_scan`.
     """
     discovery = discover([path])
-    resolved, checkpoint = resolve(settings)
+    resolved, checkpoints = resolve(settings)
     for unopened, reason in discovery.problems.items():
         return failed(unopened, reason)
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; for whole folders use `dfscan scan {path} --explain DIR`")
     dumps = DumpFolder(folder, suffix=settings.explain_format)
-    engine = load_engine(resolved, checkpoint)
+    engine = load_engine(resolved, checkpoints)
     ((result, _),) = scan_videos(discovery.paths, engine, dumps=dumps, num_explained=settings.explain_top)
     dumps.write_index(result.dumps)
     return result

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from dfscan.config import ScanSettings
 from dfscan.detector.card import (
@@ -26,7 +27,8 @@ from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
 from dfscan.media.isolate import Limits
 from dfscan.media.plan import Sampling
-from dfscan.scan.ledger import Recipe
+from dfscan.scan.classify import Classifier
+from dfscan.scan.ledger import Recipe, RecipeDetector
 from dfscan.scan.pipeline import Engine
 from dfscan.scan.trust import read_trust_list, trust_list_sha256, with_provenance
 from dfscan.scan.verdict import GENUINE_ALONE, TOO_WEAK, UNCALIBRATED, UNTRAINED, QualityRules, Rules
@@ -60,29 +62,67 @@ class ResolvedSettings(ScanSettings):
     min_faces: int = field()
 
 
-def resolve(settings: ScanSettings) -> tuple[ResolvedSettings, Checkpoint]:
-    """Find the checkpoint and complete the settings with its own, as `load_engine` takes both.
+def resolve(settings: ScanSettings) -> tuple[ResolvedSettings, list[Checkpoint]]:
+    """Find the checkpoints and complete the settings with those of the first one, as `load_engine` takes both.
+
+    With several checkpoints there is no threshold in the settings: each has its own.
 
     Raises:
-        CheckpointError, ConfigError, MissingExtraError: as `find_checkpoint`, `with_checkpoint` and `with_provenance`.
+        CheckpointError, MissingExtraError: as `find_checkpoints` and `with_provenance`.
+        ConfigError: as `with_checkpoint` and `detector_names`, or a threshold is set for several checkpoints.
     """
-    checkpoint = find_checkpoint(settings)
-    return with_checkpoint(with_provenance(settings), checkpoint), checkpoint
+    checkpoints = find_checkpoints(settings)
+    detector_names(checkpoints)
+    resolved = with_checkpoint(with_provenance(settings), checkpoints[0])
+    if len(checkpoints) > 1:
+        if settings.threshold is not None:
+            raise ConfigError("--threshold is for one checkpoint; with several, each one has its own thresholds")
+        resolved = replace(resolved, threshold=None)
+        for checkpoint in checkpoints[1:]:
+            with_checkpoint(resolved, checkpoint)
+    return resolved, checkpoints
 
 
-def find_checkpoint(settings: ScanSettings) -> Checkpoint:
-    """Return the checkpoint in the settings, or the embedded one.
+def find_checkpoints(settings: ScanSettings) -> list[Checkpoint]:
+    """Return the checkpoints in the settings, or the embedded one.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it cannot be read.
+        CheckpointError: there is no checkpoint, or one cannot be read.
     """
-    path = settings.checkpoint or default_checkpoint_path()
-    if path is None:
+    paths = settings.checkpoint or default_checkpoint_path()
+    if paths is None:
         raise CheckpointError(
             "no checkpoint: this version of dfscan has none built in. Name one with --checkpoint, or create an "
             "untrained one for trials with `dfscan init-checkpoint FILE` (every verdict is then inconclusive)"
         )
-    return read_card(path)
+    return [read_card(path) for path in (paths if isinstance(paths, tuple) else [paths])]
+
+
+def only_one(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """Return the only checkpoint.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if len(checkpoints) > 1:
+        raise ConfigError(f"{len(checkpoints)} checkpoints are given, but this command takes one --checkpoint")
+    return checkpoints[0]
+
+
+def detector_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a unique name for each checkpoint: those in the cards, or if these are not unique, those of the files.
+
+    Raises:
+        ConfigError: neither are unique, or two checkpoints are the same.
+    """
+    if len({each.sha256 for each in checkpoints}) < len(checkpoints):
+        raise ConfigError("--checkpoint: two of the checkpoints are the same file; give each one once")
+    for names in ([each.name for each in checkpoints], [each.path.stem for each in checkpoints]):
+        readable = [re.sub(r"[^\w.+-]+", "_", name, flags=re.ASCII) for name in names]
+        if len({name.casefold() for name in readable}) == len(checkpoints):
+            return readable
+    listed = ", ".join(str(each.path) for each in checkpoints)
+    raise ConfigError(f"--checkpoint: two of {listed} have the same name; rename one of the files")
 
 
 def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ResolvedSettings:
@@ -104,7 +144,8 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ResolvedS
     document = card.model_dump()
     changed = changed_settings(settings.document(), document)
     if changed and card.calibration.is_set:
-        log.warning("the checkpoint's error rates are valid only for its own settings; changed: %s", ", ".join(changed))
+        owner = "the checkpoint" if len(settings.checkpoint or ()) < 2 else checkpoint.label
+        log.warning("%s's error rates are valid only for its own settings; changed: %s", owner, ", ".join(changed))
     own = {name: document[section][key] for name, (section, key) in OWN_SETTINGS.items()}
     if withheld(document, "fake"):
         own["threshold"] = None
@@ -112,7 +153,7 @@ def with_checkpoint(settings: ScanSettings, checkpoint: Checkpoint) -> ResolvedS
     return ResolvedSettings(**given | {name: own[name] for name in own if given[name] is None})
 
 
-def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
+def load_engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]) -> Engine:
     """Load the models; take the arguments from `resolve`.
 
     Raises:
@@ -120,8 +161,13 @@ def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
         CheckpointError: the weights cannot be used, or do not reproduce the scores recorded in the checkpoint.
     """
     threads = settings.threads or default_threads()
-    runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
-    verify(runtime, checkpoint)
+    names = detector_names(checkpoints)
+    classifiers = [
+        _classifier(name, settings, checkpoint, threads) for name, checkpoint in zip(names, checkpoints, strict=True)
+    ]
+    runtime = classifiers[0].runtime
+    for classifier in classifiers[1:]:
+        classifier.runtime.clock = runtime.clock  # they share the device
     detector = FaceDetector(
         threshold=settings.detection_threshold,
         min_face_px=settings.min_face_px,
@@ -134,17 +180,27 @@ def load_engine(settings: ResolvedSettings, checkpoint: Checkpoint) -> Engine:
     return Engine(
         detector=detector,
         batched_detector=batched,
-        runtime=runtime,
-        preprocessing=checkpoint.card.preprocessing,
-        temperature=checkpoint.card.calibration.temperature,
+        classifiers=tuple(classifiers),
         sampling=Sampling(settings.num_frames, settings.every, settings.max_frames, settings.stream),
-        rules=rules_for(settings, checkpoint),
         max_faces=settings.max_faces,
         num_workers=settings.workers or default_workers(threads, runtime.device),
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
-        seen=checkpoint.card.seen,
         images=settings.images,
         trust_list=read_trust_list(settings.trust_list) if settings.provenance else None,
+    )
+
+
+def _classifier(name: str, settings: ResolvedSettings, checkpoint: Checkpoint, threads: int) -> Classifier:
+    runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
+    verify(runtime, checkpoint)
+    return Classifier(
+        name=name,
+        label=checkpoint.label,
+        runtime=runtime,
+        preprocessing=checkpoint.card.preprocessing,
+        temperature=checkpoint.card.calibration.temperature,
+        rules=rules_for(settings, checkpoint),
+        seen=checkpoint.card.seen,
     )
 
 
@@ -156,8 +212,9 @@ def rules_for(settings: ResolvedSettings, checkpoint: Checkpoint) -> Rules:
     is_changed = bool(changed_settings(settings.document(), document))
     without = UNCALIBRATED if card.calibration.trained else UNTRAINED
     without_real = GENUINE_ALONE if card.calibration.num_fake_videos == 0 else TOO_WEAK
+    own_threshold = None if no_fake else card.calibration.fake_threshold
     return Rules(
-        fake_threshold=settings.threshold if card.calibration.trained else None,
+        fake_threshold=own_threshold if settings.threshold is None else settings.threshold,
         real_threshold=None if no_real else card.calibration.real_threshold,
         min_faces=settings.min_faces,
         prior_faces=card.aggregation.prior_faces,
@@ -221,15 +278,18 @@ NOT_IN_RECIPE = frozenset(
 """Settings that affect which files are scanned and what is written, but not the result of a video."""
 
 
-def scan_recipe(settings: ScanSettings, checkpoint: Checkpoint, *, device: str) -> Recipe:
+def scan_recipe(settings: ScanSettings, checkpoints: Sequence[Checkpoint], *, device: str) -> Recipe:
     """Return everything besides the file that a result depends on; `device` must come from `choose_device`.
 
     Raises:
         ConfigError: the trust list cannot be read.
     """
-    return Recipe(
-        checkpoint=checkpoint.label,
-        checkpoint_sha256=checkpoint.sha256,
+    detectors = [
+        RecipeDetector(name, checkpoint.label, checkpoint.sha256)
+        for name, checkpoint in zip(detector_names(checkpoints), checkpoints, strict=True)
+    ]
+    return Recipe.of(
+        detectors,
         version=__version__,
         device_kind=device.partition(":")[0],
         settings={

@@ -8,16 +8,32 @@ of CNNs", section IV, also average over the frames of a video). The mean is shru
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dfscan.detector.card import Use
-from dfscan.types import Reason, Remarks, Track, Validation, Verdict, VerdictLabel, sigmoid
+from dfscan.types import (
+    DetectorResult,
+    Reason,
+    Remarks,
+    Track,
+    Validation,
+    Verdict,
+    VerdictLabel,
+    sigmoid,
+)
 
 UNTRAINED = Reason("untrained", "the checkpoint is untrained: its scores mean nothing")
 UNCALIBRATED = Reason("uncalibrated", "the checkpoint has no thresholds; set them with `dfscan calibrate`")
 TOO_WEAK = "this checkpoint is too weak to call a video real"
 NO_REMARKS = Remarks()
+AGREEMENT = (
+    "A video is fake or real if at least two detectors give this verdict and none gives the other one. If only one of "
+    "the detectors can give a verdict, it decides alone. If detectors give both, the video is inconclusive with the "
+    "reason detectors_disagree. Score, threshold, tracks, faces and heat maps are those of the first detector."
+)
+"""How the verdicts of several detectors become one."""
 GENUINE_ALONE = "this checkpoint was calibrated on genuine videos alone and calls no video real"
 
 
@@ -149,6 +165,48 @@ def decide(
     seen = _SEEN[remarks.used_for] if remarks.used_for else None
     reasons = [each for each in (reason, *limits, seen, *remarks.notes) if each]
     return Verdict(label, deciding.score, threshold, deciding.track.track_id, joined(reasons), validation)
+
+
+def agreed(results: Sequence[DetectorResult], rules: Sequence[Rules]) -> Verdict:
+    """Combine the verdicts of several detectors by `AGREEMENT`.
+
+    Args:
+        results: results of the detectors on one video.
+        rules: rules of each detector, in the same order.
+
+    Returns:
+        The verdict of the first detector, with the label and the reason on which they agree. It has the rates of the
+        validation videos only if one detector decides alone.
+    """
+    first = results[0].verdict
+    can_say: dict[VerdictLabel, list[bool]] = {
+        "fake": [each.fake_threshold is not None for each in rules],
+        "real": [each.real_threshold is not None for each in rules],
+    }
+    given = Counter(each.verdict.label for each in results)
+    said = [label for label in can_say if given[label]]
+    label, code = first.label, None
+    if len(said) == 2:
+        label, code = "inconclusive", "detectors_disagree"
+    elif said and given[said[0]] >= min(2, sum(can_say[said[0]])):
+        label, code = said[0], "detectors_agree"
+    elif said:
+        label, code = "inconclusive", "not_confirmed"
+    voters = [each for each, *able in zip(results, *can_say.values(), strict=True) if any(able)]
+    is_unanimous = all(each.verdict.label == label for each in (results[0], *voters))
+    votes = None
+    if code and not is_unanimous:
+        votes = Reason(code, ", ".join(f"{each.name} says {each.verdict.label}" for each in voters))
+    seen = [_seen_by(each) for each in results[1:] if each.used_for]
+    reason = joined([each for each in (votes, first.reason, *seen) if each])
+    validation = voters[0].verdict.validation if len(voters) == 1 else None
+    return replace(first, label=label, reason=reason, validation=validation)
+
+
+def _seen_by(result: DetectorResult) -> Reason:
+    assert result.used_for
+    seen = _SEEN[result.used_for]
+    return Reason(seen.code, f"{result.name}: {seen.text}")
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:

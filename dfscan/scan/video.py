@@ -23,9 +23,10 @@ class ScoredCrop:
 
     crop: FaceCrop
     frame: Frame | None
-    logit: float
-    """Logit of the network, before temperature scaling."""
+    logits: tuple[float, ...]
+    """Logit of each network, before temperature scaling."""
     cam: Float32Array
+    """Heat map of the first network."""
 
 
 @dataclass(eq=False)
@@ -53,7 +54,8 @@ class VideoState:
     ended: Ended | None = None
     has_changed: bool = False
     failure: Reason | None = None
-    faces: list[FaceScore] = field(default_factory=list)
+    faces: list[tuple[FaceScore, ...]] = field(default_factory=list)
+    """Scores of each face by all classifiers."""
     fingerprinter: Fingerprinter = field(default_factory=Fingerprinter)
     kept: second_look.KeptFrames = field(default_factory=second_look.KeptFrames)
     """Frames for a second search, while few faces have been found."""
@@ -93,9 +95,10 @@ class VideoState:
         """Note why the video cannot be judged."""
         self.failure = reason
 
-    def add_score(self, score: FaceScore, scored: ScoredCrop) -> None:
-        """Add the score of one face."""
-        self.faces.append(score)
+    def add_scores(self, scores: tuple[FaceScore, ...], scored: ScoredCrop) -> None:
+        """Add the scores of one face by all classifiers; the first one decides which faces are the highest."""
+        self.faces.append(scores)
+        score = scores[0]
         if self.pictures:
             self.pictures.add(scored.crop)
         if self.num_best:

@@ -244,6 +244,7 @@
     const pictures = picturesOf(video.row);
     const said = make("p", { class: "statement" }, facts.statement);
     const box = make("div", { class: "inside" }, said, notice(video), reviewsOf(facts));
+    if (facts.detectors) box.append(opinions(facts.detectors));
     if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
     const sections = facts.tracks.map((track, i) => sectionOf(track, i, facts, pictures));
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
@@ -267,6 +268,19 @@
   function whyNoPictures(row) {
     if (!leftOut.rows.includes(row)) return "No pictures: this scan stored none for this video.";
     return `No pictures: they were omitted to keep the pictures on this page within ${leftOut.max_mb} MB.`;
+  }
+
+  /** What each of several detectors concludes. */
+  function opinions(detectors) {
+    const items = detectors.map((each) => {
+      const value = each.score === undefined ? "" : `, score ${score(each.score)}`;
+      const limit = each.threshold === undefined ? "" : `, threshold for fake ${score(each.threshold)}`;
+      const reason = each.reason === undefined ? [] : [" ", make("bdi", {}, `(${each.reason})`)];
+      const label = make("code", { title: each.checkpoint }, make("bdi", {}, each.name));
+      return make("li", {}, label, `: ${spaced(each.verdict)}${value}${limit}`, ...reason);
+    });
+    const note = make("p", { class: "dim" }, "All scores below are those of the first detector.");
+    return make("section", { class: "person" }, make("h4", {}, "Detectors"), make("ul", {}, ...items), note);
   }
 
   function notice(video) {
@@ -408,7 +422,7 @@
       Rotated: facts.turned === undefined ? null : `by ${facts.turned}° to be upright`,
       Colours: facts.hdr === undefined ? null : "high dynamic range",
       Sampling: `${counted(facts.looked, "frame", "frames")} scanned`,
-      Checkpoint: foreign("code", data.checkpoints[facts.checkpoint].label),
+      Checkpoint: facts.detectors ? null : foreign("code", data.checkpoints[facts.checkpoint].label),
       "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
