@@ -123,6 +123,13 @@ def test_fakes_of_a_data_set_are_checked_overall_and_by_fold(tmp_path: Path, mon
     ]
     assert all(each.roc_auc.value is not None and 0 <= each.roc_auc.value <= 1 for each in found)
     assert [bool(each.coefficients) for each in found] == [True, False, False]
+    config = tmp_path / "small.toml"
+    config.write_text("input_size_px = 96\nresize_px = 104\n")
+    code, *_ = run("--data", tmp_path, "--config", config, "--resamples", 20, "--out", tmp_path / "found.csv")
+    assert code == 0
+    table = pd.read_csv(tmp_path / "found.csv")
+    assert table.subset.tolist() == ["all", "fold a", "fold b"]
+    assert table[FEATURES[0]].notna().tolist() == [True, False, False]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -139,6 +139,5 @@ def _write(path: Path, findings: Sequence[Finding]) -> None:
         for finding in findings:
             row: dict[str, Any] = asdict(finding)
             auc = row.pop("roc_auc")
-            writer.append(
-                row | {"roc_auc": auc["value"], "low": auc["low"], "high": auc["high"]} | finding.coefficients
-            )
+            numbers = {"roc_auc": auc["value"], "low": auc["low"], "high": auc["high"]}
+            writer.append(row | numbers | dict.fromkeys(FEATURES) | finding.coefficients)
