@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
@@ -117,6 +118,18 @@ def test_the_case_is_in_every_report(desk: Path, tmp_path: Path) -> None:
     row = next(csv.DictReader(io.StringIO(run("report", ledger).stdout)))
     assert [row[name] for name in NAMES] == [""] * 3, "the ledger does not have them"
     assert set(ScanSettings().case_facts) <= NOT_IN_RECIPE, "another case needs no new scan"
+
+
+def test_a_rebuilt_report_lists_only_its_own_heat_maps(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dumps").mkdir()
+    listed = []
+    for folder in (tmp_path, desk):
+        monkeypatch.chdir(folder)
+        assert run("report", desk / "out/r.csv.ledger", "-o", tmp_path / "r.csv").exit_code == 0
+        listed.append(json.loads((tmp_path / "r.csv.meta.json").read_text())["outputs"]["heat_maps"])
+    assert listed == [[], [os.path.relpath(desk / "dumps", tmp_path)]]
 
 
 # Writing
@@ -375,7 +388,7 @@ def packed(name: str, method: int) -> zipfile.ZipInfo:
         ([("a/../../evil", b"")], "outside the bundle"),
         ([("a\\..\\evil", b"")], "backslashes"),
         ([("a\nb", b"")], "unprintable"),
-        ([("r.csv", b"other")], "is there twice"),
+        ([("r.csv", b"other")], "occurs twice"),
         ([(link("r.lnk"), b"/etc/passwd")], "is a link"),
         ([(packed("zeros", zipfile.ZIP_BZIP2), bytes(1 << 20))], "another method than deflate"),
         ([(packed("zeros", zipfile.ZIP_LZMA), bytes(1 << 20))], "another method than deflate"),
@@ -420,8 +433,15 @@ def checked(tmp_path: Path, *videos: dict[str, object]) -> verify.Verification:
 
 
 def test_paths_in_a_report_cannot_stop_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"a")
     sha256 = hashlib.sha256(b"a").hexdigest()
+    for raw in (b"a.mp4", b"\xff.mp4"):
+        Path(os.fsdecode(tmp_path / os.fsdecode(raw))).write_bytes(b"a")
+    escaped = {"path": "./\\xff.mp4", "sha256": sha256}
+    raw = {**escaped, "path_bytes": base64.b64encode(b"\xff.mp4").decode()}
+    found = checked(tmp_path, escaped, raw)
+    assert (found.originals, found.differences) == ("1 unchanged, 1 with an escaped path (not checked)", [])
+    (difference,) = checked(tmp_path, raw, {**escaped, "path_bytes": 1}).differences
+    assert "`path_bytes` is damaged" in difference
     found = checked(tmp_path, {"path": "a/" * 1000, "sha256": "0"}, {"path": "a" * 2**19, "sha256": "0"})
     assert found.originals == "2 missing"
     assert max(map(len, found.differences)) < 2 * verify.MAX_PATH_CHARACTERS
@@ -477,11 +497,16 @@ def test_a_signed_bundle(desk: Path, key: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     done = run("verify", bundle)
     assert done.exit_code == 0, done.stdout
-    assert "signature: made with ED25519 key SHA256:" in done.stdout
-    assert "by whom is not checked" in done.stdout
+    assert "signature: valid, made with ED25519 key SHA256:" in done.stdout
+    assert "The signer is not checked" in done.stdout
     done = run("verify", bundle, "--allowed-signers", signers)
     assert done.exit_code == 0, done.stdout
     assert "signature: good, by a.mueller@lab with ED25519 key SHA256:" in done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        done = run("verify", bundle)
+        assert (done.exit_code, "signature: not checked, because ssh-keygen" in done.stdout) == (0, True), done.stdout
+        assert run("verify", bundle, "--allowed-signers", signers).exit_code == 2
     other = tmp_path / "others"
     other.write_text(signers.read_text().replace("AAAAC3NzaC1lZDI1NTE5AAAAI", "AAAAC3NzaC1lZDI1NTE5AAAAJ"))
     assert "does not allow" in run("verify", bundle, "--allowed-signers", other).stdout

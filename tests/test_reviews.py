@@ -100,7 +100,7 @@ def test_the_last_review_counts_and_all_are_kept(clips: Path, ledger: Path) -> N
     assert run("label", ledger, path, "--verdict", "withdrawn", "--by", "B").exit_code == 0
     assert [reported(ledger)["two.mkv"][name] for name in COLUMNS] == [""] * 4
     assert len(list(csv.DictReader(io.StringIO(run("label", ledger, path).stdout)))) == 3
-    assert "1 already there" in run("label", ledger, path, "--verdict", "withdrawn", "--by", "B").stderr
+    assert "1 already in the ledger" in run("label", ledger, path, "--verdict", "withdrawn", "--by", "B").stderr
 
 
 def test_a_changed_file_does_not_inherit_and_a_copy_does(
@@ -125,7 +125,7 @@ def test_a_changed_file_does_not_inherit_and_a_copy_does(
     os.utime("in/b.mp4")
     assert run("label", "all.ledger", "in/b.mp4", "--verdict", "fake", "--by", "A").exit_code == 0, "same content"
     done = run("label", "all.ledger", "--from", "1.csv", "--by", "A")
-    assert (done.exit_code, "0 stored" in done.stderr) == (0, True), "a report without reviews stores nothing"
+    assert (done.exit_code, "0 reviews stored" in done.stderr) == (0, True), "a report without reviews stores nothing"
     old_rows = list(csv.DictReader(io.StringIO(Path("1.csv").read_text())))
     with Path("old.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(old_rows[0]))
@@ -144,15 +144,15 @@ def test_a_filled_in_report_is_a_list(ledger: Path, tmp_path: Path) -> None:
         writer = csv.DictWriter(file, list(table[0]), delimiter=";")
         writer.writeheader()
         writer.writerows(table)
-    assert "1 stored" in run("label", ledger, "--from", path).stderr
-    assert "0 stored, 1 already there" in run("label", ledger, "--from", path).stderr
+    assert "1 review stored" in run("label", ledger, "--from", path).stderr
+    assert "0 reviews stored, 1 already in the ledger" in run("label", ledger, "--from", path).stderr
     name = Path(table[0]["path"]).name
     assert reported(ledger)[name]["reviewer_note"] == "edge; halo"
     without = tmp_path / "machine.csv"
     without.write_text("path,verdict,dfscan_version\na.mp4,fake,1\n")
     done = run("label", ledger, "--from", without, "--by", "C")
     assert done.exit_code == 2
-    assert "may be that of the machine" in done.stderr
+    assert "may hold the detector's verdicts" in done.stderr
 
 
 def test_an_older_list_does_not_override_newer_reviews(clips: Path, ledger: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_an_older_list_does_not_override_newer_reviews(clips: Path, ledger: Path
         return run("label", into, "--from", tmp_path / "filled.csv")
 
     done = imported("two.mkv", reviewer_verdict="fake", reviewer="B")
-    assert "1 stored, 1 already there" in done.stderr
+    assert "1 review stored, 1 already in the ledger" in done.stderr
     assert [reported(ledger)["one.mp4"][name] for name in COLUMNS[:3]] == ["fake", "A", tuesday]
     done = imported("one.mp4", reviewer_verdict="inconclusive", reviewer="B")
     assert done.exit_code == 1
@@ -199,7 +199,7 @@ def test_unknown_files_are_named_and_the_others_stored(clips: Path, ledger: Path
     done = run("label", ledger, "--from", listed, "--by", "D")
     assert done.exit_code == 1
     assert f"not stored: {listed}, line 2: {clips}/nowhere.mp4 is not in the ledger" in done.stderr
-    assert "1 stored, 1 not stored" in done.stderr
+    assert "1 review stored, 1 not stored" in done.stderr
     assert reported(ledger)["one.mp4"]["reviewer"] == "D"
 
 
@@ -213,7 +213,7 @@ def test_unknown_files_are_named_and_the_others_stored(clips: Path, ledger: Path
 )
 def test_lists_are_read_forgivingly(tmp_path: Path, text: str) -> None:
     (tmp_path / "l.csv").write_text(text, newline="")
-    found = read_list(tmp_path / "l.csv", reviewer=None, time_utc=TIME)
+    found = read_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
     assert [(each.path, each.review) for each in found] == [
         ("a.mp4", Review("fake", "E", "", TIME)),
         ("b.mp4", Review("real", "F", "ok", TIME)),
@@ -228,8 +228,9 @@ def test_lists_are_read_forgivingly(tmp_path: Path, text: str) -> None:
         ("path,label,by\na.mp4,fake,\n", "line 2: no reviewer; fill in `reviewer`, or give --by"),
         ("path,label,note\na.mp4,fake,it is, perhaps\n", "line 2: 4 cells, but 3 columns"),
         ("path,opinion\na.mp4,fake\n", "line 1: no column `reviewer_verdict`; the columns are path, opinion"),
-        ("path,label,label\n", "line 1: the column label is there twice"),
-        ("path,label,verdict\n", "line 1: `verdict` may be that of the machine"),
+        ("path,label,label\n", "line 1: the column label occurs twice"),
+        ("path,verdict,score\n", "line 1: the column `verdict` may hold the detector's verdicts"),
+        ("path,label,verdict\n", "line 1: the column `verdict` may hold the detector's verdicts"),
         ("", "line 1: no column"),
         ("path,label\n\xfc.mp4,fake\n", "not a CSV file in UTF-8"),
     ],
@@ -237,7 +238,7 @@ def test_lists_are_read_forgivingly(tmp_path: Path, text: str) -> None:
 def test_an_unusable_list_is_refused_whole(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "l.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError) as refused:
-        read_list(tmp_path / "l.csv", reviewer=None, time_utc=TIME)
+        read_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
     assert problem in str(refused.value)
 
 
@@ -246,6 +247,7 @@ def test_options_that_do_not_fit_together_are_refused(ledger: Path, tmp_path: Pa
         ["--verdict", "fake", "--by", "A"],
         ["a.mp4", "--verdict", "fake"],
         ["--by", "A"],
+        ["a.mp4", "--verdict", "fake", "--by", "  "],
         ["a.mp4", "--from", "l.csv"],
         ["--from", tmp_path / "missing.csv"],
         ["unknown.mp4"],
@@ -272,6 +274,17 @@ def test_reviews_of_several_ledgers_join_by_time(clips: Path, ledger: Path, tmp_
     add_reviews(ledger, [(sha256, Review("fake", "late", "", "2026-11-26T00:00:00Z"))])
     add_reviews(other, [(sha256, Review("real", "early", "", "2026-11-25T00:00:00Z"))])
     assert rows(run("report", ledger, other).stdout)["one.mp4"]["reviewer"] == "late"
+
+
+def test_equal_reviews_of_one_ledger_all_count(clips: Path, ledger: Path) -> None:
+    with LedgerReader(ledger) as reader:
+        sha256 = next(entry.sha256 for entry in reader.entries() if entry.path.endswith("one.mp4"))
+    for verdict in ("fake", "withdrawn", "fake"):  # all in one second
+        add_reviews(ledger, [(sha256, Review(verdict, "A", "", TIME))])
+    assert reported(ledger)["one.mp4"]["reviewer_verdict"] == "fake"
+    done = run("label", ledger, clips / "one.mp4", "--verdict", "real", "--by", os.fsdecode(b"M\xfcller"))
+    assert done.exit_code == 0, done.stderr
+    assert reported(ledger)["one.mp4"]["reviewer"] == "M\\xfcller"
 
 
 def test_the_order_of_review(tmp_path: Path) -> None:
@@ -323,7 +336,7 @@ def test_labels_of_missing_and_changed_files_are_skipped(tmp_path: Path) -> None
             each.write_bytes(each.name.encode())
             info = VideoInfo(5, sha256=hashlib.sha256(each.name.encode()).hexdigest())
             ledger.put(VideoResult(str(each), "ok", Verdict("no_face"), info), FileIdentity.of(str(each)))
-    with pytest.raises(DataError, match="contains no verdict of a reviewer"):
+    with pytest.raises(DataError, match="no review says `fake` or `real`"):
         read_sources([str(path)])
     assert run("label", path, *paths, "--verdict", "real", "--by", "A").exit_code == 0
     paths[0].unlink()

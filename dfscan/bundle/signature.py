@@ -24,7 +24,7 @@ class SignatureCheck:
     is_good: bool
     """True if the signature belongs to the data and, where signers were named, was made by one of them."""
     text: str
-    """The finding as a sentence without its end."""
+    """The finding."""
 
 
 def sign(data: bytes, key: Path) -> bytes:
@@ -71,12 +71,17 @@ def check_signature(data: bytes, signature: bytes, allowed_signers: Path | None)
             return SignatureCheck(False, f"invalid ({_last_line(whole.stderr or whole.stdout)})")
         key = _last_line(whole.stdout).rpartition(" with ")[2]
         if allowed_signers is None:
-            return SignatureCheck(True, f"made with {key}, but by whom is not checked; give --allowed-signers")
+            return SignatureCheck(True, f"valid, made with {key}. The signer is not checked; give --allowed-signers")
         found = _run(["-Y", "find-principals", "-s", str(file), "-f", str(allowed_signers)], b"")
         for name in found.stdout.decode(errors="backslashreplace").splitlines():
             if not _run(["-Y", "verify", "-f", str(allowed_signers), "-I", name, *common], data).returncode:
                 return SignatureCheck(True, f"good, by {printable(name)} with {key}")
     return SignatureCheck(False, f"made with {key}, which {allowed_signers} does not allow")
+
+
+def can_check() -> bool:
+    """Return True if the program that checks signatures is installed."""
+    return shutil.which("ssh-keygen") is not None
 
 
 def _run(arguments: Sequence[str], data: bytes) -> subprocess.CompletedProcess[bytes]:

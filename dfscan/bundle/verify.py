@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dfscan.bundle.signature import check_signature
+from dfscan.bundle.signature import can_check, check_signature
 from dfscan.bundle.write import CONTENTS_NAME, FORMAT, PIECE_BYTES, SIGNATURE_NAME, SUMS_NAME, name_problem
 from dfscan.errors import ConfigError, DataError, VideoError
 from dfscan.files import file_place
@@ -78,7 +78,7 @@ def verify_bundle(path: Path, *, videos: Path | None = None, allowed_signers: Pa
 
     Raises:
         DataError: the file is not a bundle, or is refused.
-        ConfigError: `videos` or `allowed_signers` does not exist, or ssh-keygen is needed and missing.
+        ConfigError: `videos` or `allowed_signers` does not exist, or `allowed_signers` needs the missing ssh-keygen.
     """
     if videos is not None and not videos.is_dir():
         raise ConfigError(f"--videos {videos}: no such folder")
@@ -121,7 +121,7 @@ def _problem(info: zipfile.ZipInfo, names: Counter[str]) -> str | None:
         return "has two names"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if names[info.filename] > 1:
-        return "is there twice"
+        return "occurs twice"
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
         return "is a link or a device"
     if info.flag_bits & 1:
@@ -187,9 +187,12 @@ def _check_signature(
     found: Verification,
 ) -> None:
     if SIGNATURE_NAME not in entries:
-        found.signature = "none, so anyone can have changed the bundle and its checksums"
+        found.signature = "none, so anyone could have changed the bundle"
         if allowed_signers:
             found.add("signature: the bundle has none")
+        return
+    if allowed_signers is None and not can_check():  # the checksums are of use without it
+        found.signature = "not checked, because ssh-keygen is not installed"
         return
     checked = check_signature(sums, _small(archive, entries, SIGNATURE_NAME, path), allowed_signers)
     found.signature = checked.text

@@ -308,9 +308,12 @@ def _copied_ledger(path: Path, copy: Path, report: Path, *, is_only: bool) -> li
         raise OutputError(f"{path}: cannot be copied to {copy.parent} ({error}); {remedy}") from error
     warnings = []
     if num_unknown and is_only:
-        warnings.append(f"{path} has no results for {num_unknown} contents in {report}: is it that of another report?")
+        warnings.append(
+            f"{path} has no results for {num_unknown} of the files in {report}. Is it the ledger of another report?"
+        )
     if num_others:
-        warnings.append(f"{path} also has results of {num_others} files that are not in {report}; see --no-ledger")
+        others = f"{path} also has results of {num_others} files that are not in {report}"
+        warnings.append(f"{others}. To leave the ledger out, use --no-ledger")
     return warnings
 
 

@@ -17,7 +17,8 @@ def bundle(
     sign: Annotated[
         Path | None,
         typer.Option(
-            help="Sign the checksums with this SSH key; a .pub file takes its private key from ssh-agent.",
+            help="Sign the checksums with this SSH key; if you give the .pub file, ssh-agent must hold the private "
+            "key.",
             show_default=False,
             metavar="KEY",
         ),

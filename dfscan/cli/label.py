@@ -33,7 +33,7 @@ def label(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Name of the reviewer; with --from, for lines without one.", show_default=False),
+        typer.Option(help="Name of the reviewer. With --from: the name for lines that have none.", show_default=False),
     ] = None,
     note: Annotated[str | None, typer.Option(help="Note of the reviewer.", show_default=False)] = None,
     from_list: Annotated[
@@ -46,11 +46,11 @@ def label(
         ),
     ] = None,
 ) -> None:
-    """Store or list the verdicts of people.
+    """Store or list reviews: the verdicts of people.
 
-    A reviewer's verdict stands beside that of the detector in every later report, and never replaces it. It belongs to
-    the content of the file: a changed file does not inherit it. A new one replaces an earlier one in reports; the
-    ledger keeps both. Without --verdict and --from, prints all stored ones as CSV.
+    Reports show a reviewer's verdict beside the detector's verdict. A review belongs to the content of a file, so a
+    changed file has none. Reports show the last review; the ledger keeps all. Without --verdict and --from, prints all
+    stored reviews as CSV.
 
     Examples:
 
@@ -62,11 +62,12 @@ def label(
     Exit codes:
 
     \b
-      0    all verdicts are stored
-      1    some files are not in the ledger, or have changed; the others are stored
+      0    all reviews are stored
+      1    some files are not in the ledger, have changed, or have a later review; the others are stored
       2    usage error, or an unusable list; nothing is stored
     """
     from dfscan.scan.reviews import now_utc, read_list, store_reviews
+    from dfscan.text import printable
 
     start_logging()
     if from_list is None and verdict is None:
@@ -76,15 +77,15 @@ def label(
     if from_list is not None:
         if paths or verdict is not None or note is not None:
             raise ConfigError("--from cannot be combined with paths, --verdict or --note; put those into the list")
-        listed = read_list(from_list, reviewer=by, time_utc=now_utc())
+        listed = read_list(from_list, reviewer=printable((by or "").strip()), time_utc=now_utc())
     else:
         listed = _given(paths or [], verdict, by, note or "")
     stored = store_reviews(ledger, listed)
     for problem in stored.problems:
         say(f"not stored: {problem}")
-    unchanged = f", {stored.num_unchanged} already there" if stored.num_unchanged else ""
+    unchanged = f", {stored.num_unchanged} already in the ledger" if stored.num_unchanged else ""
     missed = f", {len(stored.problems)} not stored" if stored.problems else ""
-    say(f"{stored.num_stored} stored{unchanged}{missed}")
+    say(f"{stored.num_stored} review{'' if stored.num_stored == 1 else 's'} stored{unchanged}{missed}")
     raise typer.Exit(int(bool(stored.problems)))
 
 
@@ -92,20 +93,21 @@ def _given(
     paths: list[str], verdict: Literal["fake", "real", "inconclusive", "withdrawn"] | None, by: str | None, note: str
 ) -> list[ListedReview]:
     from dfscan.scan.reviews import ListedReview, now_utc
+    from dfscan.text import printable
     from dfscan.types import Review
 
     if not paths or verdict is None or not (by or "").strip():
         raise ConfigError("--verdict needs the paths of the files, and --by with the name of the reviewer")
-    review = Review(verdict, str(by).strip(), note.strip(), now_utc())
+    review = Review(verdict, printable(str(by).strip()), printable(note.strip()), now_utc())
     return [ListedReview(path, path, "", review) for path in paths]
 
 
 def _print(ledger: Path, paths: list[str]) -> None:
     from dfscan.report.formats import open_writer
-    from dfscan.scan.reviews import REVIEW_COLUMNS, history
+    from dfscan.scan.reviews import HISTORY_COLUMNS, history
 
     if sys.stdout is None:
         raise OutputError("standard output is closed: open it")
-    with open_writer(sys.stdout.buffer, REVIEW_COLUMNS, format="csv") as writer:
+    with open_writer(sys.stdout.buffer, HISTORY_COLUMNS, format="csv") as writer:
         for row in history(ledger, paths):
             writer.append(row)

@@ -55,7 +55,7 @@ def report(
         Literal["path", "review"],
         typer.Option(
             rich_help_panel=OUTPUT,
-            help="Order of the rows: by path, or review, which starts with what a person should look at first.",
+            help="Order of the rows: `path`, or `review`: first the videos that a person should look at first.",
         ),
     ] = "path",
     config: options.Config = None,

@@ -16,7 +16,7 @@ def verify(
     videos: Annotated[
         Path | None,
         typer.Option(
-            help="Also compare the original videos with the report; they are in this folder.",
+            help="Folder of the original videos. They are compared with the report.",
             show_default=False,
             metavar="DIR",
         ),
@@ -24,8 +24,8 @@ def verify(
     allowed_signers: Annotated[
         Path | None,
         typer.Option(
-            help="Signers that you trust, as in the ALLOWED SIGNERS section of `man ssh-keygen`. A bundle that none of "
-            "them signed is then a difference.",
+            help="Signers that you trust, as in the ALLOWED SIGNERS section of `man ssh-keygen`. A bundle without a "
+            "signature by one of them then counts as a difference.",
             show_default=False,
             metavar="FILE",
         ),

@@ -27,7 +27,7 @@ from dfscan.dataset.manifest import SPLITS, TRUE_LABELS, TrueLabel
 from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import ConfigError, DataError
 from dfscan.scan.ledger import LedgerReader, is_ledger
-from dfscan.scan.reviews import changed
+from dfscan.scan.reviews import why_changed
 from dfscan.types import standing
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
@@ -95,21 +95,17 @@ def _refuse_empty(path: str, part: Sources) -> None:
     if part.skipped:
         (first, reason), more = part.skipped[0], len(part.skipped) - 1
         also = f" and {more} more" if more else ""
-        raise DataError(
-            f"{path}: none of its files can be used: '{first}' {reason}{also}; paths are relative to its folder"
-        )
-    what = (
-        "verdict of a reviewer; store some with `dfscan label`"
-        if os.path.isfile(path) and is_ledger(path)
-        else "video or image"
-    )
-    raise DataError(f"{path}: contains no {what}")
+        where = "" if is_ledger(path) else "; paths are relative to its folder"
+        raise DataError(f"{path}: none of its files can be used: '{first}' {reason}{also}{where}")
+    if is_ledger(path):
+        raise DataError(f"{path}: no review says `fake` or `real`; store some with `dfscan label`")
+    raise DataError(f"{path}: contains no video or image")
 
 
 def _read_input(path: Path, options: SourceOptions, sources: Sources) -> None:
     if path.suffix.lower() == ".csv" and path.is_file():
         return _read_csv(path, options, sources)
-    if path.is_file() and is_ledger(path):
+    if is_ledger(path):
         return _read_reviews(path, sources)
     if path.is_file():
         return sources.add(Source(str(path), _given_label(path, options), group=str(path)))
@@ -156,7 +152,7 @@ def _read_reviews(path: Path, sources: Sources) -> None:
                 continue
             file = os.fsdecode(entry.key[0])
             label: TrueLabel = "fake" if review.verdict == "fake" else "real"
-            if problem := changed(entry, is_needed=True):
+            if problem := why_changed(entry, is_needed=True):
                 sources.skipped.append((file, problem))
             else:
                 done.add(entry.sha256)

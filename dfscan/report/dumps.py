@@ -93,10 +93,6 @@ class DumpFolder:
         with writing(path):
             path.write_bytes(data)
 
-    def holds(self, rows: Iterable[dict[str, Any]]) -> bool:
-        """Return True if every file of these index rows still exists."""
-        return holds_dumps(self._folder, rows)
-
     def write_index(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write ``index.csv`` for all videos, replacing an older one.
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfscan.config import ScanSettings, rows
-from dfscan.errors import DataError
 from dfscan.report.comparison_page import ChangeTable
 from dfscan.report.meta import meta_path
 from dfscan.report.readers import open_report
@@ -229,11 +228,8 @@ def read_scan(path: Path) -> dict[str, ComparedFile]:
     Raises:
         DataError: the file cannot be read, or is neither a ledger nor a report.
     """
-    try:
-        if is_ledger(path):
-            return _read_ledger(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if is_ledger(path):
+        return _read_ledger(path)
     rows = [_rounded(row) for row in open_report(path)]
     settings, device = _of_meta(path)
     return {row["path"]: ComparedFile(row, settings, device) for row in rows}

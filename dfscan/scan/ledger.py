@@ -435,13 +435,14 @@ class LedgerReader:
 
 
 def is_ledger(path: str | os.PathLike[str]) -> bool:
-    """Return True if the file begins like a SQLite database.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as file:
-        return file.read(len(SQLITE_START)) == SQLITE_START
+    """Return True if this is a file that can be read and begins like a SQLite database."""
+    try:
+        if not os.path.isfile(path):  # never read from a pipe
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(SQLITE_START)) == SQLITE_START
+    except OSError:
+        return False
 
 
 def add_reviews(path: Path, reviews: Sequence[tuple[str, Review]]) -> None:

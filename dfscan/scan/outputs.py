@@ -17,7 +17,7 @@ from dfscan.errors import ConfigError, VideoError
 from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.media.source import FileIdentity, hash_file
 from dfscan.report.copies import CopyFinder
-from dfscan.report.dumps import DumpFolder
+from dfscan.report.dumps import DumpFolder, holds_dumps
 from dfscan.report.meta import meta_path, related, versions, write_meta
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo
 from dfscan.report.reports import Reports
@@ -93,7 +93,7 @@ class Outputs:
         has_pictures = known.tracks or known.verdict.label == "no_face"
         if self._settings.keeps_pictures and has_pictures and not self._ledger.pictures(known.path, identity):
             return False
-        return self.dumps is None or self.dumps.holds(known.dumps)
+        return not self._settings.explain or holds_dumps(self._settings.explain, known.dumps)
 
     def _is_same_file(self, known: VideoResult, identity: FileIdentity) -> bool:
         """Return True if the file still has the scanned content.

@@ -17,6 +17,7 @@ from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers, spare_inputs
 from dfscan.report.copies import CopyFinder
+from dfscan.report.dumps import holds_dumps
 from dfscan.report.meta import meta_path, versions
 from dfscan.report.page import PageVideo
 from dfscan.report.reports import Reports
@@ -93,6 +94,7 @@ def _write(
         The number of videos with each verdict, the folders of heat maps that are here, and facts for the metadata.
     """
     labels = Counter[str]()
+    are_here: dict[str, bool] = {}
     with ExitStack() as stack:
         readers = [stack.enter_context(LedgerReader(path)) for path in ledgers]
         known = _known(readers)
@@ -123,6 +125,8 @@ def _write(
                 labels[result.verdict.label] += 1
                 recipe = recipe_of[entry.recipe.digest]
                 dumps_dir = recipe.settings.get("explain")
+                if dumps_dir and result.dumps:  # a relative name may be that of another scan's folder here
+                    are_here[dumps_dir] = are_here.get(dumps_dir, True) and holds_dumps(Path(dumps_dir), result.dumps)
                 reports.append(
                     result,
                     checkpoints=[*recipe.checkpoints],
@@ -141,8 +145,7 @@ def _write(
             warn_of_missing(reports.write_page(pictures, lambda: method_of(recipes, cards, {})))
         if settings.annotate:
             _annotate(known, settings, recipe_of, judge, verdict)
-    folders = {str(recipe.settings["explain"]) for recipe in recipes if recipe.settings.get("explain")}
-    heat_maps = [folder for folder in sorted(folders) if os.path.isdir(folder)]
+    heat_maps = sorted(folder for folder, is_here in are_here.items() if is_here)
     return labels, heat_maps, {"verdict_rule": AGREEMENT} if names else {}
 
 
@@ -189,8 +192,10 @@ def _known(ledgers: Sequence[LedgerReader]) -> list[Known]:
 
 def _reviews(ledgers: Sequence[LedgerReader], sha256: str | None) -> list[Review]:
     """Return the reviews of a content in all ledgers, in order of time; a copy of a ledger adds nothing."""
-    found = dict.fromkeys(review for ledger in ledgers for review in ledger.reviews(sha256))
-    return sorted(found, key=lambda review: review.time_utc) if len(ledgers) > 1 else list(found)
+    found: list[Review] = []
+    for ledger in ledgers:
+        found += [review for review in ledger.reviews(sha256) if review not in found]
+    return sorted(found, key=lambda review: review.time_utc) if len(ledgers) > 1 else found
 
 
 def _review_order(verdict: Verdict, reviews: Sequence[Review]) -> tuple[bool, int, float]:

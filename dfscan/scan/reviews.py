@@ -17,12 +17,13 @@ from typing import get_args
 from dfscan.errors import ConfigError, DataError, VideoError
 from dfscan.media.source import FileIdentity, hash_file
 from dfscan.objects import is_url
+from dfscan.report.readers import NEEDED
 from dfscan.report.schema import Column
 from dfscan.scan.ledger import LedgerEntry, LedgerReader, add_reviews
 from dfscan.text import display_path, guard_formula, printable
 from dfscan.types import Review, ReviewVerdict, standing
 
-REVIEW_COLUMNS: tuple[Column, ...] = (
+HISTORY_COLUMNS: tuple[Column, ...] = (
     Column("path", "path"),
     Column("sha256", "text"),
     Column("reviewer_verdict", "text"),
@@ -79,7 +80,7 @@ def now_utc() -> str:
 # Reading a list
 
 
-def read_list(path: Path, *, reviewer: str | None, time_utc: str) -> list[ListedReview]:
+def read_list(path: Path, *, reviewer: str, time_utc: str) -> list[ListedReview]:
     """Read reviews from CSV: a list of one's own, or a report with the column ``reviewer_verdict`` filled in.
 
     Accepted are commas, semicolons and tabs, a byte order mark, capitals in names and verdicts, and columns in any
@@ -87,7 +88,7 @@ def read_list(path: Path, *, reviewer: str | None, time_utc: str) -> list[Listed
 
     Args:
         path: the file.
-        reviewer: name for lines without one.
+        reviewer: name for lines without one; may be empty.
         time_utc: time of the reviews.
 
     Raises:
@@ -134,14 +135,15 @@ def _table(file: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, list[str
 def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
     """Return the index of each known column.
 
-    A report has a column ``verdict``, which is that of the machine. It must never pass for a person's.
+    A report has a column ``verdict``, which is the detector's. It must never pass for a person's.
     """
     if twice := {name for name in header if name and header.count(name) > 1}:
-        raise DataError(f"{path}, line 1: the column {', '.join(sorted(twice))} is there twice; remove one")
-    if "reviewer_verdict" not in header and ("dfscan_version" in header or {"label", "verdict"} <= set(header)):
+        raise DataError(f"{path}, line 1: the column {', '.join(sorted(twice))} occurs twice; remove one")
+    beside = set(header) & ({"label"} | NEEDED - {"path", "verdict"})
+    if "verdict" in header and "reviewer_verdict" not in header and beside:
         raise DataError(
-            f"{path}, line 1: `verdict` may be that of the machine; put those of the reviewer into a column "
-            "`reviewer_verdict`"
+            f"{path}, line 1: the column `verdict` may hold the detector's verdicts; put the reviewer's verdicts into "
+            "a column `reviewer_verdict`"
         )
     columns = {role: header.index(name) for role, names in NAMES.items() for name in reversed(names) if name in header}
     missing = [role for role in ("verdict",) if role not in columns]
@@ -157,7 +159,7 @@ def _review(
     header: Sequence[str],
     columns: Mapping[str, int],
     cells: Sequence[str],
-    reviewer: str | None,
+    reviewer: str,
     time_utc: str,
 ) -> tuple[ListedReview | None, str | None]:
     """Return the review of a line, or what is wrong with it; neither, if the line has no verdict."""
@@ -168,11 +170,11 @@ def _review(
         return text[1:] if text.startswith("'") and guard_formula(text[1:]) == text else text
 
     if len(cells) > len(header):
-        return None, f"{len(cells)} cells, but {len(header)} columns; put cells with the delimiter in quotes"
+        return None, f"{len(cells)} cells, but {len(header)} columns; put cells that contain the delimiter in quotes"
     if not cell("verdict"):
         return None, None
     verdict = next((each for each in VERDICTS if each == cell("verdict").lower()), None)
-    name = cell("reviewer") or reviewer or ""
+    name = cell("reviewer") or reviewer
     if verdict is None:
         return None, f"'{cell('verdict')}' is not one of {', '.join(VERDICTS)}"
     if not cell("path") and not cell("sha256"):
@@ -282,7 +284,7 @@ class _Files:
             raise DataError(f"{shown} names {len(found)} files in the ledger; give the absolute path")
         if not found[0].sha256:
             raise DataError(f"{shown} could not be read when it was scanned, so its content is unknown; scan it again")
-        if problem := changed(found[0]):
+        if problem := why_changed(found[0]):
             raise DataError(f"{shown}: {problem}")
         return found[0].sha256
 
@@ -291,7 +293,7 @@ class _Files:
         return list({entry.row: entry for name in names for entry in self._by_name.get(name, [])}.values())
 
 
-def changed(entry: LedgerEntry, *, is_needed: bool = False) -> str | None:
+def why_changed(entry: LedgerEntry, *, is_needed: bool = False) -> str | None:
     """Return why the file no longer has the content that was scanned, or None if it has.
 
     The file is hashed only if its size or modification time differs. Objects in a store are not looked at.
@@ -305,7 +307,9 @@ def changed(entry: LedgerEntry, *, is_needed: bool = False) -> str | None:
     path = os.fsdecode(entry.key[0])
     identity = None if is_url(path) else FileIdentity.of(path)
     if identity is None:
-        problem = "in_store: copy it to a disk first" if is_url(path) else "not_there: no such file"
+        problem = (
+            "in_store: it is in an object store; copy it to a disk" if is_url(path) else "not_there: it is missing"
+        )
         return problem if is_needed else None
     if (identity.size_bytes, identity.mtime_ns) == (size_bytes, mtime_ns):
         return None
@@ -320,7 +324,7 @@ def changed(entry: LedgerEntry, *, is_needed: bool = False) -> str | None:
 
 
 def history(ledger: Path, paths: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Yield the values of `REVIEW_COLUMNS` of every review, by file and in order of time.
+    """Yield the values of `HISTORY_COLUMNS` of every review, by file and in order of time.
 
     Args:
         ledger: the ledger.
