@@ -237,5 +237,5 @@ def test_inputs_are_not_overwritten_and_formats_are_named(tmp_path: Path) -> Non
         assert "is named twice" in done.stderr
     (tmp_path / "x.parquet").touch()
     done = run("compare", old, tmp_path / "x.parquet")
-    assert "only CSV and JSON Lines can be read" in done.stderr
+    assert "only CSV and JSON Lines can be read; give the ledger beside it" in done.stderr
     assert "cannot be read (No such file" in run("compare", tmp_path / "gone.csv", old).stderr

@@ -14,9 +14,10 @@ from dfscan.report.schema import is_score
 
 NEEDED = frozenset("path verdict score threshold status reason checkpoint sha256 size_bytes dfscan_version".split())
 """Columns without which a file is not a report; every version of the report has them."""
+REMEDY = "make one with `dfscan report` from the ledger"
 
 
-def open_report(path: Path) -> Iterator[dict[str, Any]]:
+def open_report(path: Path, *, remedy: str = REMEDY) -> Iterator[dict[str, Any]]:
     """Yield the rows of a CSV or JSON Lines report, one at a time; see `read_rows`.
 
     Raises:
@@ -24,12 +25,12 @@ def open_report(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            yield from read_rows(str(path), lines)
+            yield from read_rows(str(path), lines, remedy=remedy)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_rows(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def read_rows(name: str, lines: Iterable[str], *, remedy: str = REMEDY) -> Iterator[dict[str, Any]]:
     """Yield the rows of a report, with None for missing values, and `sha256` as plain hex.
 
     In rows of CSV, only scores, `threshold` and `size_bytes` are numbers. Both delimiters are accepted.
@@ -37,13 +38,14 @@ def read_rows(name: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     Args:
         name: name of the report; its suffix gives the format, as in `formats`.
         lines: its lines, without a byte order mark.
+        remedy: what the user can do if it has another format.
 
     Raises:
         DataError: it is not a report, or has another format.
     """
     kind = SUFFIXES.get(Path(name).suffix.lower(), "csv")
     if kind not in ("csv", "jsonl"):
-        raise DataError(f"{name}: only CSV and JSON Lines can be read; make one with `dfscan report` from the ledger")
+        raise DataError(f"{name}: only CSV and JSON Lines can be read; {remedy}")
     try:
         for row in _csv_rows(name, lines) if kind == "csv" else map(json.loads, lines):
             checked = _checked(name, row)

@@ -230,7 +230,7 @@ def read_scan(path: Path) -> dict[str, ComparedFile]:
     """
     if is_ledger(path):
         return _read_ledger(path)
-    rows = [_rounded(row) for row in open_report(path)]
+    rows = [_rounded(row) for row in open_report(path, remedy="give the ledger beside it")]
     settings, device = _of_meta(path)
     return {row["path"]: ComparedFile(row, settings, device) for row in rows}
 
