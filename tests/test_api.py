@@ -192,7 +192,7 @@ def test_a_scanner_takes_every_option_that_decides_a_result() -> None:
     of_reports = set(
         "shard out format frames_out html html_max_mb webvtt keep_pictures excel delimiter ledger resume verify "
         "explain explain_top explain_format fail_on new_only exit_zero quiet log_file checkpoint on max_workers "
-        "gpus_per_worker case exhibit examiner".split()
+        "gpus_per_worker case exhibit examiner annotate annotate_top".split()
     )
     assert set(get_type_hints(ScannerOptions)) == set(rows(ScanSettings)) - of_reports
 

@@ -27,7 +27,7 @@ from dfscan.scan.detect import FaceCropper
 from dfscan.types import Face
 from tests.videos import Picture, write_video
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.xdist_group("tracks")]  # one process: it searches all clips for faces
 
 MAX_SPLIT_CLIPS = 4
 """Three clips have several faces or cuts: ghost_video5, lp_s13 (a false positive), help (a bystander)."""
