@@ -16,7 +16,7 @@ from dfscan.errors import OutputError
 from dfscan.report.case import CONTEXT
 from dfscan.report.formats import open_writer
 from dfscan.report.row_schema import DESCRIPTIONS, row_schema
-from dfscan.report.schema import REPORT_COLUMNS, report_row
+from dfscan.report.schema import DETECTOR_COLUMNS, REPORT_COLUMNS, report_row
 from dfscan.report.webvtt import Span, spans, write_webvtt
 from dfscan.types import FileFacts, Provenance, Reason, Verdict, VideoResult
 from tests.test_cli import run, scan
@@ -55,8 +55,10 @@ def test_every_row_fits_the_schema(tmp_path: Path) -> None:
 
 def test_the_schema_describes_every_column_in_order() -> None:
     names = [column.name for column in REPORT_COLUMNS]
-    assert list(DESCRIPTIONS) == names
-    assert list(row_schema()["properties"]) == [*names, "path_bytes"]
+    of_detectors = {column.name for column in DETECTOR_COLUMNS}
+    assert [name for name in DESCRIPTIONS if name in names] == names
+    assert set(DESCRIPTIONS) == {*names, *of_detectors}
+    assert list(row_schema()["properties"]) == [*names, "path_bytes", "detectors"]
 
 
 # CASE

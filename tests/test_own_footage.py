@@ -352,8 +352,9 @@ def test_unsuitable_inputs_are_refused_before_the_scan(
     monkeypatch.chdir(tmp_path)
     places = {"UNTRAINED": untrained, "CHECKPOINT": quick}
     given = [str(places.get(argument, argument)) for argument in arguments]
-    base = ["--checkpoint", quick, "--max-fpr", 0.4, "--out", "own.safetensors", "--device", "cpu"]
-    done = run("calibrate", own_videos, *base, *given)
+    checkpoint = [] if "--checkpoint" in given else ["--checkpoint", quick]
+    base = ["--max-fpr", 0.4, "--out", "own.safetensors", "--device", "cpu"]
+    done = run("calibrate", own_videos, *checkpoint, *base, *given)
     assert done.exit_code == 2
     assert message in done.stderr
     assert not list(tmp_path.glob("*"))
