@@ -184,6 +184,20 @@ def test_scan_and_report_annotate(tmp_path: Path, untrained: Path, monkeypatch: 
         assert np.abs(pixels.astype(int) - before_pixels).mean() < 2  # x264 varies in the last bits
 
 
+def test_equal_relative_paths_in_two_ledgers_are_two_videos(
+    tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        write_video(Path("a.mp4"), clip(num_frames=3))
+        assert run("scan", "a.mp4", "--out", "r.csv", "--checkpoint", untrained, "--exit-zero").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    done = run("report", "one/r.csv.ledger", "two/r.csv.ledger", "--out", "both.csv", "--annotate", "shown")
+    assert done.exit_code == 0, done.stderr
+    assert len(list(Path("shown").glob("*.mp4"))) == 2
+
+
 def test_annotate_needs_a_ledger(tmp_path: Path, untrained: Path) -> None:
     write_video(tmp_path / "a.mp4", clip(num_frames=3))
     refused = run("scan", tmp_path / "a.mp4", "--checkpoint", untrained, "--annotate", tmp_path / "shown")

@@ -400,6 +400,11 @@ def test_robustness_writes_metrics_and_a_plot(trained: Path, tmp_path: Path, mon
     assert written.seen is not None
     assert (written.calibration, before.quality) == (before.calibration, ())
     assert run(labels, "--checkpoint", trained, "--out", out, "--write-card", card).exit_code == 2, "needs --robustness"
+    refused = run(
+        labels, "--checkpoint", trained, "--out", out, "--robustness", "--write-card", card, "--allow-overlap"
+    )
+    assert refused.exit_code == 2
+    assert "too optimistic" in refused.stderr
     document = json.loads((out / "evaluation.json").read_text())
     assert list(document["robustness"]) == ["CRF 40", "half size"]
     worst = document["robustness"]["CRF 40"]

@@ -142,7 +142,7 @@ def test_statement_quotes_the_rate_at_this_quality() -> None:
     )
     low = decide([track(0, 0.95, 0.01)], RULES)
     text = statement(VideoResult("a", "ok", low, VideoInfo(1), 4, (track(0, 0.95, 0.01),), remarks=Remarks()))
-    assert text.startswith("No conclusion is drawn: the checkpoint's error rates do not hold for pictures of such low")
+    assert text.startswith("No conclusion is drawn: the checkpoint's error rates do not hold at this sharpness.")
 
 
 # Levels of a card
@@ -212,6 +212,6 @@ def test_levels_need_thresholds_and_videos() -> None:
 
 
 def test_ranges_in_words() -> None:
-    levels = tuple(QualityLevel(below=below) for below in (0.05, 0.1, None))
+    levels = tuple(QualityLevel(below=below) for below in (0.05, 0.1234, None))
     words = [words for _, words, _ in quality_validations(CARD.model_copy(update={"quality": levels}))]
-    assert words == ["below 0.050", "from 0.050 to 0.100", "of at least 0.100"]
+    assert words == ["below 0.0500", "from 0.0500 to 0.1234", "of at least 0.1234"]

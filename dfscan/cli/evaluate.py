@@ -142,6 +142,11 @@ def evaluate(
     require("train", "dfscan evaluate")
     if card_path and not robustness:
         raise ConfigError("--write-card needs --robustness, which measures what it writes")
+    if card_path and allow_overlap:
+        raise ConfigError(
+            "--write-card and --allow-overlap exclude each other: rates on files that the checkpoint has seen are too "
+            "optimistic for its card"
+        )
     from dfscan.cli.progress import ScanProgressBar
     from dfscan.dataset.manifest import Split, TrueLabel
     from dfscan.dataset.sources import SourceOptions, read_sources

@@ -432,8 +432,8 @@ def _rate(document: Mapping[str, Any], promise: _Promise) -> Bounded | None:
 
 def _range(above: float | None, below: float | None) -> str:
     if above is None:
-        return f"below {below:.3f}" if below is not None else "of any value"
-    return f"from {above:.3f} to {below:.3f}" if below is not None else f"of at least {above:.3f}"
+        return f"below {below:.4f}" if below is not None else "of any value"
+    return f"from {above:.4f} to {below:.4f}" if below is not None else f"of at least {above:.4f}"
 
 
 def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:

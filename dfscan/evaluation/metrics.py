@@ -414,7 +414,7 @@ class _Table:
         }
 
     def _curves(self, weights: Float64Array) -> dict[str, float]:
-        """Compute the metrics of all thresholds. scikit-learn would sort and check everything again in every draw."""
+        """Compute the metrics of all thresholds. The order of the scores is computed once, for all draws."""
         names = ("roc_auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_5")
         if not _has_both(self._is_fake):
             return dict.fromkeys(names, np.nan)

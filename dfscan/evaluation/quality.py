@@ -106,7 +106,7 @@ def quality_levels(results: Sequence[LabelledResult], card: CheckpointCard) -> t
         np.array([video.source.group for video in known]),
     )
     inner = np.quantile(videos.sharpness, np.arange(1, NUM_LEVELS) / NUM_LEVELS)
-    edges = sorted({round(float(edge), 4) for edge in inner})
+    edges = sorted({edge for each in inner if (edge := round(float(each), 4)) > 0})
     number = np.searchsorted(edges, videos.sharpness, side="right")
     return tuple(
         _level(videos.where(number == i), card, below)

@@ -24,7 +24,7 @@ NO_CONCLUSION: Final[Mapping[str, str]] = {
     "too_many_faces": "some of the people were not examined",
     "untrained": "the checkpoint is untrained, and its scores mean nothing",
     "uncalibrated": "the checkpoint has no thresholds",
-    "low_quality": "the checkpoint's error rates do not hold for pictures of such low quality",
+    "low_quality": "the checkpoint's error rates do not hold at this sharpness",
     "too_few_validation_videos": "the checkpoint has too few validation videos for a threshold",
     "detectors_disagree": "one detector says fake and another one real",
     "not_confirmed": "one detector gives a verdict that no other one confirms",

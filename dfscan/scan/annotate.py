@@ -20,7 +20,7 @@ from dfscan.media.isolate import Decoded, Limits, Opened, decode_videos
 from dfscan.media.plan import Sampling
 from dfscan.report.annotated import ENCODERS, AnnotatedVideo, encoder_name
 from dfscan.report.dumps import video_folder
-from dfscan.scan.ledger import Recipe
+from dfscan.scan.ledger import Recipe, file_key
 from dfscan.scan.second_look import turned
 from dfscan.text import display_path
 from dfscan.types import Reason, Remarks, VideoResult
@@ -79,7 +79,8 @@ def _chosen(candidates: Sequence[Candidate], top: int | None) -> Iterator[Candid
 
 def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: Limits) -> Reason | str | None:
     """Write one video; return why this is impossible, or None."""
-    target = folder / f"{video_folder(result.path)}.mp4"
+    # Not by the path in the report: two ledgers may know different videos by one relative path.
+    target = folder / f"{video_folder(os.fsdecode(file_key(candidate.path)))}.mp4"
     if os.path.realpath(target) == os.path.realpath(candidate.path):
         return "it is the annotated video itself; name another folder"
     remarks = result.remarks or Remarks()
