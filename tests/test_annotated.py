@@ -198,6 +198,18 @@ def test_equal_relative_paths_in_two_ledgers_are_two_videos(
     assert len(list(Path("shown").glob("*.mp4"))) == 2
 
 
+def test_a_damaged_video_is_annotated_in_part(tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("whole.mkv"), clip())
+    data = Path("whole.mkv").read_bytes()
+    Path("cut.mkv").write_bytes(data[: len(data) * 2 // 3])
+    options = ["--checkpoint", untrained, "--num-frames", 4, "--exit-zero"]
+    done = run("scan", "cut.mkv", "--out", "r.csv", "--annotate", "shown", *options)
+    assert "cut.mkv: annotated only in part: " in done.stderr
+    (shown,) = Path("shown").glob("*.mp4")
+    assert 0 < len(read(shown)) < 20
+
+
 def test_annotate_needs_a_ledger(tmp_path: Path, untrained: Path) -> None:
     write_video(tmp_path / "a.mp4", clip(num_frames=3))
     refused = run("scan", tmp_path / "a.mp4", "--checkpoint", untrained, "--annotate", tmp_path / "shown")

@@ -106,6 +106,8 @@ def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: L
             elif event.info is None or event.info.sha256 != result.info.sha256:
                 return Reason("changed", "the file has changed since the scan; scan it again")
             else:
+                if event.damage:
+                    log.warning("%s: annotated only in part: %s", display_path(result.path), event.damage)
                 video.commit()
     return None
 
