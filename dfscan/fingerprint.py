@@ -47,11 +47,11 @@ MIN_CONTRAST = 4.0
 MIN_AGREEMENT = 0.6
 """Minimum correlation of the changes of two copies."""
 MAX_DIFFERENCE, MAX_DIFFERENCE_WITHOUT_FACES = 3.0, 2.4
-"""Maximum difference of two aligned mean pictures in any part of `PART_PX`, in levels."""
+"""Maximum difference of two aligned mean pictures, averaged over any square of `PART_PX`, in levels."""
 MAX_FACE_DIFFERENCE = 3.5
 """Maximum root mean square difference of two mean faces, in levels.
 
-These limits were selected on other footage than the design notes report on; see there.
+The limits were selected on other clips than those whose results the design notes report.
 """
 MIN_FACES = 3
 FACE_BLUR_PX, FACE_MARGIN_PX = 1.5, 3
@@ -159,7 +159,7 @@ class Fingerprinter:
 
 
 def _axis(inside: NDArray[np.intp], size_px: int, axis: int) -> list[float]:
-    """Return the row of the transform from the mean picture to a sketch that leaves out the bars along one axis."""
+    """Return one row of the transform from mean-picture to sketch coordinates, without the bars along this axis."""
     to_sketch = SKETCH_PX / size_px
     start, length = float(inside[0]) * to_sketch, float(inside[-1] + 1 - inside[0]) * to_sketch
     scale = length / MEAN_PX
@@ -264,7 +264,7 @@ def difference(first: Float32Array, second: Float32Array) -> float:
 
 
 def _unlike(first: AnyFloats, second: AnyFloats) -> AnyFloats:
-    """Return what the second picture does not explain of the first, whatever its brightness and contrast."""
+    """Return the residual of the first picture after a linear fit to the second."""
     first, second = first - first.mean(), second - second.mean()
     gain = float(first @ second) / max(float(second @ second), 1e-6)
     return first - gain * second

@@ -222,6 +222,8 @@ def paired_accuracy(
 def clopper_pearson(num_hits: float, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Compute the exact two-sided interval of a proportion (Clopper and Pearson 1934) from beta quantiles.
 
+    For a fractional number of hits, it is an interpolation.
+
     Returns:
         (low, high) in [0, 1]; (0, 1) if there are no trials.
     """

@@ -1,11 +1,11 @@
-"""Measure at which sharpness of faces the thresholds of a checkpoint hold, from an evaluation with degraded copies.
+"""Measure for which sharpness of faces the thresholds of a checkpoint hold, from an evaluation with degraded copies.
 
 The sharpness of the track that decided divides the videos and their copies into `NUM_LEVELS` levels of equal size. So a
 level depends on what a scan also measures, not on how a copy was made. Copies of one video, and videos of one group,
 have dependent scores. So each group counts once in a level, with the proportion of its videos that are wrong.
 
-A threshold holds at a level unless the lower bound of the 95 % interval of its error rate is above the limit of the
-checkpoint. Where it does not, it is set again on the groups of the level, if they are enough for the limit.
+A threshold fails at a level if the lower bound of the 95 % interval of its error rate is above the limit of the
+checkpoint. It is then set again on the groups of the level, or removed if they are too few for the limit.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _is_broken(rate: Rate | None, limit: float) -> bool:
 def _set_again(
     videos: _Videos, card: CheckpointCard, limits: Mapping[TrueLabel, float], label: TrueLabel
 ) -> Thresholds:
-    """Set both thresholds on the groups of a level, by the worst video of each; nothing if a class has too few."""
+    """Return both thresholds as fitted to the worst video of each group; both None if there are too few groups."""
     scores, is_fake = by_group(videos.scores, videos.is_fake, videos.groups.tolist())
     reals = scores[~is_fake]
     num_of_class = int((is_fake == (label == "fake")).sum())

@@ -40,7 +40,7 @@ TICKS_PER_S = {"libx264": 90_000, "mpeg4": 60_000}
 MAX_INTERPOLATED_S = 0.75
 """Maximum time between two faces of a track for which boxes are interpolated: the steps within a burst."""
 HOLD_S = 0.25
-"""Time for which a box stays if no other face of its track follows soon."""
+"""Time for which a box stays if the next face of its track is too far away for interpolation."""
 SAME_S = 1e-4
 """Two times that differ by less belong to the same frame."""
 MARK = "annotated by dfscan {version} - not the original"

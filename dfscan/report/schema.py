@@ -119,8 +119,8 @@ FRAME_COLUMNS: tuple[Column, ...] = (
 
 
 DETECTORS = "detectors"
-"""Key of a row that is not a column: a list with a row of `DETECTOR_COLUMNS` for each of several detectors. JSON Lines
-reports contain it instead of `detector_columns`."""
+"""Key of a row that has no column: a list with one dict of `DETECTOR_COLUMNS` per detector. JSON Lines reports contain
+it instead of `detector_columns`."""
 
 DETECTOR_COLUMNS: tuple[Column, ...] = (
     Column("name", "text"),

@@ -120,7 +120,7 @@ class FaceCropper:
 
 
 def _crop_settings(preprocessing: Preprocessing) -> Preprocessing:
-    """Return what a crop depends on; the normalisation is set aside, so that equal crops are made once."""
+    """Return the settings without the normalisation, on which crops do not depend; so equal crops are made once."""
     return preprocessing.model_copy(update={"mean": (0, 0, 0), "std": (1, 1, 1)})
 
 

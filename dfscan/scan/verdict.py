@@ -46,7 +46,7 @@ class QualityRules:
     fake_threshold: float | None
     real_threshold: float | None
     reasons: Mapping[VerdictLabel, Reason]
-    """Why a verdict that the other thresholds would give is not given here."""
+    """By verdict: why the checkpoint's general threshold for it does not apply here. Only where it does not."""
     validations: Mapping[VerdictLabel, Validation]
     """What was measured for each verdict at this sharpness."""
 
@@ -94,7 +94,7 @@ class _Judged:
 
     @property
     def rank(self) -> tuple[int, float, int]:
-        """A fake decides before a track that is inconclusive, which decides before a real one; then the score does."""
+        """Sort key: fake above inconclusive above real, then by score."""
         return _RANKS[self.label], self.score, -self.track.track_id
 
 
@@ -176,7 +176,7 @@ def agreed(results: Sequence[DetectorResult], rules: Sequence[Rules]) -> Verdict
 
     Returns:
         The verdict of the first detector, with the label and the reason on which they agree. It has the rates of the
-        validation videos only if one detector decides alone.
+        validation videos only if no other detector can give a verdict.
     """
     first = results[0].verdict
     can_say: dict[VerdictLabel, list[bool]] = {
