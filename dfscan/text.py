@@ -1,8 +1,9 @@
-"""Make untrusted text safe to print and to open in a spreadsheet: file names, reasons, codecs."""
+"""Make untrusted text safe to print and to open in a spreadsheet: file names, reasons, codecs; and shorten lists."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from dfscan.objects import is_url
 
@@ -39,6 +40,12 @@ def is_escaped(path: str) -> bool:
 def guard_formula(text: str) -> str:
     """Prefix an apostrophe to text that a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def first_few(items: Sequence[object], limit: int = 3) -> str:
+    """Return the first items and the number of the others, such as ``2, 5, 6 and 4 more``."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return f"{', '.join(map(str, items[:limit]))}{more}"
 
 
 def _escape(match: re.Match[str]) -> str:

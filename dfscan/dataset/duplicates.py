@@ -86,34 +86,20 @@ def near_duplicates(
     # Neighbouring bits are correlated; shuffled bits spread the crops over many more values per band.
     scattered = np.random.default_rng(0).permutation(FINGERPRINT_BITS)
     for bits in np.array_split(scattered, NUM_BANDS):
-        values = _band(fingerprints, bits)
+        values = np.zeros(len(fingerprints), np.uint32)  # the band of each fingerprint as a number
+        for word, shift in (divmod(int(bit), 64) for bit in bits):
+            is_set = (fingerprints[:, word] >> np.uint64(shift)) & np.uint64(1)
+            values = (values << np.uint32(1)) | is_set.astype(np.uint32)
         order = np.argsort(values, kind="stable")
         ends = np.searchsorted(values[order], values[order], side="right")
-        for first, second in _pairs_in_runs(ends):
-            a, b = order[first], order[second]
+        # Equal bands are a run in this order: pair each member with the next one, then with the one after it.
+        ranks, step = np.arange(len(order)), 1
+        while len(ranks := ranks[ranks + step < ends[ranks]]):
+            a, b = order[ranks], order[ranks + step]
             apart = groups[a] != groups[b]
             a, b = a[apart], b[apart]
             distances = np.bitwise_count(fingerprints[a] ^ fingerprints[b]).sum(axis=1, dtype=np.int64)
             is_near = distances <= MAX_DISTANCE_BITS
             if is_near.any():
                 yield a[is_near], b[is_near]
-
-
-def _band(fingerprints: Fingerprints, bits: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return the bits at these positions as one number per fingerprint, (N,), in an arbitrary but fixed bit order."""
-    values = np.zeros(len(fingerprints), np.uint32)
-    for bit in bits:
-        word, shift = divmod(int(bit), 64)
-        values = (values << np.uint32(1)) | ((fingerprints[:, word] >> np.uint64(shift)) & np.uint64(1)).astype(
-            np.uint32
-        )
-    return values
-
-
-def _pairs_in_runs(ends: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield all index pairs within each run, closest first; `ends[i]` is the end of the run that contains i."""
-    first = np.arange(len(ends))
-    step = 1
-    while len(first := first[first + step < ends[first]]):
-        yield first, first + step
-        step += 1
+            step += 1

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import cv2
 
-from dfscan.dataset.crops import LooseCrop, cut, encode_crop
+from dfscan.dataset.crops import cut, encode_crop
 from dfscan.dataset.duplicates import fingerprint
 from dfscan.dataset.journal import RESUME, CropRecord, Journal, JournalEntry
 from dfscan.dataset.layouts import Source
@@ -88,10 +88,14 @@ class Extraction:
             DataError: one file has two labels.
             OutputError: a crop or the journal cannot be written.
         """
-        current = [path for path in self._sources if self._is_done(path)]
-        for path in current:
-            self._refuse_two_labels(path, self._journal.entries[path].sha256)
-        paths = [path for path in self._sources if path not in set(current)]
+        settings, entries = self._settings, self._journal.entries
+        done = {path for path in self._sources if path in entries and entries[path].is_current(settings.out)}
+        paths = []
+        for path in self._sources:
+            if path in done:
+                self._refuse_two_labels(path, entries[path].sha256)
+            else:
+                paths.append(path)
         if self._listener:
             self._listener.set_total(len(paths))
         shutil.rmtree(self._unfinished_dir, ignore_errors=True)
@@ -99,25 +103,12 @@ class Extraction:
             return
         with writing(self._unfinished_dir, remedy=RESUME):
             self._unfinished_dir.mkdir(parents=True)
-        self._decode(paths)
-        shutil.rmtree(self._unfinished_dir, ignore_errors=True)
-
-    def _is_done(self, path: str) -> bool:
-        entry = self._journal.entries.get(path)
-        return entry is not None and entry.is_current(self._settings.out)
-
-    def _refuse_two_labels(self, path: str, sha256: str) -> None:
-        source = self._sources[path]
-        first = self._first_with.setdefault(sha256, source)
-        if first.label != source.label:
-            raise DataError(
-                f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
-                "the wrong one"
-            )
-
-    def _decode(self, paths: Sequence[str]) -> None:
-        settings = self._settings
-        detector = self._load_detector()
+        detector = FaceDetector(
+            threshold=settings.detection_threshold,
+            min_face_px=settings.min_face_px,
+            max_faces=settings.max_faces,
+        )
+        limit_threads()
         events = decode_videos(
             paths,
             sampling=Sampling(settings.num_frames, streams="main"),
@@ -134,18 +125,20 @@ class Extraction:
                     self._end(self._pending.pop(event.path), event)
                 else:
                     self._look(self._pending[event.path], event.frame, detector)
+        shutil.rmtree(self._unfinished_dir, ignore_errors=True)
 
-    def _load_detector(self) -> FaceDetector:
-        settings = self._settings
-        detector = FaceDetector(
-            threshold=settings.detection_threshold,
-            min_face_px=settings.min_face_px,
-            max_faces=settings.max_faces,
-        )
-        limit_threads()
-        return detector
+    def _refuse_two_labels(self, path: str, sha256: str) -> None:
+        source = self._sources[path]
+        first = self._first_with.setdefault(sha256, source)
+        if first.label != source.label:
+            raise DataError(
+                f"'{path}' is {source.label}, but the same file is {first.label} as '{first.path}': remove "
+                "the wrong one"
+            )
 
     def _look(self, work: _PendingSource, frame: Frame, detector: FaceDetector) -> None:
+        """Cut the faces of a frame and write them under temporary names."""
+        settings = self._settings
         work.num_frames += 1
         try:
             detections = detector.detect(frame.pixels)
@@ -153,24 +146,22 @@ class Extraction:
             work.failure = f"internal: face detection failed on an image ({type(error).__name__})"
             return
         for i, detection in enumerate(detections):
-            crop = cut(frame.pixels, detection, margin=self._settings.margin, max_crop_px=self._settings.max_crop_px)
-            name = f"{frame.index:04d}_{i}.{self._settings.crop_format}"
-            work.crops.append((name, self._keep(work, name, crop, frame.time_s, detection.score)))
-
-    def _keep(self, work: _PendingSource, name: str, crop: LooseCrop, time_s: float, score: float) -> CropRecord:
-        data = encode_crop(crop.pixels, self._settings.crop_format)
-        path = self._unfinished_dir / f"{work.number}_{name}"
-        with writing(path, remedy=RESUME):
-            path.write_bytes(data)
-        return CropRecord(
-            crop="",
-            crop_sha256=hashlib.sha256(data).hexdigest(),
-            fingerprint=fingerprint(crop.pixels),
-            time_s=time_s,
-            detection_score=score,
-            box_xyxy=crop.box_xyxy.tolist(),
-            landmarks=crop.landmarks.ravel().tolist(),
-        )
+            crop = cut(frame.pixels, detection, margin=settings.margin, max_crop_px=settings.max_crop_px)
+            data = encode_crop(crop.pixels, settings.crop_format)
+            name = f"{frame.index:04d}_{i}.{settings.crop_format}"
+            path = self._unfinished_dir / f"{work.number}_{name}"
+            with writing(path, remedy=RESUME):
+                path.write_bytes(data)
+            record = CropRecord(
+                crop="",
+                crop_sha256=hashlib.sha256(data).hexdigest(),
+                fingerprint=fingerprint(crop.pixels),
+                time_s=frame.time_s,
+                detection_score=detection.score,
+                box_xyxy=crop.box_xyxy.tolist(),
+                landmarks=crop.landmarks.ravel().tolist(),
+            )
+            work.crops.append((name, record))
 
     def _end(self, work: _PendingSource, ended: Ended) -> None:
         path, reason = ended.path, work.failure

@@ -60,9 +60,8 @@ class JournalEntry:
             return False
         if not all((dataset_dir / crop.crop).is_file() for crop in self.crops):
             return False
-        return (identity.inode, identity.ctime_ns) == (self.inode, self.ctime_ns) or self._has_same_content()
-
-    def _has_same_content(self) -> bool:
+        if (identity.inode, identity.ctime_ns) == (self.inode, self.ctime_ns):
+            return True
         try:
             return hash_file(self.path) == self.sha256
         except VideoError:
@@ -93,17 +92,14 @@ class Journal:
                 )
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            self._lock()
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{dataset_dir}: another `dfscan prepare` is running there; wait for it") from None
             self.entries = self._read(dict(recipe))
         except BaseException:
             os.close(self._fd)
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self._path.parent}: another `dfscan prepare` is running there; wait for it") from None
 
     def _read(self, recipe: dict[str, Any]) -> dict[str, JournalEntry]:
         """Return the latest entry of each source; truncate an incomplete last line left by a killed run."""
@@ -116,20 +112,20 @@ class Journal:
             return {}
         try:
             begun_with = json.loads(head)
-            entries = [_entry(json.loads(line)) for line in lines]
+            entries = [
+                JournalEntry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})
+                for value in map(json.loads, lines)
+            ]
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{self._path}: is damaged ({error}); delete it to start over") from error
-        self._compare(begun_with, recipe)
-        return {entry.path: entry for entry in entries}
-
-    def _compare(self, begun_with: dict[str, Any], recipe: dict[str, Any]) -> None:
-        changed = [name for name in sorted({*begun_with, *recipe}) if begun_with.get(name) != recipe.get(name)]
-        if changed:
+        names = sorted({*begun_with, *recipe})
+        if changed := [name for name in names if begun_with.get(name) != recipe.get(name)]:
             changes = ", ".join(f"{name} {begun_with.get(name)}, not {recipe.get(name)}" for name in changed)
             raise ConfigError(
                 f"{self._path.parent}: was started with {changes}. Use the same settings, choose another --out, or "
                 f"delete {self._path} to start over"
             )
+        return {entry.path: entry for entry in entries}
 
     def append(self, entry: JournalEntry) -> None:
         """Record a source as finished.
@@ -151,7 +147,3 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
-
-
-def _entry(value: dict[str, Any]) -> JournalEntry:
-    return JournalEntry(**{**value, "crops": [CropRecord(**crop) for crop in value["crops"]]})

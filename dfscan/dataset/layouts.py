@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,21 +67,18 @@ def media_files(folder: Path) -> list[Path]:
     System files and unfinished downloads are left out, as in a scan.
     """
     suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix[1:].lower() in suffixes
-        and not any(is_system_folder(name) for name in path.relative_to(folder).parts[:-1])
-        and path.is_file()
-        and not _is_left_behind(path)
-    )
-
-
-def _is_left_behind(path: Path) -> bool:
-    try:
-        return why_no_video(path.name, os.path.realpath(path)) is not None
-    except OSError:
-        return False  # decoding it reports why it cannot be read
+    files = []
+    for path in folder.rglob("*"):
+        parents = path.relative_to(folder).parts[:-1]
+        if path.suffix[1:].lower() not in suffixes or any(map(is_system_folder, parents)) or not path.is_file():
+            continue
+        try:
+            is_video = why_no_video(path.name, os.path.realpath(path)) is None
+        except OSError:
+            is_video = True  # decoding it reports why it cannot be read
+        if is_video:
+            files.append(path)
+    return sorted(files)
 
 
 def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -119,11 +116,25 @@ def read_face_forensics(root: Path, sources: Sources) -> None:
     are all swapped with one another, so they form only a few groups.
     """
     files = [
-        (file, kind) for area in ("original_sequences", "manipulated_sequences") for file, kind in _clips(root / area)
+        (file, folder.parts[-3])
+        for area in ("original_sequences", "manipulated_sequences")
+        for folder in sorted((root / area).glob("*/*/videos"))
+        if folder.parts[-2] in _COMPRESSIONS
+        for file in media_files(folder)
     ]
-    splits = dict(_split_files(root))
+    splits: dict[tuple[str, ...], Split] = {
+        tuple(map(str, pair)): split
+        for split in SPLITS
+        for path in (root / f"{split}.json", root / "splits" / f"{split}.json")
+        if path.is_file()
+        for pair in _json(path, list)
+    }
     pairs = [pair for pair in splits if len(pair) == 2]
-    people = {file: _people(file, kind) for file, kind in files}
+    # Target, then donor: 071_054 is 071 with the face of 054; 01_02__talking__A1B2 is actors 01 and 02.
+    people = {
+        file: [f"actor {name}" if kind in _ACTORS else name for name in file.stem.split("__")[0].split("_")]
+        for file, kind in files
+    }
     groups = components([*((ids[0], ids[-1]) for ids in people.values()), *((a, b) for a, b in pairs)])
     split_of = {name: split for pair, split in splits.items() for name in pair}
     for file, kind in files:
@@ -131,25 +142,6 @@ def read_face_forensics(root: Path, sources: Sources) -> None:
         target = people[file][0]
         label: TrueLabel = "real" if is_real else "fake"
         sources.add(Source(str(file), label, "" if is_real else kind, f"ff++ {groups[target]}", split_of.get(target)))
-
-
-def _clips(area: Path) -> Iterator[tuple[Path, str]]:
-    for folder in sorted(area.glob("*/*/videos")):
-        if folder.parts[-2] in _COMPRESSIONS:
-            yield from ((file, folder.parts[-3]) for file in media_files(folder))
-
-
-def _people(file: Path, kind: str) -> list[str]:
-    """Split target and donor: ``071_054`` is 071 with the face of 054; ``01_02__talking__A1B2`` is actors 01 and 02."""
-    prefix = "actor " if kind in _ACTORS else ""
-    return [prefix + name for name in file.stem.split("__")[0].split("_")]
-
-
-def _split_files(root: Path) -> Iterator[tuple[tuple[str, ...], Split]]:
-    for split in SPLITS:
-        for path in (root / f"{split}.json", root / "splits" / f"{split}.json"):
-            if path.is_file():
-                yield from ((tuple(map(str, pair)), split) for pair in _json(path, list))
 
 
 def _json(path: Path, kind: type) -> Any:

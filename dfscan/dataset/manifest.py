@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from dfscan.arrays import BoolArray, Float32Array
+from dfscan.arrays import Float32Array
 from dfscan.errors import DataError
 from dfscan.files import write_bytes
+from dfscan.text import first_few
 
 TrueLabel = Literal["real", "fake"]
 Split = Literal["train", "val", "test"]
@@ -98,51 +99,42 @@ def read_manifest(path: Path) -> list[Sample]:
         raise DataError(f"{path}: holds no face crop; skipped.csv of `dfscan prepare` gives the reasons")
     numbers = table[list(NUMBER_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     _check_rows(path, table, numbers)
-    return [_sample(row, values) for row, values in zip(table.to_dict("records"), numbers, strict=True)]
+    return [
+        Sample(
+            **{name: row[name] for name in TEXT_COLUMNS},
+            **{name: row.get(name, "") for name in OPTIONAL_COLUMNS},
+            time_s=float(values[0]),
+            detection_score=float(values[1]),
+            box_xyxy=values[2:6],
+            landmarks=values[6:].reshape(5, 2),
+        )
+        for row, values in zip(table.to_dict("records"), numbers, strict=True)
+    ]
 
 
 def _check_rows(path: Path, table: Any, numbers: Float32Array) -> None:
+    sides_px = numbers[:, 4:6] - numbers[:, 2:4]
     problems = {
         f"label is neither {' nor '.join(TRUE_LABELS)}": ~table["label"].isin(TRUE_LABELS),
         f"split is none of {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
         "group is empty": table["group"] == "",
-        "crop is empty or leaves the folder": table["crop"].map(_is_outside),
+        "crop is empty or leaves the folder": [
+            not crop or Path(crop).is_absolute() or ".." in Path(crop).parts for crop in table["crop"]
+        ],
         "crop is listed twice": table["crop"].duplicated(),
         "source_sha256 does not have 64 hex digits": ~table["source_sha256"].str.fullmatch("(?:[0-9a-f]{64})?"),
         "fingerprint does not have 128 hex digits": ~table["fingerprint"].str.fullmatch("(?:[0-9a-f]{128})?"),
         "a number is missing or not finite": ~np.isfinite(numbers).all(axis=1),
-        f"the face's box is empty or below {MIN_BOX_PX} px": _is_tiny(numbers[:, 2:6]),
+        f"the face's box is empty or below {MIN_BOX_PX} px": (
+            (sides_px.min(axis=1) <= 0) | (sides_px.max(axis=1) < MIN_BOX_PX)
+        ),
     }
     complaints = []
     for problem, is_bad in problems.items():
-        lines = [str(i + 2) for i in np.flatnonzero(is_bad)]
-        if lines:
-            more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-            complaints.append(f"{problem} (line {', '.join(lines[:3])}{more})")
+        if lines := [i + 2 for i in np.flatnonzero(is_bad)]:
+            complaints.append(f"{problem} (line {first_few(lines)})")
     if complaints:
         raise DataError(f"{path}: {'; '.join(complaints)}")
-
-
-def _is_tiny(boxes_xyxy: Float32Array) -> BoolArray:
-    sides_px = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    return np.asarray((sides_px.min(axis=1) <= 0) | (sides_px.max(axis=1) < MIN_BOX_PX), np.bool_)
-
-
-def _is_outside(crop: str) -> bool:
-    path = Path(crop)
-    return not crop or path.is_absolute() or ".." in path.parts
-
-
-def _sample(row: Mapping[Any, Any], values: Float32Array) -> Sample:
-    time_s, detection_score, *_ = values.tolist()
-    return Sample(
-        **{name: row[name] for name in TEXT_COLUMNS},
-        **{name: row.get(name, "") for name in OPTIONAL_COLUMNS},
-        time_s=time_s,
-        detection_score=detection_score,
-        box_xyxy=values[2:6],
-        landmarks=values[6:].reshape(5, 2),
-    )
 
 
 def write_manifest(path: Path, samples: Iterable[Sample]) -> None:

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -82,31 +81,22 @@ def run_prepare(
     """
     given = {name: value for name, value in vars(settings).items() if name in SourceOptions.__dataclass_fields__}
     inputs_read = read_sources(inputs, SourceOptions(**given))
-    sources = _without_own_crops(inputs_read.items, settings.out)
+    # The data set may be inside a folder that is searched: leave out the crops of earlier runs.
+    own = os.path.join(os.path.realpath(settings.out), "")
+    sources = [source for source in inputs_read.items if not os.path.realpath(source.path).startswith(own)]
     with Journal(settings.out, crop_recipe(settings)) as journal:
         extraction = Extraction(settings, journal, sources, listener)
         extraction.run()
         notes = dict(inputs_read.skipped) | extraction.failures
         entries = {path: entry for path, entry in journal.entries.items() if path not in extraction.failures}
-        return _write(settings, _without_copies(sources, entries, notes), entries, notes)
-
-
-def _without_own_crops(sources: Sequence[Source], dataset_dir: Path) -> list[Source]:
-    """Leave out the files of earlier runs: the data set may be inside a folder that is searched."""
-    own = os.path.join(os.path.realpath(dataset_dir), "")
-    return [source for source in sources if not os.path.realpath(source.path).startswith(own)]
-
-
-def _without_copies(sources: Sequence[Source], entries: dict[str, JournalEntry], notes: dict[str, str]) -> list[Source]:
-    """Return the decoded sources, keeping only the first of identical files and noting the others."""
-    kept: dict[str, Source] = {}
-    for source in sources:
-        if (entry := entries.get(source.path)) is None:
-            continue
-        first = kept.setdefault(entry.sha256, source)
-        if first is not source:
-            notes[source.path] = f"duplicate: the same file as {first.path}"
-    return list(kept.values())
+        kept: dict[str, Source] = {}  # the first of identical files, by hash
+        for source in sources:
+            if source.path not in entries:
+                continue
+            first = kept.setdefault(entries[source.path].sha256, source)
+            if first is not source:
+                notes[source.path] = f"duplicate: the same file as {first.path}"
+        return _write(settings, list(kept.values()), entries, notes)
 
 
 def _write(

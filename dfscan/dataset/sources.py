@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dfscan.dataset.layouts import (
     LABEL_WORDS,
@@ -28,6 +27,7 @@ from dfscan.dataset.settings import PrepareSettings
 from dfscan.errors import ConfigError, DataError
 from dfscan.scan.ledger import LedgerReader, is_ledger
 from dfscan.scan.reviews import why_changed
+from dfscan.text import first_few
 from dfscan.types import standing
 
 __all__ = ["Source", "SourceOptions", "Sources", "read_sources"]
@@ -84,22 +84,26 @@ def read_sources(inputs: Sequence[str], options: SourceOptions = SourceOptions()
     for path in inputs:
         part = Sources()
         _read_input(Path(path), options, part)
+        if part.skipped and not part.items:
+            problems = [f"'{file}' {reason}" for file, reason in part.skipped]
+            where = "" if is_ledger(path) else "; paths are relative to its folder"
+            raise DataError(f"{path}: none of its files can be used: {first_few(problems, 1)}{where}")
+        if not part.items and is_ledger(path):
+            raise DataError(f"{path}: no review says `fake` or `real`; store some with `dfscan label`")
         if not part.items:
-            _refuse_empty(path, part)
+            raise DataError(f"{path}: contains no video or image")
         sources.items += part.items
         sources.skipped += part.skipped
-    return _without_repeats(sources)
-
-
-def _refuse_empty(path: str, part: Sources) -> None:
-    if part.skipped:
-        (first, reason), more = part.skipped[0], len(part.skipped) - 1
-        also = f" and {more} more" if more else ""
-        where = "" if is_ledger(path) else "; paths are relative to its folder"
-        raise DataError(f"{path}: none of its files can be used: '{first}' {reason}{also}{where}")
-    if is_ledger(path):
-        raise DataError(f"{path}: no review says `fake` or `real`; store some with `dfscan label`")
-    raise DataError(f"{path}: contains no video or image")
+    kept: dict[str, Source] = {}
+    for source in sources.items:
+        first = kept.setdefault(os.path.realpath(source.path), source)
+        if first.label != source.label:
+            raise DataError(
+                f"'{source.path}' is {source.label}, but {first.label} as '{first.path}': remove the wrong one"
+            )
+        if first.path != source.path:
+            sources.skipped.append((source.path, f"repeated: named already, as {first.path}"))
+    return Sources(list(kept.values()), sources.skipped)
 
 
 def _read_input(path: Path, options: SourceOptions, sources: Sources) -> None:
@@ -128,20 +132,6 @@ def _given_label(path: Path, options: SourceOptions) -> TrueLabel:
     return options.label
 
 
-def _without_repeats(sources: Sources) -> Sources:
-    kept: dict[str, Source] = {}
-    skipped = list(sources.skipped)
-    for source in sources.items:
-        first = kept.setdefault(os.path.realpath(source.path), source)
-        if first.label != source.label:
-            raise DataError(
-                f"'{source.path}' is {source.label}, but {first.label} as '{first.path}': remove the wrong one"
-            )
-        if first.path != source.path:
-            skipped.append((source.path, f"repeated: named already, as {first.path}"))
-    return Sources(list(kept.values()), skipped)
-
-
 def _read_reviews(path: Path, sources: Sources) -> None:
     """Read what reviewers call real or fake; of several files with one content, the first that still has it."""
     done: set[str] = set()
@@ -161,7 +151,15 @@ def _read_reviews(path: Path, sources: Sources) -> None:
 
 def _read_csv(path: Path, options: SourceOptions, sources: Sources) -> None:
     """Read rows of paths relative to the folder of the CSV file."""
-    header, rows = _rows(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            header = reader.fieldnames or ()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
     columns = _columns(path, header, options)
     problems: dict[str, list[int]] = {}
     for line, row in rows:
@@ -176,24 +174,13 @@ def _read_csv(path: Path, options: SourceOptions, sources: Sources) -> None:
             if is_bad:
                 problems.setdefault(problem, []).append(line)
         if not problems and label:
-            file = str(path.parent / cells["path"])
+            name = str(path.parent / cells["path"])
             texts = {role: cells.get(role, "") for role in ("kind", "fold", "take")}
-            group = cells.get("group") or texts["take"] or file
-            sources.add(Source(file, label, group=group, split=split, domain=cells.get("source", ""), **texts))
+            group = cells.get("group") or texts["take"] or name
+            sources.add(Source(name, label, group=group, split=split, domain=cells.get("source", ""), **texts))
     if problems:
-        raise DataError(f"{path}: " + "; ".join(f"{what} ({_lines(where)})" for what, where in problems.items()))
-
-
-def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [(reader.line_num, row) for row in reader]
-            return list(reader.fieldnames or ()), rows
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
+        listed = "; ".join(f"{problem} (line {first_few(lines)})" for problem, lines in problems.items())
+        raise DataError(f"{path}: {listed}")
 
 
 def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[str, str]:
@@ -217,8 +204,3 @@ def _columns(path: Path, header: Sequence[str], options: SourceOptions) -> dict[
         label = ", or --label for all" if "label" in missing else ""
         raise DataError(f"{path}, line 1: no column {wanted}; choose from {', '.join(header) or 'none'}{label}")
     return columns
-
-
-def _lines(lines: Sequence[int]) -> str:
-    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return f"line {', '.join(map(str, lines[:3]))}{more}"

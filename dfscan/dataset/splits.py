@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from dfscan.dataset.crops import read_crop
 from dfscan.dataset.duplicates import Fingerprints, fingerprint, near_duplicates, unpack
 from dfscan.dataset.layouts import Source
 from dfscan.dataset.manifest import SPLITS, Sample, Split
 from dfscan.errors import DataError
+from dfscan.text import first_few
 
 NUM_NAMED = 3
 """Number of offenders that a message names; further ones are only counted."""
@@ -49,24 +51,16 @@ def assign_splits(sources: Sequence[Source], *, val: float, test: float, seed: i
         strata[frozenset(its_labels)].append(group)
     split_of = dict(given)
     for groups in strata.values():
-        split_of |= _divide(groups, given, val=val, test=test, seed=seed)
+        free = sorted(
+            (group for group in groups if group not in given),
+            key=lambda group: hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogatepass")).digest(),
+        )
+        taken = [given[group] for group in groups if group in given]
+        num_val = min(_num_wanted(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
+        num_test = min(_num_wanted(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
+        for i, group in enumerate(free):
+            split_of[group] = "val" if i < num_val else "test" if i < num_val + num_test else "train"
     return [replace(source, split=source.split or split_of[source.group]) for source in sources]
-
-
-def _divide(
-    groups: Sequence[str], given: Mapping[str, Split], *, val: float, test: float, seed: int
-) -> dict[str, Split]:
-    """Assign splits to the groups of one stratum that have none."""
-
-    def place(group: str) -> bytes:
-        return hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogatepass")).digest()
-
-    free = sorted((group for group in groups if group not in given), key=place)
-    taken = [given[group] for group in groups if group in given]
-    num_val = min(_num_wanted(len(groups), val, taken.count("val")), max(0, len(groups) - 1))
-    num_test = min(_num_wanted(len(groups), test, taken.count("test")), max(0, len(groups) - 1 - num_val))
-    ends = (num_val, num_val + num_test)
-    return {group: "val" if i < ends[0] else "test" if i < ends[1] else "train" for i, group in enumerate(free)}
 
 
 def _num_wanted(num_groups: int, fraction: float, num_taken: int) -> int:
@@ -84,11 +78,22 @@ def find_leaks(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[st
     Returns:
         A clause for each kind of leak that occurs, with the first offenders and their number.
     """
+    splits = np.array([SPLITS.index(sample.split) for sample in samples], np.intp)
+    pairs = {
+        (min(a, b), max(a, b))
+        for first, second in near_duplicates(fingerprints, splits)
+        for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        if samples[a].crop_sha256 != samples[b].crop_sha256
+    }
+    alike = [
+        f"'{samples[a].crop}' ({samples[a].split}) and '{samples[b].crop}' ({samples[b].split})"
+        for a, b in sorted(pairs)
+    ]
     clauses = (
         _crossing("group", samples, lambda sample: (sample.group, sample.group)),
         _crossing("source file", samples, lambda sample: (sample.source_sha256 or sample.source, sample.source)),
         _crossing("crop", samples, lambda sample: (sample.crop_sha256, sample.crop)),
-        _near_duplicates(samples, fingerprints),
+        _named("pair of nearly identical crops", alike),
     )
     return [clause for clause in clauses if clause]
 
@@ -101,33 +106,16 @@ def _crossing(what: str, samples: Sequence[Sample], describe: Callable[[Sample],
         key, name = describe(sample)
         splits[key].add(sample.split)
         names.setdefault(key, name)
-    return _named(what, [f"'{names[key]}' ({_in(crossed)})" for key, crossed in splits.items() if len(crossed) > 1])
-
-
-def _near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) -> str:
-    splits = np.array([SPLITS.index(sample.split) for sample in samples], np.intp)
-    pairs = {
-        (min(a, b), max(a, b))
-        for first, second in near_duplicates(fingerprints, splits)
-        for a, b in zip(first.tolist(), second.tolist(), strict=True)
-        if samples[a].crop_sha256 != samples[b].crop_sha256
-    }
     offenders = [
-        f"'{samples[a].crop}' ({samples[a].split}) and '{samples[b].crop}' ({samples[b].split})"
-        for a, b in sorted(pairs)
+        f"'{names[key]}' ({', '.join(sorted(crossed, key=SPLITS.index))})"
+        for key, crossed in splits.items()
+        if len(crossed) > 1
     ]
-    return _named("pair of nearly identical crops", offenders)
+    return _named(what, offenders)
 
 
 def _named(what: str, offenders: Sequence[str]) -> str:
-    if not offenders:
-        return ""
-    more = f" and {len(offenders) - NUM_NAMED} more" if len(offenders) > NUM_NAMED else ""
-    return f"{what} in more than one split: {', '.join(offenders[:NUM_NAMED])}{more}"
-
-
-def _in(splits: set[Split]) -> str:
-    return ", ".join(split for split in SPLITS if split in splits)
+    return f"{what} in more than one split: {first_few(offenders, NUM_NAMED)}" if offenders else ""
 
 
 def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
@@ -140,15 +128,11 @@ def check_splits(samples: Sequence[Sample], dataset_dir: Path) -> None:
     Raises:
         DataError: the splits leak, or a crop whose fingerprint is missing cannot be read.
     """
-    fingerprints = unpack([sample.fingerprint or _read_fingerprint(dataset_dir / sample.crop) for sample in samples])
+    fingerprints = unpack(
+        [sample.fingerprint or fingerprint(read_crop(dataset_dir / sample.crop)) for sample in samples]
+    )
     if leaks := find_leaks(samples, fingerprints):
         raise DataError(
             f"{dataset_dir}: the splits leak: {'; '.join(leaks)}. Assign related videos to one group or one split, "
             "and run `dfscan prepare` again"
         )
-
-
-def _read_fingerprint(crop_path: Path) -> str:
-    from dfscan.dataset.crops import read_crop
-
-    return fingerprint(read_crop(crop_path))
