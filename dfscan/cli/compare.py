@@ -79,7 +79,11 @@ def compare(
     failing = {kind.strip() for kind in fail_on.split(",") if kind.strip()}
     if unknown := failing - set(KINDS):
         raise ConfigError(f"--fail-on: unknown change {', '.join(sorted(unknown))}; use {', '.join(KINDS)}")
-    _refuse_overwriting(old, new, out, html)
+    named = [path for path in (old, new, out, html) if path]
+    places = [os.path.realpath(path) for path in named]
+    for i, path in enumerate(named[2:], start=2):
+        if places[i] in places[:i]:
+            raise ConfigError(f"{path} is named twice; name a different file for each output")
     found = compare_scans(old, new, min_shift=min_shift)
     if out or not html:
         if out is None and sys.stdout is None:
@@ -88,33 +92,17 @@ def compare(
             for change in found.changes:
                 writer.append(change.row())
     if html:
-        title = f"{old} and {new}"
-        write_comparison_page(html, title=title, facts=_facts(found), tables=tables(found))
+        facts = {
+            "Old checkpoint": ", ".join(found.checkpoints[0]),
+            "New checkpoint": ", ".join(found.checkpoints[1]),
+            **{f"{kind.capitalize()} changes": n for kind, n in found.counts.items() if kind not in ("missing", "new")},
+            "Missing files": found.counts["missing"],
+            "New files": found.counts["new"],
+            "Unchanged files": found.num_same,
+        }
+        write_comparison_page(html, title=f"{old} and {new}", facts=facts, tables=tables(found))
     say(_summary(found) + "".join(f" - {path}" for path in (out, html) if path))
     raise typer.Exit(int(any(found.counts[kind] for kind in KINDS if kind in failing)))
-
-
-def _refuse_overwriting(old: Path, new: Path, out: Path | None, html: Path | None) -> None:
-    named = [path for path in (old, new, out, html) if path]
-    places = [os.path.realpath(path) for path in named]
-    for i, path in enumerate(named[2:], start=2):
-        if places[i] in places[:i]:
-            raise ConfigError(f"{path} is named twice; name a different file for each output")
-
-
-def _facts(found: ScanComparison) -> dict[str, object]:
-    old, new = found.checkpoints
-    counts = {
-        f"{kind.capitalize()} changes": count for kind, count in found.counts.items() if kind not in ("missing", "new")
-    }
-    return {
-        "Old checkpoint": ", ".join(old),
-        "New checkpoint": ", ".join(new),
-        **counts,
-        "Missing files": found.counts["missing"],
-        "New files": found.counts["new"],
-        "Unchanged files": found.num_same,
-    }
 
 
 def _summary(found: ScanComparison) -> str:

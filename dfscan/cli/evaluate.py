@@ -17,7 +17,6 @@ from dfscan.errors import ConfigError
 from dfscan.extras import require
 
 if TYPE_CHECKING:
-    from dfscan.dataset.sources import Source
     from dfscan.evaluation.evaluate import Evaluation, SubsetMetrics
     from dfscan.evaluation.metrics import Estimate
 
@@ -155,6 +154,7 @@ def evaluate(
     from dfscan.evaluation.quality import write_quality
     from dfscan.files import AtomicFile, spare_inputs
     from dfscan.scan.setup import find_checkpoints, only_one
+    from dfscan.text import display_path
 
     inputs_read = read_sources(
         inputs,
@@ -169,7 +169,14 @@ def evaluate(
             take_column=take_column,
         ),
     )
-    sources = _of_split(inputs_read.items, _one_of("--split", split, get_args(Split)))
+    split = _one_of("--split", split, get_args(Split))
+    sources = [source for source in inputs_read.items if split is None or source.split == split]
+    if not sources:
+        there = sorted({source.split for source in inputs_read.items if source.split})
+        raise ConfigError(
+            f"none of the {len(inputs_read.items)} videos is in --split {split}; "
+            + (f"the inputs contain {', '.join(there)}" if there else "the inputs name no splits: see --split-column")
+        )
     paths = [*inputs, *(source.path for source in sources)]
     prepare_folder(folder, inputs=paths)
     if card_path:
@@ -182,7 +189,10 @@ def evaluate(
         AtomicFile(card_path).discard()  # only to check that it can be written
     with ScanProgressBar(is_quiet=settings.quiet) as progress:
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
-        _say_skipped(inputs_read.skipped, folder)
+        for path, reason in inputs_read.skipped[:MAX_SAID]:
+            log.warning("%s: skipped, %s", display_path(path), reason)
+        if (num_unsaid := len(inputs_read.skipped) - MAX_SAID) > 0:
+            log.warning("%d more files skipped; %s will list all of them", num_unsaid, folder / "evaluation.json")
         result = run_evaluation(
             sources,
             settings,
@@ -200,18 +210,6 @@ def evaluate(
     typer.echo("\n".join(_table(result, num_skipped=len(inputs_read.skipped), folder=folder)))
 
 
-def _say_skipped(skipped: Sequence[tuple[str, str]], folder: Path) -> None:
-    """Log the skipped files, at most `MAX_SAID` of them by name."""
-    from dfscan.text import display_path
-
-    for path, reason in skipped[:MAX_SAID]:
-        log.warning("%s: skipped, %s", display_path(path), reason)
-    if len(skipped) > MAX_SAID:
-        log.warning(
-            "%d more files skipped; %s will list all of them", len(skipped) - MAX_SAID, folder / "evaluation.json"
-        )
-
-
 def _one_of(flag: str, value: str | None, known: Sequence[Word]) -> Word | None:
     if value is None:
         return None
@@ -221,21 +219,11 @@ def _one_of(flag: str, value: str | None, known: Sequence[Word]) -> Word | None:
     raise ConfigError(f"{flag} must be one of {', '.join(known)}, got {value!r}")
 
 
-def _of_split(sources: Sequence[Source], split: str | None) -> list[Source]:
-    kept = [source for source in sources if split is None or source.split == split]
-    if not kept:
-        there = sorted({source.split for source in sources if source.split})
-        raise ConfigError(
-            f"none of the {len(sources)} videos is in --split {split}; "
-            + (f"the inputs contain {', '.join(there)}" if there else "the inputs name no splits: see --split-column")
-        )
-    return kept
-
-
 # Printed table
 
 
 def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterator[str]:
+    from dfscan.evaluation.evaluate import count_verdicts
     from dfscan.evaluation.evaluation_files import counts
 
     of = counts(evaluation.results)
@@ -246,7 +234,10 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
         num_seen = len(evaluation.overlap)
         yield f"too optimistic: the checkpoint was trained or calibrated on {num_seen} of these videos"
     yield ""
-    yield from _verdicts(evaluation)
+    table = count_verdicts(evaluation.results)
+    yield "truth" + "".join(f"{verdict:>14}" for verdict in next(iter(table.values())))
+    for label, row in table.items():
+        yield f"{label:<5}" + "".join(f"{count:>14}" for count in row.values())
     yield ""
     yield f"{'level':<7}{'subset':<26}{'videos':>7}" + "".join(f"{name:>23}" for name in SHOWN.values())
     for part in evaluation.parts:
@@ -257,15 +248,6 @@ def _table(evaluation: Evaluation, *, num_skipped: int, folder: Path) -> Iterato
     yield from _comparisons(evaluation)
     yield ""
     yield f"95 % intervals from a bootstrap over groups; all metrics, tables and plots are in {folder}"
-
-
-def _verdicts(evaluation: Evaluation) -> Iterator[str]:
-    from dfscan.evaluation.evaluate import count_verdicts
-
-    table = count_verdicts(evaluation.results)
-    yield "truth" + "".join(f"{verdict:>14}" for verdict in next(iter(table.values())))
-    for label, row in table.items():
-        yield f"{label:<5}" + "".join(f"{count:>14}" for count in row.values())
 
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:

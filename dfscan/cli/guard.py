@@ -38,7 +38,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         before = {number: signal.signal(number, _interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            _check_environment()
+            if any(name.startswith("DFSCAN_") for name in os.environ):
+                from dfscan.config import ScanSettings, check_environment
+
+                check_environment(os.environ, [ScanSettings])
             return command(*args, **kwargs)
         except DfscanError as error:
             _fail(str(error), error.exit_code)
@@ -62,13 +65,6 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 signal.signal(number, handler)
 
     return run
-
-
-def _check_environment() -> None:
-    if any(name.startswith("DFSCAN_") for name in os.environ):
-        from dfscan.config import ScanSettings, check_environment
-
-        check_environment(os.environ, [ScanSettings])
 
 
 @contextmanager
@@ -163,15 +159,12 @@ def _close_handlers() -> None:
         handler.close()
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(LOG_PROBE_BYTES)
-
-
 def _file_handler(log_path: Path) -> logging.Handler:
     try:
-        if log_path.is_file() and b"\0" in _head(log_path):
-            raise ConfigError(f"{log_path}: exists and is not a text file; choose another --log-file")
+        if log_path.is_file():
+            with log_path.open("rb") as file:
+                if b"\0" in file.read(LOG_PROBE_BYTES):
+                    raise ConfigError(f"{log_path}: exists and is not a text file; choose another --log-file")
         handler = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{log_path}: cannot be written ({error.strerror}); check --log-file") from error

@@ -40,14 +40,23 @@ def info(
       dfscan info --checkpoint lab.safetensors
       dfscan info --json > info.json
     """
+    import av  # noqa: F401  versions() reports FFmpeg's version only if av is imported
+
     from dfscan.detector.checkpoint import default_checkpoint_path
+    from dfscan.media import sandbox
+    from dfscan.report.meta import versions
     from dfscan.scan.setup import find_checkpoints, only_one
 
     start_logging()
     card = only_one(find_checkpoints(settings)) if settings.checkpoint or default_checkpoint_path() else None
-    document: dict[str, Any] = {"versions": _versions(), "devices": _devices(), "pytorch": _pytorch_build()}
-    document["sandbox"] = _sandbox()
-    document["checkpoint"] = None
+    document: dict[str, Any] = {
+        "versions": versions(),
+        "devices": _devices(),
+        "pytorch": _pytorch_build(),
+        "sandbox": "; ".join(sandbox.missing())
+        or f"Landlock ABI {sandbox.landlock_abi()}, seccomp filter, memory limit",
+        "checkpoint": None,
+    }
     if card:
         document["checkpoint"] = {"path": str(card.path), "sha256": card.sha256, **card.card.model_dump(mode="json")}
         if card.source:
@@ -57,14 +66,6 @@ def info(
         return
     shown = _model_card(card) if card else "none built in; give one with --checkpoint"
     typer.echo("\n".join(_lines({**document, "checkpoint": shown})))
-
-
-def _versions() -> dict[str, str]:
-    import av  # noqa: F401  versions() reports FFmpeg's version only if av is imported
-
-    from dfscan.report.meta import versions
-
-    return versions()
 
 
 def _devices() -> list[str]:
@@ -83,6 +84,8 @@ def _devices() -> list[str]:
 
 def _pytorch_build() -> str:
     """Describe the installed PyTorch build, and the space that a CPU build would save if no GPU is usable."""
+    import importlib.metadata  # a tenth of the time of `dfscan --help`
+
     import torch
 
     platform = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else ""
@@ -90,38 +93,35 @@ def _pytorch_build() -> str:
         return "built for CPUs"
     if torch.cuda.is_available():
         return f"built for {platform}"
-    return (
-        f"built for {platform}, but no usable GPU was found: a build for CPUs saves "
-        f"{_gpu_library_bytes() / 1e9:.1f} GB; pip install --force-reinstall torch torchvision --index-url {CPU_INDEX}"
-    )
-
-
-def _gpu_library_bytes() -> int:
-    """Sum the sizes of installed files that only a GPU needs, as listed by their packages."""
-    import importlib.metadata  # a tenth of the time of `dfscan --help`
-
-    total = 0
+    gpu_bytes = 0
     for distribution in importlib.metadata.distributions():
         is_whole = distribution.name.lower().startswith(GPU_PACKAGES)
         for file in distribution.files or [] if is_whole or distribution.name == "torch" else []:
-            total += (file.size or 0) if is_whole or "cuda" in file.name else 0
-    return total
-
-
-def _sandbox() -> str:
-    """Describe the decoder sandbox on this system, or the features that it lacks."""
-    from dfscan.media import sandbox
-
-    return "; ".join(sandbox.missing()) or f"Landlock ABI {sandbox.landlock_abi()}, seccomp filter, memory limit"
+            gpu_bytes += (file.size or 0) if is_whole or "cuda" in file.name else 0
+    return (
+        f"built for {platform}, but no usable GPU was found: a build for CPUs saves {gpu_bytes / 1e9:.1f} GB; "
+        f"pip install --force-reinstall torch torchvision --index-url {CPU_INDEX}"
+    )
 
 
 # The card as text
 
 
 def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    from dfscan.detector.card import quality_validations
     from dfscan.detector.describe import INTENDED_USE, describe_card
 
     card = checkpoint.card
+    quality = {
+        f"sharpness {words}": f"fake {_from(level.fake_threshold, 'at least')}, "
+        f"real {_from(level.real_threshold, 'at most')}; measured on {level.num_real_groups} groups of real and "
+        f"{level.num_fake_groups} of fake videos"
+        for level, words, _ in quality_validations(card)
+    }
+    seen = "not recorded: a scan cannot recognise training videos"
+    if card.seen is not None:
+        seen = ", ".join(f"{count} in {use}" for use, count in card.seen.counts().items())
+        seen += "" if card.seen.is_complete else "; others are not recorded"
     facts = {name.lower(): text for name, text in describe_card(checkpoint.document()).items()}
     return {
         "path": str(checkpoint.path),
@@ -129,9 +129,9 @@ def _model_card(checkpoint: Checkpoint) -> dict[str, Any]:
         "intended use": INTENDED_USE,
         **facts,
         "calibration": calibration_facts(card),
-        "quality": _quality(card),
+        "quality": quality if card.quality else "not measured: it does not affect verdicts",
         "training": card.training,
-        "seen files": _seen(card),
+        "seen files": seen,
         "metrics": card.metrics,
     }
 
@@ -145,50 +145,24 @@ def calibration_facts(card: CheckpointCard) -> dict[str, Any]:
         return {"trained": "no: its scores mean nothing, and its verdict is always inconclusive"}
     if not of.is_set:
         return {"trained": "yes", "calibrated": "no: it has no thresholds, and its verdict is always inconclusive"}
-    called_fake = _stated(of, of.real_called_fake_rate, of.real_called_fake_interval, "real")
-    called_real = _stated(of, of.fake_called_real_rate, of.fake_called_real_interval, "fake")
-    return {
-        "trained": "yes",
-        "fake": "never"
-        if of.fake_threshold is None
-        else f"score at least {of.fake_threshold:.6f}{called_fake}{_also(own_limit(document, 'fake'))}"
-        f"{_but(withheld(document, 'fake'))}",
-        "real": _no_real(of)
-        if of.real_threshold is None
-        else f"score at most {of.real_threshold:.6f}{called_real}{_also(own_limit(document, 'real'))}"
-        f"{_but(withheld(document, 'real'))}",
-    }
-
-
-def _quality(card: CheckpointCard) -> dict[str, str] | str:
-    """Return the thresholds of each level of sharpness as text."""
-    from dfscan.detector.card import quality_validations
-
-    if not card.quality:
-        return "not measured: it does not affect verdicts"
-    return {
-        f"sharpness {words}": f"fake {_from(level.fake_threshold, 'at least')}, "
-        f"real {_from(level.real_threshold, 'at most')}; measured on {level.num_real_groups} groups of real and "
-        f"{level.num_fake_groups} of fake videos"
-        for level, words, _ in quality_validations(card)
-    }
+    fake = real = "never"
+    if of.fake_threshold is not None:
+        stated = _stated(of, of.real_called_fake_rate, of.real_called_fake_interval, "real")
+        limits = _also(own_limit(document, "fake")) + _but(withheld(document, "fake"))
+        fake = f"score at least {of.fake_threshold:.6f}{stated}{limits}"
+    if of.real_threshold is not None:
+        stated = _stated(of, of.fake_called_real_rate, of.fake_called_real_interval, "fake")
+        limits = _also(own_limit(document, "real")) + _but(withheld(document, "real"))
+        real = f"score at most {of.real_threshold:.6f}{stated}{limits}"
+    elif of.num_fake_videos == 0:
+        real = "never, it was calibrated on genuine videos alone"
+    else:
+        real = "never, the detector is too weak for this verdict"
+    return {"trained": "yes", "fake": fake, "real": real}
 
 
 def _from(threshold: float | None, words: str) -> str:
     return "never" if threshold is None else f"{words} {threshold:.6f}"
-
-
-def _no_real(of: Calibration) -> str:
-    if of.num_fake_videos == 0:
-        return "never, it was calibrated on genuine videos alone"
-    return "never, the detector is too weak for this verdict"
-
-
-def _seen(card: CheckpointCard) -> str:
-    if card.seen is None:
-        return "not recorded: a scan cannot recognise training videos"
-    counts = ", ".join(f"{count} in {use}" for use, count in card.seen.counts().items())
-    return counts if card.seen.is_complete else f"{counts}; others are not recorded"
 
 
 def _also(limit: str | None) -> str:

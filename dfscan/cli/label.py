@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from dfscan.cli.guard import guarded, say, start_logging
 from dfscan.errors import ConfigError, OutputError
-
-if TYPE_CHECKING:
-    from dfscan.scan.reviews import ListedReview
 
 
 @guarded
@@ -66,20 +63,31 @@ def label(
       1    some files are not in the ledger, have changed, or have a later review; the others are stored
       2    usage error, or an unusable list; nothing is stored
     """
-    from dfscan.scan.reviews import now_utc, read_list, store_reviews
+    from dfscan.report.formats import open_writer
+    from dfscan.scan.reviews import HISTORY_COLUMNS, ListedReview, history, now_utc, read_list, store_reviews
     from dfscan.text import printable
+    from dfscan.types import Review
 
     start_logging()
     if from_list is None and verdict is None:
         if by is not None or note is not None:
             raise ConfigError("--by and --note need --verdict or --from: add one of them")
-        return _print(ledger, paths or [])
+        if sys.stdout is None:
+            raise OutputError("standard output is closed: open it")
+        with open_writer(sys.stdout.buffer, HISTORY_COLUMNS, format="csv") as writer:
+            for row in history(ledger, paths or []):
+                writer.append(row)
+        return
+    reviewer = printable((by or "").strip())
     if from_list is not None:
         if paths or verdict is not None or note is not None:
             raise ConfigError("--from cannot be combined with paths, --verdict or --note; put those into the list")
-        listed = read_list(from_list, reviewer=printable((by or "").strip()), time_utc=now_utc())
+        listed = read_list(from_list, reviewer=reviewer, time_utc=now_utc())
     else:
-        listed = _given(paths or [], verdict, by, note or "")
+        if not paths or verdict is None or not reviewer:
+            raise ConfigError("--verdict needs the paths of the files, and --by with the name of the reviewer")
+        review = Review(verdict, reviewer, printable((note or "").strip()), now_utc())
+        listed = [ListedReview(path, path, "", review) for path in paths]
     stored = store_reviews(ledger, listed)
     for problem in stored.problems:
         say(f"not stored: {problem}")
@@ -87,27 +95,3 @@ def label(
     missed = f", {len(stored.problems)} not stored" if stored.problems else ""
     say(f"{stored.num_stored} review{'' if stored.num_stored == 1 else 's'} stored{unchanged}{missed}")
     raise typer.Exit(int(bool(stored.problems)))
-
-
-def _given(
-    paths: list[str], verdict: Literal["fake", "real", "inconclusive", "withdrawn"] | None, by: str | None, note: str
-) -> list[ListedReview]:
-    from dfscan.scan.reviews import ListedReview, now_utc
-    from dfscan.text import printable
-    from dfscan.types import Review
-
-    if not paths or verdict is None or not (by or "").strip():
-        raise ConfigError("--verdict needs the paths of the files, and --by with the name of the reviewer")
-    review = Review(verdict, printable(str(by).strip()), printable(note.strip()), now_utc())
-    return [ListedReview(path, path, "", review) for path in paths]
-
-
-def _print(ledger: Path, paths: list[str]) -> None:
-    from dfscan.report.formats import open_writer
-    from dfscan.scan.reviews import HISTORY_COLUMNS, history
-
-    if sys.stdout is None:
-        raise OutputError("standard output is closed: open it")
-    with open_writer(sys.stdout.buffer, HISTORY_COLUMNS, format="csv") as writer:
-        for row in history(ledger, paths):
-            writer.append(row)

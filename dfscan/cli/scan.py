@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from dfscan.cli import options
 from dfscan.cli.guard import guarded, resumable, say, start_logging
 from dfscan.config import INPUT, ScanSettings
 from dfscan.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dfscan.scan.run import ScanSummary
 
 
 @guarded
@@ -68,32 +65,28 @@ def scan(
     """
     from dfscan.cli.progress import ScanProgressBar
     from dfscan.files import spare_inputs
-    from dfscan.scan.outputs import named_files
+    from dfscan.scan.outputs import ledger_path, named_files
     from dfscan.scan.run import run_scan
 
     read = (config, files_from, *(settings.checkpoint or ()), settings.trust_list)
     spare_inputs(named_files(settings), [path for path in read if path])
     named, listed = _inputs(inputs or [], files_from, is_null=null)
-    with ScanProgressBar(is_quiet=settings.quiet) as progress, resumable(_how_to_go_on(settings)):
+    hint = "no results are kept; use --out or --ledger to make a scan resumable"
+    if ledger := ledger_path(settings):
+        resume = "" if settings.takes_known else " with --resume"
+        hint = f"finished videos are kept in {ledger}; to continue, run the same command again{resume}"
+    with ScanProgressBar(is_quiet=settings.quiet) as progress, resumable(hint):
         start_logging(is_quiet=settings.quiet, log_path=settings.log_file, handler=progress.log_handler)
         summary = run_scan(named, settings, listed=listed, listener=progress, on_discovered=progress.set_total)
     code = summary.exit_code(settings)
     if nothing := summary.nothing_to_scan():
         say(nothing)
     if code or not settings.quiet:
-        say(_summary(summary, settings, progress.seconds))
+        files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
+        written = f" - {', '.join(files)}" if files else ""
+        written += f"; {summary.num_annotated} annotated in {settings.annotate}" if settings.annotate else ""
+        say(f"{summary.summary()} in {progress.seconds:.0f} s{written}")
     raise typer.Exit(code)
-
-
-def _how_to_go_on(settings: ScanSettings) -> str:
-    """Return a hint on how to continue after an interrupt."""
-    from dfscan.scan.outputs import ledger_path
-
-    ledger = ledger_path(settings)
-    if ledger is None:
-        return "no results are kept; use --out or --ledger to make a scan resumable"
-    resume = "" if settings.takes_known else " with --resume"
-    return f"finished videos are kept in {ledger}; to continue, run the same command again{resume}"
 
 
 def _inputs(inputs: list[str], files_from: str | None, *, is_null: bool) -> tuple[list[str], list[str]]:
@@ -120,10 +113,3 @@ def _read_list(name: str, *, is_null: bool) -> list[str]:
             return read_list(file, null=is_null)
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror}); check --files-from") from error
-
-
-def _summary(summary: ScanSummary, settings: ScanSettings, seconds: float) -> str:
-    files = [*settings.out_files, *([str(settings.html)] if settings.html else [])]
-    written = f" - {', '.join(files)}" if files else ""
-    written += f"; {summary.num_annotated} annotated in {settings.annotate}" if settings.annotate else ""
-    return f"{summary.summary()} in {seconds:.0f} s{written}"

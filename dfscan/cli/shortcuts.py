@@ -13,7 +13,6 @@ from dfscan.cli.guard import guarded, say, start_logging
 from dfscan.extras import require
 
 if TYPE_CHECKING:
-    from dfscan.evaluation.metrics import Estimate
     from dfscan.train.shortcuts import Finding
 
 EXIT_TOLD_APART = 1
@@ -82,18 +81,16 @@ def shortcuts(
     true = check_true_fakes(settings, num_resamples=resamples, tell=tell)
     if not made and not true:
         raise ConfigError("nothing to check: give --forgeries, or a data set that contains fakes")
-    failed = [finding for finding in made if not _is_near_chance(finding.roc_auc, tolerance)]
+    failed = [item for item in made if item.roc_auc.value is None or not abs(item.roc_auc.value - 0.5) <= tolerance]
     _print_table([*made, *true], failed)
     if out:
         _write(out, [*made, *true])
     for finding in failed:
-        say(f"{finding.subset} fakes can be recognised by a shortcut; largest coefficients: {_strongest(finding)}")
+        ranked = sorted(finding.coefficients.items(), key=lambda item: -abs(item[1]))
+        largest = ", ".join(f"{name} {value:+.2f}" for name, value in ranked[:3])
+        say(f"{finding.subset} fakes can be recognised by a shortcut; largest coefficients: {largest}")
     if failed:
         raise typer.Exit(EXIT_TOLD_APART)
-
-
-def _is_near_chance(auc: Estimate, tolerance: float) -> bool:
-    return auc.value is not None and abs(auc.value - 0.5) <= tolerance
 
 
 def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None:
@@ -110,19 +107,12 @@ def _print_table(findings: Sequence[Finding], failed: Sequence[Finding]) -> None
         result = "" if finding.fakes == "true" else "FAIL" if finding in failed else "pass"
         unit = "faces" if finding.level == "frame" else "videos"
         sizes = f"{finding.num_real} + {finding.num_fake} {unit}"
-        table.add_row(finding.fakes, escape(finding.subset), sizes, escape(_shown(finding.roc_auc)), result)
+        auc = finding.roc_auc
+        shown = "-" if auc.value is None else f"{auc.value:.3f}"
+        if auc.low is not None:
+            shown += f" [{auc.low:.3f}, {auc.high:.3f}]"
+        table.add_row(finding.fakes, escape(finding.subset), sizes, escape(shown), result)
     Console(highlight=False).print(table)
-
-
-def _shown(auc: Estimate) -> str:
-    if auc.value is None:
-        return "-"
-    return f"{auc.value:.3f}" + ("" if auc.low is None else f" [{auc.low:.3f}, {auc.high:.3f}]")
-
-
-def _strongest(finding: Finding, number: int = 3) -> str:
-    ranked = sorted(finding.coefficients.items(), key=lambda item: -abs(item[1]))
-    return ", ".join(f"{name} {value:+.2f}" for name, value in ranked[:number])
 
 
 def _write(path: Path, findings: Sequence[Finding]) -> None:
