@@ -36,8 +36,12 @@ UNTRAINED_NOTE = "untrained"
 """Code of the reason of a video that an untrained checkpoint scored."""
 SHARED_TYPES = ("tool:AnalyticTool", "identity:Identity")
 """Types of nodes that several rows have in common."""
-REVIEW_COLUMNS = ("reviewer_verdict", "reviewer", "reviewed_utc", "reviewer_note")
-CASE_COLUMNS = ("case", "exhibit", "examiner")
+UNSTATED = frozenset(
+    "path sha256 size_bytes checkpoint dfscan_version "
+    "reviewer_verdict reviewer reviewed_utc reviewer_note "
+    "case exhibit examiner".split()
+)
+"""Columns that other nodes contain, so that no statement such as ``verdict: fake`` repeats them."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
 
 Node = dict[str, Any]
@@ -47,24 +51,14 @@ class CaseWriter(ReportWriter):
     """One JSON-LD document with a graph of all videos."""
 
     def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
-        super().__init__(sink, columns)
+        super().__init__(sink, columns, head=f'{{"@context": {json.dumps(CONTEXT)},\n"@graph": [\n'.encode())
         self._shared: set[str] = set()
         self._is_empty = True
         self._case = ""
         self._actions: list[str] = []
 
-    def close(self) -> None:
-        """See `ReportWriter.close`."""
-        self._begin()
-        if self._case:
-            self._sink.write(f",\n{json.dumps(_investigation(self._case, self._actions), ensure_ascii=False)}".encode())
-        self._sink.write(b"\n]}\n")
-        self._sink.commit()
-
-    def _head(self) -> bytes:
-        return f'{{"@context": {json.dumps(CONTEXT)},\n"@graph": [\n'.encode()
-
-    def _line(self, row: Mapping[str, object]) -> str:
+    def append(self, row: Mapping[str, object]) -> None:
+        """See `ReportWriter.append`."""
         cells = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
         nodes = [node for node in _nodes(cells) if node["@id"] not in self._shared]
         self._case = str(cells["case"] or "")
@@ -73,7 +67,20 @@ class CaseWriter(ReportWriter):
         self._shared |= {node["@id"] for node in nodes if node["@type"] in SHARED_TYPES}
         lines = ",\n".join(json.dumps(node, ensure_ascii=False, allow_nan=False) for node in nodes)
         separator, self._is_empty = "" if self._is_empty else ",\n", False
-        return separator + lines
+        self._write(separator + lines)
+
+    def close(self) -> None:
+        """See `ReportWriter.close`."""
+        if self._case:
+            investigation = {
+                "@id": _id("investigation", (self._case,)),
+                "@type": "investigation:Investigation",
+                "core:name": self._case,
+                "core:object": [{"@id": action} for action in self._actions],
+            }
+            self._write(f",\n{json.dumps(investigation, ensure_ascii=False)}")
+        self._write("\n]}\n")
+        self._sink.commit()
 
 
 def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
@@ -95,7 +102,9 @@ def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
         {
             "@id": result,
             "@type": "analysis:AnalyticResult",
-            "core:statement": _statements(cells),
+            "core:statement": [
+                f"{name}: {value}" for name, value in cells.items() if name not in UNSTATED and value is not None
+            ],
             "core:hasFacet": _classification(cells, about),
         }
     )
@@ -142,15 +151,6 @@ def _review(cells: Mapping[str, Any], about: tuple[object, ...], file: str) -> I
     }
 
 
-def _investigation(case: str, actions: Sequence[str]) -> Node:
-    return {
-        "@id": _id("investigation", (case,)),
-        "@type": "investigation:Investigation",
-        "core:name": case,
-        "core:object": [{"@id": action} for action in actions],
-    }
-
-
 def _file_facets(cells: Mapping[str, Any], about: tuple[object, ...]) -> Iterator[Node]:
     yield _known(
         {
@@ -183,12 +183,6 @@ def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node
     }
     facet = "analysis:ArtifactClassificationResultFacet"
     return {"@id": _id("classification facet", about), "@type": facet, "analysis:classification": classified}
-
-
-def _statements(cells: Mapping[str, Any]) -> list[str]:
-    """Return the cells that say something about the video, such as ``verdict: fake``."""
-    left_out = {"path", "sha256", "size_bytes", "checkpoint", "dfscan_version", *REVIEW_COLUMNS, *CASE_COLUMNS}
-    return [f"{name}: {value}" for name, value in cells.items() if name not in left_out and value is not None]
 
 
 def _id(kind: str, parts: tuple[object, ...]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dfscan.files import write_bytes
 from dfscan.report.page import asset, markup, source_hash, template
@@ -50,7 +49,13 @@ def write_comparison_page(
             {
                 "title": table.title,
                 "columns": table.columns,
-                "rows": [list(map(_cell, row)) for row in table.rows[:MAX_ROWS]],
+                "rows": [
+                    [
+                        f"{cell:.4f}" if isinstance(cell, float) else "" if cell is None else printable(str(cell))
+                        for cell in row
+                    ]
+                    for row in table.rows[:MAX_ROWS]
+                ],
                 "num_rows": len(table.rows),
             }
             for table in tables
@@ -58,9 +63,3 @@ def write_comparison_page(
         ],
     )
     write_bytes(path, text.encode())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))

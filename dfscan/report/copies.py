@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dfscan.arrays import Float32Array
 from dfscan.errors import DataError
 from dfscan.fingerprint import (
     CELLS,
@@ -64,7 +63,12 @@ class CopyFinder:
         pattern, moves = look(mean_picture(fingerprint)), changes(fingerprint)
         num_rows = len(self._firsts)
         if first is None:
-            for row in self._candidates(duration_s, pattern, moves):
+            durations_s = self._durations_s[:num_rows]
+            max_gaps_s = MAX_DURATION_GAP_S + MAX_DURATION_RATIO * np.maximum(durations_s, duration_s)
+            rows = np.flatnonzero(np.abs(durations_s - duration_s) <= max_gaps_s)
+            rows = rows[self._looks[rows] @ pattern >= MIN_LIKENESS]
+            rows = rows[self._changes[rows].astype(np.float32) @ moves >= MIN_AGREEMENT]
+            for row in rows.tolist():
                 if is_same_picture(self._fingerprints[row], fingerprint):
                     first = self._firsts[row]
                     break
@@ -76,14 +80,3 @@ class CopyFinder:
         self._fingerprints.append(fingerprint)
         self._firsts.append(first or path)
         return first
-
-    def _candidates(self, duration_s: float, pattern: Float32Array, moves: Float32Array) -> list[int]:
-        """Return the earlier rows whose duration, pattern and changes agree, in order."""
-        num_rows = len(self._firsts)
-        durations_s = self._durations_s[:num_rows]
-        gaps_s = np.abs(durations_s - duration_s)
-        max_gaps_s = MAX_DURATION_GAP_S + MAX_DURATION_RATIO * np.maximum(durations_s, duration_s)
-        rows = np.flatnonzero(gaps_s <= max_gaps_s)
-        rows = rows[self._looks[rows] @ pattern >= MIN_LIKENESS]
-        agreements = self._changes[rows].astype(np.float32) @ moves
-        return [int(row) for row in rows[agreements >= MIN_AGREEMENT]]

@@ -76,7 +76,21 @@ class DumpFolder:
         Raises:
             OutputError: a file cannot be written.
         """
-        return [self._write(video_path, rank, explanation) for rank, explanation in enumerate(explanations, start=1)]
+        folder = video_folder(video_path)
+        quality = DUMP_JPEG_QUALITY if self._suffix == "jpg" else None
+        rows = []
+        for rank, explanation in enumerate(explanations, start=1):
+            stem = f"{folder}/{rank:02d}_{explanation.row['time_s']:.3f}s_score{explanation.row['score']:.3f}"
+            pictures = {"face": explanation.face, "heat_map": explanation.heat_map, "frame": explanation.frame}
+            files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
+            for name, pixels in zip(files.values(), pictures.values(), strict=True):
+                try:
+                    data = encode(pixels, f".{self._suffix}", quality=quality)
+                except ValueError as error:
+                    raise OutputError(f"{name}: {error}; try the other --explain-format") from error
+                self.store(name, data)
+            rows.append({"path": video_path, "rank": rank, **explanation.row, **files})
+        return rows
 
     def store(self, name: str, data: bytes) -> None:
         """Write one file.
@@ -103,15 +117,6 @@ class DumpFolder:
             for row in rows:
                 writer.append(row)
 
-    def _write(self, video_path: str, rank: int, explanation: FaceExplanation) -> dict[str, Any]:
-        name = video_folder(video_path)
-        stem = f"{name}/{rank:02d}_{explanation.row['time_s']:.3f}s_score{explanation.row['score']:.3f}"
-        pictures = {"face": explanation.face, "heat_map": explanation.heat_map, "frame": explanation.frame}
-        files = {f"{kind}_file": f"{stem}_{kind}.{self._suffix}" for kind in pictures}
-        for kind, pixels in pictures.items():
-            self.store(files[f"{kind}_file"], _encoded(files[f"{kind}_file"], pixels))
-        return {"path": video_path, "rank": rank, **explanation.row, **files}
-
 
 def holds_dumps(folder: Path, rows: Iterable[dict[str, Any]]) -> bool:
     """Return True if every file of these index rows exists in the folder."""
@@ -123,12 +128,3 @@ def video_folder(video_path: str) -> str:
     digest = hashlib.sha256(os.fsencode(video_path)).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.basename(video_path)).strip("._-")[:MAX_STEM]
     return f"{stem or 'video'}-{digest}"
-
-
-def _encoded(name: str, pixels: UInt8Image) -> bytes:
-    """Encode an image by the suffix of its name."""
-    suffix = os.path.splitext(name)[1]
-    try:
-        return encode(pixels, suffix, quality=DUMP_JPEG_QUALITY if suffix == ".jpg" else None)
-    except ValueError as error:
-        raise OutputError(f"{name}: {error}; try the other --explain-format") from error

@@ -76,28 +76,16 @@ def versions() -> dict[str, str]:
 
     The versions of FFmpeg are included only if PyAV has been imported.
     """
-    return {
-        "dfscan": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: _installed_version(distribution) for name, distribution in _DISTRIBUTIONS.items()},
-        **_ffmpeg_versions(),
-    }
-
-
-def _installed_version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _ffmpeg_versions() -> dict[str, str]:
-    av = sys.modules.get("av")
-    if av is None:
-        return {}
-    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    return {"ffmpeg": av.ffmpeg_version_info, **libraries}
+    found = {"dfscan": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    if av := sys.modules.get("av"):
+        found["ffmpeg"] = av.ffmpeg_version_info
+        found |= {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    return found
 
 
 def _printable_json(value: Any) -> Any:

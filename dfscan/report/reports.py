@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -64,7 +63,19 @@ class Reports:
             ]
             self._frames = None
             if settings.frames_out:
-                self._frames = opened.enter_context(_open_frames(settings.frames_out, settings, self._detectors))
+                frames_format = format_for(settings.frames_out)
+                if frames_format == "case":
+                    raise ConfigError(
+                        f"{settings.frames_out}: CASE has one entry per video, not per face; name a .csv or .jsonl file"
+                    )
+                frames = open_writer(
+                    settings.frames_out,
+                    (*FRAME_COLUMNS, *face_columns(self._detectors)),
+                    format=frames_format,
+                    excel=settings.excel,
+                    delimiter=settings.delimiter,
+                )
+                self._frames = opened.enter_context(frames)
             if settings.html:
                 opened.callback(AtomicFile(settings.html).discard)  # only to check that the page can be written
             self._stack = opened.pop_all()
@@ -101,8 +112,16 @@ class Reports:
             same_as=same_as,
             detectors=self._detectors,
         )
+        dumps = None
+        if result.dumps and dumps_dir is not None:
+            dumps = os.path.dirname(os.path.join(dumps_dir, result.dumps[0]["face_file"]))
         for name, report in self._reports:
-            report.append({**row, LINK: _link(result, dumps_dir, name)} if isinstance(report, XlsxWriter) else row)
+            # The ledger may come from another machine, without the dumps.
+            if isinstance(report, XlsxWriter) and name != STDOUT and dumps and os.path.isdir(dumps):
+                relative = os.path.relpath(dumps, os.path.dirname(name) or ".")
+                report.append({**row, LINK: quote(os.fsencode(relative))})
+            else:
+                report.append(row)
         if self._frames:
             for face_row in frame_rows(result, self._detectors):
                 self._frames.append(face_row)
@@ -154,20 +173,3 @@ def _open(name: str, settings: ScanSettings, about: Mapping[str, str], detectors
         delimiter=settings.delimiter,
         about=about,
     )
-
-
-def _open_frames(path: Path, settings: ScanSettings, detectors: Sequence[str]) -> ReportWriter:
-    if format_for(path) == "case":
-        raise ConfigError(f"{path}: CASE has one entry per video, not per face; name a .csv or .jsonl file")
-    columns = (*FRAME_COLUMNS, *face_columns(detectors))
-    return open_writer(path, columns, format=format_for(path), excel=settings.excel, delimiter=settings.delimiter)
-
-
-def _link(result: VideoResult, dumps_dir: str | None, report: str) -> str | None:
-    """Return the URL of the video's dump folder relative to the report, or None."""
-    if not result.dumps or dumps_dir is None or report == STDOUT:
-        return None
-    folder = os.path.dirname(os.path.join(dumps_dir, result.dumps[0]["face_file"]))
-    if not os.path.isdir(folder):  # the ledger came from another machine
-        return None
-    return quote(os.fsencode(os.path.relpath(folder, os.path.dirname(report) or ".")))

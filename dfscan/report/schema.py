@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfscan.report.statement import statement
-from dfscan.types import FaceScore, FileFacts, Provenance, Review, Track, Verdict, VideoInfo, VideoResult
+from dfscan.types import FileFacts, Review, VideoInfo, VideoResult
 
 Kind = Literal["path", "text", "int", "score", "time", "pixel", "ratio"]
 
@@ -172,6 +172,10 @@ def report_row(
         detectors: names of the detectors in the report, if there are several.
     """
     verdict, info = result.verdict, result.info
+    scores = [face.score for track in result.tracks for face in track.faces]
+    num_fake = None if verdict.threshold is None else sum(score >= verdict.threshold for score in scores)
+    decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
+    ratio = verdict.validation.likelihood_ratio if verdict.validation else None
     return {
         "path": result.path,
         "verdict": verdict.label,
@@ -180,8 +184,12 @@ def report_row(
         "status": result.status,
         "reason": str(verdict.reason) if verdict.reason else None,
         "num_frames": result.num_frames,
-        **_face_cells(result),
-        **_evidence_cells(result),
+        "num_faces": len(scores),
+        "num_tracks": len(result.tracks),
+        "max_face_score": finite(max(scores, default=None)),
+        "fake_face_ratio": num_fake / len(scores) if scores and num_fake is not None else None,
+        "evidence_start_s": finite(decided.start_s) if decided else None,
+        "evidence_end_s": finite(decided.end_s) if decided else None,
         "duration_s": finite(info.duration_s),
         "width_px": info.width_px,
         "height_px": info.height_px,
@@ -193,11 +201,19 @@ def report_row(
         "dfscan_version": version,
         "num_skipped_streams": info.num_skipped_streams,
         **_fact_cells(result),
-        **_review_cells(review),
+        "reviewer_verdict": review.verdict if review else None,
+        "reviewer": review.reviewer if review else None,
+        "reviewed_utc": review.time_utc if review else None,
+        "reviewer_note": review.note or None if review else None,
         "statement": statement(result),
-        **_likelihood_cells(verdict),
+        "likelihood_ratio": ratio.value if ratio else None,
+        "likelihood_ratio_low": ratio.low if ratio else None,
+        "likelihood_ratio_high": ratio.high if ratio else None,
         **case_facts,
-        **_quality_cells(result),
+        "face_px": finite(decided.face_px) if decided else None,
+        "sharpness": finite(decided.sharpness) if decided else None,
+        "blockiness": finite(decided.blockiness) if decided else None,
+        "bits_per_pixel": finite(bits_per_pixel(info, result.facts)),
         "same_as": same_as,
         **(_detector_cells(result, detectors) if detectors else {}),
     }
@@ -212,27 +228,32 @@ def frame_rows(result: VideoResult, detectors: Sequence[str] = ()) -> Iterator[d
     """
     tracks_of = {each.name: each.tracks for each in result.detectors}
     for i, track in enumerate(result.tracks):
-        for j, face in enumerate(track.faces):
+        for j, scored in enumerate(track.faces):
+            face = scored.face
+            x1, y1, x2, y2 = (finite(edge) for edge in face.box_xyxy.tolist())
             scores = {name: tracks[i].faces[j].score for name, tracks in tracks_of.items()}
-            more = {f"score_{name}": finite(scores.get(name)) for name in detectors}
-            yield _frame_row(result.path, track, face) | more
+            yield {
+                "path": result.path,
+                "track": track.track_id,
+                "frame": face.frame_number,
+                "time_s": finite(face.time_s),
+                "x1": x1,
+                "y1": y1,
+                "x2": x2,
+                "y2": y2,
+                "detection_score": finite(face.detection_score),
+                "logit": finite(scored.logit),
+                "score": finite(scored.score),
+                "stream": face.stream,
+                "sharpness": finite(face.sharpness),
+                "blockiness": finite(face.blockiness),
+                **{f"score_{name}": finite(scores.get(name)) for name in detectors},
+            }
 
 
 def finite(value: float | None) -> float | None:
     """Return the value as a Python float, or None if it is missing, NaN or infinite."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _face_cells(result: VideoResult) -> dict[str, object]:
-    scores = [face.score for track in result.tracks for face in track.faces]
-    threshold = result.verdict.threshold
-    num_fake = sum(score >= threshold for score in scores) if threshold is not None else None
-    return {
-        "num_faces": len(scores),
-        "num_tracks": len(result.tracks),
-        "max_face_score": finite(max(scores, default=None)),
-        "fake_face_ratio": num_fake / len(scores) if scores and num_fake is not None else None,
-    }
 
 
 def _detector_cells(result: VideoResult, names: Sequence[str]) -> dict[str, object]:
@@ -258,6 +279,7 @@ def _detector_cells(result: VideoResult, names: Sequence[str]) -> dict[str, obje
 
 def _fact_cells(result: VideoResult) -> dict[str, object]:
     facts = result.facts or FileFacts()
+    provenance = facts.provenance
     is_decoded = result.info.width_px is not None
     return {
         "container": facts.container,
@@ -274,46 +296,12 @@ def _fact_cells(result: VideoResult) -> dict[str, object]:
         "num_audio_streams": facts.num_audio_streams,
         "sound": sound(facts),
         "origin_signs": "; ".join(facts.origin_signs) or None,
-        **_provenance_cells(facts.provenance),
-    }
-
-
-def _provenance_cells(provenance: Provenance | None) -> dict[str, object]:
-    return {
         "provenance": provenance.state if provenance else None,
         "provenance_signer": provenance.signer if provenance else None,
         "provenance_generator": provenance.generator if provenance else None,
         "provenance_actions": "; ".join(provenance.actions) or None if provenance else None,
         "provenance_problem": provenance.problem if provenance else None,
         "declared_ai": provenance.declared_ai if provenance else None,
-    }
-
-
-def _review_cells(review: Review | None) -> dict[str, object]:
-    return {
-        "reviewer_verdict": review.verdict if review else None,
-        "reviewer": review.reviewer if review else None,
-        "reviewed_utc": review.time_utc if review else None,
-        "reviewer_note": review.note or None if review else None,
-    }
-
-
-def _likelihood_cells(verdict: Verdict) -> dict[str, object]:
-    ratio = verdict.validation.likelihood_ratio if verdict.validation else None
-    return {
-        "likelihood_ratio": ratio.value if ratio else None,
-        "likelihood_ratio_low": ratio.low if ratio else None,
-        "likelihood_ratio_high": ratio.high if ratio else None,
-    }
-
-
-def _quality_cells(result: VideoResult) -> dict[str, object]:
-    decided = next((track for track in result.tracks if track.track_id == result.verdict.track_id), None)
-    return {
-        "face_px": finite(decided.face_px) if decided else None,
-        "sharpness": finite(decided.sharpness) if decided else None,
-        "blockiness": finite(decided.blockiness) if decided else None,
-        "bits_per_pixel": finite(bits_per_pixel(result.info, result.facts)),
     }
 
 
@@ -329,32 +317,3 @@ def sound(facts: FileFacts) -> str | None:
     if facts.num_audio_streams is None:
         return None
     return "not examined" if facts.num_audio_streams else "none"
-
-
-def _evidence_cells(result: VideoResult) -> dict[str, object]:
-    decided = next((t for t in result.tracks if t.track_id == result.verdict.track_id), None)
-    return {
-        "evidence_start_s": finite(decided.start_s) if decided else None,
-        "evidence_end_s": finite(decided.end_s) if decided else None,
-    }
-
-
-def _frame_row(path: str, track: Track, face_score: FaceScore) -> dict[str, object]:
-    face = face_score.face
-    x1, y1, x2, y2 = (finite(edge) for edge in face.box_xyxy.tolist())
-    return {
-        "path": path,
-        "track": track.track_id,
-        "frame": face.frame_number,
-        "time_s": finite(face.time_s),
-        "x1": x1,
-        "y1": y1,
-        "x2": x2,
-        "y2": y2,
-        "detection_score": finite(face.detection_score),
-        "logit": finite(face_score.logit),
-        "score": finite(face_score.score),
-        "stream": face.stream,
-        "sharpness": finite(face.sharpness),
-        "blockiness": finite(face.blockiness),
-    }

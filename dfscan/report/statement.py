@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from dfscan.types import Bounded, Track, Validation, Verdict, VerdictLabel, VideoResult
+from dfscan.types import Bounded, Track, Validation, VerdictLabel, VideoResult
 
 NO_CONCLUSION: Final[Mapping[str, str]] = {
     "between_thresholds": "the score lies between the thresholds, where genuine and manipulated videos overlap",
@@ -38,9 +38,22 @@ SEEN: Final[Mapping[str, str]] = {
 
 def statement(result: VideoResult) -> str:
     """Return the statement of a result; it depends on nothing else."""
-    finding = _common_finding(result) if result.tracks and result.detectors else _finding(result)
-    parts = [*finding, *_measured(result.verdict), *_limits(result)]
-    return " ".join(parts)
+    verdict, validation = result.verdict, result.verdict.validation
+    parts = list(_common_finding(result) if result.tracks and result.detectors else _finding(result))
+    if validation and validation.error_rate:
+        parts.append(error_rate(verdict.label, validation, validation.error_rate))
+    elif verdict.label in ("fake", "real"):
+        parts.append("No measured error rate is known for this verdict.")
+    if validation and (ratio := validation.likelihood_ratio):
+        whose = "own" if validation.is_own_footage else "validation"
+        low, high = _number(ratio.low), _number(ratio.high)
+        parts.append(
+            f"This verdict is {_number(ratio.value)} times as frequent among manipulated {whose} videos as among "
+            f"genuine ones (likelihood ratio; 95 % interval {low} to {high}"
+            + ("; the interval includes 1, so the verdict favours neither)." if ratio.low <= 1 <= ratio.high else ").")
+        )
+        parts.append("This ratio applies only to the kinds of manipulation in those videos.")
+    return " ".join([*parts, *_limits(result)])
 
 
 def _finding(result: VideoResult) -> Iterator[str]:
@@ -86,24 +99,6 @@ def _common_finding(result: VideoResult) -> Iterator[str]:
         yield f"{each.name}: {own.label}, with a score of {own.score:.4f}{limit} for {_faces(track)}."
         if each.used_for:
             yield SEEN[each.used_for]
-
-
-def _measured(verdict: Verdict) -> Iterator[str]:
-    """Yield how often validation videos got the same verdict."""
-    validation = verdict.validation
-    if verdict.label in ("fake", "real") and not (validation and validation.error_rate):
-        yield "No measured error rate is known for this verdict."
-    if validation and validation.error_rate:
-        yield error_rate(verdict.label, validation, validation.error_rate)
-    if validation and (ratio := validation.likelihood_ratio):
-        whose = "own" if validation.is_own_footage else "validation"
-        low, high = _number(ratio.low), _number(ratio.high)
-        yield (
-            f"This verdict is {_number(ratio.value)} times as frequent among manipulated {whose} videos as among "
-            f"genuine ones (likelihood ratio; 95 % interval {low} to {high}"
-            + ("; the interval includes 1, so the verdict favours neither)." if ratio.low <= 1 <= ratio.high else ").")
-        )
-        yield "This ratio applies only to the kinds of manipulation in those videos."
 
 
 def error_rate(label: VerdictLabel, validation: Validation, rate: Bounded) -> str:

@@ -64,28 +64,26 @@ class XlsxWriter(ReportWriter):
         except BaseException:
             self._sink.discard()
             raise
-        self._sink.write(_without_clock(packed))
+        dated = BytesIO()
+        with zipfile.ZipFile(BytesIO(packed)) as source, zipfile.ZipFile(dated, "w") as target:
+            for name in source.namelist():
+                data = source.read(name)
+                if name == "docProps/core.xml":  # openpyxl writes the current time there
+                    changed = rb"\g<1>" + f"{EPOCH.isoformat()}Z".encode()
+                    data = re.sub(rb"(<dcterms:modified[^>]*>)[^<]*", changed, data)
+                target.writestr(zipfile.ZipInfo(name, EPOCH.timetuple()[:6]), data, zipfile.ZIP_DEFLATED)
+        self._sink.write(dated.getvalue())
         self._sink.commit()
 
     def _packed(self) -> bytes:
         from openpyxl import Workbook
+        from openpyxl.styles import Font
+        from openpyxl.utils import get_column_letter
 
         book = Workbook(write_only=True)
         book.properties.creator = "dfscan"
         book.properties.created = EPOCH
-        self._add_rows(book.create_sheet("report"))
-        sheet = book.create_sheet("about")
-        sheet.column_dimensions["A"].width, sheet.column_dimensions["B"].width = 30, 100
-        for name, value in self._about.items():
-            sheet.append([_text(sheet, name), _text(sheet, value)])
-        packed = BytesIO()
-        book.save(packed)
-        return packed.getvalue()
-
-    def _add_rows(self, sheet: Any) -> None:
-        from openpyxl.styles import Font
-        from openpyxl.utils import get_column_letter
-
+        sheet = book.create_sheet("report")
         letters = [get_column_letter(i) for i in range(1, len(self._columns) + 1)]
         for letter, column in zip(letters, self._columns, strict=True):
             sheet.column_dimensions[letter].width = COLUMN_WIDTHS.get(column.name, DEFAULT_WIDTH)
@@ -99,6 +97,13 @@ class XlsxWriter(ReportWriter):
             cells = zip(self._columns, values, strict=True)
             link = link if i < MAX_XLSX_LINKS else None
             sheet.append([_xlsx_cell(sheet, column, value, link) for column, value in cells])
+        about = book.create_sheet("about")
+        about.column_dimensions["A"].width, about.column_dimensions["B"].width = 30, 100
+        for name, text in self._about.items():
+            about.append([_text(about, name), _text(about, text)])
+        packed = BytesIO()
+        book.save(packed)
+        return packed.getvalue()
 
 
 def _xlsx_cell(sheet: Any, column: Column, value: str | int | float | None, link: object) -> Any:
@@ -167,15 +172,3 @@ class ParquetWriter(ReportWriter):
 
         self._file.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
-
-
-def _without_clock(packed: bytes) -> bytes:
-    """Return the workbook with all dates set to `EPOCH`."""
-    result = BytesIO()
-    with zipfile.ZipFile(BytesIO(packed)) as source, zipfile.ZipFile(result, "w") as target:
-        for name in source.namelist():
-            data = source.read(name)
-            if name == "docProps/core.xml":  # openpyxl writes the current time there
-                data = re.sub(rb"(<dcterms:modified[^>]*>)[^<]*", rb"\g<1>" + f"{EPOCH.isoformat()}Z".encode(), data)
-            target.writestr(zipfile.ZipInfo(name, EPOCH.timetuple()[:6]), data, zipfile.ZIP_DEFLATED)
-    return result.getvalue()

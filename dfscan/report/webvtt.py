@@ -6,14 +6,13 @@ A span is a run of examined faces of one track that are at or above the threshol
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfscan.files import make_folder, write_bytes
 from dfscan.report.dumps import video_folder
 from dfscan.text import display_path, printable
-from dfscan.types import Track, VideoResult
+from dfscan.types import VideoResult
 
 MIN_CUE_S = 0.5
 """Minimum time that a span is shown; a shorter one would only flash by."""
@@ -35,16 +34,14 @@ def spans(result: VideoResult) -> list[Span]:
     threshold = result.verdict.threshold
     if threshold is None:
         return []
-    found = [span for track in result.tracks for span in _spans_of(track, threshold)]
+    found = []
+    for track in result.tracks:
+        for is_suspicious, run in itertools.groupby(track.faces, lambda face: face.score >= threshold):
+            if is_suspicious:
+                faces = list(run)
+                times_s, highest = [face.face.time_s for face in faces], max(face.score for face in faces)
+                found.append(Span(track.track_id, times_s[0], times_s[-1], len(faces), highest))
     return sorted(found, key=lambda span: (span.start_s, span.track_id))
-
-
-def _spans_of(track: Track, threshold: float) -> Iterator[Span]:
-    for is_suspicious, run in itertools.groupby(track.faces, lambda face: face.score >= threshold):
-        if is_suspicious:
-            faces = list(run)
-            times_s, highest = [face.face.time_s for face in faces], max(face.score for face in faces)
-            yield Span(track.track_id, times_s[0], times_s[-1], len(faces), highest)
 
 
 def write_webvtt(folder: Path, result: VideoResult) -> Path:
@@ -56,12 +53,6 @@ def write_webvtt(folder: Path, result: VideoResult) -> Path:
         OutputError: the folder or the file cannot be written.
     """
     make_folder(folder)
-    path = folder / f"{video_folder(result.path)}.vtt"
-    write_bytes(path, _text(result).encode())
-    return path
-
-
-def _text(result: VideoResult) -> str:
     verdict = result.verdict
     score = "" if verdict.score is None else f", score {verdict.score:.4f}"
     threshold = "no threshold" if verdict.threshold is None else f"threshold {verdict.threshold:.4f}"
@@ -71,13 +62,14 @@ def _text(result: VideoResult) -> str:
         "Spans: examined faces at or above the threshold. Nothing between the sampled frames was examined.",
     ]
     note = "\n".join(printable(line).replace("-->", "-- >") for line in about)
-    return "\n\n".join(["WEBVTT", f"NOTE\n{note}", *map(_cue, spans(result))]) + "\n"
-
-
-def _cue(span: Span) -> str:
-    end_s = max(span.end_s, span.start_s + MIN_CUE_S)
-    faces = "1 face" if span.num_faces == 1 else f"{span.num_faces} faces"
-    return f"{_time(span.start_s)} --> {_time(end_s)}\ntrack {span.track_id}: {faces}, score up to {span.max_score:.4f}"
+    blocks = ["WEBVTT", f"NOTE\n{note}"]
+    for span in spans(result):
+        times = f"{_time(span.start_s)} --> {_time(max(span.end_s, span.start_s + MIN_CUE_S))}"
+        faces = "1 face" if span.num_faces == 1 else f"{span.num_faces} faces"
+        blocks.append(f"{times}\ntrack {span.track_id}: {faces}, score up to {span.max_score:.4f}")
+    path = folder / f"{video_folder(result.path)}.vtt"
+    write_bytes(path, ("\n\n".join(blocks) + "\n").encode())
+    return path
 
 
 def _time(seconds: float) -> str:

@@ -35,30 +35,25 @@ class Sink(Protocol):
 class ReportWriter:
     """Base class of the writers. A failed write raises OutputError and discards the whole report."""
 
-    def __init__(self, sink: Sink, columns: Sequence[Column]) -> None:
+    def __init__(self, sink: Sink, columns: Sequence[Column], *, head: bytes = b"") -> None:
         self._sink = sink
         self._columns = tuple(columns)
-        self._is_begun = False
+        self._head = head
 
     def append(self, row: Mapping[str, object]) -> None:
         """Write one row, given by column name, with None for missing values."""
-        self._begin()
-        self._sink.write(self._line(row).encode())
+        raise NotImplementedError
 
     def close(self) -> None:
         """Finish the report; only now does a file appear under its name."""
-        self._begin()
+        if self._head:
+            self._write("")
         self._sink.commit()
 
-    def _begin(self) -> None:
-        """Write the header just before the first row or at the end, so that a run that fails early writes nothing."""
-        if not self._is_begun:
-            self._is_begun = True
-            if head := self._head():
-                self._sink.write(head)
-
-    def _head(self) -> bytes:
-        return b""
+    def _write(self, text: str) -> None:
+        """Write text. The head comes with the first text, so a run that fails early writes nothing."""
+        self._sink.write(self._head + text.encode())
+        self._head = b""
 
     def __enter__(self) -> Self:
         return self
@@ -71,9 +66,6 @@ class ReportWriter:
         else:
             self.close()
 
-    def _line(self, row: Mapping[str, object]) -> str:
-        raise NotImplementedError
-
 
 class CsvWriter(ReportWriter):
     """CSV in UTF-8 with LF: one header, quoted text, unquoted numbers, and empty cells for missing values.
@@ -82,18 +74,23 @@ class CsvWriter(ReportWriter):
     """
 
     def __init__(self, sink: Sink, columns: Sequence[Column], *, excel: bool, delimiter: str) -> None:
-        super().__init__(sink, columns)
-        self._encoding = "utf-8-sig" if excel else "utf-8"
+        header = delimiter.join(_quoted(column.name) for column in columns)
+        super().__init__(sink, columns, head=f"{header}\n".encode("utf-8-sig" if excel else "utf-8"))
         self._delimiter = delimiter
         self._decimal = "," if delimiter == ";" else "."
 
-    def _head(self) -> bytes:
-        header = self._delimiter.join(_quoted(column.name) for column in self._columns)
-        return f"{header}\n".encode(self._encoding)
-
-    def _line(self, row: Mapping[str, object]) -> str:
-        cells = [_csv_cell(column, row[column.name], self._decimal) for column in self._columns]
-        return self._delimiter.join(cells) + "\n"
+    def append(self, row: Mapping[str, object]) -> None:
+        """See `ReportWriter.append`."""
+        cells = []
+        for column in self._columns:
+            value = typed_cell(column, row[column.name])
+            if isinstance(value, str):
+                cells.append(_quoted(guard_formula(value)))
+            elif isinstance(value, float):
+                cells.append(f"{value:.{DIGITS[column.kind]}f}".replace(".", self._decimal))
+            else:
+                cells.append("" if value is None else str(value))
+        self._write(self._delimiter.join(cells) + "\n")
 
 
 class JsonLinesWriter(ReportWriter):
@@ -103,14 +100,18 @@ class JsonLinesWriter(ReportWriter):
     detectors also have `DETECTORS`.
     """
 
-    def _line(self, row: Mapping[str, object]) -> str:
+    def append(self, row: Mapping[str, Any]) -> None:
+        """See `ReportWriter.append`."""
         record: dict[str, object] = {column.name: typed_cell(column, row[column.name]) for column in self._columns}
         path = row.get("path")
         if isinstance(path, str) and is_escaped(path):
             record["path_bytes"] = base64.b64encode(os.fsencode(path)).decode()
         if DETECTORS in row:
-            record[DETECTORS] = _detector_records(row[DETECTORS])
-        return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+            record[DETECTORS] = [
+                {column.name: typed_cell(column, each[column.name]) for column in DETECTOR_COLUMNS}
+                for each in row[DETECTORS]
+            ]
+        self._write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class StreamSink:
@@ -151,19 +152,6 @@ def typed_cell(column: Column, value: object) -> str | int | float | None:
         return int(value)
     number = finite(value)
     return None if number is None else round(number, DIGITS[column.kind]) + 0.0  # + 0.0: never "-0.0"
-
-
-def _detector_records(rows: Any) -> list[dict[str, object]]:
-    return [{column.name: typed_cell(column, row[column.name]) for column in DETECTOR_COLUMNS} for row in rows]
-
-
-def _csv_cell(column: Column, value: object, decimal: str) -> str:
-    cell = typed_cell(column, value)
-    if isinstance(cell, str):
-        return _quoted(guard_formula(cell))
-    if isinstance(cell, float):
-        return f"{cell:.{DIGITS[column.kind]}f}".replace(".", decimal)
-    return "" if cell is None else str(cell)
 
 
 def _quoted(text: str) -> str:
