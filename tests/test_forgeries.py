@@ -106,7 +106,8 @@ def test_the_fake_of_a_flat_image_still_differs(kind: ForgeryKind, level: int) -
     flat = replace(face(), pixels=np.full((SIDE_PX, SIDE_PX, 3), level, np.uint8))
     for seed in range(4):
         fake = make_forgery(kind, flat, flat, np.random.default_rng(seed), keeps_real=True)
-        assert cv2.absdiff(fake.real, fake.fake)[fake.mask >= fake.mask.max() / 2].mean() >= MIN_CHANGE
+        least = manipulate.MIN_FINE_CHANGE if kind == "reconstructed" else MIN_CHANGE
+        assert cv2.absdiff(fake.real, fake.fake)[fake.mask >= fake.mask.max() / 2].mean() >= least
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -211,7 +212,7 @@ def test_warps_are_centred_near_the_features() -> None:
 def test_a_reconstruction_and_its_original_have_the_same_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their frequencies must not differ: a perfect reconstruction comes out equal to the original."""
     monkeypatch.setattr(
-        manipulate, "_sure", lambda real, fake, mask, region: manipulate.Blend(real, fake, mask, region)
+        manipulate, "_sure", lambda real, fake, mask, region, **_: manipulate.Blend(real, fake, mask, region)
     )
     monkeypatch.setattr(manipulate, "recoloured", lambda source, *_, **__: source)
     monkeypatch.setattr(manipulate, "SHARPENING", (0, 0))
@@ -232,6 +233,16 @@ def test_a_reconstruction_is_mixed_with_its_original(monkeypatch: pytest.MonkeyP
         distances.append(np.abs(fake.fake.astype(int) - fake.real)[fake.mask == 1].mean())
     assert distances[0] == pytest.approx(distances[2] / 4, rel=0.2)
     assert distances[1] == pytest.approx(distances[2] / 2, rel=0.2)
+
+
+def test_a_good_reconstruction_is_shown_and_not_replaced_by_another_brightness() -> None:
+    """It differs in fine detail only, so little that a small weight hides it."""
+    smooth = np.asarray(cv2.GaussianBlur(face().pixels, (0, 0), 0.8), np.uint8)
+    for seed in range(40):
+        fake = manipulate.paste_reconstruction(face(), smooth, np.random.default_rng(seed), keeps_real=True)
+        low = [cv2.GaussianBlur(each, (0, 0), 4).astype(float) for each in (fake.fake, fake.real)]
+        assert np.abs(low[0] - low[1]).max() < 16, seed
+        assert cv2.absdiff(fake.fake, fake.real)[fake.mask >= fake.mask.max() / 2].mean() >= manipulate.MIN_FINE_CHANGE
 
 
 def test_some_reconstructions_replace_the_whole_crop_and_others_a_part() -> None:

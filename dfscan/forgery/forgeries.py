@@ -41,6 +41,8 @@ SHARPENING = (0.0, 1.5)
 """Range of the sharpening of reconstructions, which are soft."""
 ALIGNED_QUALITIES = (60, 95)
 """Range of the JPEG quality that is applied to both a reconstruction and its original."""
+MIN_FINE_CHANGE = 0.5
+"""As `MIN_CHANGE`, for reconstructions: a good one differs from its original in fine detail only."""
 RECONSTRUCTION_WEIGHTS = (0.2, 1.0)
 """Range of the weight of the reconstruction where it replaces the original."""
 SHIFTS = (0.05, 0.14)
@@ -132,9 +134,13 @@ def paste_reconstruction(
     sharp = np.asarray(cv2.addWeighted(reconstructed, 1 + amount, blurred, -amount, 0), np.uint8)
     quality = int(rng.integers(ALIGNED_QUALITIES[0], ALIGNED_QUALITIES[1] + 1))
     real = face.pixels if keeps_real else compress_jpeg(face.pixels, quality=quality)
-    weight = rng.uniform(*RECONSTRUCTION_WEIGHTS)
-    mixed = cv2.addWeighted(compress_jpeg(sharp, quality=quality), weight, real, 1 - weight, 0)
-    return _blended(real, np.asarray(mixed, np.uint8), mask, region)
+    compressed = compress_jpeg(sharp, quality=quality)
+    for weight in (rng.uniform(*RECONSTRUCTION_WEIGHTS), 1.0):  # a small weight can hide a good reconstruction
+        mixed = np.asarray(cv2.addWeighted(compressed, weight, real, 1 - weight, 0), np.uint8)
+        fake = blend(mixed, real, mask)
+        if _change(fake, real, mask) >= MIN_FINE_CHANGE:
+            break
+    return _sure(real, fake, mask, region, min_change=MIN_FINE_CHANGE)
 
 
 def warp(face: LooseCrop, rng: np.random.Generator, *, is_softened: bool = False) -> Blend:
@@ -262,9 +268,15 @@ def _blended(target: UInt8Image, source: UInt8Image, mask: Float32Array, region:
     return _sure(target, blend(source, target, mask), mask, region)
 
 
-def _sure(real: UInt8Image, fake: UInt8Image, mask: Float32Array, region: Region) -> Blend:
+def _sure(
+    real: UInt8Image, fake: UInt8Image, mask: Float32Array, region: Region, *, min_change: float = MIN_CHANGE
+) -> Blend:
     """Return the pair; if the change is invisible, as in a black image, make the fake lighter or darker there."""
-    core = mask >= mask.max() / 2
-    if cv2.absdiff(fake, real)[core].mean() < MIN_CHANGE:
+    if _change(fake, real, mask) < min_change:
         fake = blend(towards_grey(real), real, mask)
     return Blend(real.copy(), fake, mask, region)
+
+
+def _change(fake: UInt8Image, real: UInt8Image, mask: Float32Array) -> float:
+    """Return the mean absolute difference, in 8-bit levels, where the mask is at least half its peak."""
+    return float(cv2.absdiff(fake, real)[mask >= mask.max() / 2].mean())
