@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ from av.video.stream import VideoStream
 
 from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.files import AtomicFile, writing
-from dfscan.types import FaceScore, Frame, Track, VideoResult
+from dfscan.types import Frame, Track, VideoResult
 
 ENCODERS: dict[str, dict[str, object]] = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
 """Encoders by preference, with their options."""
@@ -74,20 +75,14 @@ def faces_at(tracks: Sequence[Track], time_s: float) -> Iterator[DrawnFace]:
         if not after:
             continue
         before = track.faces[after - 1]
-        following = track.faces[after] if after < len(times_s) else None
-        if (drawn := _drawn(track.track_id, before, following, time_s)) is not None:
-            yield drawn
-
-
-def _drawn(track_id: int, before: FaceScore, following: FaceScore | None, time_s: float) -> DrawnFace | None:
-    start, passed_s = before.face, time_s - before.face.time_s
-    if passed_s <= SAME_S:
-        return DrawnFace(track_id, start.box_xyxy, before.score, is_examined=True)
-    if following is not None and following.face.time_s - start.time_s <= MAX_INTERPOLATED_S:
-        share = np.float32(passed_s / (following.face.time_s - start.time_s))
-        box = start.box_xyxy + share * (following.face.box_xyxy - start.box_xyxy)
-        return DrawnFace(track_id, box, before.score, is_examined=False)
-    return DrawnFace(track_id, start.box_xyxy, before.score, is_examined=False) if passed_s <= HOLD_S else None
+        box, passed_s = before.face.box_xyxy, time_s - times_s[after - 1]
+        gap_s = times_s[after] - times_s[after - 1] if after < len(times_s) else math.inf
+        is_examined = passed_s <= SAME_S
+        if not is_examined and gap_s <= MAX_INTERPOLATED_S:
+            box = box + np.float32(passed_s / gap_s) * (track.faces[after].face.box_xyxy - box)
+        elif passed_s > HOLD_S:
+            continue
+        yield DrawnFace(track.track_id, box, before.score, is_examined)
 
 
 def encoder_name() -> str:
@@ -132,11 +127,19 @@ class AnnotatedVideo:
         with writing(self._path):
             if self._container is None:
                 self._begin(frame.pixels)
-            drawn = self._draw(frame)
-            height_px, width_px = self._size
-            if drawn.shape[:2] != self._size:  # the stream changes its size
-                drawn = np.asarray(cv2.resize(drawn, (width_px, height_px), interpolation=cv2.INTER_AREA), np.uint8)
-            picture = VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format="rgb24").reformat(
+            drawn, faces = frame.pixels.copy(), list(faces_at(self._tracks, frame.time_s))
+            for face in faces:
+                _draw_face(drawn, face, self._result.verdict.threshold)
+            band = self._band.copy()
+            x = _plot(band, self._result, frame.time_s, 0.0)[0]
+            cv2.line(band, (x, round(44 * _unit(band))), (x, len(band)), INK, 1)
+            if any(face.is_examined for face in faces):
+                _write(band, "examined frame", 38)
+            whole = np.vstack([drawn, _fitted(band, (len(band), drawn.shape[1]))])
+            height_px, width_px = whole.shape[:2]
+            whole = np.pad(whole, ((0, height_px % 2), (0, width_px % 2), (0, 0)), mode="edge")
+            whole = np.ascontiguousarray(_fitted(whole, self._size))
+            picture = VideoFrame.from_ndarray(whole, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             self._last_tick = max(self._last_tick + 1, round(frame.time_s * TICKS_PER_S[self._encoder]))
@@ -164,18 +167,6 @@ class AnnotatedVideo:
         assert self._container is not None
         self._container.mux(self._stream.encode(picture))
 
-    def _draw(self, frame: Frame) -> UInt8Image:
-        picture, faces = frame.pixels.copy(), list(faces_at(self._tracks, frame.time_s))
-        threshold = self._result.verdict.threshold
-        for face in faces:
-            _draw_face(picture, face, threshold)
-        band = _at_time(self._band, self._result, frame.time_s)
-        if any(face.is_examined for face in faces):
-            _write(band, "examined frame", 38)
-        whole = np.vstack([picture, _fitted(band, picture.shape[1])])
-        height_px, width_px = whole.shape[:2]
-        return np.pad(whole, ((0, height_px % 2), (0, width_px % 2), (0, 0)), mode="edge")
-
     def commit(self) -> None:
         """Finish the file; only now does it appear under its name."""
         with writing(self._path):
@@ -202,7 +193,13 @@ def _draw_face(picture: UInt8Image, face: DrawnFace, threshold: float | None) ->
     if face.is_examined:
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width_px)
     else:
-        _dashed(picture, (x1, y1, x2, y2), colour, max(1, width_px // 2))
+        thin_px, dash_px = max(1, width_px // 2), max(4, (x2 - x1 + y2 - y1) // 24)
+        for start in range(x1, x2, 2 * dash_px):
+            for y in (y1, y2):
+                cv2.line(picture, (start, y), (min(start + dash_px, x2), y), colour, thin_px)
+        for start in range(y1, y2, 2 * dash_px):
+            for x in (x1, x2):
+                cv2.line(picture, (x, start), (x, min(start + dash_px, y2)), colour, thin_px)
     text = f"track {face.track_id}  {face.score:.3f}" if face.is_examined else f"track {face.track_id}"
     scale = max(0.4, min(picture.shape[:2]) / 1000)
     (text_px, up_px), down_px = cv2.getTextSize(text, FONT, scale, 1)
@@ -210,17 +207,6 @@ def _draw_face(picture: UInt8Image, face: DrawnFace, threshold: float | None) ->
     top = int(np.clip(y1 - up_px - down_px - 4, 0, picture.shape[0]))
     cv2.rectangle(picture, (left, top), (left + text_px + 4, top + up_px + down_px + 4), colour, cv2.FILLED)
     cv2.putText(picture, text, (left + 2, top + up_px + 2), FONT, scale, INK, 1, cv2.LINE_AA)
-
-
-def _dashed(picture: UInt8Image, box: tuple[int, int, int, int], colour: tuple[int, int, int], width_px: int) -> None:
-    x1, y1, x2, y2 = box
-    dash_px = max(4, (x2 - x1 + y2 - y1) // 24)
-    for start in range(x1, x2, 2 * dash_px):
-        for y in (y1, y2):
-            cv2.line(picture, (start, y), (min(start + dash_px, x2), y), colour, width_px)
-    for start in range(y1, y2, 2 * dash_px):
-        for x in (x1, x2):
-            cv2.line(picture, (x, start), (x, min(start + dash_px, y2)), colour, width_px)
 
 
 def _band(result: VideoResult, tracks: Sequence[Track], width_px: int, height_px: int, mark: str) -> UInt8Image:
@@ -237,14 +223,6 @@ def _band(result: VideoResult, tracks: Sequence[Track], width_px: int, height_px
         for point, scored in zip(points, track.faces, strict=True):
             colour = FAKE if threshold is not None and scored.score >= threshold else OTHER
             cv2.circle(band, point, 2, colour, cv2.FILLED)
-    return band
-
-
-def _at_time(band: UInt8Image, result: VideoResult, time_s: float) -> UInt8Image:
-    """Return a copy of the band with a line at this time."""
-    band = band.copy()
-    x = _plot(band, result, time_s, 0.0)[0]
-    cv2.line(band, (x, round(44 * _unit(band))), (x, len(band)), INK, 1)
     return band
 
 
@@ -277,7 +255,8 @@ def _unit(band: UInt8Image) -> float:
     return max(1.0, len(band) / 160)
 
 
-def _fitted(band: UInt8Image, width_px: int) -> UInt8Image:
-    if band.shape[1] == width_px:
-        return band
-    return np.asarray(cv2.resize(band, (width_px, len(band)), interpolation=cv2.INTER_AREA), np.uint8)
+def _fitted(picture: UInt8Image, size: tuple[int, int]) -> UInt8Image:
+    """Resize to (height, width) if the stream has changed its size since the first frame."""
+    if picture.shape[:2] == size:
+        return picture
+    return np.asarray(cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)

@@ -98,6 +98,18 @@ def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
         }
     )
     yield {"@id": file, "@type": "observable:File", "core:hasFacet": list(_file_facets(cells, about[2:]))}
+    classification = None
+    if cells["score"] is not None and not (cells["reason"] or "").startswith(f"{UNTRAINED_NOTE}:"):
+        classification = {
+            "@id": _id("classification facet", about),
+            "@type": "analysis:ArtifactClassificationResultFacet",
+            "analysis:classification": {
+                "@id": _id("classification", about),
+                "@type": "analysis:ArtifactClassification",
+                "analysis:class": CLASS,
+                "analysis:classificationConfidence": {"@type": "xsd:decimal", "@value": f"{cells['score']:.6f}"},
+            },
+        }
     yield _known(
         {
             "@id": result,
@@ -105,7 +117,7 @@ def _nodes(cells: Mapping[str, Any]) -> Iterator[Node]:
             "core:statement": [
                 f"{name}: {value}" for name, value in cells.items() if name not in UNSTATED and value is not None
             ],
-            "core:hasFacet": _classification(cells, about),
+            "core:hasFacet": classification,
         }
     )
     examiner = _id("person", (cells["examiner"],)) if cells["examiner"] else None
@@ -170,19 +182,6 @@ def _file_facets(cells: Mapping[str, Any], about: tuple[object, ...]) -> Iterato
         }
         facet = {"@id": _id("content facet", about), "@type": "observable:ContentDataFacet", "observable:hash": digest}
         yield facet
-
-
-def _classification(cells: Mapping[str, Any], about: tuple[object, ...]) -> Node | None:
-    if cells["score"] is None or (cells["reason"] or "").startswith(f"{UNTRAINED_NOTE}:"):
-        return None
-    classified = {
-        "@id": _id("classification", about),
-        "@type": "analysis:ArtifactClassification",
-        "analysis:class": CLASS,
-        "analysis:classificationConfidence": {"@type": "xsd:decimal", "@value": f"{cells['score']:.6f}"},
-    }
-    facet = "analysis:ArtifactClassificationResultFacet"
-    return {"@id": _id("classification facet", about), "@type": facet, "analysis:classification": classified}
 
 
 def _id(kind: str, parts: tuple[object, ...]) -> str:

@@ -12,7 +12,7 @@ import importlib.resources
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,10 +23,8 @@ from dfscan.report.schema import NO_CASE, finite
 from dfscan.report.statement import error_rate, statement
 from dfscan.text import display_path, printable, report_order
 from dfscan.types import (
-    DetectorResult,
     FileFacts,
     Picture,
-    Provenance,
     Review,
     Validation,
     VerdictLabel,
@@ -161,8 +159,21 @@ class _PictureBlocks:
         self.left_out: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        for row in sorted(range(len(self._videos)), key=self._rank):
-            records = [_picture_record(picture) for picture in self._pictures(self._videos[row])]
+        ranked = []
+        for row, video in enumerate(self._videos):
+            verdict, score = video.result.verdict, finite(video.result.verdict.score)
+            ranked.append((verdict.label != "fake", 1.0 if score is None else -score, row))
+        for _, _, row in sorted(ranked):
+            records = [
+                (
+                    picture.kind,
+                    picture.track_id,
+                    _time(picture.time_s),
+                    _score(picture.score),
+                    base64.b64encode(picture.jpeg).decode(),
+                )
+                for picture in self._pictures(self._videos[row])
+            ]
             num_bytes = sum(len(record[-1]) for record in records)
             if not records:
                 continue
@@ -172,16 +183,6 @@ class _PictureBlocks:
             self._bytes_left -= num_bytes
             self.num_granted += 1
             yield row, _json(records)
-
-    def _rank(self, row: int) -> tuple[bool, float]:
-        verdict = self._videos[row].result.verdict
-        score = finite(verdict.score)
-        return verdict.label != "fake", 1.0 if score is None else -score
-
-
-def _picture_record(picture: Picture) -> tuple[Any, ...]:
-    text = base64.b64encode(picture.jpeg).decode()
-    return picture.kind, picture.track_id, _time(picture.time_s), _score(picture.score), text
 
 
 def template(name: str) -> Template:
@@ -202,17 +203,29 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
     style, script = asset("page.css"), asset("page.js")
     checkpoints = sorted({video.checkpoint for video in videos} | set(method.cards))
     cards = [_card_view(name, method.cards.get(name), method.settings) for name in checkpoints]
+    validations: dict[VerdictLabel, set[Validation | None]] = defaultdict(set)
+    for video in videos:
+        validations[video.result.verdict.label].add(video.result.verdict.validation)
+    details = ",\n".join(_json(_known(detail)) for detail in _details(videos, checkpoints))
     return {
         "style": markup(style),
         "script": markup(script),
-        "policy": _policy(style, script),
+        # Allows only the page's own style, script and embedded pictures.
+        "policy": f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; "
+        f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'",
         "num_videos": len(videos),
         "bar": _summary_bar(videos),
         "meanings": MEANINGS,
-        "rates": _rates(videos),
+        # A verdict whose videos have different rates has no sentence.
+        "rates": {
+            label: error_rate(label, validation, validation.error_rate)
+            for label, (validation, *others) in validations.items()
+            if not others and validation and validation.error_rate
+        },
         "intended_use": INTENDED_USE,
         "data": _json(_table(videos, checkpoints, method)),
-        "details": _lines(map(_known, _details(videos, checkpoints))),
+        # One video per line, so that the page can parse one without the others.
+        "details": markup(f"[\n{details}\n]"),
         "cards": cards,
         "verdict_rule": method.verdict_rule,
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
@@ -222,27 +235,6 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "versions": sorted(_flat(method.versions)),
         "skipped": [(printable(code), count) for code, count in sorted(method.skipped.items())],
     }
-
-
-def _rates(videos: Sequence[PageVideo]) -> dict[VerdictLabel, str]:
-    """Return the sentence on the error rate of each verdict, if the same rate applies to all videos with it."""
-    found: dict[VerdictLabel, set[Validation | None]] = {}
-    for video in videos:
-        found.setdefault(video.result.verdict.label, set()).add(video.result.verdict.validation)
-    return {
-        label: error_rate(label, validation, validation.error_rate)
-        for label, validations in found.items()
-        for validation in validations
-        if len(validations) == 1 and validation and validation.error_rate
-    }
-
-
-def _policy(style: str, script: str) -> str:
-    """Return the content security policy, which allows only the page's own style, script and embedded pictures."""
-    return (
-        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def source_hash(text: str) -> str:
@@ -263,11 +255,6 @@ def _json(value: object) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return markup(text)
-
-
-def _lines(values: Iterable[object]) -> str:
-    """Return a JSON list with one value per line, so that the page can parse one value without the others."""
-    return markup("[\n" + ",\n".join(map(_json, values)) + "\n]")
 
 
 def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
@@ -293,32 +280,32 @@ def _summary_bar(videos: Sequence[PageVideo]) -> list[dict[str, Any]]:
 def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: MethodInfo) -> dict[str, Any]:
     """Return the data that the script needs at start."""
     calibrations = [section(method.cards.get(name), "calibration") for name in checkpoints]
+    rows = []
+    for video in videos:
+        result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
+        decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
+        row = (
+            display_path(result.path),
+            verdict.label,
+            _score(verdict.score),
+            _score(verdict.threshold),
+            result.status,
+            printable(verdict.reason.code) if verdict.reason else "",
+            printable(verdict.reason.text) if verdict.reason else "",
+            _time(decided.start_s) if decided else None,
+            _time(decided.end_s) if decided else None,
+            _time(result.info.duration_s),
+            review.verdict if review else "",
+        )
+        rows.append(row)
     return {
         "verdicts": SHOWN_ORDER,
         "checkpoints": [
             {"label": printable(name), "real": _score(calibration.get("real_threshold"))}
             for name, calibration in zip(checkpoints, calibrations, strict=True)
         ],
-        "rows": [_row(video) for video in videos],
+        "rows": rows,
     }
-
-
-def _row(video: PageVideo) -> tuple[Any, ...]:
-    result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
-    decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
-    return (
-        display_path(result.path),
-        verdict.label,
-        _score(verdict.score),
-        _score(verdict.threshold),
-        result.status,
-        printable(verdict.reason.code) if verdict.reason else "",
-        printable(verdict.reason.text) if verdict.reason else "",
-        _time(decided.start_s) if decided else None,
-        _time(decided.end_s) if decided else None,
-        _time(result.info.duration_s),
-        review.verdict if review else "",
-    )
 
 
 def _details(videos: Sequence[PageVideo], checkpoints: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -328,56 +315,64 @@ def _details(videos: Sequence[PageVideo], checkpoints: Sequence[str]) -> Iterato
         if video.same_as is not None:
             copies[video.same_as].append(display_path(video.result.path))
     for video in videos:
-        found = copies.get(video.result.path, [])
+        result, info = video.result, video.result.info
+        found = copies.get(result.path, [])
         yield {
-            **_detail(video, checkpoints),
+            "size": info.size_bytes,
+            "sha256": printable(info.sha256) if info.sha256 else None,
+            "width": info.width_px,
+            "height": info.height_px,
+            "fps": _time(info.fps),
+            "codec": printable(info.codec) if info.codec else None,
+            "turned": info.rotation_deg or None,
+            "hdr": info.is_hdr or None,
+            "looked": result.num_frames,
+            "checkpoint": checkpoints.index(video.checkpoint),
+            "version": printable(video.version),
+            "statement": printable(statement(result)),
+            "decided": result.verdict.track_id,
+            "tracks": [
+                {
+                    "id": track.track_id,
+                    "times": [_time(face.face.time_s) for face in track.faces],
+                    "scores": [_score(face.score) for face in track.faces],
+                }
+                for track in result.tracks
+            ],
+            "stated": _stated(result.facts) if result.facts else None,
+            "reviews": [_printable(asdict(review)) for review in video.reviews] or None,
+            "detectors": [
+                _known(
+                    {
+                        **_printable({"name": each.name, "checkpoint": each.checkpoint}),
+                        "verdict": each.verdict.label,
+                        "reason": printable(str(each.verdict.reason)) if each.verdict.reason else None,
+                        "score": _score(each.verdict.score),
+                        "threshold": _score(each.verdict.threshold),
+                    }
+                )
+                for each in result.detectors
+            ]
+            or None,
             "same_as": display_path(video.same_as) if video.same_as is not None else None,
             "copies": found[:MAX_COPIES_SHOWN] or None,
             "num_copies": len(found) or None,
         }
 
 
-def _detail(video: PageVideo, checkpoints: Sequence[str]) -> dict[str, Any]:
-    result, info = video.result, video.result.info
-    facts = {
-        "size": info.size_bytes,
-        "sha256": printable(info.sha256) if info.sha256 else None,
-        "width": info.width_px,
-        "height": info.height_px,
-        "fps": _time(info.fps),
-        "codec": printable(info.codec) if info.codec else None,
-        "turned": info.rotation_deg or None,
-        "hdr": info.is_hdr or None,
-        "looked": result.num_frames,
-        "checkpoint": checkpoints.index(video.checkpoint),
-        "version": printable(video.version),
-        "statement": printable(statement(result)),
-        "decided": result.verdict.track_id,
-        "tracks": [
-            {
-                "id": track.track_id,
-                "times": [_time(face.face.time_s) for face in track.faces],
-                "scores": [_score(face.score) for face in track.faces],
-            }
-            for track in result.tracks
-        ],
-        "stated": _stated(result.facts) if result.facts else None,
-        "reviews": [_printable(asdict(review)) for review in video.reviews] or None,
-        "detectors": [_opinion(each) for each in result.detectors] or None,
-    }
-    return facts
-
-
-def _opinion(result: DetectorResult) -> dict[str, Any]:
-    verdict = result.verdict
-    texts = {"name": result.name, "checkpoint": result.checkpoint, "verdict": verdict.label}
-    reason = str(verdict.reason) if verdict.reason else None
-    numbers = {"score": _score(verdict.score), "threshold": _score(verdict.threshold)}
-    return _known(_printable({**texts, "reason": reason}) | numbers)
-
-
 def _stated(facts: FileFacts) -> dict[str, Any]:
     """Return what the file states about itself, without what it does not state."""
+    manifest = None
+    if provenance := facts.provenance:
+        claims = {
+            "state": provenance.state,
+            "signer": provenance.signer,
+            "generator": provenance.generator,
+            "actions": ", ".join(provenance.actions) or None,
+            "problem": provenance.problem,
+            "ai": provenance.declared_ai,
+        }
+        manifest = _known(_printable(claims))
     texts = {
         "container": facts.container,
         "brand": facts.brand,
@@ -393,21 +388,7 @@ def _stated(facts: FileFacts) -> dict[str, Any]:
         "gop": facts.gop_frames,
         "sounds": facts.num_audio_streams,
     }
-    return _known(_printable(texts) | numbers | {"provenance": _provenance(facts.provenance)})
-
-
-def _provenance(provenance: Provenance | None) -> dict[str, Any] | None:
-    if provenance is None:
-        return None
-    texts = {
-        "state": provenance.state,
-        "signer": provenance.signer,
-        "generator": provenance.generator,
-        "actions": ", ".join(provenance.actions) or None,
-        "problem": provenance.problem,
-        "ai": provenance.declared_ai,
-    }
-    return _known(_printable(texts))
+    return _known(_printable(texts) | numbers | {"provenance": manifest})
 
 
 def _printable(texts: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -457,48 +438,50 @@ def _threshold_rows(card: Mapping[str, Any] | None) -> list[dict[str, str | None
         "fake": ("real_called_fake", "num_real_videos", "real videos called fake"),
         "real": ("fake_called_real", "num_fake_videos", "fake videos called real"),
     }
-    return [
-        {
+    rows = []
+    for kind, (measure, count, error) in kinds.items():
+        interval = calibration.get(f"{measure}_interval")
+        low = high = None
+        if isinstance(interval, (list, tuple)) and len(interval) == 2:
+            low, high = map(_percent, interval)
+        row = {
             "kind": kind,
             "value": _fixed(calibration.get(f"{kind}_threshold")),
             "error": error,
             "rate": _percent(calibration.get(f"{measure}_rate")),
-            "interval": _percent_range(calibration.get(f"{measure}_interval")),
+            "interval": f"{low} to {high}" if low and high else None,
             "num_videos": as_text(calibration.get(count)),
             "own_limit": own_limit(document, kind),
             "withheld": withheld(document, kind),
         }
-        for kind, (measure, count, error) in kinds.items()
-    ]
+        rows.append(row)
+    return rows
 
 
 def _metric_table(name: object, values: object) -> dict[str, Any]:
-    """Return the metrics of one data set, with a row per metric and a column each for faces and videos."""
+    """Return the metrics of one data set, with a row per metric and a column each for faces and videos.
+
+    A measured value has its interval, if there is one.
+    """
     values = values if isinstance(values, Mapping) else {"value": values}
     levels = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     counts = {key: value for key, value in values.items() if key not in levels}
-    metrics = dict.fromkeys(metric for level in levels.values() for metric in level)
+    rows = []
+    for metric in dict.fromkeys(metric for level in levels.values() for metric in level):
+        cells = []
+        for level in levels.values():
+            measured = level.get(metric)
+            if not isinstance(measured, Mapping):
+                measured = {"value": measured}
+            value, low, high = (_fixed(measured.get(name), 3) for name in ("value", "low", "high"))
+            cells.append(f"{value or MISSING} ({low} to {high})" if low and high else value or MISSING)
+        rows.append((printable(_METRIC_NAMES.get(str(metric), str(metric).replace("_", " "))), cells))
     return {
         "name": printable(str(name)),
         "levels": [printable(_LEVEL_NAMES.get(level, str(level))) for level in levels],
-        "rows": [
-            (_metric_name(metric), [_estimate(level.get(metric)) for level in levels.values()]) for metric in metrics
-        ],
+        "rows": rows,
         "counts": ", ".join(f"{text} {key.removeprefix('num_')}" for key, text in _flat(counts)),
     }
-
-
-def _metric_name(metric: object) -> str:
-    return printable(_METRIC_NAMES.get(str(metric), str(metric).replace("_", " ")))
-
-
-def _estimate(value: object) -> str:
-    """Format a measured value, with its interval if there is one."""
-    if not isinstance(value, Mapping):
-        return _fixed(value, 3) or MISSING
-    low, high = _fixed(value.get("low"), 3), _fixed(value.get("high"), 3)
-    interval = f" ({low} to {high})" if low and high else ""
-    return f"{_fixed(value.get('value'), 3) or MISSING}{interval}"
 
 
 def _flat(document: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -519,10 +502,3 @@ def _fixed(value: object, digits: int = 4) -> str | None:
 
 def _percent(value: object) -> str | None:
     return f"{100 * value:.2f} %" if isinstance(value, (int, float)) else None
-
-
-def _percent_range(value: object) -> str | None:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return None
-    low, high = map(_percent, value)
-    return f"{low} to {high}" if low and high else None
