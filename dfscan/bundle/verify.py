@@ -90,7 +90,17 @@ def verify_bundle(path: Path, *, videos: Path | None = None, allowed_signers: Pa
             entries = _accepted(archive, path)
             sums = _checked_files(archive, entries, path, found)
             report = _report_name(archive, entries, path, found)
-            _check_signature(archive, entries, path, sums, allowed_signers, found)
+            if SIGNATURE_NAME not in entries:
+                found.signature = "none, so anyone could have changed the bundle"
+                if allowed_signers:
+                    found.add("signature: the bundle has none")
+            elif allowed_signers is None and not can_check():  # the checksums are of use without it
+                found.signature = "not checked, because ssh-keygen is not installed"
+            else:
+                checked = check_signature(sums, _small(archive, entries, SIGNATURE_NAME, path), allowed_signers)
+                found.signature = checked.text
+                if not checked.is_good:
+                    found.add(f"signature: {checked.text}")
             if videos is not None and report is not None:
                 with archive.open(report) as file:
                     _check_originals(file, report, videos, found)
@@ -106,29 +116,21 @@ def _accepted(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo
     infos = archive.infolist()
     names = Counter(info.filename for info in infos)
     for info in infos:
-        if problem := _problem(info, names):
+        expected_kind = stat.S_IFDIR if info.is_dir() else stat.S_IFREG
+        faults = {
+            "has two names": info.orig_filename != info.filename,
+            "occurs twice": names[info.filename] > 1,
+            "is a link or a device": stat.S_IFMT(info.external_attr >> 16) not in (0, expected_kind),
+            "is encrypted": info.flag_bits & 1,
+            "is compressed with another method than deflate": info.compress_type not in METHODS,
+        }
+        found = (fault for fault, is_present in faults.items() if is_present)
+        if problem := name_problem(info.filename.removesuffix("/")) or next(found, None):
             raise DataError(f"{path}: refused: '{printable(info.filename)}' {problem}")
     num_bytes, limit = sum(info.file_size for info in infos), max(MAX_SMALL_BYTES, MAX_RATIO * path.stat().st_size)
     if num_bytes > limit:
         raise DataError(f"{path}: refused: {num_bytes} bytes when unpacked, more than {MAX_RATIO} times its own size")
     return {info.filename: info for info in infos if not info.is_dir()}
-
-
-def _problem(info: zipfile.ZipInfo, names: Counter[str]) -> str | None:
-    if problem := name_problem(info.filename.removesuffix("/")):
-        return problem
-    if info.orig_filename != info.filename:
-        return "has two names"
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if names[info.filename] > 1:
-        return "occurs twice"
-    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
-        return "is a link or a device"
-    if info.flag_bits & 1:
-        return "is encrypted"
-    if info.compress_type not in METHODS:
-        return "is compressed with another method than deflate"
-    return None
 
 
 def _small(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: str, path: Path) -> bytes:
@@ -158,46 +160,19 @@ def _checked_files(
             found.add(f"{name}: is not in {SUMS_NAME}")
             continue
         found.num_files += 1
+        digest = hashlib.sha256()
         try:
             with archive.open(name) as file:
-                is_same = _sha256(file) == sums[name]
+                while piece := file.read(PIECE_BYTES):
+                    digest.update(piece)
         except _DAMAGE as error:
             found.add(f"{name}: is damaged ({error})")
         else:
-            if not is_same:
+            if digest.hexdigest() != sums[name]:
                 found.add(f"{name}: differs from its checksum")
     for name in sorted(sums.keys() - entries.keys()):
         found.add(f"{printable(name)}: is missing")
     return raw
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while piece := file.read(PIECE_BYTES):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _check_signature(
-    archive: zipfile.ZipFile,
-    entries: dict[str, zipfile.ZipInfo],
-    path: Path,
-    sums: bytes,
-    allowed_signers: Path | None,
-    found: Verification,
-) -> None:
-    if SIGNATURE_NAME not in entries:
-        found.signature = "none, so anyone could have changed the bundle"
-        if allowed_signers:
-            found.add("signature: the bundle has none")
-        return
-    if allowed_signers is None and not can_check():  # the checksums are of use without it
-        found.signature = "not checked, because ssh-keygen is not installed"
-        return
-    checked = check_signature(sums, _small(archive, entries, SIGNATURE_NAME, path), allowed_signers)
-    found.signature = checked.text
-    if not checked.is_good:
-        found.add(f"signature: {checked.text}")
 
 
 def _report_name(
@@ -251,15 +226,12 @@ STATES = (
 
 def _lines(file: IO[bytes], name: str) -> Iterator[str]:
     """Yield the lines of a report; a compressed one can be longer than memory."""
-    is_first = True
+    encoding = "utf-8-sig"
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
             raise DataError(f"{name}: refused: a line is longer than {MAX_LINE_BYTES} bytes")
-        try:
-            yield line.decode("utf-8-sig" if is_first else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: not a report of dfscan ({error})") from error
-        is_first = False
+        yield line.decode(encoding)
+        encoding = "utf-8"
 
 
 def _original(
@@ -277,8 +249,16 @@ def _original(
         return "in a store (not checked)", None
     if sha256 is None:
         return "without a hash (not checked)", None
+    try:  # JSON Lines also have the path as bytes if it had to be escaped
+        path = os.fsdecode(base64.b64decode(row["path_bytes"])) if "path_bytes" in row else str(row["path"])
+    except (ValueError, TypeError) as error:
+        raise DataError(f"`path_bytes` is damaged ({error})") from error
+    parts = [part for part in path[: MAX_PATH_CHARACTERS + 1].split("/") if part not in ("", ".", "..")]
+    if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_PATH_PARTS or "\0" in path:
+        parts = []
     problem: tuple[str, str] | None = None
-    for candidate in _candidates(_raw_path(row), videos):
+    for start in range(len(parts)):  # first its whole path below the folder, then shorter and shorter ends of it
+        candidate = os.path.join(videos, *parts[start:])
         place = file_place(candidate)
         try:
             found = hashes.get(place) or hash_file(candidate)
@@ -293,22 +273,3 @@ def _original(
     if problem is None and "path_bytes" not in row and _ESCAPE.search(shown):
         return "with an escaped path (not checked)", None
     return problem or ("missing", f"{shown}: is not in {display_path(str(videos))}")
-
-
-def _raw_path(row: Mapping[str, Any]) -> str:
-    """Return the path in a row, which JSON Lines also have as bytes if it had to be escaped."""
-    if "path_bytes" not in row:
-        return str(row["path"])
-    try:
-        return os.fsdecode(base64.b64decode(row["path_bytes"]))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"`path_bytes` is damaged ({error})") from error
-
-
-def _candidates(path: str, videos: Path) -> Iterator[str]:
-    """Yield where a video may be: at its path below the folder, then at shorter and shorter ends of this path."""
-    parts = [part for part in path[: MAX_PATH_CHARACTERS + 1].split("/") if part not in ("", ".", "..")]
-    if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_PATH_PARTS or "\0" in path:
-        return
-    for start in range(len(parts)):
-        yield os.path.join(videos, *parts[start:])

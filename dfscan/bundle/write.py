@@ -74,7 +74,13 @@ def write_bundle(
     summary = BundleSummary()
     for _ in open_report(report):
         pass  # to fail early if it is not a report
-    meta = _meta(report)
+    try:
+        meta = json.loads(meta_path(report).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        meta = {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{meta_path(report)}: cannot be read ({error}); make the report again") from error
+    meta = meta if isinstance(meta, dict) else {}
     outputs = _outputs(report, meta, summary)
     folder = os.path.dirname(os.path.abspath(report))
     files: dict[str, Path] = {}
@@ -84,8 +90,14 @@ def write_bundle(
         for path in (Path(folder, name) for name in outputs[kind] if kind != "ledgers"):
             _add(files, _located(path, _listed(kind, path), folder, summary, is_listed=True))
     ledgers = [Path(folder, name) for name in outputs["ledgers"]]
-    for path in added:
-        _add(files, _located(path, _unfolded(path, ledgers), folder, summary))
+    for path in added:  # of a folder, all files except symbolic links and ledgers, which are copied
+        own = {os.path.realpath(f"{ledger}{suffix}") for ledger in ledgers for suffix in ("", "-wal", "-shm")}
+        inside = [] if path.is_dir() else [path]
+        for parent, folders, names in os.walk(path):
+            folders.sort()
+            found = [file for file in (Path(parent, name) for name in sorted(names)) if file.is_file()]
+            inside += [file for file in found if not file.is_symlink() and os.path.realpath(file) not in own]
+        _add(files, _located(path, inside, folder, summary))
     spare_inputs([("--out", out)], [*files.values(), *ledgers, *([key] if key else [])])
     if out.is_file() and not zipfile.is_zipfile(out):
         raise ConfigError(f"--out {out}: this file exists and is not a bundle; name another file")
@@ -96,14 +108,27 @@ def write_bundle(
             summary.warnings += _copied_ledger(path, copy, report, is_only=len(located_ledgers) == 1)
             _add(files, [(name, copy)])
         with AtomicFile(out) as file, zipfile.ZipFile(_Target(file), "w") as archive:
-            _write(archive, files, _contents(report, meta, files), key, summary)
+            _write(archive, report, meta.get("case"), files, key, summary)
     return summary
 
 
 def _write(
-    archive: zipfile.ZipFile, files: Mapping[str, Path], contents: bytes, key: Path | None, summary: BundleSummary
+    archive: zipfile.ZipFile,
+    report: Path,
+    case: object,
+    files: Mapping[str, Path],
+    key: Path | None,
+    summary: BundleSummary,
 ) -> None:
-    sums = {CONTENTS_NAME: _add_bytes(archive, CONTENTS_NAME, contents)}
+    contents = {
+        "format": FORMAT,
+        "dfscan_version": __version__,
+        "report": os.path.basename(report),
+        "case": case,
+        "files": sorted(files),
+    }
+    contents_json = json.dumps(contents, ensure_ascii=False, indent=2) + "\n"
+    sums = {CONTENTS_NAME: _add_bytes(archive, CONTENTS_NAME, contents_json.encode())}
     for name, path in sorted(files.items()):
         try:
             with path.open("rb") as source:
@@ -136,7 +161,10 @@ class _Target(io.RawIOBase):
 def _add_file(archive: zipfile.ZipFile, name: str, source: BinaryIO, num_bytes: int) -> str:
     """Copy a file in pieces, and return its sha256."""
     digest = hashlib.sha256()
-    info = _info(name)
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix
+    info.external_attr = 0o100644 << 16
     info.file_size = num_bytes
     with archive.open(info, "w", force_zip64=num_bytes > zipfile.ZIP64_LIMIT // 2) as target:
         while piece := source.read(PIECE_BYTES):
@@ -149,25 +177,7 @@ def _add_bytes(archive: zipfile.ZipFile, name: str, data: bytes) -> str:
     return _add_file(archive, name, io.BytesIO(data), len(data))
 
 
-def _info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, EPOCH)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.create_system = 3  # Unix
-    info.external_attr = 0o100644 << 16
-    return info
-
-
 # Which files
-
-
-def _meta(report: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(meta_path(report).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{meta_path(report)}: cannot be read ({error}); make the report again") from error
-    return document if isinstance(document, dict) else {}
 
 
 def _outputs(report: Path, meta: Mapping[str, Any], summary: BundleSummary) -> dict[str, list[str]]:
@@ -191,18 +201,14 @@ def _outputs(report: Path, meta: Mapping[str, Any], summary: BundleSummary) -> d
 
 def _listed(kind: str, path: Path) -> Iterator[Path]:
     """Yield the files of one output. Of folders, only those that dfscan wrote: the videos may be in the same folder."""
-    if kind == "heat_maps":
-        yield path / INDEX_NAME
-        yield from _heat_maps(path)
-    elif kind == "spans" and path.is_dir():
+    if kind == "spans" and path.is_dir():
         yield from (file for file in sorted(path.glob("*.vtt")) if not file.is_symlink())
-    else:
+        return
+    if kind != "heat_maps":
         yield path
-
-
-def _heat_maps(folder: Path) -> Iterator[Path]:
-    """Yield the files in the index of a folder of heat maps."""
-    index = folder / INDEX_NAME
+        return
+    index = path / INDEX_NAME
+    yield index
     if not index.is_file():
         return
     try:
@@ -211,21 +217,9 @@ def _heat_maps(folder: Path) -> Iterator[Path]:
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{index}: cannot be read ({error}); make the heat maps again") from error
     for name in names:
-        if not name or name_problem(name) or (folder / name).is_symlink():
+        if not name or name_problem(name) or (path / name).is_symlink():
             raise DataError(f"{index}: '{printable(name or '')}' is not a file of a heat map; make the heat maps again")
-        yield folder / name
-
-
-def _unfolded(path: Path, ledgers: Sequence[Path]) -> Iterator[Path]:
-    """Yield the file, or the files in the folder, without symbolic links and without ledgers, which are copied."""
-    if not path.is_dir():
-        yield path
-    own = {os.path.realpath(f"{ledger}{suffix}") for ledger in ledgers for suffix in ("", "-wal", "-shm")}
-    for parent, folders, files in os.walk(path):
-        folders.sort()
-        for found in (Path(parent, file) for file in sorted(files)):
-            if found.is_file() and not found.is_symlink() and os.path.realpath(found) not in own:
-                yield found
+        yield path / name
 
 
 def _located(
@@ -240,7 +234,9 @@ def _located(
         summary: gets the warnings.
         is_listed: the metadata names `root`. They may come from someone else, so a file elsewhere causes a warning.
     """
-    place = _name(root, folder)
+    place = Path(os.path.relpath(root, folder)).as_posix()  # so that links between the files work in the bundle too
+    if place.startswith("../") or place == "..":
+        place = f"{OTHER_FOLDER}/{os.path.basename(os.path.abspath(root))}"
     for path in paths:
         name = (PurePosixPath(place) / path.relative_to(root).as_posix()).as_posix()
         if not path.is_file():
@@ -251,13 +247,6 @@ def _located(
         if is_listed and path == root and place.startswith(f"{OTHER_FOLDER}/"):
             summary.warnings.append(f"{path}: is not in the folder of the report; check that it belongs to it")
         yield name, path
-
-
-def _name(path: Path, folder: str) -> str:
-    """Return the path relative to the report's folder, so that links between the files work in the bundle too."""
-    name = Path(os.path.relpath(path, folder)).as_posix()
-    is_outside = name.startswith("../") or name == ".."
-    return f"{OTHER_FOLDER}/{os.path.basename(os.path.abspath(path))}" if is_outside else name
 
 
 def name_problem(name: str) -> str | None:
@@ -276,17 +265,6 @@ def _add(files: dict[str, Path], more: Iterable[tuple[str, Path]]) -> None:
         files[name] = path
 
 
-def _contents(report: Path, meta: Mapping[str, Any], files: Mapping[str, Path]) -> bytes:
-    document = {
-        "format": FORMAT,
-        "dfscan_version": __version__,
-        "report": os.path.basename(report),
-        "case": meta.get("case"),
-        "files": sorted(files),
-    }
-    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
-
-
 # The ledger
 
 
@@ -302,7 +280,16 @@ def _copied_ledger(path: Path, copy: Path, report: Path, *, is_only: bool) -> li
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")
-            num_unknown, num_others = _num_unmatched(target, report)
+            target.execute("CREATE TEMP TABLE reported (sha256 TEXT PRIMARY KEY)")
+            hashes = ((row["sha256"],) for row in open_report(report) if row["sha256"])
+            target.executemany("INSERT OR IGNORE INTO reported VALUES (?)", hashes)
+            # contents that only the report has, and files that only the ledger has
+            unknown = "SELECT count(*) FROM reported WHERE sha256 NOT IN (SELECT sha256 FROM videos)"
+            others = (
+                "SELECT count(*) FROM videos WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) "
+                "AND sha256 != '' AND sha256 NOT IN (SELECT sha256 FROM reported)"
+            )
+            (num_unknown,), (num_others,) = (target.execute(query).fetchone() for query in (unknown, others))
     except sqlite3.Error as error:
         remedy = "check the ledger, and the free space there"
         raise OutputError(f"{path}: cannot be copied to {copy.parent} ({error}); {remedy}") from error
@@ -315,17 +302,3 @@ def _copied_ledger(path: Path, copy: Path, report: Path, *, is_only: bool) -> li
         others = f"{path} also has results of {num_others} files that are not in {report}"
         warnings.append(f"{others}. To leave the ledger out, use --no-ledger")
     return warnings
-
-
-def _num_unmatched(ledger: sqlite3.Connection, report: Path) -> tuple[int, int]:
-    """Return the number of contents that only the report has, and of files that only the ledger has."""
-    ledger.execute("CREATE TEMP TABLE reported (sha256 TEXT PRIMARY KEY)")
-    hashes = ((row["sha256"],) for row in open_report(report) if row["sha256"])
-    ledger.executemany("INSERT OR IGNORE INTO reported VALUES (?)", hashes)
-    unknown = "SELECT count(*) FROM reported WHERE sha256 NOT IN (SELECT sha256 FROM videos)"
-    others = (
-        "SELECT count(*) FROM videos WHERE rowid IN (SELECT max(rowid) FROM videos GROUP BY path) "
-        "AND sha256 != '' AND sha256 NOT IN (SELECT sha256 FROM reported)"
-    )
-    (num_unknown,), (num_others,) = (ledger.execute(query).fetchone() for query in (unknown, others))
-    return num_unknown, num_others
