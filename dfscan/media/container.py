@@ -222,7 +222,15 @@ def _choose(container: InputContainer, wanted: Streams) -> tuple[list[VideoStrea
     if len(moving) < len(container.streams.video) and all(stream.frames == 1 for stream in moving):
         raise VideoError("no_video", "holds cover art and a one-frame bitmap track, but no video")
     problems = {stream.index: _problem(stream) for stream in moving}
-    usable = sorted((stream for stream in moving if not problems[stream.index]), key=_precedence)
+    usable = sorted(
+        (stream for stream in moving if not problems[stream.index]),
+        key=lambda stream: (  # first the main stream: more than one frame, then the largest, then the default
+            stream.frames == 1,
+            -stream.width * stream.height,
+            not stream.disposition & av.stream.Disposition.default,
+            stream.index,
+        ),
+    )
     if not usable:
         raise VideoError("no_decoder", problems[moving[0].index] or "")
     skipped = [f"{_described(stream)}: {problem}" for stream in moving if (problem := problems[stream.index])]
@@ -230,12 +238,6 @@ def _choose(container: InputContainer, wanted: Streams) -> tuple[list[VideoStrea
         skipped += [f"{_described(stream)}: not chosen" for stream in usable[1:]]
         del usable[1:]
     return usable, skipped
-
-
-def _precedence(stream: VideoStream) -> tuple[bool, int, bool, int]:
-    """Return a sort key that puts the main stream first: more than one frame, then the largest, then the default."""
-    is_default = bool(stream.disposition & av.stream.Disposition.default)
-    return stream.frames == 1, -stream.width * stream.height, not is_default, stream.index
 
 
 def _problem(stream: VideoStream) -> str | None:
@@ -274,11 +276,20 @@ def survey(
     """
     with open_container(file) as container:
         on_open(container)
-        _refuse_tiles(file, container)
+        videos = container.streams.video
+        tiles = [stream for stream in videos if stream.disposition & av.stream.Disposition.dependent]
+        if tiles and picture_kind(os.pread(file.fileno(), SIGNATURE_BYTES, 0)):
+            # FFmpeg gives one stream per tile, and a face across tiles would not be found.
+            text = f"its picture is stored in {len(tiles)} tiles; convert it to JPEG and scan that"
+            raise VideoError("no_decoder", text)
         streams, skipped = _choose(container, wanted)
         descriptions = {stream.index: _described(stream) for stream in streams}
         index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
-        encrypted = _encrypted_streams(file, container, index)
+        flags = matroska.encrypted_video_tracks(file) if container.format.name == MATROSKA_FORMAT else []
+        encrypted = {stream.index for stream, flag in zip(videos, flags, strict=False) if flag}
+        if index:
+            tracks = {stream.index: index.tracks.get(stream.id) for stream in videos}
+            encrypted = {number for number, track in tracks.items() if track and track.is_encrypted}
         delays = _indexed_delays(container, streams, index)
         if delays:
             outcome_of = _survey_indexes(file, container, delays, encrypted)
@@ -294,7 +305,11 @@ def survey(
     surveys = [outcome for outcome in outcomes if isinstance(outcome, Survey)]
     problems = {index: outcome for index, outcome in outcome_of.items() if isinstance(outcome, VideoError)}
     if not surveys:
-        if _is_scrambled(file):
+        head = os.pread(file.fileno(), SCRAMBLING_PROBE_BYTES, 0)
+        layouts = (range(first, len(head) - 4, step) for first, step in ((0, 188), (4, 192)))
+        packets = next((starts for starts in layouts if all(head[at] == TS_SYNC for at in starts)), range(0))
+        # Most packets of a scrambled transport stream have a scrambling bit set.
+        if 2 * sum(bool(head[at + 3] & 0x80) for at in packets) > len(packets):
             raise VideoError("encrypted", ENCRYPTED)
         raise problems[next(iter(descriptions))]
     skipped += [f"{descriptions[index]}: {problem}" for index, problem in problems.items()]
@@ -302,51 +317,21 @@ def survey(
     return Surveys([replace(surveyed, damage=surveyed.damage or cut_off) for surveyed in surveys], skipped)
 
 
-def _refuse_tiles(file: FileIO, container: InputContainer) -> None:
-    """Refuse a picture that FFmpeg gives as one stream per tile: a face across tiles would not be found."""
-    tiles = [each for each in container.streams.video if each.disposition & av.stream.Disposition.dependent]
-    if tiles and picture_kind(os.pread(file.fileno(), SIGNATURE_BYTES, 0)):
-        raise VideoError("no_decoder", f"its picture is stored in {len(tiles)} tiles; convert it to JPEG and scan that")
-
-
 def _cut_off(file: FileIO) -> str | None:
-    """Describe how many announced bytes are missing, or return None. FFmpeg takes a cut-off file for a complete one."""
-    missing = _announced_end(file) - os.fstat(file.fileno()).st_size
-    return f"cut off: the file ends {missing} bytes early" if missing > 0 else None
+    """Describe how many bytes are missing that the outermost boxes of a Matroska, AVI or MP4 file announce, or None.
 
-
-def _announced_end(file: FileIO) -> int:
-    """Return the end of a Matroska, AVI or MP4 file according to its outermost boxes; 0 if they do not give it."""
+    FFmpeg takes a cut-off file for a complete one.
+    """
     head = os.pread(file.fileno(), 12, 0)
+    announced_end = 0
     if head.startswith(matroska.MAGIC):
-        return matroska.announced_end(file)
-    if head.startswith(b"RIFF") and head[8:] == b"AVI ":
-        return 8 + int.from_bytes(head[4:8], "little")
-    return max((box.end for box in mp4.outer_boxes(file)), default=0) if mp4.is_mp4(file) else 0
-
-
-def _is_scrambled(file: FileIO) -> bool:
-    """Return whether most packets at the start of a transport stream have a scrambling bit set."""
-    head = os.pread(file.fileno(), SCRAMBLING_PROBE_BYTES, 0)
-    for first, step in ((0, 188), (4, 192)):
-        packets = range(first, len(head) - 4, step)
-        if all(head[at] == TS_SYNC for at in packets):
-            return 2 * sum(bool(head[at + 3] & 0x80) for at in packets) > len(packets)
-    return False
-
-
-def _encrypted_streams(file: FileIO, container: InputContainer, index: mp4.Index | None) -> set[int]:
-    """Return the numbers of the video streams that the container declares to be encrypted, whatever their codec."""
-    videos = container.streams.video
-    if index:
-        return {stream.index for stream in videos if (track := index.tracks.get(stream.id)) and track.is_encrypted}
-    if container.format.name == MATROSKA_FORMAT:
-        return {
-            stream.index
-            for stream, is_encrypted in zip(videos, matroska.encrypted_video_tracks(file), strict=False)
-            if is_encrypted
-        }
-    return set()
+        announced_end = matroska.announced_end(file)
+    elif head.startswith(b"RIFF") and head[8:] == b"AVI ":
+        announced_end = 8 + int.from_bytes(head[4:8], "little")
+    elif mp4.is_mp4(file):
+        announced_end = max((box.end for box in mp4.outer_boxes(file)), default=0)
+    missing = announced_end - os.fstat(file.fileno()).st_size
+    return f"cut off: the file ends {missing} bytes early" if missing > 0 else None
 
 
 def _indexed_delays(
@@ -520,11 +505,23 @@ def _survey(
     # If FFmpeg marks no packet at all, rely on the declaration: FFmpeg does not know every scheme and codec.
     if log.num_encrypted == total or (is_declared_encrypted and not log.num_encrypted):
         raise VideoError("encrypted", ENCRYPTED)
-    damage = broken_off or _damage(log.num_corrupt, log.num_encrypted, total)
+    damage = broken_off
+    if log.num_encrypted and not damage:
+        damage = f"{log.num_encrypted} of {total} frames are encrypted and were skipped"
+    elif log.num_corrupt and not damage:
+        damage = f"{log.num_corrupt} of {total} packets are marked corrupt"
     is_key = np.frombuffer(log.keys, dtype=np.bool_)
     has_clock = _has_clock(container) and log.pts.is_complete
-    ticks = _clock(log.pts if has_clock else log.dts, log.dts, stream)
-    if ticks is None:
+    times = log.pts if has_clock else log.dts
+    ticks = times.array()
+    decoding = log.dts.array() if log.dts.is_complete else ticks
+    # Use the timestamps only if they form one clock: complete, moving, never restarting.
+    if (
+        not times.is_complete
+        or not stream.time_base
+        or len(np.unique(ticks)) * 2 <= len(ticks) > 1
+        or (np.diff(decoding) * float(stream.time_base) < -MAX_GAP_BACK_S).any()
+    ):
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
         return Survey(stream.index, Timeline(np.arange(total), is_key, 1 / rate), False, damage)
     return Survey(stream.index, _timeline(ticks, is_key, stream), has_clock, damage)
@@ -532,23 +529,6 @@ def _survey(
 
 def _has_clock(container: InputContainer) -> bool:
     return container.format.name not in CLOCKLESS_FORMATS
-
-
-def _damage(corrupt: int, encrypted: int, total: int) -> str | None:
-    if encrypted:
-        return f"{encrypted} of {total} frames are encrypted and were skipped"
-    return f"{corrupt} of {total} packets are marked corrupt" if corrupt else None
-
-
-def _clock(ticks: _Int64List, dts: _Int64List, stream: VideoStream) -> NDArray[np.int64] | None:
-    """Return the timestamps of the stream if they form one clock (complete, moving, never restarting), else None."""
-    values = ticks.array()
-    if not ticks.is_complete or not stream.time_base or len(np.unique(values)) * 2 <= len(values) > 1:
-        return None
-    decoding = dts.array() if dts.is_complete else values
-    if (np.diff(decoding) * float(stream.time_base) < -MAX_GAP_BACK_S).any():
-        return None
-    return values
 
 
 def _timeline(ticks: NDArray[np.int64], keys: BoolArray, stream: VideoStream) -> Timeline:

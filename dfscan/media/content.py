@@ -42,30 +42,19 @@ MAX_PNG_CHUNKS = 1000
 
 def looks_like_video(head: bytes) -> bool:
     """Return whether the first `HEAD_BYTES` bytes of a file are those of a video container."""
+    atom = head[4:8]
+    # "free" and "skip" are English words: the text "The free ..." would be an atom of 1.4 GB.
+    is_first_atom = atom in (b"moov", b"mdat") or (head[:1] == b"\0" and atom in (b"wide", b"free", b"skip"))
+    # the first bytes of the first packets of a transport stream, without and with a time code before each packet
+    syncs = (head[first : first + 2 * step + 1 : step] for first, step in ((0, 188), (4, 192)))
     return (
         head.startswith(_VIDEO_HEADS)
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or _is_iso_media(head)
-        or _is_transport_stream(head)
+        or is_first_atom
+        or (atom == b"ftyp" and head[8:12].rstrip() not in _STILL_OR_SOUND_BRANDS.split())
+        or any(len(sync) >= 2 and sync.count(0x47) == len(sync) for sync in syncs)
         or (head.startswith(b"OggS") and any(mark in head for mark in _OGG_VIDEO_MARKS))
     )
-
-
-def _is_iso_media(head: bytes) -> bool:
-    kind = head[4:8]
-    if kind == b"ftyp":
-        return head[8:12].rstrip() not in _STILL_OR_SOUND_BRANDS.split()
-    # "free" and "skip" are English words: the text "The free ..." would be an atom of 1.4 GB.
-    is_small = head[:1] == b"\0"
-    return kind in (b"moov", b"mdat") or (is_small and kind in (b"wide", b"free", b"skip"))
-
-
-def _is_transport_stream(head: bytes) -> bool:
-    def has_sync(first: int, step: int) -> bool:
-        marks = head[first : first + 2 * step + 1 : step]
-        return len(marks) >= 2 and marks.count(0x47) == len(marks)
-
-    return has_sync(0, 188) or has_sync(4, 192)
 
 
 def picture_kind(head: bytes) -> str | None:
@@ -95,9 +84,17 @@ def is_animation(file: BinaryIO) -> bool:
         return False
     if head.startswith((b"GIF87a", b"GIF89a")):
         return _is_animated_gif(file, head)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _is_animated_png(file)
-    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    if not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    file.seek(8)
+    for _ in range(MAX_PNG_CHUNKS):  # the control chunk, which precedes the image data, has the number of frames
+        chunk = file.read(8)
+        if len(chunk) < 8 or chunk[4:] == b"IDAT":
+            return False
+        if chunk[4:] == b"acTL":
+            return int.from_bytes(file.read(4), "big") > 1
+        file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def _is_animated_gif(file: BinaryIO, head: bytes) -> bool:
@@ -123,16 +120,3 @@ def _is_animated_gif(file: BinaryIO, head: bytes) -> bool:
 def _gif_colours(flags: int) -> int:
     """Return the size in bytes of the colour table that these flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _is_animated_png(file: BinaryIO) -> bool:
-    """Return whether the control chunk, which precedes the image data, announces several frames."""
-    file.seek(8)
-    for _ in range(MAX_PNG_CHUNKS):
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IDAT":
-            return False
-        if head[4:] == b"acTL":
-            return int.from_bytes(file.read(4), "big") > 1
-        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return False

@@ -17,7 +17,6 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dfscan.arrays import UInt8Image
 from dfscan.errors import VideoError
 from dfscan.media.container import MAX_FRAME_PX, Survey, is_encrypted, open_video, survey
 from dfscan.media.facts import read_facts, with_stream_facts
@@ -117,9 +116,26 @@ class Decoding:
         with open_video(self.file, surveyed.stream) as (container, stream):
             if not num_before:
                 self.info = replace(self.info, codec=stream.codec_context.codec.canonical_name)
-            self.start_s = _start_s(container, surveyed)
+            self.start_s = 0.0
+            if surveyed.has_clock:
+                self.start_s = float(surveyed.timeline.pts[0]) * surveyed.timeline.time_base_s
+                if container.start_time is not None:
+                    self.start_s = min(self.start_s, container.start_time / av.time_base)
             reader = _Reader(self, container, stream, surveyed)
-            yield from self._emit(reader, plan, stream)
+            last_s = None
+            for picture, time_s, number in reader.pictures(plan):
+                self._burst += last_s is None or time_s - last_s > BURST_GAP_S
+                pixels = to_rgb(picture, stream.sample_aspect_ratio)
+                if last_s is None:  # HDR counts in any stream, the rest of `info` only in the first one
+                    self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
+                if not self._num_samples:
+                    height_px, width_px, _ = pixels.shape
+                    angle = rotation_deg(picture)
+                    self.info = replace(self.info, width_px=width_px, height_px=height_px, rotation_deg=angle)
+                index, shot = self._num_samples, reader.shots.sample()
+                yield Frame(pixels, index, time_s, self._burst, number=number, stream=stream.index, shot=shot)
+                self._num_samples += 1
+                last_s = time_s
             self.dissolves += reader.shots.dissolves(num_before)
             self._end_missing_s = max(self._end_missing_s, reader.missing_s())
         if not reader.num_frames:
@@ -178,25 +194,6 @@ class Decoding:
         fps = (num_frames - 1) / (duration_s - timeline.frame_s) if num_frames > 1 and timeline.frame_s else None
         self.info = replace(self.info, num_frames=num_frames, duration_s=duration_s or None, fps=fps)
 
-    def _emit(self, reader: _Reader, plan: Plan, stream: VideoStream) -> Iterator[Frame]:
-        last_s = None
-        for picture, time_s, number in reader.pictures(plan):
-            self._burst += last_s is None or time_s - last_s > BURST_GAP_S
-            pixels = to_rgb(picture, stream.sample_aspect_ratio)
-            if last_s is None:
-                self._note_first(picture, pixels)
-            shot = reader.shots.sample()
-            yield Frame(pixels, self._num_samples, time_s, self._burst, number=number, stream=stream.index, shot=shot)
-            self._num_samples += 1
-            last_s = time_s
-
-    def _note_first(self, picture: VideoFrame, pixels: UInt8Image) -> None:
-        """Update `info` from the first sample of a stream. HDR counts in any stream, the rest only in the first one."""
-        self.info = replace(self.info, is_hdr=self.info.is_hdr or is_hdr(picture))
-        if not self._num_samples:
-            height_px, width_px = pixels.shape[:2]
-            self.info = replace(self.info, width_px=width_px, height_px=height_px, rotation_deg=rotation_deg(picture))
-
 
 class _Reader:
     """Reads one open stream and decodes as little as the plan allows."""
@@ -215,32 +212,37 @@ class _Reader:
         self.shots = ShotCounter()
 
     def pictures(self, plan: Plan) -> Iterator[tuple[VideoFrame, float, int | None]]:
-        """Yield each wanted frame with its time in seconds and its number; drain the stream if all is to be decoded."""
+        """Yield each wanted frame with its time in seconds and its position in presentation order, None if unknown.
+
+        Drain the stream if all is to be decoded.
+        """
         decoded = self._decode(self._container.demux(self._stream))
+        pts, time_base_s = self._timeline.pts, self._timeline.time_base_s
         for wanted in plan.wanted.tolist():
-            is_near = self._is_near(int(self._timeline.pts[wanted]))
-            key = None if plan.decode_all or is_near else self._seek_target(wanted)
+            # There is no seek within a burst, because it could miss cuts.
+            is_near = self._last_tick is not None and (int(pts[wanted]) - self._last_tick) * time_base_s <= BURST_GAP_S
+            may_seek = self._can_seek and not plan.decode_all and not is_near
+            key = seek_target(self._timeline, wanted=wanted, position=self._next_position()) if may_seek else None
             packets = None if key is None else self._packets_from(key)
             if key is not None and packets is not None:
                 self.shots.skip()
-                decoded = self._decode(packets, int(self._timeline.pts[key]))
-            found = next(((frame, tick) for frame, tick in decoded if tick >= self._timeline.pts[wanted]), None)
+                decoded = self._decode(packets, int(pts[key]))
+            found = next(((frame, tick) for frame, tick in decoded if tick >= pts[wanted]), None)
             if found is None:
                 self._ran_out = True
                 break
             frame, tick = found
-            yield frame, tick * self._timeline.time_base_s, self._number(tick)
+            number: int | None = None
+            if self._survey.has_clock:
+                at = int(np.searchsorted(pts, tick))
+                number = at if at < len(pts) and pts[at] == tick else None
+            elif not self._job.num_errors:
+                number = self.num_frames - 1
+            yield frame, tick * time_base_s, number
         if plan.decode_all:
             for _ in decoded:
                 pass
             self._ran_out = True
-
-    def _number(self, tick: int) -> int | None:
-        """Return the position of the last decoded frame in presentation order of the stream; None if unknown."""
-        if not self._survey.has_clock:
-            return None if self._job.num_errors else self.num_frames - 1
-        at = int(np.searchsorted(self._timeline.pts, tick))
-        return at if at < len(self._timeline.pts) and self._timeline.pts[at] == tick else None
 
     def missing_s(self) -> float:
         """Return the seconds from the last decoded to the last announced frame; 0 unless the stream ran to its end."""
@@ -248,17 +250,11 @@ class _Reader:
             return 0.0
         return max(0.0, float(self._timeline.pts[-1] - self._last_tick) * self._timeline.time_base_s)
 
-    def _is_near(self, tick: int) -> bool:
-        """Return whether a frame is in the burst of the last one. Then there is no seek, which could miss cuts."""
+    def _next_position(self) -> int:
+        """Return the position in the timeline after the last decoded frame."""
         if self._last_tick is None:
-            return False
-        return (tick - self._last_tick) * self._timeline.time_base_s <= BURST_GAP_S
-
-    def _seek_target(self, wanted: int) -> int | None:
-        if not self._can_seek:
-            return None
-        at = 0 if self._last_tick is None else int(np.searchsorted(self._timeline.pts, self._last_tick, side="right"))
-        return seek_target(self._timeline, wanted=wanted, position=at)
+            return 0
+        return int(np.searchsorted(self._timeline.pts, self._last_tick, side="right"))
 
     def _packets_from(self, position: int) -> Iterator[Packet] | None:
         """Return packets from the key frame at `position` or from an earlier one; None if seeking fails.
@@ -297,23 +293,16 @@ class _Reader:
     def _counted(self, picture: VideoFrame) -> tuple[VideoFrame, int]:
         if picture.width * picture.height > MAX_FRAME_PX:
             raise VideoError("too_large", f"a picture of {picture.width} x {picture.height} is beyond what is decoded")
-        tick = self._tick(picture)
+        if self._survey.has_clock and picture.pts is not None and picture.time_base is not None:
+            # The deinterlacer's time base is half a tick.
+            tick = round(picture.pts * float(picture.time_base) / self._timeline.time_base_s)
+        else:
+            position = self._next_position() if self._survey.has_clock else self.num_frames
+            tick = int(self._timeline.pts[min(position, len(self._timeline.pts) - 1)])
         self.shots.add(picture)
         self.num_frames += 1
         self._last_tick = tick
         return picture, tick
-
-    def _tick(self, picture: VideoFrame) -> int:
-        if not self._survey.has_clock:
-            return int(self._timeline.pts[min(self.num_frames, len(self._timeline.pts) - 1)])
-        if picture.pts is None or picture.time_base is None:
-            return self._timeline_tick_after_last()
-        # The deinterlacer's time base is half a tick.
-        return round(picture.pts * float(picture.time_base) / self._timeline.time_base_s)
-
-    def _timeline_tick_after_last(self) -> int:
-        at = 0 if self._last_tick is None else np.searchsorted(self._timeline.pts, self._last_tick, side="right")
-        return int(self._timeline.pts[min(at, len(self._timeline.pts) - 1)])
 
     def _tolerant(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
         """Continue decoding after errors and count them."""
@@ -344,13 +333,3 @@ class _Reader:
             if pictures:
                 errors_in_a_row = 0
             yield from pictures
-
-
-def _start_s(container: InputContainer, surveyed: Survey) -> float:
-    """Return the start of the file on the clock of the stream; a player shows this moment as 0:00."""
-    if not surveyed.has_clock:
-        return 0.0
-    first_s = float(surveyed.timeline.pts[0]) * surveyed.timeline.time_base_s
-    if container.start_time is None:
-        return first_s
-    return min(first_s, container.start_time / av.time_base)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 from dfscan.errors import ConfigError, VideoError
+from dfscan.files import file_place
 from dfscan.media.content import HEAD_BYTES, UTF_16_MARKS, is_animation, is_text, looks_like_video, picture_kind
 from dfscan.media.names import (
     DOWNLOAD_FOLDER_SUFFIX,
@@ -89,7 +90,20 @@ def discover(
     named = [os.fsdecode(path) for path in inputs]
     others = [os.fsdecode(path) for path in listed]
     refuse_credentials(filter(is_url, (*named, *others)))
-    _require_existing([path for path in named if not is_url(path)])
+    missing = []
+    for path in named:
+        try:
+            if not is_url(path):
+                os.stat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            missing.append(repr(path))
+        except OSError:
+            continue  # it exists but cannot be reached, which gives an error row
+    if missing:
+        raise ConfigError(
+            f"no such file or directory: {', '.join(missing)}. "
+            "Check the spelling and the current directory, or leave it out."
+        )
     search = _Search(tuple(include), tuple(exclude), follow_symlinks, images)
     for path in named:
         try:
@@ -144,36 +158,11 @@ def _is_apple_double(name: str, path: str) -> bool:
     return name.startswith("._") and not _has_video_content(path)
 
 
-def _require_existing(paths: list[str]) -> None:
-    missing = [repr(path) for path in paths if not _exists(path)]
-    if missing:
-        raise ConfigError(
-            f"no such file or directory: {', '.join(missing)}. "
-            "Check the spelling and the current directory, or leave it out."
-        )
-
-
-def _exists(path: str) -> bool:
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError:
-        return True  # it exists but cannot be reached, which gives an error row
-    return True
-
-
 def _resolve(path: str) -> str:
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):
         return path
-
-
-def _reason(code: str, text: str) -> Reason:
-    from dfscan.types import Reason  # imports numpy, which most scans do not need this early
-
-    return Reason(code, text)
 
 
 @contextmanager
@@ -196,18 +185,6 @@ def _read_head(path: str) -> bytes:
 def _has_video_content(path: str) -> bool:
     with _opened(path) as file:
         return looks_like_video(file.read(HEAD_BYTES)) or is_animation(file)
-
-
-def _entry_kind(entry: os.DirEntry[str], follow_symlinks: bool) -> str:
-    """Return ``file``, ``directory``, or the reason to skip the entry."""
-    if entry.is_symlink() and not follow_symlinks:
-        return "symlink"
-    try:
-        if entry.is_dir():
-            return "directory"
-        return "file" if entry.is_file() else "not_regular"
-    except OSError:  # a link that leads to itself
-        return "not_regular"
 
 
 @dataclass(slots=True)
@@ -237,15 +214,26 @@ class _Search:
             return self.add_problem(path, "not_found", "there is no such file; check the list it came from")
         except OSError as error:
             return self.add_problem(path, "unreadable", f"it cannot be reached ({error.strerror})")
-        if stat.S_ISDIR(mode):
-            num_before = len(self.rows)
-            self._walk(path)
-            if len(self.rows) == num_before:
-                self.empty.append(path)
-            return None
         if stat.S_ISREG(mode):
             return self.rows.append((path, _resolve(path), None))
-        self.add_problem(path, "not_regular", "a pipe, socket or device; only regular files are read")
+        if not stat.S_ISDIR(mode):
+            return self.add_problem(path, "not_regular", "a pipe, socket or device; only regular files are read")
+        num_before = len(self.rows)
+        visited: set[tuple[int, int]] = set()
+        pending = [(path, _resolve(path))]
+        while pending:
+            directory, resolved = pending.pop()
+            if self.follow_symlinks and (place := file_place(directory)):
+                if place in visited:
+                    self.skipped.append((directory, "duplicate"))
+                    continue
+                visited.add(place)
+            found = self._read_directory(directory, resolved, path)
+            # The slash sorts directories in the order of the paths below them: "a.b/" before "a/".
+            pending.extend(sorted(found, key=lambda pair: pair[0] + "/", reverse=True))
+        if len(self.rows) == num_before:
+            self.empty.append(path)
+        return None
 
     def result(self) -> Discovery:
         seen: set[str] = set()
@@ -263,7 +251,9 @@ class _Search:
 
     def add_problem(self, path: str, code: str, text: str) -> None:
         """Add a path that gets an ``error`` row."""
-        self.rows.append((path, _resolve(path), _reason(code, text)))
+        from dfscan.types import Reason  # imports numpy, which most scans do not need this early
+
+        self.rows.append((path, _resolve(path), Reason(code, text)))
 
     def _add_url(self, url: str) -> None:
         if kind_of(url) == "file":
@@ -301,28 +291,6 @@ class _Search:
         except VideoError as error:
             return error
 
-    def _walk(self, root: str) -> None:
-        visited: set[tuple[int, int]] = set()
-        pending = [(root, _resolve(root))]
-        while pending:
-            directory, resolved = pending.pop()
-            if self.follow_symlinks and not self._is_first_visit(directory, visited):
-                self.skipped.append((directory, "duplicate"))
-                continue
-            found = self._read_directory(directory, resolved, root)
-            # The slash sorts directories in the order of the paths below them: "a.b/" before "a/".
-            pending.extend(sorted(found, key=lambda pair: pair[0] + "/", reverse=True))
-
-    def _is_first_visit(self, directory: str, visited: set[tuple[int, int]]) -> bool:
-        try:
-            status = os.stat(directory)
-        except OSError:
-            return True  # reading the directory will report the error
-        identity = (status.st_dev, status.st_ino)
-        is_first = identity not in visited
-        visited.add(identity)
-        return is_first
-
     def _read_directory(self, directory: str, resolved: str, root: str) -> Iterator[tuple[str, str]]:
         """Add the files of one directory and yield its directories, each with its resolved path."""
         try:
@@ -336,30 +304,36 @@ class _Search:
 
     def _judge(self, entry: os.DirEntry[str], resolved: str, relative: str) -> bool:
         """Add or skip a file; return whether the entry is a directory to walk."""
-        kind = _entry_kind(entry, self.follow_symlinks)
+        kind = "not_regular"
+        with suppress(OSError):  # a link that leads to itself
+            if entry.is_symlink() and not self.follow_symlinks:
+                kind = "symlink"
+            elif entry.is_dir():
+                kind = "directory"
+            elif entry.is_file():
+                kind = "file"
         if kind in ("file", "directory") and _matches(entry.name, relative, self.exclude):
             kind = "excluded"
         elif kind == "directory" and is_system_folder(entry.name):
             kind = "system_folder"
         elif kind == "directory" and suffix_of(entry.name) == DOWNLOAD_FOLDER_SUFFIX:
             kind = "unfinished"
+        if kind == "directory":
+            return True
+        reason: str | None = kind
         if kind == "file":
-            self._take(entry, resolved, relative)
-        elif kind != "directory":
-            self.skipped.append((entry.path, kind))
-        return kind == "directory"
-
-    def _take(self, entry: os.DirEntry[str], resolved: str, relative: str) -> None:
-        try:
-            reason = self._why_not(entry.name, resolved, relative)
-        except OSError as error:
-            if self._is_picture_name(entry.name) or suffix_of(entry.name) not in OTHER_SUFFIXES:
-                return self.add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
-            reason = "unreadable"  # its suffix is not a video's, so it is not worth an error in every nightly scan
+            try:
+                reason = self._why_not(entry.name, resolved, relative)
+            except OSError as error:
+                if self._is_picture_name(entry.name) or suffix_of(entry.name) not in OTHER_SUFFIXES:
+                    self.add_problem(entry.path, "unreadable", f"it cannot be opened ({error.strerror})")
+                    return False
+                reason = "unreadable"  # its suffix is not a video's, so it is not worth an error in every nightly scan
         if reason:
             self.skipped.append((entry.path, reason))
         else:
             self.rows.append((entry.path, resolved, None))
+        return False
 
     def _why_not(self, name: str, resolved: str, relative: str) -> str | None:
         if self.include:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from io import FileIO
 
@@ -62,29 +62,43 @@ def read_facts(file: FileIO, container: InputContainer) -> FileFacts:
     tracks = [edits[stream.id] for stream in container.streams.video if stream.id in edits]
     applications = matroska.applications(file) if container.format.name.startswith("matroska") else []
     device = [_first(tags, _MAKES), _first(tags, _MODELS)]
+    brand = None
+    if container.format.name.startswith("mov,") and (major := tags.get("major_brand", "").strip()):
+        compatible = tags.get("compatible_brands", "")
+        others = " ".join(compatible[i : i + 4].strip() for i in range(0, len(compatible), 4))
+        brand = _clean(f"{major} ({others})" if others else major)
+    times = (time for each in (tags, *video_tags) if (time := _first(each, _TIMES)))
+    signs = dict.fromkeys(
+        f"{kind}: {name}={value[:80]}"
+        for each in (tags, *video_tags)
+        for name, value in each.items()
+        for kind, pattern in _SIGN_OF.items()
+        if pattern.search(name) or pattern.search(value)
+    )
     return FileFacts(
         container=_container(file, container, tags),
-        brand=_brand(tags) if container.format.name.startswith("mov,") else None,
+        brand=brand,
         muxer=_joined([*(tags.get(name) for name in _MUXERS), *applications]),
         encoder=_tags(main.metadata).get("encoder") if main else None,
         device=_joined(device, " "),
-        creation_time=next((_time(time) for each in (tags, *video_tags) if (time := _first(each, _TIMES))), None),
+        # FFmpeg adds microseconds to times in whole seconds.
+        creation_time=next((time.replace(".000000Z", "Z") for time in times), None),
         num_edits=max((track.num_edits for track in tracks), default=None),
         hidden_s=max((hidden for track in tracks if (hidden := track.hidden_s) >= MIN_HIDDEN_S), default=None),
         num_audio_streams=len(container.streams.audio),
-        origin_signs=tuple(_origin_signs([tags, *video_tags])),
+        origin_signs=tuple(signs)[:MAX_SIGNS],
     )
 
 
 def with_stream_facts(facts: FileFacts, timeline: Timeline, *, num_bytes: int, encoder: str | None) -> FileFacts:
     """Add what the packets of the main stream reveal; see `container.Survey`."""
-    duration_s = timeline.duration_s
+    duration_s, num_frames, keys = timeline.duration_s, len(timeline.pts), np.flatnonzero(timeline.is_key)
     return replace(
         facts,
-        is_picture=facts.container in PICTURES and len(timeline.pts) == 1,
+        is_picture=facts.container in PICTURES and num_frames == 1,
         encoder=_joined([facts.encoder, encoder]),
         bit_rate_bps=round(8 * num_bytes / duration_s) if duration_s and num_bytes else None,
-        gop_frames=_gop_frames(timeline),
+        gop_frames=int(np.diff(keys, append=num_frames).max()) if len(keys) and num_frames > 1 else None,
     )
 
 
@@ -112,40 +126,10 @@ def _container(file: FileIO, container: InputContainer, tags: dict[str, str]) ->
     return _clean(name.removesuffix("_pipe")) or "unknown"
 
 
-def _brand(tags: dict[str, str]) -> str | None:
-    if (major := tags.get("major_brand", "").strip()) == "":
-        return None
-    compatible = tags.get("compatible_brands", "")
-    others = " ".join(compatible[i : i + 4].strip() for i in range(0, len(compatible), 4))
-    return _clean(f"{major} ({others})" if others else major)
-
-
-def _origin_signs(tagged: Iterable[dict[str, str]]) -> Iterator[str]:
-    """Yield each tag that names such a program, with the kind of the program."""
-    found = dict.fromkeys(
-        f"{kind}: {name}={value[:80]}"
-        for tags in tagged
-        for name, value in tags.items()
-        for kind, pattern in _SIGN_OF.items()
-        if pattern.search(name) or pattern.search(value)
-    )
-    yield from list(found)[:MAX_SIGNS]
-
-
-def _gop_frames(timeline: Timeline) -> int | None:
-    keys, num_frames = np.flatnonzero(timeline.is_key), len(timeline.pts)
-    return int(np.diff(keys, append=num_frames).max()) if len(keys) and num_frames > 1 else None
-
-
 def _tags(metadata: dict[str, str]) -> dict[str, str]:
     """Return the tags with lower-case names, as their case depends on the container."""
     cleaned = ((_clean(name.lower()), _clean(value)) for name, value in metadata.items())
     return {name: value for name, value in cleaned if name and value}
-
-
-def _time(text: str) -> str:
-    """Drop the microseconds that FFmpeg adds to times in whole seconds."""
-    return text.replace(".000000Z", "Z")
 
 
 def _first(tags: dict[str, str], names: Iterable[str]) -> str | None:

@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -142,7 +142,13 @@ def decode_videos(
             busy = [worker for worker in workers if worker.path is not None]
             if not busy and not is_copying:
                 return
-            for worker in _ready(busy, STAGING_POLL_S if is_copying else math.inf):
+            # Wait until a child has sent a message or reached its deadline.
+            soonest_s = min((worker.deadline_s for worker in busy), default=math.inf)
+            pause_s = min(STAGING_POLL_S if is_copying else math.inf, max(0.0, soonest_s - time.monotonic()))
+            sent = wait([worker.connection for worker in busy], timeout=pause_s)
+            now_s = time.monotonic()
+            ready = [worker for worker in busy if worker.connection in sent or worker.deadline_s <= now_s]
+            for worker in ready:
                 event = worker.receive()
                 if isinstance(event, Ended) and worker.is_lost and event.path not in retried:
                     log.debug("decoder: %s; retrying in a new process", event.failure)
@@ -174,15 +180,6 @@ def _begin(worker: _Worker, path: str, staging: Staging, *, is_retry: bool = Fal
         os.close(descriptor)
 
 
-def _ready(busy: list[_Worker], limit_s: float) -> list[_Worker]:
-    """Wait until at least one child has sent a message or reached its deadline; return these children, if any."""
-    soonest_s = min((worker.deadline_s for worker in busy), default=math.inf)
-    pause_s = min(limit_s, max(0.0, soonest_s - time.monotonic()))
-    ready = wait([worker.connection for worker in busy], timeout=pause_s)
-    now_s = time.monotonic()
-    return [worker for worker in busy if worker.connection in ready or worker.deadline_s <= now_s]
-
-
 class _Worker:
     """One child process, replaced when necessary, and the video that it is decoding."""
 
@@ -205,14 +202,20 @@ class _Worker:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.connection = Connection(os.dup(self._socket.fileno()))
         limits = json.dumps({**asdict(self._limits), "reads_manifests": self._trust_list is not None})
-        with theirs, _readable(self._trust_list or "") as trust_list:
+        # Several processes share the cores, so each library gets one thread.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        # A pipe might not hold the whole list.
+        with theirs, tempfile.TemporaryFile() if self._trust_list else nullcontext() as trust_list:
+            if trust_list and self._trust_list:
+                trust_list.write(self._trust_list.encode())
+                trust_list.seek(0)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path), limits, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                stdin=trust_list,
+                stdin=trust_list or subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env={**os.environ, **threads},
             )
         self._num_videos = 0
 
@@ -300,7 +303,11 @@ class _Worker:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(DEATH_S)
         self.kill()
-        return Ended(path, None, reason or Reason("crashed", f"the decoder died of {_exit_text(process.returncode)}"))
+        if reason is None:
+            code, names = process.returncode, {number.value: number.name for number in signal.Signals}
+            cause = f"signal {names.get(-code, -code)}" if code < 0 else f"exit status {code}"
+            reason = Reason("crashed", f"the decoder died of {cause}")
+        return Ended(path, None, reason)
 
     def kill(self) -> None:
         """Kill and reap the child process, if any."""
@@ -311,28 +318,3 @@ class _Worker:
         self._process = None
         self.connection.close()
         self._socket.close()
-
-
-@contextmanager
-def _readable(text: str) -> Iterator[IO[bytes] | int]:
-    """Give a text of any length the form that `subprocess` takes as standard input."""
-    if not text:
-        yield subprocess.DEVNULL
-        return
-    with tempfile.TemporaryFile() as file:
-        file.write(text.encode())
-        file.seek(0)
-        yield file
-
-
-def _exit_text(code: int) -> str:
-    try:
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _environment() -> dict[str, str]:
-    """Return an environment with one thread per library, because several processes share the cores."""
-    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **single}

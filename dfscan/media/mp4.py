@@ -98,10 +98,20 @@ def read_index(file: FileIO) -> Index | None:
     if moov is None:
         return None
     tracks = {}
+    tables = (b"mdia", b"minf", b"stbl")
     for trak in _inside(file, moov, b"trak"):
         header = next(_inside(file, trak, b"tkhd"), None)
-        if header is not None:
-            tracks[_track_number(file, header)] = _track(file, trak)
+        if header is None:
+            continue
+        is_encrypted = any(
+            entry.kind in PROTECTED_ENTRIES
+            or any(_inside(file, Box(entry.kind, entry.start + SAMPLE_ENTRY_BYTES, entry.end), b"sinf"))
+            for stsd in _inside(file, trak, *tables, b"stsd")
+            for entry in boxes(file, stsd.start + 8, min(stsd.end, _size(file)))
+        )
+        ctts = next(_inside(file, trak, *tables, b"ctts"), None)
+        delays = _delays(file, ctts) if ctts else np.empty(0, np.int64)
+        tracks[_track_number(file, header)] = Mp4Track(is_encrypted, delays)
     return Index(tracks, is_fragmented=any(_inside(file, moov, b"mvex")))
 
 
@@ -135,7 +145,13 @@ def _edits(file: FileIO, trak: Box, ticks_per_s: int) -> Edits:
     if not ticks_per_s or not track_ticks_per_s or not shown.all():  # a duration of 0 means the whole rest
         return Edits(num_edits, 0.0)
     shown_s = float(shown.sum()) / ticks_per_s
-    return Edits(num_edits, max(0.0, _stored_ticks(file, trak) / track_ticks_per_s - shown_s))
+    stored_ticks = 0  # of all frames; the duration in the header may include the delay of B-frames
+    stts = next(_inside(file, trak, b"mdia", b"minf", b"stbl", b"stts"), None)
+    if stts:
+        data = os.pread(file.fileno(), min(stts.end - stts.start, MAX_TABLE_BYTES), stts.start)[8:]
+        counts, ticks = np.frombuffer(data, ">u4", len(data) // 8 * 2).reshape(-1, 2).T.astype(np.float64)
+        stored_ticks = int(counts @ ticks)
+    return Edits(num_edits, max(0.0, stored_ticks / track_ticks_per_s - shown_s))
 
 
 def _ticks_per_s(file: FileIO, header: Box) -> int:
@@ -143,16 +159,6 @@ def _ticks_per_s(file: FileIO, header: Box) -> int:
     body = os.pread(file.fileno(), 24, header.start)
     at = 20 if body[:1] == b"\1" else 12  # times have 8 bytes in version 1
     return int.from_bytes(body[at : at + 4], "big")
-
-
-def _stored_ticks(file: FileIO, trak: Box) -> int:
-    """Return the duration of all frames of a track. That in the header may include the delay of B-frames."""
-    stts = next(_inside(file, trak, b"mdia", b"minf", b"stbl", b"stts"), None)
-    if stts is None:
-        return 0
-    data = os.pread(file.fileno(), min(stts.end - stts.start, MAX_TABLE_BYTES), stts.start)[8:]
-    counts, ticks = np.frombuffer(data, ">u4", len(data) // 8 * 2).reshape(-1, 2).T.astype(np.float64)
-    return int(counts @ ticks)
 
 
 def _size(file: FileIO) -> int:
@@ -173,23 +179,6 @@ def _track_number(file: FileIO, tkhd: Box) -> int:
     body = os.pread(file.fileno(), 24, tkhd.start)
     at = 20 if body[:1] == b"\1" else 12  # times have 8 bytes in version 1
     return int.from_bytes(body[at : at + 4], "big")
-
-
-def _track(file: FileIO, trak: Box) -> Mp4Track:
-    table = (b"mdia", b"minf", b"stbl")
-    return Mp4Track(
-        is_encrypted=any(_is_protected(file, stsd) for stsd in _inside(file, trak, *table, b"stsd")),
-        delays=next((_delays(file, ctts) for ctts in _inside(file, trak, *table, b"ctts")), np.empty(0, np.int64)),
-    )
-
-
-def _is_protected(file: FileIO, stsd: Box) -> bool:
-    entries = boxes(file, stsd.start + 8, min(stsd.end, _size(file)))
-    return any(
-        entry.kind in PROTECTED_ENTRIES
-        or any(_inside(file, Box(entry.kind, entry.start + SAMPLE_ENTRY_BYTES, entry.end), b"sinf"))
-        for entry in entries
-    )
 
 
 def _delays(file: FileIO, ctts: Box) -> NDArray[np.int64]:

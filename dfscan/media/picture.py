@@ -28,23 +28,24 @@ def is_hdr(frame: VideoFrame) -> bool:
 
 def to_rgb(frame: VideoFrame, pixel_aspect: Fraction | None) -> UInt8Image:
     """Convert to (H, W, 3) uint8 RGB, upright, with square pixels (the shorter side is stretched)."""
-    width, height = _square_size(frame.width, frame.height, pixel_aspect)
-    pixels = frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
-    return np.ascontiguousarray(_turn(np.asarray(pixels, dtype=np.uint8), _matrix(frame)))
+    width, height = frame.width, frame.height
+    if pixel_aspect and 1 <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        width = round(width * pixel_aspect)
+    elif pixel_aspect and 1 / MAX_PIXEL_ASPECT <= pixel_aspect < 1:
+        height = round(height / pixel_aspect)
+    pixels = np.asarray(
+        frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8
+    )
+    a, b, c, d = _matrix(frame)
+    if b:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[:: b or d, :: c or a])
 
 
 def rotation_deg(frame: VideoFrame) -> int:
     """Return the clockwise rotation that `to_rgb` applies: 0, 90, 180 or 270."""
     a, b, _, _ = _matrix(frame)
     return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(a, b)]
-
-
-def _square_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    if not pixel_aspect or not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
-        return width, height
-    if pixel_aspect >= 1:
-        return round(width * pixel_aspect), height
-    return width, round(height / pixel_aspect)
 
 
 def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
@@ -56,7 +57,8 @@ def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     try:
         side_data = cast(SideDataContainer, frame.side_data).get(SideDataType.DISPLAYMATRIX)
     except ValueError:  # PyAV 18.1 does not know all of FFmpeg's side data types and fails on an unknown one
-        return _from_angle(frame.rotation)
+        turns = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
+        return turns.get(frame.rotation, upright)  # in degrees, counterclockwise
     if side_data is None:
         return upright
     matrix = np.frombuffer(bytes(side_data), dtype=np.int32)[[0, 1, 3, 4]].astype(np.float64)
@@ -66,18 +68,6 @@ def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     a, b, c, d = (round(value) for value in matrix / largest)
     is_right_angled = (a and d and not b and not c) or (b and c and not a and not d)
     return (a, b, c, d) if is_right_angled else upright
-
-
-def _from_angle(counterclockwise_deg: int) -> tuple[int, int, int, int]:
-    turns = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
-    return turns.get(counterclockwise_deg, (1, 0, 0, 1))
-
-
-def _turn(pixels: UInt8Image, matrix: tuple[int, int, int, int]) -> UInt8Image:
-    a, b, c, d = matrix
-    if b:
-        pixels = pixels.transpose(1, 0, 2)
-    return pixels[:: b or d, :: c or a]
 
 
 class Deinterlacer:
@@ -98,7 +88,17 @@ class Deinterlacer:
         shape = (frame.width, frame.height, frame.format.name)
         if self._graph is None or shape != self._shape:
             yield from self.flush()
-            self._graph, self._shape = _bwdif(frame), shape
+            graph = Graph()
+            source = graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format,
+                time_base=frame.time_base or Fraction(1, 25),
+            )
+            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, bwdif, graph.add("buffersink"))
+            graph.configure()
+            self._graph, self._shape = graph, shape
         self._graph.vpush(frame)
         yield from _pull(self._graph)
 
@@ -108,19 +108,6 @@ class Deinterlacer:
             self._graph.vpush(None)
             yield from _pull(self._graph)
             self._graph = None
-
-
-def _bwdif(frame: VideoFrame) -> Graph:
-    graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1, 25),
-    )
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
-    graph.configure()
-    return graph
 
 
 def _pull(graph: Graph) -> Iterator[VideoFrame]:

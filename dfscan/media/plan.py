@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dfscan.arrays import BoolArray, Float64Array
+from dfscan.arrays import BoolArray
 from dfscan.config import of_checkpoints
 
 Streams = Literal["all", "main"] | int
@@ -85,103 +85,77 @@ class Plan:
 
 def plan_samples(timeline: Timeline, sampling: Sampling) -> Plan:
     """Choose the frames of a stream to scan."""
-    wanted = _wanted(timeline, sampling)
-    limit = sampling.max_frames if sampling.every_s is not None else None
+    limit = None
+    if sampling.every_s is not None:
+        # The frames on screen at 0, `every_s`, 2 `every_s`, ..., in time proportional to the number of frames. With a
+        # step of 0.5 s, a frame from 0.9 s to 1.3 s is wanted, as the first multiple after 0.9 is 1.0 < 1.3.
+        # Half a tick early, so that rounding of 0.3 s / (1/90000) does not pick the frame before.
+        begin_s = ((timeline.pts - timeline.pts[0]) - 0.5) * timeline.time_base_s
+        end_s = np.append(begin_s[1:], max(timeline.duration_s, timeline.time_base_s))
+        first_s = np.ceil(np.maximum(begin_s, 0.0) / sampling.every_s) * sampling.every_s
+        wanted, limit = np.flatnonzero(first_s < end_s), sampling.max_frames
+    elif sampling.num_frames < len(timeline.pts):
+        wanted = _spread(timeline, sampling.num_frames)
+    else:
+        wanted = np.arange(len(timeline.pts))
     kept = wanted[:limit]
     return Plan(kept, len(timeline.pts) <= DECODE_ALL_FRAMES, len(kept) < len(wanted))
 
 
-def _wanted(timeline: Timeline, sampling: Sampling) -> NDArray[np.intp]:
-    if sampling.every_s is not None:
-        return _every(timeline, sampling.every_s)
-    if sampling.num_frames >= len(timeline.pts):
-        return np.arange(len(timeline.pts))
-    timeline = _without_stills(timeline)
-    step_s = timeline.duration_s / sampling.num_frames
-    if step_s <= MAX_EVEN_STEP_S:
-        wanted = _at_times(timeline, (np.arange(sampling.num_frames, dtype=np.float64) + 0.5) * step_s)
-    else:
-        wanted = _bursts(timeline, sampling.num_frames)
-    return _filled_up(wanted, sampling.num_frames, len(timeline.pts))
+def _spread(timeline: Timeline, size: int) -> NDArray[np.intp]:
+    """Return `size` positions spread over the whole duration: evenly or, if they would be too far apart, in bursts.
 
-
-def _without_stills(timeline: Timeline) -> Timeline:
-    """Return the same frames with long gaps between them shortened.
-
-    Otherwise an hour without a frame, or one stray timestamp, would take samples from the parts that have frames. ::
+    Long gaps between frames are shortened first. Otherwise an hour without a frame, or one stray timestamp, would take
+    samples from the parts that have frames. ::
 
         0.0  0.5  1.0  3600.0  3600.5        becomes        0.0  0.5  1.0  1.5  2.0
     """
     longest = max(1, round(MAX_EVEN_STEP_S / timeline.time_base_s))
-    steps = np.clip(np.diff(timeline.pts), 0, longest)
-    return replace(timeline, pts=np.concatenate([[0], np.cumsum(steps)]))
-
-
-def _filled_up(wanted: NDArray[np.intp], size: int, num_frames: int) -> NDArray[np.intp]:
-    """Add frames until there are `size`, chosen evenly among the frames that are not wanted yet."""
-    rest = np.setdiff1d(np.arange(num_frames), wanted, assume_unique=True)
+    pts = np.concatenate([[0], np.cumsum(np.clip(np.diff(timeline.pts), 0, longest))])
+    timeline = replace(timeline, pts=pts)
+    step_s = timeline.duration_s / size
+    if step_s <= MAX_EVEN_STEP_S:
+        times_s = (np.arange(size, dtype=np.float64) + 0.5) * step_s
+        # Half a tick late, so that rounding of 0.3 s / (1/90000) does not pick the frame before.
+        shown = np.searchsorted(pts, times_s / timeline.time_base_s + 0.5, side="right") - 1
+        wanted = np.unique(np.clip(shown, 0, len(pts) - 1))
+    else:
+        num_bursts = math.ceil(size / BURST_FRAMES)
+        borders = np.searchsorted(pts, np.linspace(0, pts[-1] + 1, num_bursts + 1))  # of segments of equal duration
+        sizes = [size // num_bursts + (i < size % num_bursts) for i in range(num_bursts)]
+        picked = [_burst(timeline, borders[i], borders[i + 1], each) for i, each in enumerate(sizes)]
+        wanted = np.unique(np.concatenate(picked))
+    # If frames are missing, add some that are spread evenly among those not wanted yet.
+    rest = np.setdiff1d(np.arange(len(pts)), wanted, assume_unique=True)
     added = rest[np.linspace(0, len(rest) - 1, size - len(wanted)).round().astype(np.intp)]
     return np.union1d(wanted, added)
 
 
-def _every(timeline: Timeline, step_s: float) -> NDArray[np.intp]:
-    """Return the frames on screen at 0, `step_s`, 2 `step_s`, ... in time proportional to the number of frames.
-
-    Example with a step of 0.5 s: a frame from 0.9 s to 1.3 s is wanted, as the first multiple after 0.9 is 1.0 < 1.3.
-    """
-    # Half a tick early, so that rounding of 0.3 s / (1/90000) does not pick the frame before.
-    begin_s = ((timeline.pts - timeline.pts[0]) - 0.5) * timeline.time_base_s
-    end_s = np.append(begin_s[1:], max(timeline.duration_s, timeline.time_base_s))
-    return np.flatnonzero(np.ceil(np.maximum(begin_s, 0.0) / step_s) * step_s < end_s)
-
-
-def _at_times(timeline: Timeline, times_s: Float64Array) -> NDArray[np.intp]:
-    """Return the position of the frame on screen at each time after the first frame."""
-    ticks = timeline.pts[0] + times_s / timeline.time_base_s if timeline.time_base_s else times_s
-    # Half a tick late, so that rounding of 0.3 s / (1/90000) does not pick the frame before.
-    shown = np.searchsorted(timeline.pts, ticks + 0.5, side="right") - 1
-    return np.unique(np.clip(shown, 0, len(timeline.pts) - 1))
-
-
-def _bursts(timeline: Timeline, num_frames: int) -> NDArray[np.intp]:
-    num_bursts = math.ceil(num_frames / BURST_FRAMES)
-    ticks = np.linspace(timeline.pts[0], timeline.pts[-1] + 1, num_bursts + 1)
-    borders = np.searchsorted(timeline.pts, ticks)  # of segments of equal duration, including both ends
-    sizes = [num_frames // num_bursts + (i < num_frames % num_bursts) for i in range(num_bursts)]
-    picked = [_burst(timeline, borders[i], borders[i + 1], size) for i, size in enumerate(sizes)]
-    return np.unique(np.concatenate(picked))
-
-
 def _burst(timeline: Timeline, first: int, end: int, size: int) -> NDArray[np.intp]:
-    """Return `size` positions in [first, end) about `BURST_STEP_S` apart, starting at a key frame if there is one."""
+    """Return `size` positions in [first, end) about `BURST_STEP_S` apart, starting at a key frame if there is one.
+
+    The burst starts at the key frame nearest to the middle that leaves room for it, or else in the middle. If it does
+    not fit there either, it starts at `first`. If the segment is too short, the positions are closer together.
+    """
     if end <= first:
         return np.empty(0, dtype=np.intp)
-    for start in (_burst_start(timeline, first, end, size), first):
-        picked = _run(timeline, start, end, size)
-        if len(picked) == size:
-            return picked
-    return np.unique(np.linspace(first, end - 1, min(size, end - first)).round().astype(np.intp))
-
-
-def _run(timeline: Timeline, start: int, end: int, size: int) -> NDArray[np.intp]:
-    """Return up to `size` positions before `end`, starting at `start`, each at least `BURST_STEP_S` after the last."""
     step = BURST_STEP_S / timeline.time_base_s
-    picked = [start]
-    while len(picked) < size and picked[-1] < end:
-        following = int(np.searchsorted(timeline.pts, timeline.pts[picked[-1]] + step - 0.5))
-        picked.append(max(picked[-1] + 1, following))
-    return np.array([position for position in picked if position < end], dtype=np.intp)
-
-
-def _burst_start(timeline: Timeline, first: int, end: int, size: int) -> int:
-    """Return the key frame nearest to the middle of the segment that leaves room for a burst, or the middle itself."""
     middle = (timeline.pts[first] + timeline.pts[end - 1]) / 2
     last_start = timeline.pts[end - 1] - (size - 1) * BURST_STEP_S / timeline.time_base_s
     keys = first + np.flatnonzero(timeline.is_key[first:end])
     keys = keys[timeline.pts[keys] <= last_start]
     if len(keys):
-        return int(keys[np.argmin(np.abs(timeline.pts[keys] - middle))])
-    return int(min(np.searchsorted(timeline.pts, middle), end - 1))
+        best = int(keys[np.argmin(np.abs(timeline.pts[keys] - middle))])
+    else:
+        best = int(min(np.searchsorted(timeline.pts, middle), end - 1))
+    for start in (best, first):
+        picked = [start]
+        while len(picked) < size and picked[-1] < end:
+            following = int(np.searchsorted(timeline.pts, timeline.pts[picked[-1]] + step - 0.5))
+            picked.append(max(picked[-1] + 1, following))
+        if len(picked) == size and picked[-1] < end:
+            return np.array(picked, dtype=np.intp)
+    return np.unique(np.linspace(first, end - 1, min(size, end - first)).round().astype(np.intp))
 
 
 def seek_target(timeline: Timeline, *, wanted: int, position: int) -> int | None:

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from io import FileIO
 from pathlib import Path
@@ -53,7 +53,12 @@ class ManifestReader:
         """
         self._problem: str | None = None
         try:
-            self._c2pa = _load()
+            found = importlib.util.find_spec(PACKAGE)
+            if found is None or found.origin is None:
+                raise ModuleNotFoundError(f"no package {PACKAGE}")
+            # The library looks for its shared part in the working directory first, which may hold untrusted files.
+            with chdir(Path(found.origin).parent / "libs"):
+                self._c2pa: Any = importlib.import_module(PACKAGE)
             trust = {"trust": {"trust_anchors": trust_list}} if trust_list else {}
             self._context = self._c2pa.Context.from_dict(OFFLINE | trust)
         except Exception as error:  # any error of a foreign library; no file may fail because of it
@@ -78,7 +83,14 @@ class ManifestReader:
                 return unreadable(str(source.failure))
             if isinstance(error, (errors.ManifestNotFound, errors.NotSupported)):
                 return Provenance("unknown")
-            return _refused(str(error))
+            text = str(error)
+            if text.startswith(_REMOTE):
+                url = text.removeprefix(_REMOTE).strip()
+                problem = f"the manifest is stored elsewhere and was not fetched: {url}"
+                return Provenance("present", problem=_clean(problem))
+            if text.startswith(_NO_ASSET):
+                return unreadable(f"the file is damaged ({text})")
+            return Provenance("invalid", problem=_clean(text))
         except MemoryError:
             return unreadable("the manifest needs more memory than --max-memory allows")
         except Exception as error:  # as above
@@ -97,49 +109,31 @@ def _found(store: dict[str, Any]) -> Provenance:
     failures = ((store.get("validation_results") or {}).get("activeManifest") or {}).get("failure") or []
     codes = dict.fromkeys(str(each.get("code")) for each in failures)
     state = _STATES[store["validation_state"]]
+    signature = active.get("signature_info") or {}
+    signers = dict.fromkeys(str(signature[key]) for key in ("common_name", "issuer") if signature.get(key))
+    programs = active.get("claim_generator_info") or []
+    generators = [" ".join(str(each[key]) for key in ("name", "version") if each.get(key)) for each in programs]
+    generator = ", ".join(filter(None, generators)) or str(active.get("claim_generator") or "")
+    actions = dict.fromkeys(
+        _clean(str(each.get("action")))
+        for assertion in active.get("assertions") or []
+        if str(assertion.get("label")).startswith("c2pa.actions")
+        for each in (assertion.get("data") or {}).get("actions") or []
+    )
+    declared_ai: DeclaredAi | None = None
+    told = (text for manifest in manifests.values() for text in _texts(manifest.get("assertions")))
+    if any(text.endswith(_WHOLE) for text in _texts(active.get("assertions"))):
+        declared_ai = "generated"
+    elif any(text.endswith((*_WHOLE, *_PART)) for text in told):  # the content has ingredients of this kind
+        declared_ai = "partly generated"
     return Provenance(
         state,
-        signer=_signer(active.get("signature_info") or {}),
-        generator=_generator(active),
-        actions=tuple(list(dict.fromkeys(_actions(active)))[:MAX_ACTIONS]),
-        declared_ai=_declared_ai(active, manifests.values()),
+        signer=_clean(", ".join(signers)) or None,
+        generator=_clean(generator) or None,
+        actions=tuple(actions)[:MAX_ACTIONS],
+        declared_ai=declared_ai,
         problem=_clean(", ".join(code for code in codes if code != _UNTRUSTED)) or None,
     )
-
-
-def _refused(error: str) -> Provenance:
-    """Return the provenance of a file for which the library raised an error."""
-    if error.startswith(_REMOTE):
-        url = error.removeprefix(_REMOTE).strip()
-        return Provenance("present", problem=_clean(f"the manifest is stored elsewhere and was not fetched: {url}"))
-    if error.startswith(_NO_ASSET):
-        return unreadable(f"the file is damaged ({error})")
-    return Provenance("invalid", problem=_clean(error))
-
-
-def _signer(signature: dict[str, Any]) -> str | None:
-    names = dict.fromkeys(str(signature[key]) for key in ("common_name", "issuer") if signature.get(key))
-    return _clean(", ".join(names)) or None
-
-
-def _generator(manifest: dict[str, Any]) -> str | None:
-    programs = manifest.get("claim_generator_info") or []
-    names = [" ".join(str(each[key]) for key in ("name", "version") if each.get(key)) for each in programs]
-    return _clean(", ".join(filter(None, names)) or str(manifest.get("claim_generator") or "")) or None
-
-
-def _actions(manifest: dict[str, Any]) -> Iterator[str]:
-    for assertion in manifest.get("assertions") or []:
-        if str(assertion.get("label")).startswith("c2pa.actions"):
-            yield from (_clean(str(each.get("action"))) for each in (assertion.get("data") or {}).get("actions") or [])
-
-
-def _declared_ai(active: dict[str, Any], manifests: Iterable[dict[str, Any]]) -> DeclaredAi | None:
-    """Return what the manifests state on trained models; those of ingredients count as a part of the content."""
-    if any(text.endswith(_WHOLE) for text in _texts(active.get("assertions"))):
-        return "generated"
-    told = (text for manifest in manifests for text in _texts(manifest.get("assertions")))
-    return "partly generated" if any(text.endswith((*_WHOLE, *_PART)) for text in told) else None
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -151,18 +145,6 @@ def _texts(value: object) -> Iterator[str]:
 
 def _clean(text: str) -> str:
     return text.strip()[:MAX_MANIFEST_TEXT]
-
-
-def _load() -> Any:
-    """Import the library from its own folder: it looks for its shared library in the working directory first.
-
-    That directory may hold untrusted files.
-    """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"no package {PACKAGE}")
-    with chdir(Path(found.origin).parent / "libs"):
-        return importlib.import_module(PACKAGE)
 
 
 class _Source:

@@ -114,9 +114,18 @@ def enter() -> None:
         raise OSError(errno.EBUSY, "it has more than one thread")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if abi := landlock_abi():
-        _forbid_names(abi)
+        net = _NET_RIGHTS if abi >= _FIRST_ABI_WITH_NET else 0
+        scopes = _SCOPES if abi >= _FIRST_ABI_WITH_SCOPES else 0
+        rights = struct.pack("=QQQ", _FS_RIGHTS[min(abi, max(_FS_RIGHTS))], net, scopes)
+        ruleset = _checked(_libc().syscall(_LANDLOCK_CREATE_RULESET, rights, len(rights), 0))
+        try:
+            _checked(_libc().syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0))
+        finally:
+            os.close(ruleset)
     if has_seccomp():
-        _forbid_calls()
+        code = _filter(*_ARCHITECTURES[platform.machine()])
+        program = _Program(len(code) // 8, code)
+        _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program))
 
 
 def missing() -> list[str]:
@@ -142,27 +151,10 @@ def has_seccomp() -> bool:
     return platform.machine() in _ARCHITECTURES and _libc().prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
 
 
-def _forbid_names(abi: int) -> None:
-    net = _NET_RIGHTS if abi >= _FIRST_ABI_WITH_NET else 0
-    scopes = _SCOPES if abi >= _FIRST_ABI_WITH_SCOPES else 0
-    rights = struct.pack("=QQQ", _FS_RIGHTS[min(abi, max(_FS_RIGHTS))], net, scopes)
-    ruleset = _checked(_libc().syscall(_LANDLOCK_CREATE_RULESET, rights, len(rights), 0))
-    try:
-        _checked(_libc().syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0))
-    finally:
-        os.close(ruleset)
-
-
 class _Program(ctypes.Structure):
     """struct sock_fprog."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
-def _forbid_calls() -> None:
-    code = _filter(*_ARCHITECTURES[platform.machine()])
-    program = _Program(len(code) // 8, code)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program))
 
 
 def _filter(architecture: int, column: int) -> bytes:

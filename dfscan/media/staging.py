@@ -87,7 +87,8 @@ class Staging:
         def admit(size_bytes: int) -> None:
             nonlocal admitted
             with self._space:
-                self._space.wait_for(lambda: self._has_room(size_bytes))
+                while self._num_bytes and self._num_bytes + size_bytes > MAX_STAGED_BYTES and not self._stop.is_set():
+                    self._space.wait()
                 self._num_bytes += size_bytes
             admitted = size_bytes
 
@@ -100,9 +101,6 @@ class Staging:
             with self._space:
                 self._num_bytes += num_kept - admitted
                 self._space.notify_all()
-
-    def _has_room(self, size_bytes: int) -> bool:
-        return not self._num_bytes or self._num_bytes + size_bytes <= MAX_STAGED_BYTES or self._stop.is_set()
 
     def close(self) -> None:
         """End all copies and delete them."""

@@ -70,14 +70,12 @@ def read_animation(file: FileIO) -> WebpAnimation | None:
             break
         length = _number(chunk[4:8])
         if chunk[:4] == b"ANMF" and len(chunk) == 8 + FRAME_HEADER_BYTES and position + 8 + length <= size_bytes:
-            frames.append(_frame(chunk[8:], position + len(chunk), length - FRAME_HEADER_BYTES))
+            x, y, width, height, duration = (_number(chunk[i : i + 3]) for i in range(8, 23, 3))
+            place = 2 * x, 2 * y, width + 1, height + 1
+            data = position + len(chunk), length - FRAME_HEADER_BYTES
+            frames.append(WebpFrame(*data, *place, duration or DEFAULT_MS, flags=chunk[23]))
         position += 8 + length + length % 2
     return WebpAnimation(_number(head[24:27]) + 1, _number(head[27:30]) + 1, tuple(frames), is_cut_off)
-
-
-def _frame(header: bytes, position: int, size_bytes: int) -> WebpFrame:
-    x, y, width, height, duration = (_number(header[i : i + 3]) for i in range(0, 15, 3))
-    return WebpFrame(position, size_bytes, 2 * x, 2 * y, width + 1, height + 1, duration or DEFAULT_MS, header[15])
 
 
 def _number(data: bytes) -> int:

@@ -50,14 +50,17 @@ CHANGED = "the file changed while it was read; scan it again"
 
 
 class _WorkingTime:
-    """Counts working time in seconds, without the time spent waiting for the parent to receive a frame."""
+    """Limits working time in seconds, without the time spent waiting for the parent to receive a frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
         self._start_s = time.monotonic()
         self._waited_s = 0.0
 
-    def seconds(self) -> float:
-        return time.monotonic() - self._start_s - self._waited_s
+    def check(self) -> None:
+        if time.monotonic() - self._start_s - self._waited_s > self._limit_s:
+            text = f"decoding took longer than {self._limit_s:g} s; raise --timeout to allow more"
+            raise VideoError("timeout", text)
 
     def waiting(self, act: Callable[[], None]) -> None:
         before_s = time.monotonic()
@@ -112,13 +115,23 @@ def main() -> None:
     standard input holds the trust list. A job is a JSON message followed by one byte that carries the descriptor of the
     open file.
     """
-    _die_with_parent()
+    if sys.platform == "linux":
+        # Make Linux send SIGKILL when the parent exits; a hung decoder would not notice the closed socket.
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     limits, descriptor = json.loads(sys.argv[-2]), int(sys.argv[-1])
-    status = _open_status()
+    status = None
+    with suppress(OSError):  # on Linux; opened now, so that it can be read inside the sandbox
+        status = FileIO("/proc/self/status")
     if limits["sandbox"] and sys.platform == "linux":
         _rehearse()
     manifests = ManifestReader(sys.stdin.read()) if limits["reads_manifests"] else None
-    problem = _enter_sandbox(limits)
+    problem = None
+    try:
+        sandbox.limit(limits["max_memory_mb"] << 20)
+        if limits["sandbox"]:
+            sandbox.enter()
+    except OSError as error:  # then no file may be decoded
+        problem = f"the decoder cannot be sandboxed here ({error.strerror}); if you trust the files, use --no-sandbox"
     gc.freeze()  # existing objects stay for good, so later collections can skip them
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt),
@@ -127,28 +140,14 @@ def main() -> None:
     ):
         while True:
             job = json.loads(parent.recv_bytes())
-            with FileIO(_receive_descriptor(stream)) as file:
+            _, descriptors, _, _ = socket.recv_fds(stream, 1, 1)
+            if not descriptors:
+                return
+            with FileIO(descriptors[0]) as file:
                 decoding = Decoding(file, Sampling(**job["sampling"]))
                 read_manifest = partial(_read_manifest, manifests, file, parent, limits, is_retry=job["is_retry"])
                 _serve(parent, stream, decoding, limits, status, problem, read_manifest)
             gc.collect()  # PyAV's objects form reference cycles, which keep the frames of the last video alive
-
-
-def _die_with_parent() -> None:
-    """Make Linux send SIGKILL when the parent exits; a hung decoder would not notice the closed socket."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _enter_sandbox(limits: dict[str, Any]) -> str | None:
-    """Set the limits and enter the sandbox. On failure return the error; then no file may be decoded."""
-    try:
-        sandbox.limit(limits["max_memory_mb"] << 20)
-        if limits["sandbox"]:
-            sandbox.enter()
-    except OSError as error:
-        return f"the decoder cannot be sandboxed here ({error.strerror}); if you trust the files, use --no-sandbox"
-    return None
 
 
 def _rehearse() -> None:
@@ -156,16 +155,6 @@ def _rehearse() -> None:
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(NO_PART_OF_DECODING):
             importlib.import_module(module.name)
-    with FileIO(os.memfd_create("rehearsal"), "r+") as file:
-        file.write(_tiny_video())
-        list(Decoding(file, Sampling(1)).samples())
-    try:
-        raise ValueError
-    except ValueError:
-        traceback.format_exc()
-
-
-def _tiny_video() -> bytes:
     data = BytesIO()
     with av.open(data, "w", format="matroska") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -176,14 +165,13 @@ def _tiny_video() -> bytes:
         for _ in range(2):
             container.mux(stream.encode(VideoFrame(16, 16, "yuv420p")))
         container.mux(stream.encode(None))
-    return data.getvalue()
-
-
-def _receive_descriptor(stream: socket.socket) -> int:
-    _, descriptors, _, _ = socket.recv_fds(stream, 1, 1)
-    if not descriptors:
-        raise EOFError
-    return descriptors[0]
+    with FileIO(os.memfd_create("rehearsal"), "r+") as file:
+        file.write(data.getvalue())
+        list(Decoding(file, Sampling(1)).samples())
+    try:
+        raise ValueError
+    except ValueError:
+        traceback.format_exc()
 
 
 def _serve(
@@ -195,10 +183,10 @@ def _serve(
     problem: str | None,
     read_manifest: Callable[[], Provenance | None],
 ) -> None:
-    clock = _WorkingTime()
+    clock = _WorkingTime(limits["timeout_s"])
     cpu_s = time.process_time()
     content = _Content(decoding.file, lambda: _say_alive(parent))
-    decoding.check_time = _limit(clock, limits["timeout_s"])
+    decoding.check_time = clock.check
     end: dict[str, Any]
     try:
         if problem:
@@ -234,7 +222,13 @@ def _serve(
     end["facts"] = asdict(replace(decoding.facts, provenance=read_manifest())) if decoding.facts else None
     end["cpu_s"] = time.process_time() - cpu_s
     end["open_cpu_s"] = max(0.0, decoding.surveyed_cpu_s - cpu_s)
-    end["peak_rss_bytes"] = _peak_rss_bytes(status)
+    if status is None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        end["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    else:  # `getrusage` would include the parent's size at the fork
+        status.seek(0)
+        lines = status.readall().decode("ascii", errors="replace").splitlines()
+        end["peak_rss_bytes"] = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     parent.send_bytes(json.dumps(end).encode())
 
 
@@ -262,30 +256,6 @@ def _read_manifest(
 
 def _failed(code: str, message: str) -> dict[str, Any]:
     return {"kind": "failed", "code": code, "message": message}
-
-
-def _open_status() -> FileIO | None:
-    """Open the status file of this process (Linux), so that it can be read inside the sandbox."""
-    with suppress(OSError):
-        return FileIO("/proc/self/status")
-    return None
-
-
-def _peak_rss_bytes(status: FileIO | None) -> int:
-    """Return the peak memory from the status file; `getrusage` would include the parent's size at the fork."""
-    if status is None:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    status.seek(0)
-    lines = status.readall().decode("ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def _limit(clock: _WorkingTime, limit_s: float) -> Callable[[], None]:
-    def check() -> None:
-        if clock.seconds() > limit_s:
-            raise VideoError("timeout", f"decoding took longer than {limit_s:g} s; raise --timeout to allow more")
-
-    return check
 
 
 def _send_samples(
