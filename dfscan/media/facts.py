@@ -58,25 +58,33 @@ def read_facts(file: FileIO, container: InputContainer) -> FileFacts:
     tags = _tags(container.metadata)
     video_tags = [_tags(stream.metadata) for stream in container.streams.video]
     main = container.streams.best("video")
-    edits = mp4.read_edits(file) if container.format.name.startswith("mov,") else {}
+    kind, name = picture_kind(os.pread(file.fileno(), HEAD_BYTES, 0)), container.format.name
+    brand: str | None = None
+    edits: dict[int, mp4.Edits] = {}
+    applications: list[str] = []
+    if name.startswith("mov,"):
+        edits = mp4.read_edits(file)
+        if major := tags.get("major_brand", "").strip():
+            compatible = tags.get("compatible_brands", "")
+            others = " ".join(compatible[i : i + 4].strip() for i in range(0, len(compatible), 4))
+            brand = _clean(f"{major} ({others})" if others else major)
+        family = tags.get("major_brand", "qt").strip().lower()
+        kind = kind or ("3gp" if family.startswith("3g") else "mov" if family == "qt" else "mp4")
+    elif name.startswith("matroska"):
+        applications = matroska.applications(file)
+        kind = kind or matroska.document_type(file) or "matroska"
     tracks = [edits[stream.id] for stream in container.streams.video if stream.id in edits]
-    applications = matroska.applications(file) if container.format.name.startswith("matroska") else []
     device = [_first(tags, _MAKES), _first(tags, _MODELS)]
-    brand = None
-    if container.format.name.startswith("mov,") and (major := tags.get("major_brand", "").strip()):
-        compatible = tags.get("compatible_brands", "")
-        others = " ".join(compatible[i : i + 4].strip() for i in range(0, len(compatible), 4))
-        brand = _clean(f"{major} ({others})" if others else major)
     times = (time for each in (tags, *video_tags) if (time := _first(each, _TIMES)))
     signs = dict.fromkeys(
-        f"{kind}: {name}={value[:80]}"
+        f"{program}: {tag}={value[:80]}"
         for each in (tags, *video_tags)
-        for name, value in each.items()
-        for kind, pattern in _SIGN_OF.items()
-        if pattern.search(name) or pattern.search(value)
+        for tag, value in each.items()
+        for program, pattern in _SIGN_OF.items()
+        if pattern.search(tag) or pattern.search(value)
     )
     return FileFacts(
-        container=_container(file, container, tags),
+        container=kind or _clean(name.removesuffix("_pipe")) or "unknown",
         brand=brand,
         muxer=_joined([*(tags.get(name) for name in _MUXERS), *applications]),
         encoder=_tags(main.metadata).get("encoder") if main else None,
@@ -112,18 +120,6 @@ def encoder_text(data: bytes) -> str | None:
         return None
     settings = [found[0] for found in _ENCODER_SETTINGS.finditer(data, name.end())]
     return _joined(part.decode("ascii") for part in (name[0], *settings)[:4])
-
-
-def _container(file: FileIO, container: InputContainer, tags: dict[str, str]) -> str:
-    name = container.format.name
-    if kind := picture_kind(os.pread(file.fileno(), HEAD_BYTES, 0)):
-        return kind
-    if name.startswith("mov,"):
-        brand = tags.get("major_brand", "qt").strip().lower()
-        return "3gp" if brand.startswith("3g") else "mov" if brand == "qt" else "mp4"
-    if name.startswith("matroska"):
-        return matroska.document_type(file) or "matroska"
-    return _clean(name.removesuffix("_pipe")) or "unknown"
 
 
 def _tags(metadata: dict[str, str]) -> dict[str, str]:

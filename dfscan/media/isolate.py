@@ -204,7 +204,7 @@ class _Worker:
         limits = json.dumps({**asdict(self._limits), "reads_manifests": self._trust_list is not None})
         # Several processes share the cores, so each library gets one thread.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        # A pipe might not hold the whole list.
+        # A file, because a pipe might not hold the whole list.
         with theirs, tempfile.TemporaryFile() if self._trust_list else nullcontext() as trust_list:
             if trust_list and self._trust_list:
                 trust_list.write(self._trust_list.encode())
