@@ -391,7 +391,10 @@ def quality_validations(card: CheckpointCard) -> Iterator[tuple[QualityLevel, st
     """Yield the levels of sharpness, each with its range in words and what was measured for each verdict."""
     above: float | None = None
     for level in card.quality:
-        words = _range(above, level.below)
+        if above is None:
+            words = "of any value" if level.below is None else f"below {level.below:.4f}"
+        else:
+            words = f"of at least {above:.4f}" if level.below is None else f"from {above:.4f} to {level.below:.4f}"
         document = level.model_dump()
         found: dict[VerdictLabel, Validation] = {
             verdict: Validation(
@@ -422,22 +425,14 @@ def max_rate(card: Mapping[str, Any], verdict: Literal["fake", "real"]) -> float
     """Return the limit on the error rate of a verdict, given the card as a JSON document; see `withheld`."""
     promise = _PROMISES[verdict]
     calibration = card.get("calibration") or {}
-    return calibration.get(f"max_{promise.rate}") or _asked_of_training(card, promise) or promise.default
+    limit: float | None = calibration.get(f"max_{promise.rate}")
+    if limit:
+        return limit
+    settings = (card.get("training") or {}).get("settings")  # the training summary is not validated
+    asked = settings.get(promise.setting, settings.get(promise.rate)) if isinstance(settings, Mapping) else None
+    return asked if isinstance(asked, float) and 0 < asked <= 1 else promise.default
 
 
 def _rate(document: Mapping[str, Any], promise: _Promise) -> Bounded | None:
     rate, interval = document[f"{promise.rate}_rate"], document[f"{promise.rate}_interval"]
     return Bounded(rate, *interval) if rate is not None and interval else None
-
-
-def _range(above: float | None, below: float | None) -> str:
-    if above is None:
-        return f"below {below:.4f}" if below is not None else "of any value"
-    return f"from {above:.4f} to {below:.4f}" if below is not None else f"of at least {above:.4f}"
-
-
-def _asked_of_training(card: Mapping[str, Any], promise: _Promise) -> float | None:
-    """Return a limit from the training summary, or None; the summary is unvalidated."""
-    settings = (card.get("training") or {}).get("settings")
-    limit = settings.get(promise.setting, settings.get(promise.rate)) if isinstance(settings, Mapping) else None
-    return limit if isinstance(limit, float) and 0 < limit <= 1 else None

@@ -118,15 +118,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
     num_bytes = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= num_bytes <= MAX_HEADER_BYTES:
         _refuse(path, "it does not begin like a safetensors file", _NOT_OURS)
-    header = _parse_header(path, file.read(num_bytes), num_bytes)
-    num_expected = 8 + num_bytes + _num_tensor_bytes(path, header)
-    if (num_found := file.seek(0, 2)) != num_expected:
-        _refuse(path, f"it is damaged: it has {num_found} bytes instead of {num_expected}", _COPY_AGAIN)
-    file.seek(0)
-    return header
-
-
-def _parse_header(path: Path, text: bytes, num_bytes: int) -> dict[str, Any]:
+    text = file.read(num_bytes)
     if len(text) < num_bytes:
         _refuse(path, "its header is truncated", _COPY_AGAIN)
     try:
@@ -135,15 +127,15 @@ def _parse_header(path: Path, text: bytes, num_bytes: int) -> dict[str, Any]:
         _refuse(path, "its header is not JSON", _NOT_OURS, origin=error)
     if not isinstance(header, dict):
         _refuse(path, "its header is not a JSON object", _NOT_OURS)
-    return header
-
-
-def _num_tensor_bytes(path: Path, header: Mapping[str, Any]) -> int:
     try:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return int(max(ends, default=0))
+        num_expected = 8 + num_bytes + int(max(ends, default=0))
     except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
         _refuse(path, "its list of tensors is damaged", _COPY_AGAIN, origin=error)
+    if (num_found := file.seek(0, 2)) != num_expected:
+        _refuse(path, f"it is damaged: it has {num_found} bytes instead of {num_expected}", _COPY_AGAIN)
+    file.seek(0)
+    return header
 
 
 def _parse_card(path: Path, header: Mapping[str, Any]) -> CheckpointCard:
@@ -210,23 +202,20 @@ def _build(path: Path, card: CheckpointCard, state: Mapping[str, Tensor]) -> Dee
         network = create_network(card.architecture)
     except CheckpointError as error:
         _refuse(path, str(error), "use the dfscan that wrote it, or a later one", origin=error)
-    if problems := _mismatches(network.state_dict(), state):
-        _refuse(path, f"its weights do not fit {card.architecture}: {_first_few(problems)}", _NOT_OURS)
+    wanted = network.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    for name in wanted.keys() & state.keys():
+        if wanted[name].shape != state[name].shape:
+            problems.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}")
+        elif wanted[name].is_floating_point() != state[name].is_floating_point():
+            problems.append(f"{name} is {state[name].dtype} instead of {wanted[name].dtype}")
+        elif not state[name].isfinite().all():
+            problems.append(f"{name} contains values that are not finite")
+    if problems:
+        _refuse(path, f"its weights do not fit {card.architecture}: {_first_few(sorted(problems))}", _NOT_OURS)
     network.load_state_dict(state)  # converts fp16 tensors to the fp32 parameters
     return network.eval()
-
-
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is unknown" for name in given if name not in wanted]
-    for name in wanted.keys() & given.keys():
-        if wanted[name].shape != given[name].shape:
-            problems.append(f"{name} is {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}")
-        elif wanted[name].is_floating_point() != given[name].is_floating_point():
-            problems.append(f"{name} is {given[name].dtype} instead of {wanted[name].dtype}")
-        elif not given[name].isfinite().all():
-            problems.append(f"{name} contains values that are not finite")
-    return sorted(problems)
 
 
 # Writing
@@ -250,10 +239,17 @@ def save_checkpoint(
         OutputError: if the file cannot be written.
     """
     import safetensors.torch
+    import torch
 
     path = Path(path)
-    state = {name: _as_stored(tensor, fp16=fp16) for name, tensor in network.state_dict().items()}
-    card = _with_expected_logits(card, _build(path, card, state)).model_copy(update={"base_sha256": None})
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            state[name] = tensor.half() if fp16 and tensor.ndim > 1 else tensor.float()
+    with torch.inference_mode():
+        logits = _build(path, card, state)(torch.from_numpy(self_test_input(card))).flatten().tolist()
+    self_test = card.self_test.model_copy(update={"expected_logits": tuple(logits), "versions": library_versions()})
+    card = card.model_copy(update={"self_test": self_test, "base_sha256": None})
     return _write(path, safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()}), card)
 
 
@@ -282,22 +278,6 @@ def save_calibrated(path: str | Path, checkpoint: Checkpoint, calibrated: Checkp
 def _write(path: Path, data: bytes, card: CheckpointCard) -> Checkpoint:
     write_bytes(path, data)
     return Checkpoint(path=path, sha256=hashlib.sha256(data).hexdigest(), card=card)
-
-
-def _as_stored(tensor: Tensor, *, fp16: bool) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.half() if fp16 and tensor.ndim > 1 else tensor.float()
-
-
-def _with_expected_logits(card: CheckpointCard, network: DeepfakeDetector) -> CheckpointCard:
-    import torch
-
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(self_test_input(card))).flatten().tolist()
-    self_test = card.self_test.model_copy(update={"expected_logits": tuple(logits), "versions": library_versions()})
-    return card.model_copy(update={"self_test": self_test})
 
 
 def create_untrained(

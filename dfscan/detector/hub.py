@@ -13,7 +13,6 @@ import logging
 import os
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dfscan.cache import cache_dir
@@ -68,8 +67,15 @@ def fetch(name: str) -> HubFile:
         _refuse(
             name, "it is not the name of a checkpoint on the Hub", "write hf://owner/name[/FILE.safetensors][@REVISION]"
         )
-    record = _record_path(name)
-    known = _recall(record)
+    folder = cache_dir()
+    key = hashlib.sha256(json.dumps([_endpoint(), name]).encode()).hexdigest()[:32]
+    record = folder / f"hub-{key}.json" if folder else None
+    try:
+        known = HubFile(**json.loads(record.read_bytes())) if record else None
+        if known and not _COMMIT.fullmatch(known.commit):
+            known = None
+    except (OSError, ValueError, TypeError):  # the name is then resolved again
+        known = None
     if known and os.path.isfile(known.path):
         return known
     if known:  # deleted from the cache
@@ -78,7 +84,13 @@ def fetch(name: str) -> HubFile:
             _refuse(name, f"its commit {known.commit} no longer has the same content", "name another revision")
     else:
         found = _download(name, parts["repository"], parts["file"], parts["revision"])
-    _remember(record, found)
+    try:
+        if record is None:
+            raise OutputError("there is no home directory. Set XDG_CACHE_HOME to a writable folder.")
+        make_folder(record.parent)
+        write_bytes(record, json.dumps(asdict(found)).encode())
+    except OutputError as error:
+        log.warning("the revision of %s is not pinned, so the next use needs the network: %s", found.source, error)
     return found
 
 
@@ -89,36 +101,6 @@ def _refuse(name: str, cause: str, remedy: str, *, origin: BaseException | None 
 def _endpoint() -> str | None:
     """Return the address of the Hub in the environment, or None for the public one."""
     return os.environ.get("HF_ENDPOINT") or None
-
-
-# Record
-
-
-def _record_path(name: str) -> Path | None:
-    folder = cache_dir()
-    key = hashlib.sha256(json.dumps([_endpoint(), name]).encode()).hexdigest()[:32]
-    return folder / f"hub-{key}.json" if folder else None
-
-
-def _recall(record: Path | None) -> HubFile | None:
-    try:
-        known = HubFile(**json.loads(record.read_bytes())) if record else None
-        return known if known and _COMMIT.fullmatch(known.commit) else None
-    except (OSError, ValueError, TypeError):  # the name is then resolved again
-        return None
-
-
-def _remember(record: Path | None, found: HubFile) -> None:
-    try:
-        if record is None:
-            raise OutputError("there is no home directory. Set XDG_CACHE_HOME to a writable folder.")
-        make_folder(record.parent)
-        write_bytes(record, json.dumps(asdict(found)).encode())
-    except OutputError as error:
-        log.warning("the revision of %s is not pinned, so the next use needs the network: %s", found.source, error)
-
-
-# Download
 
 
 def _download(name: str, repository: str, file: str | None, revision: str | None) -> HubFile:

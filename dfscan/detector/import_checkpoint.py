@@ -142,9 +142,22 @@ def import_weights(
     ):
         if value is not None and value not in known:
             raise ConfigError(f"unknown {name} {value!r}: use {', '.join(map(str, known))}")
-    data = _read(path)
+    try:
+        if not path.is_file():  # also prevents opening a FIFO or a device
+            _refuse(path, "no such file", "check the path")
+        data = path.read_bytes()
+    except OSError as error:
+        _refuse(path, f"cannot be read ({error.strerror})", "check its permissions")
     tensors, wrapper = _unwrap(path, _load(path, data))
-    layout = _recognise(path, tensors) if layout == "auto" else layout
+    if layout == "auto":
+        matching = [
+            name
+            for name, each in WEIGHT_LAYOUTS.items()
+            if {f"{each.prefix}{'' if each.is_timm else '_'}conv_stem.weight", f"{each.head}.weight"} <= tensors.keys()
+        ]
+        if not matching:
+            _refuse(path, f"its layout is unknown: {_describe(tensors)}", _OTHERS)
+        layout = matching[0]
     source = WEIGHT_LAYOUTS[layout]
     architecture = architecture or source.architecture
     fake_class = source.fake_class if fake_class is None else fake_class
@@ -184,15 +197,6 @@ def _refuse(path: Path, cause: str, remedy: str, *, origin: Exception | None = N
 
 _DOWNLOAD = "download the file again"
 _OTHERS = "import an EfficientNet-B4 with one linear layer, see the page `Own detector` of the documentation"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():  # also prevents opening a FIFO or a device
-            _refuse(path, "no such file", "check the path")
-        return path.read_bytes()
-    except OSError as error:
-        _refuse(path, f"cannot be read ({error.strerror})", "check its permissions")
 
 
 def _load(path: Path, data: bytes) -> object:
@@ -239,7 +243,9 @@ def _unwrap(path: Path, found: object) -> tuple[dict[str, Tensor], str]:
         found = found[key]
         keys.append(key)
     items = found.items() if isinstance(found, Mapping) else ()
-    tensors: dict[str, Tensor] = {name: each for name, each in items if isinstance(name, str) and _has_numbers(each)}
+    named = {name: each for name, each in items if isinstance(name, str) and isinstance(each, Tensor)}
+    # sparse tensors and those on the device `meta` cannot be weights
+    tensors = {n: each for n, each in named.items() if each.layout == torch.strided and each.device.type == "cpu"}
     if not tensors:
         what = f"the keys {_few(map(str, found))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         _refuse(path, f"it contains no weights, but {what}", _OTHERS)
@@ -247,10 +253,6 @@ def _unwrap(path: Path, found: object) -> tuple[dict[str, Tensor], str]:
     while prefix := next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): each for name, each in tensors.items()}
     return tensors, ".".join(keys)
-
-
-def _has_numbers(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _few(names: Iterable[str], limit: int = 3) -> str:
@@ -263,14 +265,6 @@ def _few(names: Iterable[str], limit: int = 3) -> str:
 
 _FAMILY = {1280: "B0 or B1", 1408: "B2", 1536: "B3", 1792: "B4", 2048: "B5", 2304: "B6", 2560: "B7"}
 """Members of the EfficientNet family by the number of channels of the last convolution."""
-
-
-def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    for name, layout in WEIGHT_LAYOUTS.items():
-        stem = "conv_stem.weight" if layout.is_timm else "_conv_stem.weight"
-        if {f"{layout.prefix}{stem}", f"{layout.head}.weight"} <= tensors.keys():
-            return name
-    _refuse(path, f"its layout is unknown: {_describe(tensors)}", _OTHERS)
 
 
 def _describe(tensors: Mapping[str, Tensor]) -> str:

@@ -143,10 +143,21 @@ def create_network(
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"unknown architecture {architecture!r}: this version of dfscan supports {known}")
+    name = "tf_efficientnet_b4" if architecture in (PADDED_FOR_380, BARE_STEM) else architecture
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        backbone = _create_backbone(architecture, pretrained=pretrained)
+        try:
+            backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+        except Exception as error:  # the Hugging Face client raises the errors of its HTTP library
+            if not pretrained:
+                raise
+            raise CheckpointError(
+                f"the ImageNet weights of {architecture} are not available ({error}): connect to the internet once to "
+                "cache them, or start from random weights with --no-pretrained"
+            ) from error
+        if name != architecture:
+            _pad_for_380(backbone, has_bare_stem=architecture == BARE_STEM)
         return DeepfakeDetector(backbone, num_features=backbone.num_features)  # type: ignore[arg-type]
 
 
@@ -170,22 +181,6 @@ def make_identity(block: nn.Module) -> None:
     last = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
     nn.init.zeros_(last.weight)  # type: ignore[arg-type, union-attr]
     nn.init.zeros_(last.bias)  # type: ignore[arg-type, union-attr]
-
-
-def _create_backbone(architecture: str, *, pretrained: bool) -> nn.Module:
-    name = "tf_efficientnet_b4" if architecture in (PADDED_FOR_380, BARE_STEM) else architecture
-    try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
-    except Exception as error:  # the Hugging Face client raises the errors of its HTTP library
-        if not pretrained:
-            raise
-        raise CheckpointError(
-            f"the ImageNet weights of {architecture} are not available ({error}): connect to the internet once to "
-            "cache them, or start from random weights with --no-pretrained"
-        ) from error
-    if name != architecture:
-        _pad_for_380(backbone, has_bare_stem=architecture == BARE_STEM)
-    return backbone
 
 
 class _PaddedConv2d(nn.Conv2d):

@@ -54,14 +54,11 @@ def to_input(crops: Sequence[UInt8Image], preprocessing: Preprocessing) -> Float
     size_px = preprocessing.input_size_px
     batch = np.empty((len(crops), size_px, size_px, 3), dtype=np.float32)
     for row, crop in zip(batch, crops, strict=True):
-        row[...] = _resize(crop, size_px, preprocessing.interpolation)
+        if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
+            raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
+        is_sized = crop.shape[0] == size_px
+        row[...] = crop if is_sized else resize(crop, size_px, size_px, preprocessing.interpolation)
     batch /= 255
     batch -= np.asarray(preprocessing.mean, dtype=np.float32)
     batch /= np.asarray(preprocessing.std, dtype=np.float32)
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-
-
-def _resize(crop: UInt8Image, size_px: int, interpolation: Interpolation) -> UInt8Image:
-    if crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or crop.shape[0] != crop.shape[1]:
-        raise ValueError(f"a face crop must be uint8 (S, S, 3), got {crop.dtype} {crop.shape}")
-    return crop if crop.shape[0] == size_px else resize(crop, size_px, size_px, interpolation)

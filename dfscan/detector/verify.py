@@ -7,12 +7,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from dfscan.arrays import Float32Array
 from dfscan.cache import cache_dir
 from dfscan.detector.checkpoint import Checkpoint
 from dfscan.detector.runtime import Runtime
@@ -40,15 +37,26 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: if a logit differs by more than `SELF_TEST_TOLERANCE` in fp32.
     """
-    stamp = _stamp_path(runtime, checkpoint)
-    if stamp is not None and stamp.is_file():
-        return
+    stamp = None
+    if folder := cache_dir():
+        how = [device_name(runtime.device), runtime.batch_size, runtime.mixed_precision and ENLARGED_PX]
+        facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, *how])
+        stamp = folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
+        if stamp.is_file():
+            return
     expected = np.asarray(checkpoint.card.self_test.expected_logits)
     inputs = self_test_input(checkpoint.card)
     device, is_mixed, runtime.mixed_precision = runtime.device, runtime.mixed_precision, False
     got = runtime.predict(inputs)[0]
     if not np.all(np.abs(got - expected) <= SELF_TEST_TOLERANCE):  # a NaN must fail
-        _refuse_scores(runtime.device, checkpoint, got)
+        test = checkpoint.card.self_test
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} fails its self-test on {runtime.device}: expected logits "
+            f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was written with "
+            f"{_listing(test.versions)}; installed are {_listing(library_versions())}. Its measured error rates would "
+            "not apply: install the versions it was written with, or use a checkpoint written with the installed "
+            "versions"
+        )
     if is_mixed and runtime.device == device:
         inputs = np.concatenate([inputs, enlarged_input(checkpoint.card)])
         exact = runtime.predict(inputs)[0]
@@ -60,18 +68,10 @@ def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
                 "float16 changes this checkpoint's logits by %.3f: continuing in float32, which is slower", shift.max()
             )
             return
-    if runtime.device == device:  # else memory ran out and the runtime moved to the CPU
-        _leave_stamp(stamp, checkpoint)
-
-
-def _refuse_scores(device: str, checkpoint: Checkpoint, got: Float32Array) -> NoReturn:
-    test = checkpoint.card.self_test
-    raise CheckpointError(
-        f"checkpoint {checkpoint.path} fails its self-test on {device}: expected logits "
-        f"{_numbers(test.expected_logits)}, got {_numbers(got.tolist())}. It was written with "
-        f"{_listing(test.versions)}; installed are {_listing(library_versions())}. Its measured error rates would not "
-        "apply: install the versions it was written with, or use a checkpoint written with the installed versions"
-    )
+    if stamp and runtime.device == device:  # else memory ran out and the runtime moved to the CPU
+        with contextlib.suppress(OutputError):  # without the stamp, the test runs again
+            make_folder(stamp.parent)
+            write_bytes(stamp, checkpoint.label.encode(errors="backslashreplace"))
 
 
 def _numbers(values: tuple[float, ...] | list[float]) -> str:
@@ -80,19 +80,3 @@ def _numbers(values: tuple[float, ...] | list[float]) -> str:
 
 def _listing(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown versions"
-
-
-def _stamp_path(runtime: Runtime, checkpoint: Checkpoint) -> Path | None:
-    if (folder := cache_dir()) is None:
-        return None
-    how = [device_name(runtime.device), runtime.batch_size, runtime.mixed_precision and ENLARGED_PX]
-    facts = json.dumps([checkpoint.sha256, library_versions(), runtime.device, *how])
-    return folder / f"verified-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-
-
-def _leave_stamp(stamp: Path | None, checkpoint: Checkpoint) -> None:
-    if stamp is None:
-        return
-    with contextlib.suppress(OutputError):  # without the stamp, the test runs again
-        make_folder(stamp.parent)
-        write_bytes(stamp, checkpoint.label.encode(errors="backslashreplace"))
