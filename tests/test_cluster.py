@@ -22,6 +22,7 @@ from dfscan.config import ScanSettings, build_settings
 from dfscan.errors import ConfigError, DfscanError, MissingExtraError
 from dfscan.ray import ScanBatch
 from dfscan.scan.cluster import Cluster, for_workers
+from dfscan.scan.cores import can_confine
 from tests.pictures import astronaut, moved
 from tests.stores import BUCKET, Store, running_store
 from tests.stub_engine import IDENTITY, WARNING, StubJob
@@ -295,6 +296,24 @@ def test_bench_compares_a_cluster_with_a_local_scan(nodes: Any, clips: Path, unt
     assert min(times_s) > 0
     assert figures["efficiency"] == pytest.approx(times_s[1] / (2 * times_s[2]))
     assert figures["overhead"] == pytest.approx(times_s[1] / times_s[0] - 1)
+    assert figures["not_confined"] == "the cluster in RAY_ADDRESS is not a temporary one on this machine"
+    assert figures["one_worker_cpu_s"] is figures["one_worker_cores"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_confine(), reason="this system cannot confine processes")
+def test_bench_confines_each_run_on_its_own_cluster(
+    clips: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    base = ("bench", clips / "one.mp4", clips / "two.mkv", "--checkpoint", untrained, "--num-frames", 8, "--threads", 1)
+    done = run(*base, "--on", "ray", "--max-workers", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["not_confined"] is None
+    for name, num_workers in (("local", 1), ("one_worker", 1), ("all_workers", figures["workers"])):
+        assert figures[f"{name}_cores"] == num_workers
+        assert 0 < figures[f"{name}_cpu_s"] < figures[f"{name}_s"] * num_workers * 1.1
 
 
 # Ray Data

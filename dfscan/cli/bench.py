@@ -27,7 +27,7 @@ def bench(
 
     Runs a complete scan into a temporary folder. Then measures decoding alone and classification alone, as a lower
     bound for the cost of a scan on this machine. With --on ray, compares a local scan with one worker of a Ray cluster
-    and with all its workers instead.
+    and with all its workers instead; each of these runs uses only as many cores as its workers have threads.
 
     Examples:
 
@@ -45,10 +45,17 @@ def bench(
 
 
 def _cluster_table(figures: dict[str, Any]) -> list[str]:
-    num_videos, num_workers = figures["videos"], figures["workers"]
-    rows = (("this machine", "local_s"), ("1 worker", "one_worker_s"), (f"{num_workers} workers", "all_workers_s"))
-    lines = [f"{num_videos} videos, {figures['threads']} threads each, on {figures['device']}"]
-    lines += [f"{name:<14}{figures[key]:>10.2f} s" for name, key in rows]
+    num_workers = figures["workers"]
+    lines = [f"{figures['videos']} videos, {figures['threads']} threads each, on {figures['device']}"]
+    lines.append(f"{'':<14}{'wall s':>10}{'CPU s':>10}{'cores used':>12}{'confined to':>13}")
+    for name, key in (("this machine", "local"), ("1 worker", "one_worker"), (f"{num_workers} workers", "all_workers")):
+        wall_s, cpu_s, cores = (figures[key + end] for end in ("_s", "_cpu_s", "_cores"))
+        costs = f"{'-':>10}{'-':>12}{'-':>13}" if cpu_s is None else f"{cpu_s:>10.2f}{cpu_s / wall_s:>12.2f}{cores:>13}"
+        lines.append(f"{name:<14}{wall_s:>10.2f}{costs}")
+    if figures["not_confined"]:
+        lines.append(
+            f"no run was confined to the cores of its workers: {figures['not_confined']}; one worker may have used more"
+        )
     overhead_ms = 1000 * figures["overhead_s_per_video"]
     lines.append(f"overhead of a worker: {overhead_ms:.1f} ms per video ({figures['overhead']:+.1%})")
     lines.append(f"efficiency of {num_workers} workers: {figures['efficiency']:.2f}")

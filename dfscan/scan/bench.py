@@ -24,8 +24,9 @@ from dfscan.errors import ConfigError
 from dfscan.media.discover import discover
 from dfscan.media.isolate import Ended, decode_videos
 from dfscan.scan.classify import stage_of
-from dfscan.scan.cluster import Cluster, for_workers
+from dfscan.scan.cluster import Cluster, cluster_address, for_workers
 from dfscan.scan.cluster_worker import Job
+from dfscan.scan.cores import Run, can_confine, measured
 from dfscan.scan.pipeline import Engine, scan_videos
 from dfscan.scan.run import run_scan
 from dfscan.scan.setup import ResolvedSettings, load_engine, resolve
@@ -95,8 +96,10 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
 def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
     """Judge the same videos here, with one worker of a Ray cluster, and with all its workers.
 
-    Times are wall times from the first path to the last result, without the time in which models are loaded. Nothing is
-    written.
+    Costs are those from the first path to the last result, without the time in which models are loaded. Nothing is
+    written. One worker can use more cores than it has threads, because its decoders are other processes; with several
+    workers these cores are taken. Therefore each run is confined to as many cores as its workers have threads, if the
+    cluster is a temporary one on this machine.
 
     Raises:
         ConfigError: an input or option is unusable, or the cluster cannot be reached.
@@ -107,46 +110,57 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
     if not paths:
         raise ConfigError("nothing to measure: the inputs contain no videos; check the paths")
-    one = _judge_on_cluster(paths, dataclasses.replace(resolved, max_workers=1), checkpoints)
-    own = dataclasses.replace(resolved, threads=one["threads"])
-    engine = load_engine(own, checkpoints)
-    start_s = time.perf_counter()
-    with closing(scan_videos(paths, engine)) as judged:
+    not_confined = None
+    if cluster_address() != "local":
+        not_confined = "the cluster in RAY_ADDRESS is not a temporary one on this machine"
+    elif not can_confine():
+        not_confined = "this system cannot confine processes"
+    is_confined = not_confined is None
+    facts, one = _judge_on_cluster(
+        paths, dataclasses.replace(resolved, max_workers=1), checkpoints, is_confined=is_confined
+    )
+    engine = load_engine(dataclasses.replace(resolved, threads=facts["threads"]), checkpoints)
+    with (
+        measured(facts["threads"] if is_confined else None) as local,
+        closing(scan_videos(paths, engine)) as judged,
+    ):
         deque(judged, maxlen=0)
-    local_s = time.perf_counter() - start_s
-    every = _judge_on_cluster(paths, resolved, checkpoints)
-    return {
+    facts, every = _judge_on_cluster(paths, resolved, checkpoints, is_confined=is_confined)
+    figures: dict[str, Any] = {
         "videos": len(paths),
         "device": resolved.device,
-        "threads": one["threads"],
-        "local_s": local_s,
-        "one_worker_s": one["wall_s"],
-        "workers": every["workers"],
-        "all_workers_s": every["wall_s"],
-        "start_s": every["start_s"],
-        "overhead_s_per_video": (one["wall_s"] - local_s) / len(paths),
-        "overhead": one["wall_s"] / local_s - 1,
-        "efficiency": one["wall_s"] / (every["workers"] * every["wall_s"]),
-        "videos_per_hour": len(paths) / every["wall_s"] * 3600,
+        "threads": facts["threads"],
+        "workers": facts["workers"],
+        "start_s": facts["start_s"],
+        "not_confined": not_confined,
+    }
+    for name, run in (("local", local), ("one_worker", one), ("all_workers", every)):
+        figures |= {f"{name}_s": run.wall_s, f"{name}_cpu_s": run.cpu_s, f"{name}_cores": run.cores}
+    return figures | {
+        "overhead_s_per_video": (one.wall_s - local.wall_s) / len(paths),
+        "overhead": one.wall_s / local.wall_s - 1,
+        "efficiency": one.wall_s / (facts["workers"] * every.wall_s),
+        "videos_per_hour": len(paths) / every.wall_s * 3600,
     }
 
 
 def _judge_on_cluster(
-    paths: Sequence[str], settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]
-) -> dict[str, Any]:
+    paths: Sequence[str], settings: ResolvedSettings, checkpoints: Sequence[Checkpoint], *, is_confined: bool
+) -> tuple[dict[str, Any], Run]:
     start_s = time.perf_counter()
     with closing(Cluster(Job.of(settings, checkpoints, paths))) as cluster:
         num_workers = cluster.warm_up(len(paths))
-        ready_s = time.perf_counter()
-        with closing(cluster.results(paths)) as judged:
+        facts = {
+            "workers": num_workers,
+            "threads": cluster.facts()["threads"],
+            "start_s": time.perf_counter() - start_s,
+        }
+        with (
+            measured(num_workers * facts["threads"] if is_confined else None) as run,
+            closing(cluster.results(paths)) as judged,
+        ):
             deque(judged, maxlen=0)
-        end_s = time.perf_counter()
-    return {
-        "workers": num_workers,
-        "threads": cluster.facts()["threads"],
-        "start_s": ready_s - start_s,
-        "wall_s": end_s - ready_s,
-    }
+    return facts, run
 
 
 def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_faces: int) -> dict[str, float]:

@@ -63,6 +63,11 @@ def for_workers(settings: ScanSettings) -> ScanSettings:
     return replace(settings, device="cuda:0" if settings.gpus_per_worker else "cpu")
 
 
+def cluster_address() -> str:
+    """Return the address of the cluster; "local" is a temporary one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 @dataclass(eq=False)
 class _WorkerState:
     """A worker as the driver sees it."""
@@ -369,7 +374,7 @@ def _connected() -> Iterator[Any]:
             return
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
-            _connect(ray, os.environ.get("RAY_ADDRESS") or "local")
+            _connect(ray, cluster_address())
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)  # Ray has replaced it
             yield ray
