@@ -58,7 +58,21 @@ def fit_calibration(
         TrainingError: logits are not finite, or so large that scores saturate.
     """
     values, labels = np.asarray(logits, np.float64), np.asarray(is_fake, np.bool_)
-    _check(values, labels)
+    if values.shape != labels.shape or values.ndim != 1:
+        raise ValueError(f"logits and labels must be 1-D and equally long, got {values.shape} and {labels.shape}")
+    if not len(values):
+        raise DataError("there are no validation videos to calibrate on; put some groups into the split val")
+    if num_bad := int((~np.isfinite(values)).sum()):
+        raise TrainingError(
+            f"{num_bad} of {len(values)} validation videos have a non-finite logit: training has diverged; "
+            "start again with a lower learning rate"
+        )
+    if labels.all() or not labels.any():
+        only, other = ("fake", "real") if labels.all() else ("real", "fake")
+        raise DataError(
+            f"all {len(values)} validation videos are {only}, but thresholds need both classes; put {other} videos "
+            "into the split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
+        )
     temperature = fit_temperature(lambda t: _video_logits(values, t, aggregation, num_frames), labels)
     scores = expit(_video_logits(values, temperature, aggregation, num_frames))
     return fit_thresholds(
@@ -135,24 +149,6 @@ def _zones(scores: Float64Array, fake_threshold: float, real_threshold: float | 
     return {"fake": is_fake, "real": is_real, "inconclusive": ~is_fake & ~is_real}
 
 
-def _check(logits: Float64Array, is_fake: BoolArray) -> None:
-    if logits.shape != is_fake.shape or logits.ndim != 1:
-        raise ValueError(f"logits and labels must be 1-D and equally long, got {logits.shape} and {is_fake.shape}")
-    if not len(logits):
-        raise DataError("there are no validation videos to calibrate on; put some groups into the split val")
-    if num_bad := int((~np.isfinite(logits)).sum()):
-        raise TrainingError(
-            f"{num_bad} of {len(logits)} validation videos have a non-finite logit: training has diverged; "
-            "start again with a lower learning rate"
-        )
-    if is_fake.all() or not is_fake.any():
-        only, other = ("fake", "real") if is_fake.all() else ("real", "fake")
-        raise DataError(
-            f"all {len(logits)} validation videos are {only}, but thresholds need both classes; put {other} videos "
-            "into the split val" + (", or train with --forgeries self-blended" if other == "fake" else "")
-        )
-
-
 def _video_logits(logits: Float64Array, temperature: float, aggregation: Aggregation, num_frames: int) -> Float64Array:
     """Return the logits behind `scan.verdict.track_score` for `num_frames` faces with these mean logits."""
     total = logits / temperature * num_frames + aggregation.prior_faces * aggregation.neutral_logit
@@ -210,14 +206,9 @@ def _real_threshold(scores: Float64Array, is_fake: BoolArray, num_allowed: int, 
     middle = (above + float(below.max())) / 2 if len(below) else 1.0
     threshold = min(middle, math.nextafter(above, 0), fake_threshold)
     is_low = (scores <= threshold) & (scores < fake_threshold)
-    return threshold if _is_of_use(is_low, is_fake) else None
-
-
-def _is_of_use(is_low: BoolArray, is_fake: BoolArray) -> bool:
-    reals, fakes = is_low[~is_fake], is_low[is_fake]
-    min_reals, _ = clopper_pearson(int(reals.sum()), len(reals))
-    _, max_fakes = clopper_pearson(int(fakes.sum()), len(fakes))
-    return min_reals >= MIN_REAL_ADVANTAGE * max_fakes
+    min_reals, _ = clopper_pearson(int(is_low[~is_fake].sum()), int((~is_fake).sum()))
+    _, max_fakes = clopper_pearson(int(is_low[is_fake].sum()), len(fakes))
+    return threshold if min_reals >= MIN_REAL_ADVANTAGE * max_fakes else None
 
 
 def num_allowed_on_average(count: int, max_rate: float) -> int:

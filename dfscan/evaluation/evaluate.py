@@ -307,22 +307,28 @@ class _Metrics:
     def _part(self, level: Level, subset: str, results: Sequence[LabelledResult]) -> SubsetMetrics:
         """Measure the videos that have scores at this level; without any score there are no metrics."""
         results = [video for video in results if video.scores(level)]
-        groups = [video.source.group for video in results]
-        metrics = self._metrics(level, results) if results else {}
-        comparisons = self._comparisons(results) if level == "video" else {}
-        return SubsetMetrics(level, subset, len(results), len(set(groups)), metrics, comparisons)
-
-    def _comparisons(self, results: Sequence[LabelledResult]) -> dict[str, Comparison]:
-        """Compare videos within their sources and takes; a video without a take is compared within its group."""
-        comparisons = {}
-        with_origin = [video for video in results if video.source.domain]
-        if with_origin:
-            origins = [video.source.domain for video in with_origin]
-            comparisons["within_source_auc"] = self._compared(within_source_auc, with_origin, origins)
-        pairs = self._compared(paired_accuracy, results, [video.source.take or video.source.group for video in results])
-        if pairs.num_compared:
-            comparisons["paired_accuracy"] = pairs
-        return comparisons
+        rows = [(score, video.source) for video in results for score in video.scores(level)]
+        metrics: dict[str, Estimate] = {}
+        if rows:
+            metrics = measure(
+                [score for score, _ in rows],
+                [source.label == "fake" for _, source in rows],
+                [source.group for _, source in rows],
+                fake_threshold=self.fake_threshold,
+                num_resamples=self.num_resamples,
+                seed=self.seed,
+            )
+        comparisons: dict[str, Comparison] = {}
+        if level == "video":
+            if with_origin := [video for video in results if video.source.domain]:
+                origins = [video.source.domain for video in with_origin]
+                comparisons["within_source_auc"] = self._compared(within_source_auc, with_origin, origins)
+            takes = [video.source.take or video.source.group for video in results]
+            pairs = self._compared(paired_accuracy, results, takes)
+            if pairs.num_compared:
+                comparisons["paired_accuracy"] = pairs
+        num_groups = len({video.source.group for video in results})
+        return SubsetMetrics(level, subset, len(results), num_groups, metrics, comparisons)
 
     def _compared(
         self, compare: Callable[..., Comparison], results: Sequence[LabelledResult], strata: Sequence[str]
@@ -332,17 +338,6 @@ class _Metrics:
             [video.source.label == "fake" for video in results],
             strata,
             [video.source.group for video in results],
-            num_resamples=self.num_resamples,
-            seed=self.seed,
-        )
-
-    def _metrics(self, level: Level, results: Sequence[LabelledResult]) -> dict[str, Estimate]:
-        rows = [(score, video.source) for video in results for score in video.scores(level)]
-        return measure(
-            [score for score, _ in rows],
-            [source.label == "fake" for _, source in rows],
-            [source.group for _, source in rows],
-            fake_threshold=self.fake_threshold,
             num_resamples=self.num_resamples,
             seed=self.seed,
         )

@@ -13,8 +13,8 @@ from typing import Any
 from dfscan.dataset.manifest import TRUE_LABELS
 from dfscan.errors import ConfigError
 from dfscan.evaluation.evaluate import ALL, LEVELS, Evaluation, LabelledResult, SubsetMetrics, count_verdicts
-from dfscan.evaluation.metrics import CONFIDENCE, Comparison, Estimate
-from dfscan.evaluation.plots import plot_comparisons, plot_robustness, plot_scores
+from dfscan.evaluation.metrics import CONFIDENCE
+from dfscan.evaluation.plots import Curve, plot_comparisons, plot_robustness, plot_scores
 from dfscan.files import AtomicFile, make_folder, write_bytes
 from dfscan.report.formats import open_writer
 from dfscan.report.meta import versions
@@ -146,16 +146,11 @@ def _nested(parts: Iterable[SubsetMetrics]) -> dict[str, Any]:
     nested: dict[str, Any] = {level: {} for level in LEVELS}
     for part in parts:
         estimates = {name: asdict(estimate) for name, estimate in part.metrics.items()}
-        estimates |= {name: _flat(comparison) for name, comparison in part.comparisons.items()}
+        for name, comparison in part.comparisons.items():
+            sizes = asdict(comparison)
+            estimates[name] = sizes.pop("estimate") | sizes
         nested[part.level][part.subset] = {"num_videos": part.num_videos, "num_groups": part.num_groups, **estimates}
     return nested
-
-
-def _flat(comparison: Comparison) -> dict[str, Any]:
-    """Return the estimate and the counts in one dictionary."""
-    counts = asdict(comparison)
-    estimate: dict[str, Any] = counts.pop("estimate")
-    return estimate | counts
 
 
 def _groups(results: Sequence[LabelledResult]) -> dict[str, Any]:
@@ -163,16 +158,16 @@ def _groups(results: Sequence[LabelledResult]) -> dict[str, Any]:
     members: dict[str, list[LabelledResult]] = {}
     for video in results:
         members.setdefault(video.source.group, []).append(video)
-    return {name: _group(videos) for name, videos in sorted(members.items()) if len(videos) > 1}
-
-
-def _group(videos: Sequence[LabelledResult]) -> dict[str, Any]:
-    scores = {label: [video.verdict.score for video in videos if video.source.label == label] for label in TRUE_LABELS}
-    known = {label: [score for score in values if score is not None] for label, values in scores.items()}
-    means = {f"mean_score_{label}": sum(values) / len(values) if values else None for label, values in known.items()}
-    return (
-        {f"num_{label}": len(values) for label, values in scores.items()} | means | {"verdicts": count_verdicts(videos)}
-    )
+    groups: dict[str, Any] = {}
+    for group, videos in sorted(members.items()):
+        if len(videos) > 1:
+            of = {label: [video.verdict for video in videos if video.source.label == label] for label in TRUE_LABELS}
+            groups[group] = {f"num_{label}": len(verdicts) for label, verdicts in of.items()}
+            for label, verdicts in of.items():
+                scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+                groups[group][f"mean_score_{label}"] = sum(scores) / len(scores) if scores else None
+            groups[group]["verdicts"] = count_verdicts(videos)
+    return groups
 
 
 def _rows(parts: Iterable[SubsetMetrics], *, prefix: str | None = None) -> Iterator[dict[str, object]]:
@@ -196,24 +191,21 @@ def _plot(folder: Path, evaluation: Evaluation) -> None:
         title=f"{len(videos)} videos, {evaluation.checkpoint.label}",
     )
     if evaluation.conditions:
-        by_name = {"original": evaluation.parts} | {
-            condition.name: condition.parts for condition in evaluation.conditions
+        by_name = {"original": evaluation.parts} | {each.name: each.parts for each in evaluation.conditions}
+        aucs: Curve = {
+            name: {part.level: part.metrics["roc_auc"] for part in parts if part.subset == ALL and part.metrics}
+            for name, parts in by_name.items()
         }
-        plot_robustness({name: _aucs(parts) for name, parts in by_name.items()}, folder)
+        plot_robustness(aucs, folder)
     else:
         (folder / ROBUSTNESS_PLOT).unlink(missing_ok=True)  # it would be from an earlier evaluation
-    curve = {part.subset: _compared(part) for part in evaluation.parts if part.comparisons}
+    curve = {
+        part.subset: {"all pairs": part.metrics["roc_auc"]}
+        | {COMPARISONS[name]: comparison.estimate for name, comparison in part.comparisons.items()}
+        for part in evaluation.parts
+        if part.comparisons
+    }
     if curve:
         plot_comparisons(curve, folder)
     else:
         (folder / COMPARISON_PLOT).unlink(missing_ok=True)
-
-
-def _compared(part: SubsetMetrics) -> dict[str, Estimate]:
-    """Return the overall ROC AUC and the comparisons within sources and takes, by display name."""
-    within = {COMPARISONS[name]: comparison.estimate for name, comparison in part.comparisons.items()}
-    return {"all pairs": part.metrics["roc_auc"], **within}
-
-
-def _aucs(parts: Iterable[SubsetMetrics]) -> dict[str, Estimate]:
-    return {part.level: part.metrics["roc_auc"] for part in parts if part.subset == ALL and part.metrics}

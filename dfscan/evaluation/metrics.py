@@ -93,14 +93,12 @@ def quick(logits: ArrayLike, is_fake: ArrayLike) -> dict[str, float | None]:
     if not len(values):
         return {"accuracy": None, "roc_auc": None, "f1": None}
     decided = _decisions(values >= 0, labels, np.ones(len(labels)))
-    auc = _roc_auc(values, labels) if _has_both(labels) and np.isfinite(values).all() else None
+    auc = None
+    if _has_both(labels) and np.isfinite(values).all():
+        from sklearn.metrics import roc_auc_score
+
+        auc = float(roc_auc_score(labels, values))
     return {"accuracy": _known(decided["accuracy"]), "roc_auc": auc, "f1": _known(decided["f1"])}
-
-
-def _roc_auc(values: Float64Array, is_fake: BoolArray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(is_fake, values))
 
 
 def measure(
@@ -280,7 +278,17 @@ def _bootstrap(
     """
     statistics = statistic(np.ones(len(is_fake)))
     draws = [statistic(weights) for weights in _draws(is_fake, groups, num_resamples=num_resamples, seed=seed)]
-    return {name: _estimate(value, np.array([draw[name] for draw in draws])) for name, value in statistics.items()}
+    tail = (1 - CONFIDENCE) / 2 * 100
+    estimates = {}
+    for name, value in statistics.items():
+        drawn = np.array([draw[name] for draw in draws])
+        drawn = drawn[~np.isnan(drawn)]
+        if not len(drawn) or np.isnan(value):
+            estimates[name] = Estimate(_known(value), None, None)
+        else:
+            low, high = np.percentile(drawn, [tail, 100 - tail])
+            estimates[name] = Estimate(value, float(low), float(high))
+    return estimates
 
 
 def _draws(is_fake: BoolArray, groups: Sequence[str], *, num_resamples: int, seed: int) -> Iterator[Float64Array]:
@@ -296,15 +304,6 @@ def _draws(is_fake: BoolArray, groups: Sequence[str], *, num_resamples: int, see
         if all(weights[members].any() for members in classes):
             num_drawn += 1
             yield weights
-
-
-def _estimate(value: float, draws: Float64Array) -> Estimate:
-    draws = draws[~np.isnan(draws)]
-    if not len(draws) or np.isnan(value):
-        return Estimate(_known(value), None, None)
-    tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high))
 
 
 def _known(value: float) -> float | None:
@@ -407,12 +406,17 @@ class _Table:
 
     def metrics(self, weights: Float64Array) -> dict[str, float]:
         """Compute all metrics by name; weights are the number of times that each entry counts."""
+        gaps = np.bincount(self._bins, weights=weights * (self._is_fake - self._scores))
+        decided = dict.fromkeys(("accuracy", "precision", "recall", "f1"), np.nan)
+        if self._is_called_fake is not None:
+            found = _decisions(self._is_called_fake, self._is_fake, weights)
+            decided |= found if _has_both(self._is_fake) else {"accuracy": found["accuracy"]}
         return {
             **self._curves(weights),
             "log_loss": _mean(self._log_losses, weights),
             "brier": _mean(self._squares, weights),
-            "ece": self._ece(weights),
-            **self._at_threshold(weights),
+            "ece": float(np.abs(gaps).sum() / weights.sum()),
+            **decided,
         }
 
     def _curves(self, weights: Float64Array) -> dict[str, float]:
@@ -434,19 +438,6 @@ class _Table:
             tpr[fpr <= 0.05].max(),
         )
         return dict(zip(names, map(float, values), strict=True))
-
-    def _ece(self, weights: Float64Array) -> float:
-        gaps = np.bincount(self._bins, weights=weights * (self._is_fake - self._scores))
-        return float(np.abs(gaps).sum() / weights.sum())
-
-    def _at_threshold(self, weights: Float64Array) -> dict[str, float]:
-        names = ("accuracy", "precision", "recall", "f1")
-        if self._is_called_fake is None:
-            return dict.fromkeys(names, np.nan)
-        decided = _decisions(self._is_called_fake, self._is_fake, weights)
-        if _has_both(self._is_fake):
-            return decided
-        return dict.fromkeys(names, np.nan) | {"accuracy": decided["accuracy"]}
 
 
 def _decisions(is_called_fake: BoolArray, is_fake: BoolArray, weights: Float64Array) -> dict[str, float]:

@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -309,6 +308,18 @@ def _card(card: CheckpointCard, calibration: Calibration, footage: Footage) -> C
     training["calibrated_on"] = (
         f"{calibration.num_real_videos} genuine and {calibration.num_fake_videos} fake own videos"
     )
+    metrics = None  # genuine videos alone say nothing about how well fakes are found
+    if calibration.num_fake_videos:
+        scores = expit(footage.video_logits(calibration.temperature, card.aggregation))
+        groups = [source.group for source in footage.sources]
+        measured = measure(scores, footage.is_fake, groups, fake_threshold=calibration.fake_threshold)
+        metrics = {
+            OWN_FOOTAGE: {
+                "video": {name: asdict(estimate) for name, estimate in measured.items()},
+                "num_videos": len(scores),
+                "num_groups": len(set(groups)),
+            }
+        }
     used = SeenFiles.of([], footage.sha256s, is_complete=card.seen is not None)
     return card.model_copy(
         update={
@@ -316,22 +327,6 @@ def _card(card: CheckpointCard, calibration: Calibration, footage: Footage) -> C
             "quality": (),
             "training": training,
             "seen": card.seen.union(used) if card.seen else used,
-            "metrics": _metrics(card, calibration, footage),
+            "metrics": metrics,
         }
     )
-
-
-def _metrics(card: CheckpointCard, calibration: Calibration, footage: Footage) -> dict[str, Any] | None:
-    """Measure the labelled videos; genuine ones alone say nothing about how well fakes are found."""
-    if not calibration.num_fake_videos:
-        return None
-    scores = expit(footage.video_logits(calibration.temperature, card.aggregation))
-    groups = [source.group for source in footage.sources]
-    measured = measure(scores, footage.is_fake, groups, fake_threshold=calibration.fake_threshold)
-    return {
-        OWN_FOOTAGE: {
-            "video": {name: asdict(estimate) for name, estimate in measured.items()},
-            "num_videos": len(scores),
-            "num_groups": len(set(groups)),
-        }
-    }

@@ -43,12 +43,37 @@ def plot_history(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     Raises:
         OutputError: a plot cannot be written.
     """
+    from matplotlib.ticker import MaxNLocator
+
     steps = [row for row in rows if row.get("event") == "step"]
     epochs = [row for row in rows if row.get("event") == "epoch"]
+
+    losses, axes = _canvas("Loss", "optimiser step", "loss")
+    _line(axes, steps, "step", "loss", color="#A6CBE3", linewidth=0.8, label="training, per step")
+    _line(axes, epochs, "step", "train_loss", color=REAL, marker="o", label="training, epoch mean")
+    _line(axes, epochs, "step", "val_loss", color=FAKE, marker="s", label="validation")
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+
+    validation, axes = _canvas("Validation", "epoch", "value")
+    styles = {"val_auc": ("ROC AUC", FAKE, "s"), "val_accuracy": ("accuracy", REAL, "o"), "val_f1": ("F1", SECOND, "^")}
+    for name, (label, colour, marker) in styles.items():
+        _line(axes, epochs, "epoch", name, color=colour, marker=marker, label=label)
+    axes.axhline(0.5, color=NEUTRAL, linestyle=":")
+    axes.set_ylim(min(axes.get_ylim()[0], 0.45), 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+
+    rates, axes = _canvas("Learning rate", "optimiser step", "learning rate")
+    _line(axes, steps, "step", "lr_head", color=FAKE, linewidth=2, label="head")
+    _line(axes, steps, "step", "lr_backbone", color=REAL, linewidth=2, linestyle="--", label="backbone")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _legend(axes)
+
     return [
-        _save(_losses(steps, epochs), folder / "losses.png"),
-        _save(_validation(epochs), folder / "auc.png"),
-        _save(_learning_rates(steps), folder / "learning_rate.png"),
+        _save(losses, folder / "losses.png"),
+        _save(validation, folder / "auc.png"),
+        _save(rates, folder / "learning_rate.png"),
     ]
 
 
@@ -107,7 +132,17 @@ def _curve(curve: Curve, title: str, x_label: str, y_label: str) -> Figure:
     levels = list(dict.fromkeys(level for estimates in curve.values() for level in estimates))
     figure, axes = _canvas(title, x_label, y_label, width=max(7.0, 1.1 * len(curve) + 1.5))
     for i, (level, colour, marker) in enumerate(zip(levels, (REAL, FAKE, SECOND), "os^", strict=False)):
-        _draw_level(axes, curve, level, offset=0.16 * (i - (len(levels) - 1) / 2), color=colour, marker=marker)
+        offset = 0.16 * (i - (len(levels) - 1) / 2)
+        found = [
+            (place + offset, each.value, each.low, each.high)
+            for place, estimates in enumerate(curve.values())
+            if (each := estimates.get(level)) is not None and each.value is not None
+        ]
+        if found:
+            x, value, low, high = np.array(found, np.float64).T
+            gaps = np.nan_to_num(np.clip([value - low, high - value], 0, None))
+            axes.errorbar(x, value, yerr=gaps, color=colour, marker=marker, markersize=7, capsize=4, linestyle="none",
+                          label=f"{level} (95 % interval)")  # fmt: skip
     axes.axhline(0.5, color=NEUTRAL, linestyle=":", label="chance")
     axes.set_xticks(range(len(curve)), [name.replace(" ", "\n", 1) for name in curve])
     axes.set_ylim(min(axes.get_ylim()[0], 0.45), 1.02)
@@ -147,54 +182,13 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-# Training history
-
-
-def _column(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> tuple[Float64Array, Float64Array]:
-    """Return both columns, without rows in which either value is missing or not finite."""
+def _line(axes: Axes, rows: Iterable[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
+    """Draw a column over another one, without rows in which either value is missing or not finite."""
     pairs = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
     table = np.array(pairs, np.float64).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
-    return table[:, 0], table[:, 1]
-
-
-def _line(axes: Axes, rows: Iterable[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
-    across, up = _column(rows, x, y)
-    if len(across):
-        axes.plot(across, up, **style)
-
-
-def _losses(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = _canvas("Loss", "optimiser step", "loss")
-    _line(axes, steps, "step", "loss", color="#A6CBE3", linewidth=0.8, label="training, per step")
-    _line(axes, epochs, "step", "train_loss", color=REAL, marker="o", label="training, epoch mean")
-    _line(axes, epochs, "step", "val_loss", color=FAKE, marker="s", label="validation")
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-    return figure
-
-
-def _validation(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _canvas("Validation", "epoch", "value")
-    styles = {"val_auc": ("ROC AUC", FAKE, "s"), "val_accuracy": ("accuracy", REAL, "o"), "val_f1": ("F1", SECOND, "^")}
-    for name, (label, colour, marker) in styles.items():
-        _line(axes, epochs, "epoch", name, color=colour, marker=marker, label=label)
-    axes.axhline(0.5, color=NEUTRAL, linestyle=":")
-    axes.set_ylim(min(axes.get_ylim()[0], 0.45), 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
-    return figure
-
-
-def _learning_rates(steps: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = _canvas("Learning rate", "optimiser step", "learning rate")
-    _line(axes, steps, "step", "lr_head", color=FAKE, linewidth=2, label="head")
-    _line(axes, steps, "step", "lr_backbone", color=REAL, linewidth=2, linestyle="--", label="backbone")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    _legend(axes)
-    return figure
+    if len(table):
+        axes.plot(table[:, 0], table[:, 1], **style)
 
 
 # Scores
@@ -268,20 +262,3 @@ def _histogram(
 
 def _joined(name: str, title: str) -> str:
     return f"{name}\n{title}" if title else name
-
-
-# Robustness
-
-
-def _draw_level(axes: Axes, curve: Curve, level: str, *, offset: float, color: str, marker: str) -> None:
-    found = [
-        (i + offset, each.value, each.low, each.high)
-        for i, estimates in enumerate(curve.values())
-        if (each := estimates.get(level)) is not None and each.value is not None
-    ]
-    if not found:
-        return
-    x, value, low, high = np.array(found, np.float64).T
-    gaps = np.nan_to_num(np.clip([value - low, high - value], 0, None))
-    axes.errorbar(x, value, yerr=gaps, color=color, marker=marker, markersize=7, capsize=4, linestyle="none",
-                  label=f"{level} (95 % interval)")  # fmt: skip

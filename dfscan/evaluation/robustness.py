@@ -135,7 +135,12 @@ class _Writer:
         try:
             if self._stream is None:
                 self._stream = self._open(*pixels.shape[:2])
-            frame = VideoFrame.from_ndarray(_fitted(pixels, self._stream.height, self._stream.width), format="rgb24")
+            # The encoder rejects an odd row or column, which is cropped. Frames of another size than the first are
+            # resized.
+            height, width = self._stream.height, self._stream.width
+            if pixels.shape[0] - height not in (0, 1) or pixels.shape[1] - width not in (0, 1):
+                pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
             self._last_tick = max(self._last_tick + 1, round(time_s * TICKS_A_SECOND))
             frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_A_SECOND)
             self._mux(self._stream.encode(frame))
@@ -173,11 +178,3 @@ class _Writer:
             f"{self.path}: a copy for --robustness cannot be written ({cause}); free some space there, or set TMPDIR "
             "to another folder for temporary files"
         )
-
-
-def _fitted(pixels: UInt8Image, height: int, width: int) -> UInt8Image:
-    """Crop an odd row or column, which the encoder rejects; resize a frame whose size differs from the first one's."""
-    extra = pixels.shape[0] - height, pixels.shape[1] - width
-    if not (extra[0] in (0, 1) and extra[1] in (0, 1)):
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return np.ascontiguousarray(pixels[:height, :width])
