@@ -218,7 +218,10 @@ class PairAugmenter:
         size_px, patch_px = self._settings.input_size_px, self._settings.patch_px
         placement = self._drawn_placement(rng)
         seed = int(rng.integers(2**31))
-        views = [self._augmented(placement.cut(image, size_px), seed) for image in images]
+        views: list[UInt8Image] = []
+        for image in images:
+            self._augment.set_random_seed(seed)
+            views.append(self._augment(image=placement.cut(image, size_px))["image"])
         if patch_px is None:
             return views
         placed = None if mask is None else placement.cut(mask, size_px)
@@ -240,11 +243,6 @@ class PairAugmenter:
         shift = rng.uniform(-free / 2, free / 2, 2) / ROTATION_MARGIN + np.array(moves) / self._margin
         side = (1 - free) / ROTATION_MARGIN * math.exp(growth) / (scale if is_turned else 1)
         return Placement((float(shift[0]), float(shift[1])), side, turn_deg if is_turned else 0.0, bool(is_flipped))
-
-    def _augmented(self, image: UInt8Image, seed: int) -> UInt8Image:
-        self._augment.set_random_seed(seed)
-        augmented: UInt8Image = self._augment(image=image)["image"]
-        return augmented
 
 
 def _patch_corner(mask: Float32Array | None, size_px: int, patch_px: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from torch import Tensor  # noqa: TID253
 from torch.utils.data import DataLoader, Dataset  # noqa: TID253
 
 from dfscan.arrays import UInt8Image
-from dfscan.dataset.crops import LooseCrop
 from dfscan.dataset.manifest import Sample
 from dfscan.errors import DataError
 from dfscan.forgery.donors import Donors
@@ -124,24 +123,19 @@ class FaceSet(Dataset[_Item | DataError]):
         sample, face = self.samples[key.sample], self._donors.read(key.sample)
         is_fake, kinds = sample.label == "fake", self._settings.kinds
         if not self._views:
-            made = [] if is_fake else self._evaluation_kinds(key.sample)
-            fakes = [self._evaluation_fake(key.sample, face, kind, rng) for kind in made]
-            return [View(evaluation_view(face, self._settings), is_fake), *fakes]
+            views = [View(evaluation_view(face, self._settings), is_fake)]
+            for choice in () if is_fake else (kinds, self._settings.held_out_kinds):
+                if choice:
+                    kind = choice[self._turns[key.sample] % len(choice)]  # in rotation by source
+                    donor = self._donors.of(key.sample, face, kind, rng)
+                    views.append(View(evaluation_fake(face, self._settings, rng, kind, donor), True, kind))
+            return views
         if is_fake or not kinds or not key.is_forged:
             return [View(pixels, is_fake) for pixels in self._views.single(face, rng)]
         kind = kinds[rng.integers(len(kinds))] if len(kinds) > 1 else kinds[0]
         donor = self._donors.of(key.sample, face, kind, rng)
         real_pixels, fake_pixels = self._views.pair(face, rng, kind, donor)
         return [View(real_pixels, False), View(fake_pixels, True, kind)]
-
-    def _evaluation_kinds(self, index: int) -> list[ForgeryKind]:
-        """Return the kinds of fakes made from a real face in evaluation, chosen in rotation by source."""
-        turn, settings = self._turns[index], self._settings
-        return [kinds[turn % len(kinds)] for kinds in (settings.kinds, settings.held_out_kinds) if kinds]
-
-    def _evaluation_fake(self, index: int, face: LooseCrop, kind: ForgeryKind, rng: np.random.Generator) -> View:
-        donor = self._donors.of(index, face, kind, rng)
-        return View(evaluation_fake(face, self._settings, rng, kind, donor), True, kind)
 
 
 def _turns(samples: Sequence[Sample]) -> list[int]:

@@ -59,7 +59,11 @@ class RunFolder:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write the resolved settings as a file for --config."""
-        lines = [f"# {name} =" if value is None else f"{name} = {_toml(value)}" for name, value in settings.items()]
+        lines = []
+        for name, value in settings.items():
+            # JSON strings, numbers and Booleans are also TOML, which has no null.
+            text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+            lines.append(f"# {name} =" if value is None else f"{name} = {text}")
         self._replace(self.path / "config.toml", "\n".join(lines) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -86,11 +90,13 @@ class RunFolder:
         """
         with writing(self._metrics_path), self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._append_to_tensorboard(row)
-
-    def _append_to_tensorboard(self, row: Mapping[str, Any]) -> None:
         if self._tensorboard is None:
-            self._tensorboard = _tensorboard_writer(self.path)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._tensorboard = False
+            else:
+                self._tensorboard = SummaryWriter(str(self.path))
         if self._tensorboard:
             for name, value in row.items():
                 if isinstance(value, float):
@@ -116,15 +122,3 @@ class RunFolder:
 
     def _replace(self, path: Path, text: str) -> None:
         write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-
-
-def _tensorboard_writer(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # TensorBoard is optional
-        return False
-    return SummaryWriter(str(path))

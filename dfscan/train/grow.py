@@ -33,7 +33,11 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
     Raises:
         CheckpointError: an architecture is not an EfficientNet, or the target is smaller than the source.
     """
-    _check_pair(source, target)
+    if source not in EFFICIENTNETS:
+        raise CheckpointError(f"{source} cannot be grown; give a checkpoint of one of {', '.join(EFFICIENTNETS)}")
+    larger = EFFICIENTNETS[EFFICIENTNETS.index(source) :]
+    if target not in larger:
+        raise CheckpointError(f"{source} cannot be grown to {target}; give --architecture {' or '.join(larger)}")
     large = create_network(target, seed=seed)
     widening = _Widening(seed)
     old: Any = small.backbone
@@ -56,15 +60,6 @@ def grow(small: DeepfakeDetector, *, source: str, target: str, seed: int) -> Dee
         hidden = torch.arange(small.head.hidden.out_features)
         widening.divide(small.head.hidden, large.head.hidden, rows=hidden, columns=features)
     return large
-
-
-def _check_pair(source: str, target: str) -> None:
-    family = ", ".join(EFFICIENTNETS)
-    if source not in EFFICIENTNETS:
-        raise CheckpointError(f"{source} cannot be grown; give a checkpoint of one of {family}")
-    larger = EFFICIENTNETS[EFFICIENTNETS.index(source) :]
-    if target not in larger:
-        raise CheckpointError(f"{source} cannot be grown to {target}; give --architecture {' or '.join(larger)}")
 
 
 def _width(blocks: nn.Sequential) -> int:

@@ -131,21 +131,17 @@ def start_from_lite(name: str, architecture: str, *, seed: int) -> DeepfakeDetec
     network = create_network(native, seed=seed)
     backbone: Any = network.backbone
     with torch.no_grad():
-        _adapt_input(lite, Preprocessing())
+        # Adapt the first layer to our input normalisation; exact except at the padded border.
+        mean, std = torch.tensor(Preprocessing().mean), torch.tensor(Preprocessing().std)
+        stem = lite.conv_stem.weight
+        lite.bn1.running_mean -= (stem * ((mean - LITE_MEAN) / LITE_STD)[:, None, None]).sum(dim=(1, 2, 3))
+        stem *= (std / LITE_STD)[:, None, None]
         _copy_matching(lite, backbone)
         for blocks, lite_blocks in zip(backbone.blocks, lite.blocks, strict=True):
             for added in blocks[len(lite_blocks) :]:
                 make_identity(added)
         _adapt_activations(backbone)
     return network if architecture == native else grow(network, source=native, target=architecture, seed=seed)
-
-
-def _adapt_input(lite: Any, preprocessing: Preprocessing) -> None:
-    """Adapt the first layer to our input normalisation; exact except at the padded border."""
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    weight = lite.conv_stem.weight
-    lite.bn1.running_mean -= (weight * ((mean - LITE_MEAN) / LITE_STD)[:, None, None]).sum(dim=(1, 2, 3))
-    weight *= (std / LITE_STD)[:, None, None]
 
 
 def _copy_matching(lite: Any, backbone: Any) -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch  # noqa: TID253
@@ -111,7 +111,10 @@ class Trainer:
         scaler = GradScaler(dist.device.type, enabled=self._precision == torch.float16)
         average = copy.deepcopy(self.network).eval() if settings.ema_decay else None
         self._state = TrainState(self.network, optimizer, schedule, scaler, average, kind_output)
-        self._model = self._distributed(teacher or self.network)
+        self._model: torch.nn.Module = teacher or self.network
+        if dist.size > 1:
+            devices = [dist.device] if dist.device.type == "cuda" else None
+            self._model = DistributedDataParallel(self._model, device_ids=devices)
         self.progress = TrainProgress()
 
     @property
@@ -149,13 +152,6 @@ class Trainer:
             repeat=settings.repeat,
             world_size=self._dist.size,
         )
-
-    def _distributed(self, model: torch.nn.Module) -> torch.nn.Module:
-        if self._dist.size == 1:
-            return model
-        device = self._dist.device
-        devices = [device] if device.type == "cuda" else None
-        return cast("torch.nn.Module", DistributedDataParallel(model, device_ids=devices))
 
     def match(self, lite: str, tell: Callable[[str], None]) -> None:
         """Fit the backbone to EfficientNet-Lite's features on `match_faces` faces, before the first step."""
@@ -234,7 +230,8 @@ class Trainer:
         saved_s = started_s = time.monotonic()
         seconds = progress.seconds
         for window in _windows(zip(itertools.count(first), loaded, strict=False), settings.grad_accumulation):
-            rates = self._rates()
+            head, backbone = self._state.optimizer.param_groups
+            rates = {"lr_head": head["lr"], "lr_backbone": backbone["lr"]}
             loss, is_stopped = self._step(window, interrupt)
             progress.seconds = seconds + time.monotonic() - started_s
             if self._dist.is_main:
@@ -253,9 +250,12 @@ class Trainer:
         progress, state = self.progress, self._state
         losses = []
         for position, (number, faces) in enumerate(window):
-            is_last = position == len(window) - 1
             self._seed(number)
-            with self._unsynced(is_last):
+            is_last = position == len(window) - 1
+            syncing: AbstractContextManager[Any] = nullcontext()
+            if isinstance(self._model, DistributedDataParallel) and not is_last:
+                syncing = self._model.no_sync()
+            with syncing:
                 loss = self._loss(faces) / len(window)
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
@@ -278,11 +278,6 @@ class Trainer:
         place = number * self._dist.size + self._dist.rank
         mixed = np.random.SeedSequence((self._settings.seed, self.progress.epoch, place))
         torch.manual_seed(int(mixed.generate_state(1)[0]))
-
-    def _unsynced(self, is_last: bool) -> AbstractContextManager[Any]:
-        if is_last or not isinstance(self._model, DistributedDataParallel):
-            return nullcontext()
-        return cast("AbstractContextManager[Any]", self._model.no_sync())
 
     def _loss(self, faces: Faces) -> Tensor:
         pixels = normalised(faces, self._card.preprocessing, self._dist.device)
@@ -312,20 +307,16 @@ class Trainer:
 
     def _refuse(self, what: str, broken: Sequence[tuple[int, Faces]]) -> None:
         """Abort the run, listing the broken batches of all devices."""
-        clauses = [f"batch {number + 1} of device {self._dist.rank}: {self._crops(faces)}" for number, faces in broken]
+        clauses = []
+        for number, faces in broken:
+            names = [self._training.samples[index].crop for index in sorted(set(faces.index.tolist()))]
+            crops = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            clauses.append(f"batch {number + 1} of device {self._dist.rank}: {crops}")
         raise TrainingError(
             f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {self.progress.next_step + 1} "
             f"({'; '.join(self._dist.gather(clauses))}). The last saved state and the best checkpoint are kept. "
             "Start a new run with lower --lr-head and --lr-backbone, or with --precision fp32"
         )
-
-    def _crops(self, faces: Faces) -> str:
-        names = [self._training.samples[index].crop for index in sorted(set(faces.index.tolist()))]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    def _rates(self) -> dict[str, float]:
-        head, backbone = self._state.optimizer.param_groups
-        return {"lr_head": head["lr"], "lr_backbone": backbone["lr"]}
 
     @property
     def _is_cuda(self) -> bool:

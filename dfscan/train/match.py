@@ -58,7 +58,10 @@ def match_features(
     for number, faces in enumerate(batches, 1):
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             with torch.no_grad():
-                wanted = _features(teacher, _shifted(normalised(faces, of_teacher, device)))
+                x = normalised(faces, of_teacher, device)
+                # Shift the content right and down, so that the features of both networks are aligned.
+                shifted = functional.pad(x, (GRID_SHIFT_PX, 0, GRID_SHIFT_PX, 0), mode="reflect")
+                wanted = _features(teacher, shifted[:, :, : x.shape[2], : x.shape[3]])
             features = _features(network.backbone, normalised(faces, Preprocessing(), device))
         # A wider last layer starts with repeated channels, so only the first ones are compared.
         features = features.float()[:, : wanted.shape[1]] / SHARPNESS
@@ -74,9 +77,3 @@ def match_features(
 def _features(network: Any, x: Tensor) -> Tensor:
     features: Tensor = network.forward_features(x)
     return features
-
-
-def _shifted(x: Tensor) -> Tensor:
-    """Shift the content of [B, 3, H, W] right and down, so that the features of both networks are aligned."""
-    height, width = x.shape[2:]
-    return functional.pad(x, (GRID_SHIFT_PX, 0, GRID_SHIFT_PX, 0), mode="reflect")[:, :, :height, :width]

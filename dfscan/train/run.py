@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import platform
@@ -32,7 +33,7 @@ from dfscan.train.settings import LITE_NETWORKS, TrainSettings
 
 if TYPE_CHECKING:
     from dfscan.detector.network import DeepfakeDetector
-    from dfscan.train.dataset import FaceSet, View
+    from dfscan.train.dataset import FaceSet
     from dfscan.train.distributed import DistContext
     from dfscan.train.loop import Trainer, TrainListener
     from dfscan.train.validation import ValidationScores
@@ -131,13 +132,9 @@ def write_sheet(settings: TrainSettings, path: Path, *, tell: Callable[[str], No
     views = [faces.views_of(Key(0, index, 0)) for index in order]
     rows = []
     for start in range(0, len(views), SHEET_COLUMNS):
-        rows += _real_above_fake(views[start : start + SHEET_COLUMNS])
-    save_sheet(path, contact_sheet(rows))
-
-
-def _real_above_fake(faces: Sequence[Sequence[View]]) -> list[list[Any]]:
-    rows = ([view.pixels for views in faces for view in views if view.is_fake is wanted] for wanted in (False, True))
-    return [row for row in rows if row]
+        shown = list(itertools.chain.from_iterable(views[start : start + SHEET_COLUMNS]))
+        rows += [[view.pixels for view in shown if view.is_fake is wanted] for wanted in (False, True)]
+    save_sheet(path, contact_sheet([row for row in rows if row]))
 
 
 def load_samples(settings: TrainSettings) -> list[Sample]:
@@ -286,7 +283,14 @@ def _network(settings: TrainSettings) -> DeepfakeDetector:
     from dfscan.detector.network import create_network, start_shallow
 
     if settings.grow_from:
-        return _grown(settings.grow_from, settings)
+        from dfscan.train.grow import grow
+
+        checkpoint = read_card(settings.grow_from)
+        small, source = load_network(checkpoint), checkpoint.card.architecture
+        try:
+            return grow(small, source=source, target=settings.architecture, seed=settings.seed)
+        except CheckpointError as error:
+            raise CheckpointError(f"{settings.grow_from}: {error}") from error
     if settings.start_from in LITE_NETWORKS:
         from dfscan.train.lite import start_from_lite
 
@@ -303,18 +307,6 @@ def _network(settings: TrainSettings) -> DeepfakeDetector:
             f"give --architecture {checkpoint.card.architecture}, or another checkpoint"
         )
     return load_network(checkpoint)
-
-
-def _grown(path: Path, settings: TrainSettings) -> DeepfakeDetector:
-    from dfscan.train.grow import grow
-
-    checkpoint = read_card(path)
-    small = load_network(checkpoint)
-    source, target = checkpoint.card.architecture, settings.architecture
-    try:
-        return grow(small, source=source, target=target, seed=settings.seed)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _origin(settings: TrainSettings) -> dict[str, Any]:
@@ -396,17 +388,13 @@ def _finish(
         }
     )
     save_checkpoint(folder.best_path, load_network(best), card, fp16=settings.fp16)
-    _warn_of_withheld(card)
-    _write_validation(folder, held_out["validation"], settings, calibration)
-    return folder.best_path
-
-
-def _warn_of_withheld(card: CheckpointCard) -> None:
     document = card.model_dump()
     if why := withheld(document, "fake"):
         log.warning("scans will not return fake: %s; add real validation videos, or raise --max-fpr", why)
     if why := withheld(document, "real"):
         log.warning("scans will not return real: %s; add fake validation videos, or raise --max-fnr", why)
+    _write_validation(folder, held_out["validation"], settings, calibration)
+    return folder.best_path
 
 
 def _metrics(scores: ValidationScores, card: CheckpointCard, calibration: Calibration) -> dict[str, Any]:
@@ -475,8 +463,17 @@ def _summary(settings: TrainSettings, samples: Sequence[Sample], trainer: Traine
     """Summarise the training for the card, without paths or file names."""
     progress = trainer.progress
     recipe = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_IN_CARD}
+    data = {}
+    for split in ("train", "val", "test"):
+        of_split = [sample for sample in samples if sample.split == split]
+        data[split] = {
+            "faces": dict(Counter(sample.label for sample in of_split)),
+            "sources": len({sample.source for sample in of_split}),
+            "groups": len({sample.group for sample in of_split}),
+            "kinds": dict(Counter(sample.kind for sample in of_split if sample.kind)),
+        }
     return {
-        "data": {split: _counts([s for s in samples if s.split == split]) for split in ("train", "val", "test")},
+        "data": data,
         "settings": recipe,
         "limits": _limits(samples, settings),
         "epochs": progress.epoch,
@@ -524,12 +521,3 @@ def _limits(samples: Sequence[Sample], settings: TrainSettings) -> list[str]:
     if num_faces and sorted(num_faces.values())[len(num_faces) // 2] == 1:
         limits.append(SINGLE_PICTURES)
     return limits
-
-
-def _counts(samples: Sequence[Sample]) -> dict[str, Any]:
-    return {
-        "faces": dict(Counter(sample.label for sample in samples)),
-        "sources": len({sample.source for sample in samples}),
-        "groups": len({sample.group for sample in samples}),
-        "kinds": dict(Counter(sample.kind for sample in samples if sample.kind)),
-    }

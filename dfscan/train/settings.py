@@ -279,24 +279,18 @@ def build_train_settings(values: Mapping[str, Any], *, config_path: Path | None 
     return config.build_settings(TrainSettings, {**from_file, **values})
 
 
-def _kinds_problems(settings: TrainSettings) -> dict[str, bool]:
-    problems = {}
+def _contradictions(settings: TrainSettings) -> dict[str, bool]:
+    problems: dict[str, bool] = {}
     for name in ("forgeries", "held_out"):
         try:
             kinds_in(getattr(settings, name))
         except ConfigError as error:
             problems[f"{name}: {error}"] = True
-    return problems
-
-
-def _contradictions(settings: TrainSettings) -> dict[str, bool]:
-    ordered = ("codec_crf", "scale", "jpeg", "downscale", "noise")
-    if unknown := _kinds_problems(settings):  # the other checks need valid kinds
-        return unknown
-    problems = {
-        f"{name}_min is above {name}_max": getattr(settings, f"{name}_min") > getattr(settings, f"{name}_max")
-        for name in ordered
-    }
+    if problems:  # the other checks need valid kinds
+        return problems
+    for name in ("codec_crf", "scale", "jpeg", "downscale", "noise"):
+        low, high = getattr(settings, f"{name}_min"), getattr(settings, f"{name}_max")
+        problems[f"{name}_min is above {name}_max"] = low > high
     problems |= _needs(settings)
     return problems | {
         "face_px_min is above face_px_max": settings.face_px_min > settings.face_px_max,

@@ -185,12 +185,14 @@ def trivial_features(pixels: UInt8Image, *, face_px: float) -> Float64Array:
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     values = grey.astype(np.float32)
+    energy = np.square(np.abs(np.fft.rfft2(values - values.mean())))
+    frequency = np.hypot(np.fft.fftfreq(values.shape[0])[:, None], np.fft.rfftfreq(values.shape[1])[None, :])
     laplacian = cv2.Laplacian(values, cv2.CV_32F)
     jpeg = encode(pixels, ".jpg", quality=FEATURE_JPEG_QUALITY)
     return np.array(
         [
             _blockiness(values),
-            _high_frequencies(values),
+            np.log((energy[frequency > HIGH_FREQUENCY].sum() + 1) / (energy.sum() + 1)),
             np.log(laplacian.var() + 1),
             values.mean() / 255,
             values.std() / 255,
@@ -210,13 +212,6 @@ def _blockiness(grey: Float32Array) -> float:
         at_borders += float(steps[is_border].mean())
         elsewhere += float(steps[~is_border].mean())
     return float(np.log((at_borders + 0.1) / (elsewhere + 0.1)))
-
-
-def _high_frequencies(grey: Float32Array) -> float:
-    height_px, width_px = grey.shape
-    energy = np.square(np.abs(np.fft.rfft2(grey - grey.mean())))
-    frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px)[None, :])
-    return float(np.log((energy[frequency > HIGH_FREQUENCY].sum() + 1) / (energy.sum() + 1)))
 
 
 # Feature tables and regression
@@ -251,16 +246,13 @@ def _table(seen: Iterable[tuple[Sample, Sequence[View]]]) -> _Table:
     return _Table(np.stack(all_features), np.array(is_fake, np.bool_), np.array(groups), np.array(sources))
 
 
-def _regression() -> Any:
+def _fitted(table: _Table) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-
-
-def _fitted(table: _Table) -> Any:
-    return _regression().fit(table.features, table.is_fake)
+    regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    return regression.fit(table.features, table.is_fake)
 
 
 def _cross_validated(

@@ -71,10 +71,11 @@ def save_state(path: Path, state: TrainState, progress: TrainProgress, settings:
         OutputError: the state cannot be written; the previous one is kept.
     """
     optimizer = state.optimizer.state_dict()
+    schedule = state.schedule.state_dict()  # also contains functions, which cannot be stored
     document = {
         "progress": dataclasses.asdict(progress),
         "settings": dict(settings),
-        "schedule": _plain(state.schedule.state_dict()),
+        "schedule": {name: each for name, each in schedule.items() if isinstance(each, (int, float, list, str))},
         "scaler": state.scaler.state_dict(),
         "groups": optimizer["param_groups"],
     }
@@ -88,11 +89,6 @@ def save_state(path: Path, state: TrainState, progress: TrainProgress, settings:
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(stored, metadata={STATE_KEY: json.dumps(document)})
     write_bytes(path, data, remedy="Free some space; --resume then continues from the previous state.")
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the serialisable entries of a schedule's state; functions are left out."""
-    return {name: value for name, value in state.items() if isinstance(value, (int, float, list, bool, str))}
 
 
 def load_state(path: Path, state: TrainState, settings: Mapping[str, Any]) -> TrainProgress:
@@ -109,38 +105,30 @@ def load_state(path: Path, state: TrainState, settings: Mapping[str, Any]) -> Tr
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: no state to resume from ({error}); train without --resume") from error
     before = {FORMER_NAMES.get(name, name): value for name, value in document["settings"].items()}
-    _refuse_other_settings(path, before, settings)
-    state.network.load_state_dict(_under(tensors, "network/"))
-    if state.average:
-        state.average.load_state_dict(_under(tensors, "average/"))
-    if state.kind_output:
-        state.kind_output.load_state_dict(_under(tensors, "kinds/"))
-    state.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": document["groups"]})
-    state.schedule.load_state_dict(document["schedule"])
-    state.scaler.load_state_dict(document["scaler"])
-    return TrainProgress(**document["progress"])
-
-
-def _refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
     ]
     if changed:
         raise ConfigError(
             f"{path}: belongs to a run with other settings ({'; '.join(changed)}); restore them, or start a new run "
             "in another folder"
         )
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _moments(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state.network.load_state_dict(_under(tensors, "network/"))
+    if state.average:
+        state.average.load_state_dict(_under(tensors, "average/"))
+    if state.kind_output:
+        state.kind_output.load_state_dict(_under(tensors, "kinds/"))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(tensors, "optimizer/").items():
         index, moment = name.split("/")
         moments.setdefault(int(index), {})[moment] = tensor
-    return moments
+    state.optimizer.load_state_dict({"state": moments, "param_groups": document["groups"]})
+    state.schedule.load_state_dict(document["schedule"])
+    state.scaler.load_state_dict(document["scaler"])
+    return TrainProgress(**document["progress"])
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

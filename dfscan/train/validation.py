@@ -18,7 +18,7 @@ from dfscan.dataset.manifest import Sample
 from dfscan.detector.network import DeepfakeDetector
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.forgery.names import FORGERY_KINDS, ForgeryKind
-from dfscan.train.batches import Batch, Key
+from dfscan.train.batches import Key
 from dfscan.train.dataset import EVALUATION_EPOCH, Faces, FaceSet, load
 from dfscan.train.distributed import DistContext
 
@@ -93,7 +93,10 @@ def score_faces(
         num_workers: data loading processes.
         precision: precision of the forward pass; float32 disables autocast.
     """
-    batches = _chunks(faces.num_faces, batch_size)[dist.rank :: dist.size]
+    num_samples = max(1, batch_size // max(faces.num_faces, default=1))
+    keys = [Key(EVALUATION_EPOCH, index, 0) for index in range(len(faces))]
+    batches = [tuple(keys[start : start + num_samples]) for start in range(0, len(keys), num_samples)]
+    batches = batches[dist.rank :: dist.size]
     is_training = network.training
     network.eval()
     rows: list[tuple[int, int, bool, float]] = []
@@ -111,9 +114,3 @@ def score_faces(
         samples=tuple(faces.samples[index] for index, *_ in rows),
         made=tuple(FORGERY_KINDS[made - 1] if made else None for _, made, *_ in rows),
     )
-
-
-def _chunks(num_faces: list[int], batch_size: int) -> list[Batch]:
-    max_samples = max(1, batch_size // max(num_faces, default=1))
-    keys = [Key(EVALUATION_EPOCH, index, 0) for index in range(len(num_faces))]
-    return [tuple(keys[start : start + max_samples]) for start in range(0, len(keys), max_samples)]
