@@ -121,27 +121,28 @@ def compare_scans(old: Path, new: Path, *, min_shift: float) -> ScanComparison:
         DataError: a file cannot be read, or is neither a ledger nor a report.
     """
     before, after = read_scan(old), read_scan(new)
+    limit = max(min_shift, 10**-SCORE_DIGITS)
     changes = []
     for path in sorted(before.keys() | after.keys(), key=report_order):
         one, other = before.get(path), after.get(path)
-        if kind := _kind(one, other, min_shift):
-            changes.append(Change(path, kind, _causes(one, other), one, other))
+        kind: ChangeKind
+        if one is None or other is None:
+            kind = "new" if one is None else "missing"
+        elif one.row["verdict"] != other.row["verdict"]:
+            kind = "verdict"
+        elif one.row["status"] != other.row["status"]:
+            kind = "status"
+        elif any(shift is None or abs(shift) >= limit for shift in _shifts(one, other)):
+            kind = "score"
+        else:
+            continue
+        changes.append(Change(path, kind, _causes(one, other), one, other))
     num_same = len(before.keys() | after.keys()) - len(changes)
     return ScanComparison(changes, num_same, (_checkpoints(before), _checkpoints(after)))
 
 
 def _checkpoints(files: Mapping[str, ComparedFile]) -> list[str]:
     return sorted({str(file.row["checkpoint"]) for file in files.values()})
-
-
-def _kind(old: ComparedFile | None, new: ComparedFile | None, min_shift: float) -> ChangeKind | None:
-    if old is None or new is None:
-        return "new" if old is None else "missing"
-    for kind in ("verdict", "status"):
-        if old.row[kind] != new.row[kind]:
-            return "verdict" if kind == "verdict" else "status"
-    limit = max(min_shift, 10**-SCORE_DIGITS)
-    return "score" if any(shift is None or abs(shift) >= limit for shift in _shifts(old, new)) else None
 
 
 def _shifts(old: ComparedFile, new: ComparedFile) -> list[float | None]:
@@ -158,7 +159,9 @@ def _causes(old: ComparedFile | None, new: ComparedFile | None) -> tuple[str, ..
     """List everything else that differs and can change a verdict."""
     if old is None or new is None:
         return ()
-    causes = ["file"] if _is_other_file(old.row, new.row) else []
+    content = "sha256" if old.row["sha256"] and new.row["sha256"] else "size_bytes"
+    before, after = old.row[content], new.row[content]
+    causes = ["file"] if before is not None and after is not None and before != after else []
     causes += ["checkpoint"] if old.row["checkpoint"] != new.row["checkpoint"] else []
     has_thresholds = "error" not in (old.row["verdict"], new.row["verdict"])
     causes += ["threshold"] if has_thresholds and old.row["threshold"] != new.row["threshold"] else []
@@ -168,11 +171,6 @@ def _causes(old: ComparedFile | None, new: ComparedFile | None) -> tuple[str, ..
     causes += ["version"] if old.row["dfscan_version"] != new.row["dfscan_version"] else []
     causes += ["device"] if old.device and new.device and old.device != new.device else []
     return tuple(causes)
-
-
-def _is_other_file(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    name = "sha256" if old["sha256"] and new["sha256"] else "size_bytes"
-    return old[name] is not None and new[name] is not None and bool(old[name] != new[name])
 
 
 def tables(comparison: ScanComparison) -> list[ChangeTable]:
@@ -229,23 +227,25 @@ def read_scan(path: Path) -> dict[str, ComparedFile]:
         DataError: the file cannot be read, or is neither a ledger nor a report.
     """
     if is_ledger(path):
-        return _read_ledger(path)
+        files = {}
+        with LedgerReader(path) as ledger:
+            for entry in ledger.entries():
+                recipe = entry.recipe
+                row = report_row(
+                    ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version, detectors=recipe.names
+                )
+                row["path"] = display_path(entry.path)
+                files[str(row["path"])] = ComparedFile(_rounded(row), recipe.settings, recipe.device_kind)
+        return files
     rows = [_rounded(row) for row in open_report(path, remedy="give the ledger beside it")]
-    settings, device = _of_meta(path)
+    try:
+        document = json.loads(meta_path(path).read_text(encoding="utf-8"))
+        settings, device = document.get("settings"), document.get("device")
+    except (OSError, ValueError, AttributeError):
+        settings, device = None, None
+    settings = settings if isinstance(settings, dict) else None
+    device = device.partition(":")[0] if device else None
     return {row["path"]: ComparedFile(row, settings, device) for row in rows}
-
-
-def _read_ledger(path: Path) -> dict[str, ComparedFile]:
-    files = {}
-    with LedgerReader(path) as ledger:
-        for entry in ledger.entries():
-            recipe = entry.recipe
-            row = report_row(
-                ledger.result(entry), checkpoint=recipe.checkpoint, version=recipe.version, detectors=recipe.names
-            )
-            row["path"] = display_path(entry.path)
-            files[str(row["path"])] = ComparedFile(_rounded(row), recipe.settings, recipe.device_kind)
-    return files
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,13 +257,3 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
         if name == "threshold" or is_score(name)
     }
     return {**row, **scores}
-
-
-def _of_meta(report: Path) -> tuple[Mapping[str, Any] | None, str | None]:
-    """Return the settings and the kind of device of a report, None if they are unknown."""
-    try:
-        document = json.loads(meta_path(report).read_text(encoding="utf-8"))
-        settings, device = document.get("settings"), document.get("device")
-    except (OSError, ValueError, AttributeError):
-        return None, None
-    return settings if isinstance(settings, dict) else None, device.partition(":")[0] if device else None

@@ -43,21 +43,15 @@ class Crowd:
 
     def _known(self, faces: Sequence[Face]) -> dict[int, int]:
         """Match faces to selected people, best match first; map face index to person index."""
-        fits = [
-            (fit, j, i)
-            for j, person in enumerate(self._people)
-            for i, face in enumerate(faces)
-            if (fit := _fit(person, face)) is not None
-        ]
+        fits = []
+        for j, person in enumerate(self._people):
+            for i, face in enumerate(faces):
+                overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
+                similar = similarity(person.descriptor, face.descriptor)
+                if overlap >= MIN_IOU or similar >= MIN_SIMILARITY:
+                    fits.append((overlap + similar, j, i))
         known: dict[int, int] = {}
         for _, j, i in sorted(fits, key=lambda each: (-each[0], each[1], each[2])):
             if i not in known and j not in known.values():
                 known[i] = j
         return known
-
-
-def _fit(person: Face, face: Face) -> float | None:
-    """Return IoU plus descriptor similarity, or None if these are two people."""
-    overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
-    similar = similarity(person.descriptor, face.descriptor)
-    return overlap + similar if overlap >= MIN_IOU or similar >= MIN_SIMILARITY else None

@@ -84,7 +84,9 @@ class FaceCropper:
     """Crops faces as each of the classifiers needs them."""
 
     def __init__(self, preprocessings: Sequence[Preprocessing]) -> None:
-        self._crops = [_crop_settings(each) for each in preprocessings]
+        # Crops do not depend on the normalisation: without it, those of several classifiers that are equal show.
+        unnormalised = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+        self._crops = [each.model_copy(update=unnormalised) for each in preprocessings]
 
     def crop_faces(self, frame: Frame, faces: Sequence[Detection]) -> FrameCrops:
         """Crop each face and compute its descriptor; sketch the frame."""
@@ -114,22 +116,17 @@ class FaceCropper:
             blockiness=quality.blockiness if quality else None,
             index_in_frame=index,
         )
-        made = {settings: _crop_pixels(frame, detection, settings) for settings in dict.fromkeys(self._crops)}
-        first, *others = (made[settings] for settings in self._crops)
+        made = dict[Preprocessing, UInt8Image]()
+        for each in dict.fromkeys(self._crops):
+            margin, size_px = each.crop_margin, each.input_size_px
+            if each.crop == "aligned":
+                made[each] = crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
+            else:
+                crop = crop_box if each.crop == "box" else crop_face
+                box_xyxy, interpolation = detection.box_xyxy, each.interpolation
+                made[each] = crop(frame.pixels, box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
+        first, *others = (made[each] for each in self._crops)
         return FaceCrop(face, first, tuple(others))
-
-
-def _crop_settings(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the settings without the normalisation, on which crops do not depend; so equal crops are made once."""
-    return preprocessing.model_copy(update={"mean": (0, 0, 0), "std": (1, 1, 1)})
-
-
-def _crop_pixels(frame: Frame, detection: Detection, settings: Preprocessing) -> UInt8Image:
-    margin, size_px, interpolation = settings.crop_margin, settings.input_size_px, settings.interpolation
-    if settings.crop == "aligned":
-        return crop_aligned(frame.pixels, detection.landmarks, margin=margin, size=size_px)
-    crop = crop_box if settings.crop == "box" else crop_face
-    return crop(frame.pixels, detection.box_xyxy, margin=margin, size=size_px, interpolation=interpolation)
 
 
 def detection_failure(error: Exception) -> Reason:
@@ -309,19 +306,16 @@ class BatchedDetectStage:
     def _detect(self, frames: Sequence[Frame]) -> list[FrameCrops | Reason]:
         """Return the crops of each frame, or the reason why detection failed."""
         try:
-            return self._crop_batch(frames)
+            with self._timings.stage("detect", count=len(frames)):
+                faces_of_frames = self._detector.detect([frame.pixels for frame in frames])
+            with self._timings.stage("crop", count=sum(map(len, faces_of_frames))):
+                return [
+                    self._cropper.crop_faces(frame, faces) for frame, faces in zip(frames, faces_of_frames, strict=True)
+                ]
         except ODD_FRAME_ERRORS as error:
             if len(frames) == 1:
                 return [detection_failure(error)]
             return [result for frame in frames for result in self._detect([frame])]
-
-    def _crop_batch(self, frames: Sequence[Frame]) -> list[FrameCrops | Reason]:
-        with self._timings.stage("detect", count=len(frames)):
-            faces_of_frames = self._detector.detect([frame.pixels for frame in frames])
-        with self._timings.stage("crop", count=sum(map(len, faces_of_frames))):
-            return [
-                self._cropper.crop_faces(frame, faces) for frame, faces in zip(frames, faces_of_frames, strict=True)
-            ]
 
     def next(self) -> list[DetectedFrames]:
         """See `DetectStage.next`."""

@@ -253,7 +253,11 @@ class Ledger:
             key = (file_key(path), *_size_and_time(identity), self._recipe.digest)
             query = f"SELECT result FROM videos {_OF_FILE} ORDER BY rowid DESC LIMIT 1"
             row = self._database.execute(query, key).fetchone()
-        return _named(from_json(json.loads(row[0])), path) if row else None
+        if row is None:
+            return None
+        result = from_json(json.loads(row[0]))
+        # The stored path may be another one of the same file, such as a relative one.
+        return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
 
     def has_stamp(self, path: str, identity: FileIdentity) -> bool:
         """Return True if inode and change time are unchanged since the result was last confirmed."""
@@ -485,11 +489,6 @@ def _stamp(identity: FileIdentity) -> tuple[str, int]:
     return str(identity.inode), identity.ctime_ns  # as text: an inode number may exceed SQLite's integers
 
 
-def _named(result: VideoResult, path: str) -> VideoResult:
-    """Return the result under another path of the same file, such as a relative one."""
-    return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
-
-
 def file_key(path: str) -> bytes:
     """Return the absolute path or URL by which a ledger knows a file."""
     return os.fsencode(path if is_url(path) else os.path.abspath(path))
@@ -497,6 +496,7 @@ def file_key(path: str) -> bytes:
 
 def to_json(result: VideoResult) -> dict[str, Any]:
     """Convert a result to plain JSON values; face descriptors are omitted, since reports do not need them."""
+    fingerprint = asdict(result.fingerprint) if result.fingerprint else {}
     document = {
         "path": base64.b64encode(os.fsencode(result.path)).decode(),
         "status": result.status,
@@ -504,44 +504,45 @@ def to_json(result: VideoResult) -> dict[str, Any]:
         "info": asdict(result.info),
         "num_frames": result.num_frames,
         "tracks": [
-            {"track_id": track.track_id, "faces": [_face_to_json(face) for face in track.faces]}
+            {
+                "track_id": track.track_id,
+                "faces": [
+                    {
+                        "frame_index": scored.face.frame_index,
+                        "time_s": scored.face.time_s,
+                        "burst": scored.face.burst,
+                        "box_xyxy": [float(value) for value in scored.face.box_xyxy],
+                        "landmarks": [[float(x), float(y)] for x, y in scored.face.landmarks],
+                        "detection_score": scored.face.detection_score,
+                        "logit": scored.logit,
+                        "frame_number": scored.face.frame_number,
+                        "stream": scored.face.stream,
+                        "sharpness": scored.face.sharpness,
+                        "blockiness": scored.face.blockiness,
+                    }
+                    for scored in track.faces
+                ],
+            }
             for track in result.tracks
         ],
         "dumps": list(result.dumps),
         "facts": asdict(result.facts) if result.facts else None,
         "remarks": asdict(result.remarks) if result.remarks else None,
-        "fingerprint": _fingerprint_to_json(result.fingerprint),
+        "fingerprint": {name: base64.b64encode(data).decode() for name, data in fingerprint.items() if data is not None}
+        or None,
     }
     if result.detectors:
-        document["detectors"] = [_detector_to_json(each) for each in result.detectors]
+        document["detectors"] = [
+            {
+                "name": each.name,
+                "checkpoint": each.checkpoint,
+                "verdict": asdict(each.verdict),
+                "used_for": each.used_for,
+                "logits": [[scored.logit for scored in track.faces] for track in each.tracks],
+            }
+            for each in result.detectors
+        ]
     return document
-
-
-def _detector_to_json(result: DetectorResult) -> dict[str, Any]:
-    return {
-        "name": result.name,
-        "checkpoint": result.checkpoint,
-        "verdict": asdict(result.verdict),
-        "used_for": result.used_for,
-        "logits": [[scored.logit for scored in track.faces] for track in result.tracks],
-    }
-
-
-def _face_to_json(scored: FaceScore) -> dict[str, Any]:
-    face = scored.face
-    return {
-        "frame_index": face.frame_index,
-        "time_s": face.time_s,
-        "burst": face.burst,
-        "box_xyxy": [float(value) for value in face.box_xyxy],
-        "landmarks": [[float(x), float(y)] for x, y in face.landmarks],
-        "detection_score": face.detection_score,
-        "logit": scored.logit,
-        "frame_number": face.frame_number,
-        "stream": face.stream,
-        "sharpness": face.sharpness,
-        "blockiness": face.blockiness,
-    }
 
 
 def from_json(document: dict[str, Any]) -> VideoResult:
@@ -550,6 +551,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
         for track in document["tracks"]
     )
+    fingerprint = document.get("fingerprint")  # absent before fingerprints
     return VideoResult(
         path=_path_from_json(document["path"]),
         status=document["status"],
@@ -560,33 +562,19 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=_remarks_from_json(document.get("remarks")),
-        fingerprint=_fingerprint_from_json(document.get("fingerprint")),  # absent before fingerprints
+        fingerprint=fingerprint and Fingerprint(**{name: base64.b64decode(text) for name, text in fingerprint.items()}),
         detectors=tuple(_detector_from_json(each, tracks) for each in document.get("detectors", [])),
     )
 
 
 def _verdict_from_json(document: dict[str, Any]) -> Verdict:
     reason, validation = document["reason"], document.get("validation")  # absent from ledgers of 0.1
-    return Verdict(
-        **{
-            **document,
-            "reason": reason and Reason(**reason),
-            "validation": validation and _validation_from_json(validation),
+    if validation:
+        bounded = {
+            name: validation[name] and Bounded(**validation[name]) for name in ("error_rate", "likelihood_ratio")
         }
-    )
-
-
-def _fingerprint_to_json(fingerprint: Fingerprint | None) -> dict[str, str] | None:
-    if fingerprint is None:
-        return None
-    parts = asdict(fingerprint).items()
-    return {name: base64.b64encode(data).decode() for name, data in parts if data is not None}
-
-
-def _fingerprint_from_json(document: dict[str, str] | None) -> Fingerprint | None:
-    if document is None:
-        return None
-    return Fingerprint(**{name: base64.b64decode(text) for name, text in document.items()})
+        validation = Validation(**{**validation, **bounded})
+    return Verdict(**{**document, "reason": reason and Reason(**reason), "validation": validation})
 
 
 def _detector_from_json(document: dict[str, Any], tracks: Sequence[Track]) -> DetectorResult:
@@ -594,14 +582,15 @@ def _detector_from_json(document: dict[str, Any], tracks: Sequence[Track]) -> De
         name=document["name"],
         checkpoint=document["checkpoint"],
         verdict=_verdict_from_json(document["verdict"]),
-        tracks=tuple(_with_logits(track, logits) for track, logits in zip(tracks, document["logits"], strict=True)),
+        tracks=tuple(
+            Track(
+                track.track_id,
+                tuple(FaceScore(scored.face, logit) for scored, logit in zip(track.faces, logits, strict=True)),
+            )
+            for track, logits in zip(tracks, document["logits"], strict=True)
+        ),
         used_for=document["used_for"],
     )
-
-
-def _with_logits(track: Track, logits: Sequence[float]) -> Track:
-    pairs = zip(track.faces, logits, strict=True)
-    return Track(track.track_id, tuple(FaceScore(scored.face, logit) for scored, logit in pairs))
 
 
 def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
@@ -610,11 +599,6 @@ def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
     damage, crowd = (document[name] and Reason(**document[name]) for name in ("damage", "crowd"))
     notes = tuple(Reason(**note) for note in document["notes"])
     return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes, document.get("turn_deg", 0))
-
-
-def _validation_from_json(document: dict[str, Any]) -> Validation:
-    bounded = {name: document[name] and Bounded(**document[name]) for name in ("error_rate", "likelihood_ratio")}
-    return Validation(**{**document, **bounded})
 
 
 def _path_from_json(encoded: str) -> str:

@@ -60,27 +60,17 @@ def _take(lock_path: str) -> int:
     while True:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            _lock(descriptor, lock_path)
-            if _is_named(descriptor, lock_path):
-                return descriptor
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _HeldError from None
+            except OSError as error:  # some network file systems have no locks
+                message = "%s: cannot lock this file (%s); make sure that no other run writes to it"
+                log.warning(message, lock_path, error.strerror)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock_path)):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the previous holder removed the file between our open and our lock
-
-
-def _lock(descriptor: int, lock_path: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _HeldError from None
-    except OSError as error:  # some network file systems have no locks
-        message = "%s: cannot lock this file (%s); make sure that no other run writes to it"
-        log.warning(message, lock_path, error.strerror)
-
-
-def _is_named(descriptor: int, lock_path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(lock_path))
-    except FileNotFoundError:
-        return False

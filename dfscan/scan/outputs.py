@@ -78,22 +78,21 @@ class Outputs:
     def recall(self, path: str, identity: FileIdentity | None) -> VideoResult | None:
         """Return the result in the ledger, and write its row, if the file is unchanged and needs no retry."""
         known = self._ledger.get(path, identity) if identity else None
-        if identity is None or known is None or not self._is_final(known, identity):
+        if identity is None or known is None:
+            return None
+        reason = known.verdict.reason
+        if known.verdict.label == "error" and reason and reason.code in MAY_PASS:
+            return None
+        has_pictures = known.tracks or known.verdict.label == "no_face"
+        if self._settings.keeps_pictures and has_pictures and not self._ledger.pictures(path, identity):
+            return None
+        if self._settings.explain and not holds_dumps(self._settings.explain, known.dumps):
             return None
         if not self._is_same_file(known, identity):
             return None
         self._ledger.touch(path, identity)
         self._take(path, identity)
         return known
-
-    def _is_final(self, known: VideoResult, identity: FileIdentity | None) -> bool:
-        reason = known.verdict.reason
-        if known.verdict.label == "error" and reason and reason.code in MAY_PASS:
-            return False
-        has_pictures = known.tracks or known.verdict.label == "no_face"
-        if self._settings.keeps_pictures and has_pictures and not self._ledger.pictures(known.path, identity):
-            return False
-        return not self._settings.explain or holds_dumps(self._settings.explain, known.dumps)
 
     def _is_same_file(self, known: VideoResult, identity: FileIdentity) -> bool:
         """Return True if the file still has the scanned content.
@@ -128,25 +127,23 @@ class Outputs:
     def _take(self, path: str, identity: FileIdentity | None) -> None:
         """Write all rows that are next in report order, from the ledger to the reports."""
         self._recorded[path] = identity
+        dumps_dir = str(self._settings.explain) if self._settings.explain else None
         while self._waiting and self._waiting[0] in self._recorded:
             path = self._waiting.popleft()
-            self._write_rows(path, self._recorded.pop(path))
-
-    def _write_rows(self, path: str, identity: FileIdentity | None) -> None:
-        kept = self._ledger.get(path, identity)
-        assert kept is not None
-        if self._settings.html:
-            self._identities[path] = identity
-        dumps_dir = str(self._settings.explain) if self._settings.explain else None
-        self._reports.append(
-            kept,
-            checkpoints=[*self._recipe.checkpoints],
-            version=self._recipe.version,
-            dumps_dir=dumps_dir,
-            reviews=self._ledger.reviews(kept.info.sha256),
-            same_as=self._copies.find(kept),
-        )
-        self._index.extend(kept.dumps)
+            identity = self._recorded.pop(path)
+            kept = self._ledger.get(path, identity)
+            assert kept is not None
+            if self._settings.html:
+                self._identities[path] = identity
+            self._reports.append(
+                kept,
+                checkpoints=[*self._recipe.checkpoints],
+                version=self._recipe.version,
+                dumps_dir=dumps_dir,
+                reviews=self._ledger.reviews(kept.info.sha256),
+                same_as=self._copies.find(kept),
+            )
+            self._index.extend(kept.dumps)
 
     def finish(self, skipped: Mapping[str, int]) -> None:
         """Write the outputs that need all results: the index of the dumps, and the page.

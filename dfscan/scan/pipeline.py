@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from dfscan.arrays import UInt8Image
 from dfscan.detector import gradcam
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import Runtime
@@ -45,7 +44,6 @@ from dfscan.scan.video import ScoredCrop, VideoState
 from dfscan.types import (
     DetectorResult,
     Dissolve,
-    Face,
     FaceScore,
     FileFacts,
     Picture,
@@ -154,21 +152,22 @@ class _Scan:
         self._pool = self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="faces")
         if engine.batched_detector:  # threads mostly wait for the GPU
             self._score_pool = ThreadPoolExecutor(engine.runtime.threads, thread_name_prefix="score")
-        self._detect = self._detect_stage()
+        cropper = FaceCropper([classifier.preprocessing for classifier in engine.classifiers])
+        self._detect: DetectStage
+        if engine.batched_detector:
+            self._detect = BatchedDetectStage(
+                engine.batched_detector, cropper, timings, self._pool, threads=engine.runtime.threads
+            )
+        else:
+            self._detect = SequentialDetectStage(
+                engine.detector, cropper, timings, self._pool, threads=engine.runtime.threads
+            )
         self._score = ScoreStage(engine.classifiers, timings, self._score_pool)
         self._videos: dict[str, VideoState] = {}
         self._upright: dict[str, VideoState] = {}
         """Videos that need a second pass with rotated frames, with the state of the upright pass."""
         self._turns_deg: dict[str, int] = {}
         """Clockwise rotation for the second pass of each video."""
-
-    def _detect_stage(self) -> DetectStage:
-        engine = self._engine
-        cropper = FaceCropper([classifier.preprocessing for classifier in engine.classifiers])
-        rest = (cropper, self._timings, self._pool)
-        if engine.batched_detector:
-            return BatchedDetectStage(engine.batched_detector, *rest, threads=engine.runtime.threads)
-        return SequentialDetectStage(engine.detector, *rest, threads=engine.runtime.threads)
 
     def run(self, paths: Iterable[str]) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         yield from self._go_through(paths)
@@ -218,7 +217,10 @@ class _Scan:
             video = self._videos[event.path]
             video.end(event)
             self._detect.end(video)
-            self._note(event, video.num_frames)
+            self._timings.add("open", cpu_s=event.open_cpu_s)
+            self._timings.add("decode", cpu_s=event.cpu_s - event.open_cpu_s, count=video.num_frames)
+            self._timings.note_child_rss(event.peak_rss_bytes)
+            self._timings.video_s += (event.info.duration_s or 0.0) if event.info else 0.0
         while searched := self._detect.next():
             self._score_faces(searched)
         while (scored := self._score.next()) is not None:
@@ -247,12 +249,6 @@ class _Scan:
             video.add_scores(scores, result)
         if self._listener:
             self._listener.faces_scored(len(scored))
-
-    def _note(self, ended: Ended, num_frames: int) -> None:
-        self._timings.add("open", cpu_s=ended.open_cpu_s)
-        self._timings.add("decode", cpu_s=ended.cpu_s - ended.open_cpu_s, count=num_frames)
-        self._timings.note_child_rss(ended.peak_rss_bytes)
-        self._timings.video_s += (ended.info.duration_s or 0.0) if ended.info else 0.0
 
     def _finished(self) -> Iterator[tuple[VideoResult, FileIdentity | None]]:
         for video in [video for video in self._videos.values() if video.is_complete]:
@@ -291,31 +287,27 @@ class _Scan:
             return failed(video.path, failure, info, num_frames=video.num_frames, facts=ended.facts)
         assert ended.info is not None and ended.info.sha256 is not None
         tracks_of = _tracks(video.faces, ended.dissolves, num_classifiers=len(self._engine.classifiers))
-        sampling, sha256 = self._engine.sampling, ended.info.sha256
-        damage, crowd = _damage(ended, sampling), self._left_out(video)
-        is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
-        frame_notes = [] if is_picture else _frame_notes(ended, video.num_frames, sampling)
-        remarks = Remarks(
-            damage=damage,
-            crowd=crowd,
-            is_picture=is_picture,
-            notes=(*self._face_notes(video), *frame_notes),
-            turn_deg=video.turn_deg,
-        )
+        remarks = self._remarks(video, ended)
         opinions = []
         for classifier, tracks in zip(self._engine.classifiers, tracks_of, strict=True):
-            used_for = classifier.seen.use_of(sha256) if classifier.seen else None
+            used_for = classifier.seen.use_of(ended.info.sha256) if classifier.seen else None
             verdict = decide(tracks, classifier.rules, replace(remarks, used_for=used_for), is_hdr=ended.info.is_hdr)
             opinions.append(DetectorResult(classifier.name, classifier.label, verdict, tracks, used_for))
         main, *others = opinions
+        dumps: list[dict[str, object]] = []
+        if self._dumps is not None:
+            best = video.best_first()
+            with self._timings.stage("explain", count=len(best)):
+                explanations = [_explanation(*face, self._engine.main.preprocessing) for face in best]
+                dumps = self._dumps.write(video.path, explanations)
         return VideoResult(
             path=video.path,
-            status="partial" if damage or crowd else "ok",
+            status="partial" if remarks.damage or remarks.crowd else "ok",
             verdict=agreed(opinions, [each.rules for each in self._engine.classifiers]) if others else main.verdict,
             info=ended.info,
             num_frames=video.num_frames,
             tracks=main.tracks,
-            dumps=self._dump(video),
+            dumps=tuple(dumps),
             pictures=self._pictures(video, main.tracks),
             facts=ended.facts,
             remarks=replace(remarks, used_for=main.used_for),
@@ -323,23 +315,34 @@ class _Scan:
             detectors=tuple(opinions) if others else (),
         )
 
-    def _left_out(self, video: VideoState) -> Reason | None:
-        max_faces_per_frame, max_faces = video.crowd.max_faces_per_frame, self._engine.max_faces
-        if max_faces_per_frame <= max_faces:
-            return None
-        text = f"{max_faces_per_frame} faces in one frame, of which {max_faces_per_frame - max_faces} were not judged"
-        return Reason("too_many_faces", f"{text}; raise --max-faces, now {max_faces}, to judge them")
-
-    def _face_notes(self, video: VideoState) -> list[Reason]:
-        """Return notes for the report on how faces were searched for."""
+    def _remarks(self, video: VideoState, ended: Ended) -> Remarks:
+        """Return why only a part of the video was judged, and notes for the report on one that was judged as asked."""
+        is_all_streams, max_faces = self._engine.sampling.streams == "all", self._engine.max_faces
+        is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
+        skipped = Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
+        damage = [Reason("damaged", ended.damage)] if ended.damage else []
+        if ended.is_cut_short:
+            damage.append(Reason("max_frames", "longer than --max-frames reaches at this --every"))
+        if ended.skipped and is_all_streams:
+            damage.append(skipped)
+        crowd = None
+        if (most := video.crowd.max_faces_per_frame) > max_faces:
+            text = f"{most} faces in one frame, of which {most - max_faces} were not judged"
+            crowd = Reason("too_many_faces", f"{text}; raise --max-faces, now {max_faces}, to judge them")
+        notes = []
         if video.turn_deg:
             text = f"faces were found only after the frames were turned clockwise by {video.turn_deg} degrees"
-            return [Reason("turned", f"{text}; positions are those in the turned frames")]
-        if video.num_found or not video.kept.frames:
-            return []
-        with self._timings.stage("detect", count=0):
-            small = second_look.find_small_faces(video.kept.frames, self._engine.detector, self._pool)
-        return [small] if small else []
+            notes.append(Reason("turned", f"{text}; positions are those in the turned frames"))
+        elif video.kept.frames and not video.num_found:
+            with self._timings.stage("detect", count=0):
+                small = second_look.find_small_faces(video.kept.frames, self._engine.detector, self._pool)
+            notes += [small] if small else []
+        if ended.skipped and not is_all_streams and not is_picture:
+            notes.append(skipped)
+        if ended.num_missing and not is_picture:
+            frames = f"{video.num_frames} of the {video.num_frames + ended.num_missing} frames"
+            notes.append(Reason("few_frames", f"the file gave only {frames} asked for"))
+        return Remarks(joined(damage), crowd, is_picture, notes=tuple(notes), turn_deg=video.turn_deg)
 
     def _pictures(self, video: VideoState, tracks: tuple[Track, ...]) -> tuple[Picture, ...]:
         if video.pictures is None:
@@ -361,14 +364,6 @@ class _Scan:
             ]
             return (*video.pictures.of(tracks), *heat_maps)
 
-    def _dump(self, video: VideoState) -> tuple[dict[str, object], ...]:
-        if self._dumps is None:
-            return ()
-        best = video.best_first()
-        with self._timings.stage("explain", count=len(best)):
-            explanations = [_explanation(*face, self._engine.main.preprocessing) for face in best]
-            return tuple(self._dumps.write(video.path, explanations))
-
 
 def failed(
     path: str,
@@ -382,33 +377,6 @@ def failed(
     identity = None if is_url(path) else FileIdentity.of(path)
     info = info or VideoInfo(size_bytes=identity.size_bytes if identity else None)
     return VideoResult(path, "error", Verdict("error", reason=reason), info, num_frames, facts=facts)
-
-
-def _damage(ended: Ended, sampling: Sampling) -> Reason | None:
-    """Return why only a part of the video was scanned, or None."""
-    reasons = []
-    if ended.damage:
-        reasons.append(Reason("damaged", ended.damage))
-    if ended.is_cut_short:
-        reasons.append(Reason("max_frames", "longer than --max-frames reaches at this --every"))
-    if ended.skipped and sampling.streams == "all":
-        reasons.append(_skipped_streams(ended))
-    return joined(reasons)
-
-
-def _frame_notes(ended: Ended, num_frames: int, sampling: Sampling) -> list[Reason]:
-    """Return notes for the report on a video that was scanned as requested."""
-    notes = []
-    if ended.skipped and sampling.streams != "all":
-        notes.append(_skipped_streams(ended))
-    if ended.num_missing:
-        num_asked = num_frames + ended.num_missing
-        notes.append(Reason("few_frames", f"the file gave only {num_frames} of the {num_asked} frames asked for"))
-    return notes
-
-
-def _skipped_streams(ended: Ended) -> Reason:
-    return Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
 
 
 def _tracks(
@@ -433,22 +401,20 @@ def _explanation(score: FaceScore, scored: ScoredCrop, preprocessing: Preprocess
     face, pixels = score.face, scored.crop.pixels
     x1, y1, x2, y2 = (float(edge) for edge in face.box_xyxy)
     row = {"score": score.score, "time_s": face.time_s, "frame": face.frame_number}
+    assert scored.frame is not None
+    frame, margin, size_px = scored.frame.pixels, preprocessing.crop_margin, preprocessing.input_size_px
+    if preprocessing.crop == "square":
+        overlay = gradcam.overlay_on_frame(frame, scored.cam, crop_square_xyxy(face.box_xyxy, margin=margin))
+    else:
+        if preprocessing.crop == "aligned":
+            to_crop = alignment(face.landmarks, margin=margin, size=size_px)
+        else:
+            height_px, width_px = frame.shape[:2]
+            to_crop = box_to_crop(face.box_xyxy, margin=margin, width_px=width_px, height_px=height_px, size=size_px)
+        overlay = gradcam.overlay_on_part(frame, scored.cam, to_crop, size_px)
     return FaceExplanation(
         face=pixels,
         heat_map=gradcam.overlay(pixels, gradcam.heat_map(scored.cam, pixels.shape[0])),
-        frame=_overlay_on_frame(face, scored, preprocessing),
+        frame=overlay,
         row={**row, "x1": x1, "y1": y1, "x2": x2, "y2": y2},
     )
-
-
-def _overlay_on_frame(face: Face, scored: ScoredCrop, preprocessing: Preprocessing) -> UInt8Image:
-    assert scored.frame is not None
-    pixels, margin, size_px = scored.frame.pixels, preprocessing.crop_margin, preprocessing.input_size_px
-    if preprocessing.crop == "square":
-        return gradcam.overlay_on_frame(pixels, scored.cam, crop_square_xyxy(face.box_xyxy, margin=margin))
-    if preprocessing.crop == "aligned":
-        to_crop = alignment(face.landmarks, margin=margin, size=size_px)
-    else:
-        height_px, width_px = pixels.shape[:2]
-        to_crop = box_to_crop(face.box_xyxy, margin=margin, width_px=width_px, height_px=height_px, size=size_px)
-    return gradcam.overlay_on_part(pixels, scored.cam, to_crop, size_px)

@@ -63,7 +63,14 @@ def rebuild_reports(
         LockedError: another run is writing the same report.
         OutputError: a report cannot be written; the old report is kept.
     """
-    written = _written_files([*ledgers, *map(Path, calibrations)], settings)
+    written = [Path(name) for name in settings.out_files]
+    written += [path for path in (settings.frames_out, settings.html) if path]
+    if settings.reports.count("-") > 1:
+        raise ConfigError("--out names standard output twice; name a file for the second report")
+    places = Counter(os.path.realpath(path) for path in [*ledgers, *map(Path, calibrations), *written])
+    for path in written:
+        if places[os.path.realpath(path)] > 1:
+            raise ConfigError(f"{path} is named twice, or is a ledger; name different files")
     with only_run(written):
         for path in (*written, *map(meta_path, settings.out_files)):
             remove_leftovers(path)
@@ -99,7 +106,9 @@ def _write(
         readers = [stack.enter_context(LedgerReader(path)) for path in ledgers]
         known = _known(readers)
         spare_inputs([("the report", path) for path in written], (os.fsdecode(entry.key[0]) for entry, _ in known))
-        cards = _cards(known)
+        cards: dict[str, dict[str, Any]] = {}
+        for reader in dict.fromkeys(reader for _, reader in known):
+            cards |= reader.cards()
         judge = None
         if calibrations or threshold is not None:
             judge = Judge([entry for entry, _ in known], cards, calibrations=calibrations, threshold=threshold)
@@ -214,23 +223,3 @@ def _file(entry: LedgerEntry) -> tuple[int, int, str]:
     """Return size, modification time and sha256, which differ if the file has changed."""
     _, size_bytes, mtime_ns, _ = entry.key
     return size_bytes, mtime_ns, entry.sha256
-
-
-def _cards(known: Sequence[Known]) -> dict[str, dict[str, Any]]:
-    """Return the cards in all ledgers, by the sha256 of their checkpoint."""
-    by_sha256: dict[str, dict[str, Any]] = {}
-    for ledger in dict.fromkeys(ledger for _, ledger in known):
-        by_sha256 |= ledger.cards()
-    return by_sha256
-
-
-def _written_files(ledgers: Sequence[Path], settings: ScanSettings) -> list[Path]:
-    named = [Path(name) for name in settings.out_files]
-    named += [path for path in (settings.frames_out, settings.html) if path]
-    if settings.reports.count("-") > 1:
-        raise ConfigError("--out names standard output twice; name a file for the second report")
-    places = [os.path.realpath(path) for path in [*ledgers, *named]]
-    for place, path in zip(places[len(ledgers) :], named, strict=True):
-        if places.count(place) > 1:
-            raise ConfigError(f"{path} is named twice, or is a ledger; name different files")
-    return named

@@ -21,7 +21,7 @@ from dfscan.errors import DataError
 from dfscan.scan.ledger import LedgerEntry, Recipe, RecipeDetector
 from dfscan.scan.setup import rules_for, with_checkpoint
 from dfscan.scan.verdict import Rules, agreed, decide
-from dfscan.types import DetectorResult, FaceScore, Picture, Remarks, Track, VideoResult
+from dfscan.types import DetectorResult, FaceScore, Picture, VideoResult
 
 QUALITY_METHOD = 5
 """First `setup.METHOD` that measures the sharpness of faces."""
@@ -97,7 +97,10 @@ class Judge:
                 "--calibration instead of --threshold"
             )
         old = [self._known(*checkpoint, num_results) for checkpoint in recipe.checkpoints.items()]
-        new = [self._calibrated(checkpoint) for checkpoint in old]
+        new = [
+            next((each for each in self.checkpoints if each.base_sha256 == before.base_sha256), before)
+            for before in old  # one without a new calibration of its network stays
+        ]
         for checkpoint in self.checkpoints:
             if checkpoint not in new:
                 raise DataError(
@@ -154,22 +157,28 @@ class Judge:
             ) from error
         return Checkpoint(Path(label), sha256, card)
 
-    def _calibrated(self, old: Checkpoint) -> Checkpoint:
-        """Return the checkpoint with a new calibration of this network, or the old one."""
-        return next((each for each in self.checkpoints if each.base_sha256 == old.base_sha256), old)
-
     def recipe(self, entry: LedgerEntry) -> Recipe:
         """Return the recipe of a scan that would give the new result."""
         return self._changes[entry.recipe.digest].recipe
 
     def judged(self, entry: LedgerEntry, result: VideoResult) -> VideoResult:
         """Return the result of an entry with new scores and a new verdict."""
-        remarks = result.remarks
+        remarks, sha256 = result.remarks, result.info.sha256
         if remarks is None:
             return result  # an error
         judges = self._changes[entry.recipe.digest].judges
-        before = result.detectors or [DetectorResult("", "", result.verdict, result.tracks, remarks.used_for)]
-        after = [_judged(each, judge, result, remarks) for each, judge in zip(before, judges, strict=True)]
+        detectors = result.detectors or [DetectorResult("", "", result.verdict, result.tracks, remarks.used_for)]
+        after = []
+        for before, judge in zip(detectors, judges, strict=True):
+            used_for = before.used_for
+            if judge.is_replaced:
+                used_for = judge.seen.use_of(sha256) if judge.seen and sha256 else None
+            tracks = tuple(
+                replace(track, faces=tuple(FaceScore(each.face, each.logit * judge.factor) for each in track.faces))
+                for track in before.tracks
+            )
+            verdict = decide(tracks, judge.rules, replace(remarks, used_for=used_for), is_hdr=result.info.is_hdr)
+            after.append(DetectorResult(before.name, judge.label, verdict, tracks, used_for))
         return replace(
             result,
             tracks=after[0].tracks,
@@ -177,19 +186,6 @@ class Judge:
             remarks=replace(remarks, used_for=after[0].used_for),
             detectors=tuple(after) if result.detectors else (),
         )
-
-
-def _judged(before: DetectorResult, judge: _NewJudge, result: VideoResult, remarks: Remarks) -> DetectorResult:
-    used_for, sha256 = before.used_for, result.info.sha256
-    if judge.is_replaced:
-        used_for = judge.seen.use_of(sha256) if judge.seen and sha256 else None
-    tracks = tuple(_scaled(track, judge.factor) for track in before.tracks)
-    verdict = decide(tracks, judge.rules, replace(remarks, used_for=used_for), is_hdr=result.info.is_hdr)
-    return DetectorResult(before.name, judge.label, verdict, tracks, used_for)
-
-
-def _scaled(track: Track, factor: float) -> Track:
-    return replace(track, faces=tuple(FaceScore(scored.face, scored.logit * factor) for scored in track.faces))
 
 
 def rescored(pictures: Sequence[Picture], result: VideoResult) -> list[Picture]:

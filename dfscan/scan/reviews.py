@@ -181,18 +181,16 @@ def _review(
         return None, "no path"
     if not name:
         return None, "no reviewer; fill in `reviewer`, or give --by"
-    if cell("time") and not (_is_time(cell("time")) and cell("time") <= time_utc):
-        return None, f"'{cell('time')}' is not a past time such as 2026-11-25T14:30:00Z; leave `reviewed_utc` as it was"
+    if time := cell("time"):
+        try:
+            is_past = time == datetime.strptime(time, TIME_FORMAT).strftime(TIME_FORMAT) and time <= time_utc
+        except ValueError:
+            is_past = False
+        if not is_past:
+            return None, f"'{time}' is not a past time such as 2026-11-25T14:30:00Z; leave `reviewed_utc` as it was"
     review = Review(verdict, name, cell("note"), time_utc)
     sha256 = cell("sha256").lower().removeprefix("sha256:")
-    return ListedReview(where, cell("path"), sha256, review, cell("time")), None
-
-
-def _is_time(text: str) -> bool:
-    try:
-        return datetime.strptime(text, TIME_FORMAT).strftime(TIME_FORMAT) == text
-    except ValueError:
-        return False
+    return ListedReview(where, cell("path"), sha256, review, time), None
 
 
 # Storing

@@ -153,7 +153,9 @@ def run_scan(
         follow_symlinks=settings.follow_symlinks,
         images=settings.images,
     )
-    empty = _empty(discovery)
+    empty = [display_path(path) for path in discovery.empty]
+    if not (empty or discovery.paths or discovery.problems):
+        empty = ["the list of --files-from"]
     discovery = select_shard(discovery, settings.shard)
     refuse_overwriting(settings, discovery.paths)
     if settings.takes_known and ledger_path(settings) is None:
@@ -163,7 +165,9 @@ def run_scan(
     resolved, checkpoints = resolve(settings)
     device = settings.device if settings.on == "ray" else choose_device(settings.device)
     recipe = scan_recipe(resolved, checkpoints, device=device)
-    summary = ScanSummary(_seen_by_any(checkpoints), skipped=discovery.skipped, empty=empty)
+    seen = [checkpoint.card.seen for checkpoint in checkpoints if checkpoint.card.seen]
+    seen_by_any = functools.reduce(SeenFiles.union, seen) if seen else None
+    summary = ScanSummary(seen_by_any, skipped=discovery.skipped, empty=empty)
     for path, reason in discovery.skipped:
         log.info("%s: skipped, %s", display_path(path), reason)
     if on_discovered:
@@ -174,8 +178,12 @@ def run_scan(
         with Outputs(settings, recipe, order, cards=cards) as outputs:
             known = _recalled(discovery.paths, outputs, summary, listener) if settings.takes_known else set()
             paths = [path for path in discovery.paths if path not in known]
+            engine: Engine | Cluster | None = None
             with timings.stage("start"):
-                engine = _engine(resolved, checkpoints, paths) if paths else None
+                if paths and resolved.on == "ray":
+                    engine = Cluster(Job.of(resolved, checkpoints, paths))
+                elif paths:
+                    engine = load_engine(resolved, checkpoints)
             results = _results(discovery.problems, paths, engine, outputs.dumps, settings, listener, timings)
             for result, identity in results:
                 with timings.stage("write"):
@@ -221,18 +229,6 @@ def _annotate(settings: ScanSettings, paths: Sequence[str]) -> int:
         return annotate_videos(candidates, settings)
 
 
-def _seen_by_any(checkpoints: Sequence[Checkpoint]) -> SeenFiles | None:
-    seen = [checkpoint.card.seen for checkpoint in checkpoints if checkpoint.card.seen]
-    return functools.reduce(SeenFiles.union, seen) if seen else None
-
-
-def _empty(discovery: Discovery) -> list[str]:
-    """Return the display names of inputs that contained nothing to scan."""
-    if discovery.empty or discovery.paths or discovery.problems:
-        return [display_path(path) for path in discovery.empty]
-    return ["the list of --files-from"]
-
-
 def select_shard(discovery: Discovery, shard: str | None) -> Discovery:
     """Return part I of N of the inputs, for ``shard`` ``I/N``; a file's part depends only on its path."""
     if shard is None:
@@ -258,13 +254,6 @@ def _recalled(paths: Sequence[str], outputs: Outputs, summary: ScanSummary, list
             if listener:
                 listener.video_done(result)
     return known
-
-
-def _engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> Engine | Cluster:
-    """Load the models here, or connect to the cluster that judges these files."""
-    if settings.on == "ray":
-        return Cluster(Job.of(settings, checkpoints, paths))
-    return load_engine(settings, checkpoints)
 
 
 def _results(
@@ -297,16 +286,6 @@ def _results(
             yield from stack.enter_context(closing(results))
 
 
-def _machines(engine: Engine | Cluster | None) -> dict[str, Any]:
-    if isinstance(engine, Cluster):
-        return {"cluster": engine.facts()}
-    runtime = engine.runtime if engine else None
-    return {
-        "device": runtime.device if runtime else None,
-        "mixed_precision": runtime.mixed_precision if runtime else None,
-    }
-
-
 def _metadata(
     started: datetime,
     settings: ResolvedSettings,
@@ -316,31 +295,33 @@ def _metadata(
 ) -> dict[str, Any]:
     import av  # noqa: F401  versions() includes FFmpeg only if PyAV is imported
 
+    machines: dict[str, Any] = {"device": None, "mixed_precision": None}
+    if isinstance(engine, Cluster):
+        machines = {"cluster": engine.facts()}
+    elif engine:
+        machines = {"device": engine.runtime.device, "mixed_precision": engine.runtime.mixed_precision}
+    facts = [{"path": str(each.path), "sha256": each.sha256, **each.document()} for each in checkpoints]
+    of_checkpoints: dict[str, Any] = {"checkpoint": facts[0]}
+    if len(facts) > 1:
+        named = zip(detector_names(checkpoints), facts, strict=True)
+        of_checkpoints = {
+            "checkpoints": [{"detector": name, **fact} for name, fact in named],
+            "verdict_rule": AGREEMENT,
+        }
     return {
         "started_utc": started.isoformat(timespec="seconds"),
         "ended_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "command_line": sys.argv,
         "settings": settings.document(),
-        **_machines(engine),
-        **_checkpoint_facts(checkpoints),
+        **machines,
+        **of_checkpoints,
         "counts": {label: summary.labels[label] for label in VERDICT_LABELS} | {"partial": summary.num_partial},
         "known_from_ledger": summary.num_known,
         "seen_by_checkpoint": summary.num_seen if summary.seen else None,
         "num_skipped": dict(summary.num_skipped),
         "skipped": [{"path": display_path(path), "reason": reason} for path, reason in summary.skipped],
         "versions": versions(),
-    }
-
-
-def _checkpoint_facts(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    facts = [{"path": str(each.path), "sha256": each.sha256, **each.document()} for each in checkpoints]
-    if len(facts) == 1:
-        return {"checkpoint": facts[0]}
-    names = detector_names(checkpoints)
-    return {
-        "checkpoints": [{"detector": name, **fact} for name, fact in zip(names, facts, strict=True)],
-        "verdict_rule": AGREEMENT,
     }
 
 

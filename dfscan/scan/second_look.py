@@ -14,7 +14,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from dfscan.arrays import UInt8Image
 from dfscan.faces.detect import SMALLEST_PX, FaceDetector
 from dfscan.images import encode
 from dfscan.scan.pictures import THUMBNAIL_JPEG_QUALITY
@@ -103,12 +102,12 @@ def find_small_faces(frames: Sequence[Frame], detector: FaceDetector, pool: Exec
 
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
     """Return thumbnails of the frames, in order of time."""
-    return tuple(Picture("frame", -1, frame.index, frame.time_s, 0.0, _jpeg(frame.pixels)) for frame in frames)
-
-
-def _jpeg(pixels: UInt8Image) -> bytes:
-    height_px, width_px = pixels.shape[:2]
-    scale = min(1.0, PICTURE_PX / max(height_px, width_px))
-    size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
-    small = cv2.resize(pixels, size_px, interpolation=cv2.INTER_AREA)
-    return encode(np.asarray(small, np.uint8), ".jpg", quality=THUMBNAIL_JPEG_QUALITY)
+    thumbnails = []
+    for frame in frames:
+        height_px, width_px = frame.pixels.shape[:2]
+        scale = min(1.0, PICTURE_PX / max(height_px, width_px))
+        size_px = max(1, round(width_px * scale)), max(1, round(height_px * scale))
+        small = cv2.resize(frame.pixels, size_px, interpolation=cv2.INTER_AREA)
+        jpeg = encode(np.asarray(small, np.uint8), ".jpg", quality=THUMBNAIL_JPEG_QUALITY)
+        thumbnails.append(Picture("frame", -1, frame.index, frame.time_s, 0.0, jpeg))
+    return tuple(thumbnails)

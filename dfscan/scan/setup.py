@@ -161,10 +161,21 @@ def load_engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]) -
         CheckpointError: the weights cannot be used, or do not reproduce the scores recorded in the checkpoint.
     """
     threads = settings.threads or default_threads()
-    names = detector_names(checkpoints)
-    classifiers = [
-        _classifier(name, settings, checkpoint, threads) for name, checkpoint in zip(names, checkpoints, strict=True)
-    ]
+    classifiers = []
+    for name, checkpoint in zip(detector_names(checkpoints), checkpoints, strict=True):
+        runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
+        verify(runtime, checkpoint)
+        classifiers.append(
+            Classifier(
+                name=name,
+                label=checkpoint.label,
+                runtime=runtime,
+                preprocessing=checkpoint.card.preprocessing,
+                temperature=checkpoint.card.calibration.temperature,
+                rules=rules_for(settings, checkpoint),
+                seen=checkpoint.card.seen,
+            )
+        )
     runtime = classifiers[0].runtime
     for classifier in classifiers[1:]:
         classifier.runtime.clock = runtime.clock  # they share the device
@@ -187,20 +198,6 @@ def load_engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]) -
         limits=Limits(settings.timeout, settings.max_memory, settings.sandbox),
         images=settings.images,
         trust_list=read_trust_list(settings.trust_list) if settings.provenance else None,
-    )
-
-
-def _classifier(name: str, settings: ResolvedSettings, checkpoint: Checkpoint, threads: int) -> Classifier:
-    runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
-    verify(runtime, checkpoint)
-    return Classifier(
-        name=name,
-        label=checkpoint.label,
-        runtime=runtime,
-        preprocessing=checkpoint.card.preprocessing,
-        temperature=checkpoint.card.calibration.temperature,
-        rules=rules_for(settings, checkpoint),
-        seen=checkpoint.card.seen,
     )
 
 

@@ -102,21 +102,16 @@ _RANKS: Mapping[VerdictLabel, int] = {"fake": 2, "inconclusive": 1, "real": 0}
 
 
 def _judged(track: Track, rules: Rules) -> _Judged:
-    score = track_score(track, rules)
+    score, sharpness = track_score(track, rules), track.sharpness
     label, reason = _label(score, rules.fake_threshold, rules.real_threshold, rules)
-    level = _level(track, rules)
+    level = None
+    if sharpness is not None:
+        level = next((each for each in rules.levels if each.below is None or sharpness < each.below), None)
     if level is None:
         return _Judged(track, score, label, reason, rules.fake_threshold, rules.validations.get(label))
     if label in level.reasons and _label(score, level.fake_threshold, level.real_threshold, rules)[0] != label:
         label, reason = "inconclusive", level.reasons[label]
     return _Judged(track, score, label, reason, level.fake_threshold, level.validations.get(label))
-
-
-def _level(track: Track, rules: Rules) -> QualityRules | None:
-    sharpness = track.sharpness
-    if sharpness is None:
-        return None
-    return next((level for level in rules.levels if level.below is None or sharpness < level.below), None)
 
 
 def decide(
@@ -197,16 +192,11 @@ def agreed(results: Sequence[DetectorResult], rules: Sequence[Rules]) -> Verdict
     votes = None
     if code and not is_unanimous:
         votes = Reason(code, ", ".join(f"{each.name} says {each.verdict.label}" for each in voters))
-    seen = [_seen_by(each) for each in results[1:] if each.used_for]
+    used = [(each.name, _SEEN[each.used_for]) for each in results[1:] if each.used_for]
+    seen = [Reason(each.code, f"{name}: {each.text}") for name, each in used]
     reason = joined([each for each in (votes, first.reason, *seen) if each])
     validation = voters[0].verdict.validation if len(voters) == 1 else None
     return replace(first, label=label, reason=reason, validation=validation)
-
-
-def _seen_by(result: DetectorResult) -> Reason:
-    assert result.used_for
-    seen = _SEEN[result.used_for]
-    return Reason(seen.code, f"{result.name}: {seen.text}")
 
 
 def joined(reasons: Sequence[Reason]) -> Reason | None:
