@@ -37,13 +37,6 @@ DTYPES: dict[Kind, Literal["string", "Int64"]] = {"path": "string", "text": "str
 """Types of columns in a DataFrame; all other kinds are float64."""
 
 
-def _names(checkpoint: AnyPath | Sequence[AnyPath] | None) -> list[str] | None:
-    if checkpoint is None:
-        return None
-    several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    return [os.fspath(each) for each in several]
-
-
 class ScannerOptions(TypedDict, total=False):
     """Keyword arguments of a `Scanner`: the flags of ``dfscan scan`` by their names, with their defaults."""
 
@@ -100,8 +93,9 @@ class Scanner:
         """
         if others := sorted(options.keys() & rows(ScanSettings).keys() - ScannerOptions.__annotations__.keys()):
             raise ConfigError(f"{', '.join(others)}: an option of `dfscan scan` that a Scanner does not take")
-        given = {**options, "checkpoint": _names(checkpoint)}
-        self._settings, loaded = resolve(build_settings(ScanSettings, given))
+        several = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+        names = None if several is None else [os.fspath(each) for each in several]
+        self._settings, loaded = resolve(build_settings(ScanSettings, {**options, "checkpoint": names}))
         self._checkpoint = "; ".join(each.label for each in loaded)
         self._engine: Engine | None = load_engine(self._settings, loaded)
         self._scans: WeakSet[Generator[VideoResult, None, None]] = WeakSet()

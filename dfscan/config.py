@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 from dfscan.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    pass
 
 INPUT, OUTPUT, EXPLAIN, VERDICT = "Input", "Output", "Explanation", "Verdict"
 SAMPLING, FACES, DETECTOR, PROVENANCE = "Sampling", "Faces", "Detector", "Provenance"
@@ -133,7 +133,11 @@ class Settings:
 
     def document(self) -> dict[str, Any]:
         """Return all values as JSON types."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for name, value in values
+        }
 
 
 Table = TypeVar("Table", bound=Settings)
@@ -146,12 +150,6 @@ def _exclusions(table: type[Settings], values: Mapping[str, Any]) -> Iterator[st
             shown = " and ".join(f"{name} = {value:g}" for name, value in given.items())
             flags = " and ".join(rows(table)[name].flag for name in given)
             yield f"{shown} exclude each other: give only one of {flags}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _split(value: object) -> object:
@@ -624,7 +622,18 @@ def _validated(table: type[Settings], values: Mapping[str, Any]) -> dict[str, An
     try:
         checked = _model(table)(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        raise ConfigError("; ".join(_complaints(error, rows(table)))) from error
+        complaints, unknown = list[str](), list[str]()
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"][:1]))
+            if problem["type"] == "extra_forbidden":
+                unknown.append(name)
+            elif problem["type"] == "value_error":
+                complaints.append(f"{name}: {problem['ctx']['error']}, got {problem['input']!r}")
+            else:
+                complaints.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+        if unknown:
+            complaints.append(f"unknown setting {_with_hints(unknown, rows(table))}")
+        raise ConfigError("; ".join(complaints)) from error
     return {name: getattr(checked, name) for name in rows(table)}
 
 
@@ -643,20 +652,6 @@ def _model(table: type[Settings]) -> Any:
 
 
 _models: dict[type[Settings], Any] = {}
-
-
-def _complaints(error: ValidationError, known: Iterable[str]) -> Iterable[str]:
-    unknown = []
-    for problem in error.errors():
-        name = ".".join(map(str, problem["loc"][:1]))
-        if problem["type"] == "extra_forbidden":
-            unknown.append(name)
-        elif problem["type"] == "value_error":
-            yield f"{name}: {problem['ctx']['error']}, got {problem['input']!r}"
-        else:
-            yield f"{name}: {problem['msg'].lower()}, got {problem['input']!r}"
-    if unknown:
-        yield f"unknown setting {_with_hints(unknown, known)}"
 
 
 def _with_hints(unknown: Sequence[str], known: Iterable[str]) -> str:

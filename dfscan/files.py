@@ -80,7 +80,9 @@ class AtomicFile:
         self._path = os.path.realpath(path)
         with writing(self._shown, remedy=self._remedy):
             mode = _replaceable_mode(self._path)
-            self._temporary_path, self._file = _create_beside(self._path)
+            self._temporary_path = f"{_temporary_stem(self._path)}{secrets.token_hex(4)}.partial"
+            fd = os.open(self._temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._file = os.fdopen(fd, "wb")
             if mode is not None:
                 os.fchmod(self._file.fileno(), mode)
 
@@ -103,7 +105,13 @@ class AtomicFile:
             os.fsync(self._file.fileno())
             os.replace(self._temporary_path, self._path)
             self._file.close()
-        _sync_directory(os.path.dirname(self._path))
+        # Some file systems cannot sync a directory; the report is in place anyway, so this is not a failure.
+        with contextlib.suppress(OSError):
+            fd = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def discard(self) -> None:
         """Remove the temporary file; does nothing after `commit`."""
@@ -148,12 +156,6 @@ def _replaceable_mode(path: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _create_beside(path: str) -> tuple[str, BinaryIO]:
-    temporary_path = f"{_temporary_stem(path)}{secrets.token_hex(4)}.partial"
-    fd = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    return temporary_path, os.fdopen(fd, "wb")
-
-
 def _temporary_stem(path: str) -> str:
     """Return the prefix that only temporary files of this path have."""
     directory, name = os.path.split(path)
@@ -168,16 +170,6 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     for leftover in glob.glob(f"{glob.escape(stem)}????????.partial", include_hidden=True):
         with contextlib.suppress(OSError):
             os.unlink(leftover)
-
-
-def _sync_directory(directory: str) -> None:
-    # Some file systems cannot sync a directory; the report is in place anyway, so this is not a failure.
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def spare_inputs(named: Iterable[tuple[str, Path]], inputs: Iterable[str | Path]) -> None:

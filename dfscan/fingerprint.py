@@ -140,7 +140,12 @@ class Fingerprinter:
         to_sketch = np.array(
             [_axis(columns, len(self._column_maxima), 0), _axis(rows, len(self._row_maxima), 1)], np.float32
         )
-        pictures = np.stack([_cut(self._held[i].picture, to_sketch) for i in at])
+        flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
+        cuts = [
+            cv2.warpAffine(self._held[i].picture, to_sketch, (MEAN_PX, MEAN_PX), flags=flags, borderMode=border)
+            for i in at
+        ]
+        pictures = np.stack(cuts).astype(np.float32)
         mean = pictures.mean(axis=0)
         cells = np.stack([_cells(picture) for picture in pictures])
         changes = cells - cells.mean(axis=0)
@@ -149,13 +154,10 @@ class Fingerprinter:
         padded = np.zeros((NUM_FRAMES, CELLS, CELLS), np.int8)
         padded[: len(at)] = np.round(changes * (127 / np.abs(changes).max())).astype(np.int8)
         _, jpeg = cv2.imencode(".jpg", np.round(mean).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, MEAN_JPEG_QUALITY])
-        return Fingerprint(jpeg.tobytes(), padded.tobytes(), self._mean_face())
-
-    def _mean_face(self) -> bytes | None:
         if self._num_faces < MIN_FACES:
-            return None
+            return Fingerprint(jpeg.tobytes(), padded.tobytes())
         _, png = cv2.imencode(".png", np.round(self._sum_of_faces / self._num_faces).astype(np.uint8))
-        return png.tobytes()
+        return Fingerprint(jpeg.tobytes(), padded.tobytes(), png.tobytes())
 
 
 def _axis(inside: NDArray[np.intp], size_px: int, axis: int) -> list[float]:
@@ -165,12 +167,6 @@ def _axis(inside: NDArray[np.intp], size_px: int, axis: int) -> list[float]:
     scale = length / MEAN_PX
     factors = [scale, 0.0] if axis == 0 else [0.0, scale]
     return [*factors, start + (scale - 1) / 2]  # OpenCV counts from the centres of pixels
-
-
-def _cut(picture: UInt8Image, to_sketch: Float32Array) -> Float32Array:
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cut = cv2.warpAffine(picture, to_sketch, (MEAN_PX, MEAN_PX), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(cut, np.float32)
 
 
 def _cells(picture: Float32Array) -> Float32Array:

@@ -47,22 +47,18 @@ def cached_graph(key: str, subject: str, export: Callable[[Path], None]) -> byte
     data = recall(key)
     if data is None:
         log.info("exporting %s to ONNX; needed only once, about 10 s", subject)
-        data = _exported(subject, export)
+        try:
+            with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
+                path = Path(folder) / "graph.onnx"
+                export(path)
+                data = path.read_bytes()
+        except OSError as error:
+            raise DfscanError(
+                f"{subject} cannot be exported to ONNX ({error}): "
+                "it needs a writable temporary folder with about 200 MB free; set TMPDIR"
+            ) from error
         remember(key, data)
     return data
-
-
-def _exported(subject: str, export: Callable[[Path], None]) -> bytes:
-    try:
-        with tempfile.TemporaryDirectory(prefix="dfscan-") as folder:
-            path = Path(folder) / "graph.onnx"
-            export(path)
-            return path.read_bytes()
-    except OSError as error:
-        raise DfscanError(
-            f"{subject} cannot be exported to ONNX ({error}): "
-            "it needs a writable temporary folder with about 200 MB free; set TMPDIR"
-        ) from error
 
 
 def run_child(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -105,7 +101,9 @@ def open_session(graph: bytes) -> InferenceSession:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     vars(session).pop("_model_bytes", None)  # kept only for provider fallback, and as large as the weights
-    _return_memory()
+    # After loading a B4, glibc would keep 90 MB of freed memory. Another C library may not have this function.
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     return session
 
 
@@ -116,9 +114,3 @@ def _share_arena() -> None:
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
-
-
-def _return_memory() -> None:
-    """Return freed memory to the system. After loading a B4, glibc would otherwise keep 90 MB."""
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

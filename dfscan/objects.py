@@ -132,8 +132,18 @@ def info_of(url: str) -> ObjectInfo:
     Raises:
         VideoError: see `kind_of`.
     """
-    with open_object(url) as file:
-        return _info(file)
+    with open_object(url) as opened:
+        file: Any = opened  # one of pyarrow's, with metadata
+        facts = {name.lower(): value.decode(errors="replace") for name, value in (file.metadata() or {}).items()}
+        size_bytes = file.size()
+    name_of = {name.replace("-", "").replace("_", ""): name for name in facts}
+    version = next((facts[name_of[name]] for name in _VERSIONS if name in name_of), "")
+    changed = next((facts[name] for name in ("last-modified", "updated", "timecreated") if name in facts), "")
+    try:
+        time_ns = int(datetime.fromisoformat(changed).timestamp()) * 10**9
+    except ValueError:
+        time_ns = 0  # the version still shows a change
+    return ObjectInfo(size_bytes, time_ns, version.strip('"'))
 
 
 @contextmanager
@@ -169,7 +179,12 @@ def download(
     """
     stop = stop or Event()
     known: ObjectInfo | None = None
-    with _temporary() as file:
+    try:
+        opened = tempfile.TemporaryFile(prefix="dfscan-")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise VideoError("no_space", f"there is no temporary folder ({error.strerror}); set TMPDIR") from error
+    with opened:
+        file = cast(BinaryIO, opened)
         for pause_s in (*PAUSES_S, None):
             try:
                 found = info_of(url)
@@ -201,43 +216,14 @@ def _copy(url: str, file: BinaryIO, size_bytes: int, stop: Event) -> None:
             block = source.read(min(BLOCK_BYTES, size_bytes - file.tell()))
             if not block or stop.is_set():
                 raise _LostError("unreadable", "reading stopped before the end; scan it again")
-            _write(file, block)
-
-
-def _write(file: BinaryIO, block: bytes) -> None:
-    try:
-        file.write(block)
-        file.flush()
-    except OSError as error:
-        raise VideoError(
-            "no_space",
-            f"it cannot be copied to {tempfile.gettempdir()} ({error.strerror}); free some space or set TMPDIR",
-        ) from error
-
-
-@contextmanager
-def _temporary() -> Iterator[BinaryIO]:
-    try:
-        file = tempfile.TemporaryFile(prefix="dfscan-")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise VideoError("no_space", f"there is no temporary folder ({error.strerror}); set TMPDIR") from error
-    with file:
-        yield cast(BinaryIO, file)
-
-
-def _info(file: Any) -> ObjectInfo:
-    facts = {name.lower(): value.decode(errors="replace") for name, value in (file.metadata() or {}).items()}
-    name_of = {name.replace("-", "").replace("_", ""): name for name in facts}
-    version = next((facts[name_of[name]] for name in _VERSIONS if name in name_of), "")
-    return ObjectInfo(file.size(), _time_ns(facts), version.strip('"'))
-
-
-def _time_ns(facts: dict[str, str]) -> int:
-    text = next((facts[name] for name in ("last-modified", "updated", "timecreated") if name in facts), "")
-    try:
-        return int(datetime.fromisoformat(text).timestamp()) * 10**9
-    except ValueError:
-        return 0  # the version still shows a change
+            try:
+                file.write(block)
+                file.flush()
+            except OSError as error:
+                raise VideoError(
+                    "no_space",
+                    f"it cannot be copied to {tempfile.gettempdir()} ({error.strerror}); free some space or set TMPDIR",
+                ) from error
 
 
 def _located(url: str) -> tuple[FileSystem, str]:

@@ -458,7 +458,30 @@ class VideoResult:
             "verdict": asdict(self.verdict),
             "info": asdict(self.info),
             "num_frames": self.num_frames,
-            "tracks": [_track_to_dict(track) for track in self.tracks],
+            "tracks": [
+                {
+                    "track_id": track.track_id,
+                    "start_s": track.start_s,
+                    "end_s": track.end_s,
+                    "faces": [
+                        {
+                            "time_s": scored.face.time_s,
+                            "frame_index": scored.face.frame_index,
+                            "frame_number": scored.face.frame_number,
+                            "stream": scored.face.stream,
+                            "box_xyxy": scored.face.box_xyxy.tolist(),
+                            "landmarks": scored.face.landmarks.tolist(),
+                            "detection_score": scored.face.detection_score,
+                            "logit": scored.logit,
+                            "score": scored.score,
+                            "sharpness": scored.face.sharpness,
+                            "blockiness": scored.face.blockiness,
+                        }
+                        for scored in track.faces
+                    ],
+                }
+                for track in self.tracks
+            ],
             "checkpoint": self.checkpoint,
             "dfscan_version": self.dfscan_version,
             "facts": asdict(self.facts) if self.facts else None,
@@ -474,28 +497,6 @@ class VideoResult:
         }
         finite: dict[str, Any] = _finite(document)
         return finite
-
-
-def _track_to_dict(track: Track) -> dict[str, Any]:
-    faces = [_face_to_dict(scored) for scored in track.faces]
-    return {"track_id": track.track_id, "start_s": track.start_s, "end_s": track.end_s, "faces": faces}
-
-
-def _face_to_dict(scored: FaceScore) -> dict[str, Any]:
-    face = scored.face
-    return {
-        "time_s": face.time_s,
-        "frame_index": face.frame_index,
-        "frame_number": face.frame_number,
-        "stream": face.stream,
-        "box_xyxy": face.box_xyxy.tolist(),
-        "landmarks": face.landmarks.tolist(),
-        "detection_score": face.detection_score,
-        "logit": scored.logit,
-        "score": scored.score,
-        "sharpness": face.sharpness,
-        "blockiness": face.blockiness,
-    }
 
 
 def _finite(value: Any) -> Any:

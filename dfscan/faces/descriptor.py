@@ -107,21 +107,17 @@ def scene_distance(first: SceneDescriptor, second: SceneDescriptor, box_xyxy: Fl
     """
     if first.cell_px != second.cell_px:
         return float("inf")
-    around = _around(box_xyxy, first.cell_px)
+    x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
+    width_px, height_px = x2 - x1, y2 - y1
+    columns = _cells(x1 - width_px, x2 + width_px, first.cell_px[0])
+    rows = _cells(y1 - height_px, y2 + 2 * height_px, first.cell_px[1])
+    around = rows, columns
     change = np.maximum(_distance_to_nearest(first, second, around), _distance_to_nearest(second, first, around))
     return float(change.mean())
 
 
-def _around(box_xyxy: Float32Array, cell_px: tuple[float, float]) -> tuple[slice, slice]:
-    """Return the rows and columns of the cells around a face, at least one of each."""
-    x1, y1, x2, y2 = (float(edge) for edge in box_xyxy)
-    width_px, height_px = x2 - x1, y2 - y1
-    columns = _cells(x1 - width_px, x2 + width_px, cell_px[0])
-    rows = _cells(y1 - height_px, y2 + 2 * height_px, cell_px[1])
-    return rows, columns
-
-
 def _cells(start_px: float, stop_px: float, cell_px: float) -> slice:
+    """Return the cells between two positions along one axis, at least one."""
     first = int(np.clip(np.floor(start_px / cell_px), 0, SCENE_CELLS - 1))
     last = int(np.clip(np.floor(stop_px / cell_px), first, SCENE_CELLS - 1))
     return slice(first, last + 1)

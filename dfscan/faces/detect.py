@@ -152,14 +152,15 @@ class FaceDetector:
 
     def select(self, faces: list[Detection], pixels: UInt8Image) -> list[Detection]:
         """Return the faces that are probable, valid and large enough, at most `max_faces`, largest first."""
-        height_px, width_px = pixels.shape[:2]
-        kept = [
-            face
-            for face in faces
-            if face.score >= self.threshold
-            and _is_sound(face, height_px, width_px)
-            and float(np.min(face.box_xyxy[2:] - face.box_xyxy[:2])) >= self.min_face_px
-        ]
+        kept = []
+        for face in faces:
+            is_finite = np.isfinite(face.box_xyxy).all() and np.isfinite(face.landmarks).all()
+            if not (is_finite and face.score >= self.threshold):
+                continue
+            near, far = face.box_xyxy[:2].clip(0), face.box_xyxy[2:].clip(max=pixels.shape[1::-1])
+            is_visible = (far > near).all() and (far - near).prod() >= MIN_VISIBLE * face.area_px
+            if is_visible and float(np.min(face.box_xyxy[2:] - face.box_xyxy[:2])) >= self.min_face_px:
+                kept.append(face)
         kept.sort(key=lambda face: (-face.area_px, *face.box_xyxy.tolist()))
         return kept[: self.max_faces]
 
@@ -194,7 +195,9 @@ class Copy:
         """Copy the part between two corners (x, y), halved as often as the whole frame would be."""
         part = pixels[near[1] : far[1], near[0] : far[0]]
         for _ in range(num_halvings(pixels.shape, min_copy_side_px)):
-            part = _halved(part)
+            # Each pixel is the mean of four, or an approximation of it if a side is odd.
+            half_px = (part.shape[1] + 1) // 2, (part.shape[0] + 1) // 2
+            part = np.asarray(cv2.resize(part, half_px, interpolation=cv2.INTER_LINEAR), np.uint8)
         scale = np.array(part.shape[1::-1]) / np.maximum(far - near, 1)
         return cls(part, scale.astype(np.float32), near.astype(np.float32))
 
@@ -213,18 +216,3 @@ class Copy:
 def num_halvings(shape: tuple[int, ...], min_copy_side_px: int) -> int:
     """Return how many times a frame of this shape is halved before it is searched."""
     return max(0, (max(shape[:2]) // min_copy_side_px).bit_length() - 1)
-
-
-def _halved(pixels: UInt8Image) -> UInt8Image:
-    """Halve both sides: each pixel is the mean of four, or an approximation of it if a side is odd."""
-    height_px, width_px = pixels.shape[:2]
-    half_px = (width_px + 1) // 2, (height_px + 1) // 2
-    return np.asarray(cv2.resize(pixels, half_px, interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _is_sound(face: Detection, height_px: int, width_px: int) -> bool:
-    """Return whether all numbers are finite and enough of the box is inside the frame."""
-    if not (np.isfinite(face.box_xyxy).all() and np.isfinite(face.landmarks).all()):
-        return False
-    near, far = face.box_xyxy[:2].clip(0), face.box_xyxy[2:].clip(max=(width_px, height_px))
-    return bool((far > near).all() and (far - near).prod() >= MIN_VISIBLE * face.area_px)

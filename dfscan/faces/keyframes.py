@@ -46,7 +46,9 @@ class KeyframeDetector:
         Returns:
             Frames whose faces are complete, in order; fewer than `DETECT_EVERY` frames are held back.
         """
-        complete = [] if self._continues(frame) else self.finish()
+        before = self._waiting[-1].frame if self._waiting else self._last.frame if self._last else frame
+        continues = frame.burst == before.burst and frame.pixels.shape == before.pixels.shape
+        complete = [] if continues else self.finish()
         current, last, self._last = FrameDetections(frame, []), self._last, None
         if last is None and not self._waiting:
             self._waiting = [current]
@@ -68,25 +70,16 @@ class KeyframeDetector:
         self._last = None
         return complete
 
-    def _continues(self, frame: Frame) -> bool:
-        before = self._waiting[-1] if self._waiting else self._last
-        if before is None:
-            return True
-        return frame.burst == before.frame.burst and frame.pixels.shape == before.frame.pixels.shape
-
     def _detect_all(self, current: FrameDetections) -> list[FrameDetections]:
+        """Search a frame completely, and follow its new faces back through the frames that wait."""
         redetected = current.faces
         current.faces = self._detector.detect(current.frame.pixels, known=redetected)
         new = [face for face in current.faces if face not in redetected]
         for earlier in reversed(self._waiting):
-            new = self._redetect_earlier(earlier, new)
+            known = earlier.faces
+            earlier.faces = self._detector.redetect(earlier.frame.pixels, new, known=known)
+            if not known and len(earlier.faces) < max(len(new), 1):
+                earlier.faces = self._detector.detect(earlier.frame.pixels, known=earlier.faces)
+            new = [face for face in earlier.faces if face not in known]
         complete, self._waiting = [*self._waiting, current], []
         return complete
-
-    def _redetect_earlier(self, current: FrameDetections, new: list[Detection]) -> list[Detection]:
-        """Add faces that were first detected one frame later; return the faces that were added."""
-        known = current.faces
-        current.faces = self._detector.redetect(current.frame.pixels, new, known=known)
-        if not known and len(current.faces) < max(len(new), 1):
-            current.faces = self._detector.detect(current.frame.pixels, known=current.faces)
-        return [face for face in current.faces if face not in known]

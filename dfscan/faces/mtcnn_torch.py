@@ -77,7 +77,8 @@ def find_all_faces(frames: Tensor, networks: Mapping[str, nn.Module], *, min_fac
         For each frame the result of `mtcnn_numpy.find_faces`.
     """
     boxes = _propose(frames, networks["pnet"], min_face_px)
-    integral = _integral_image(frames)
+    # [N, H + 1, W + 1, 3]: per channel, the sum of all levels above and left.
+    integral = pad(frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32), (0, 0, 1, 0, 1, 0))
     boxes = _refine(integral, networks["rnet"], boxes)
     boxes, landmarks = _decide(integral, networks["onet"], boxes)
     rows = torch.cat([boxes.frame[:, None], boxes.xyxy, boxes.scores[:, None], landmarks.flatten(1)], dim=1)
@@ -97,7 +98,11 @@ def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
     for level, scale in enumerate(pyramid(height, width, min_face_px)):
         means = adaptive_avg_pool2d(pictures, (int(height * scale + 1), int(width * scale + 1)))
         moves, probs = network(pad(_normalised(means), (MARGIN_PX,) * 4))
-        windows.append(_windows(moves.shape[2], moves.shape[3], scale, frames.device))
+        rows, columns = (torch.arange(size, device=frames.device) for size in moves.shape[2:])
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double() - MARGIN_PX
+        near, far = ((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()
+        windows.append(torch.cat([near, far], dim=1).float())
         levels.append(torch.full((len(windows[-1]),), level, device=frames.device))
         scores.append(probs[:, 1].flatten(1))
         offsets.append(moves.flatten(2).transpose(1, 2))
@@ -109,15 +114,6 @@ def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
     boxes = boxes.nms(boxes.frame, OVERLAP, reach_px=reach_px)
     boxes.xyxy = _to_square(boxes.corrected(unit_px=0))
     return boxes
-
-
-def _windows(num_rows: int, num_columns: int, scale: float, device: torch.device) -> Tensor:
-    """Return the window of each position of the first network's output, [rows * columns, 4], in frame pixels."""
-    y, x = torch.meshgrid(
-        torch.arange(num_rows, device=device), torch.arange(num_columns, device=device), indexing="ij"
-    )
-    corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double() - MARGIN_PX
-    return torch.cat([((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()], dim=1).float()
 
 
 def _refine(integral: Tensor, network: nn.Module, boxes: _Boxes) -> _Boxes:
@@ -154,12 +150,6 @@ def _run(network: nn.Module, crops: Tensor, batch_size: int) -> list[Tensor]:
     return [torch.cat(parts)[: len(crops)] for parts in zip(*outputs, strict=True)]
 
 
-def _integral_image(frames: Tensor) -> Tensor:
-    """Return the integral images, int32 [N, H + 1, W + 1, 3]: per channel, the sum of all levels above and left."""
-    integral = frames.cumsum(dim=1, dtype=torch.int32).cumsum(dim=2, dtype=torch.int32)
-    return pad(integral, (0, 0, 1, 0, 1, 0))
-
-
 def _crop_resize(integral: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor, Tensor]:
     """Return crops [K, 3, side, side] as in `mtcnn_numpy`, and [K] whether they overlap the frame; ignore others."""
     height, width = integral.shape[1] - 1, integral.shape[2] - 1
@@ -168,10 +158,12 @@ def _crop_resize(integral: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor,
     visible = torch.stack([far[:, 0].clamp(max=width), far[:, 1].clamp(max=height)], dim=1) - near.clamp(min=0)
     is_inside = (visible > 0).all(dim=1) & boxes.xyxy.isfinite().all(dim=1)
     near, far = near * is_inside[:, None], torch.where(is_inside[:, None], far, 1)
-    (left, right), (top, bottom) = (
-        [edge.clamp(0, size) for edge in _edges(near[:, [i]], far[:, [i]], side_px)]
-        for i, size in enumerate((width, height))
-    )
+    # Start and end of the equal parts of each side, [K, parts]; ends are rounded up to whole pixels.
+    at = torch.arange(side_px, device=near.device)
+    start, size = near[:, :, None], (far - near)[:, :, None]
+    begins, ends = start + at * size // side_px, start - (-(at + 1) * size // side_px)
+    left, right = begins[:, 0].clamp(0, width), ends[:, 0].clamp(0, width)
+    top, bottom = begins[:, 1].clamp(0, height), ends[:, 1].clamp(0, height)
     flat = integral.reshape(-1, 3)
     first = boxes.frame[:, None] * (height + 1)
     above, below = (((first + edge) * (width + 1))[:, :, None] for edge in (top, bottom))
@@ -180,13 +172,6 @@ def _crop_resize(integral: Tensor, boxes: _Boxes, side_px: int) -> tuple[Tensor,
     areas = ((bottom - top)[:, :, None] * (right - left))[..., None]
     levels = _normalised(totals / areas.clamp(min=1)).where(areas > 0, 0)
     return levels.permute(0, 3, 1, 2).contiguous(), is_inside
-
-
-def _edges(near: Tensor, far: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Return start and end, [K, parts] each, of the equal parts of a length; ends are rounded up to whole pixels."""
-    at = torch.arange(parts, device=near.device)
-    size = far - near
-    return near + at * size // parts, near - (-(at + 1) * size // parts)
 
 
 def _normalised(levels: Tensor) -> Tensor:

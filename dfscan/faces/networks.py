@@ -36,8 +36,10 @@ class OnnxNetworks:
         Raises:
             DfscanError: the export failed.
         """
-        graphs = _unpacked(_graphs())
-        self._sessions = {name: open_session(graphs[name]) for name in SIDES_PX}
+        versions = (package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))
+        facts = json.dumps(["mtcnn", MTCNN_EXPORT_FORMAT, *versions])
+        graphs = json.loads(cached_graph(hashlib.sha256(facts.encode()).hexdigest()[:32], SUBJECT, _export_in_child))
+        self._sessions = {name: open_session(base64.b64decode(graphs[name])) for name in SIDES_PX}
 
     def propose(self, picture: Float32Array) -> tuple[Float32Array, Float32Array]:
         """See `mtcnn_numpy.Networks`."""
@@ -66,12 +68,6 @@ def library_networks() -> dict[str, Any]:
     return {"pnet": PNet().eval(), "rnet": RNet().eval(), "onet": ONet().eval()}
 
 
-def _graphs() -> bytes:
-    """Return the three graphs, packed."""
-    facts = ["mtcnn", MTCNN_EXPORT_FORMAT, *(package_version(name) for name in ("facenet-pytorch", "torch", "onnx"))]
-    return cached_graph(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32], SUBJECT, _export_in_child)
-
-
 def _export_in_child(path: Path) -> None:
     child = run_child(__name__, [str(path)])
     if child.returncode:
@@ -94,6 +90,8 @@ def main(arguments: list[str]) -> int:
 def write_graphs(path: Path) -> None:
     """Export the networks and compare the outputs of the graphs with PyTorch.
 
+    The three graphs are small, so the file is one JSON document that has them in base64 by name.
+
     Raises:
         ArithmeticError: the outputs differ.
     """
@@ -115,17 +113,23 @@ def write_graphs(path: Path) -> None:
                 input_names=["pictures"],
                 dynamic_axes={"pictures": axes},
             )
-        graphs[name] = graph_path.read_bytes()
-        got = open_session(graphs[name]).run(None, {"pictures": pictures.numpy()})
+        graph = graph_path.read_bytes()
+        graphs[name] = base64.b64encode(graph).decode()
+        got = open_session(graph).run(None, {"pictures": pictures.numpy()})
         for mine, theirs in zip(got, expected, strict=True):
             if not np.all(np.abs(mine - theirs.numpy()) <= MAX_EXPORT_ERROR):  # a NaN must fail
                 raise ArithmeticError(f"{name} gives different results in ONNX Runtime and PyTorch")
-    path.write_bytes(_packed(graphs))
+    path.write_bytes(json.dumps(graphs).encode())
 
 
 def _fast(network: Any) -> Any:
-    """Replace PRelu by equivalent operations, which halves the time: ONNX Runtime spends half of it on PRelu."""
+    """Replace PRelu by equivalent operations, which halves the time: ONNX Runtime spends half of it on PRelu.
+
+    The channels between the first two convolutions are padded with zeros to a multiple of 8.
+    """
     import torch
+    from torch.nn import Parameter
+    from torch.nn.functional import pad
 
     class Prelu(torch.nn.Module):
         def __init__(self, slopes: Any) -> None:
@@ -140,27 +144,10 @@ def _fast(network: Any) -> Any:
     for name, layer in layers.items():
         if isinstance(layer, torch.nn.PReLU):
             setattr(network, name, Prelu(layer.weight))
-    if layers["conv1"].out_channels % 8:
-        _widen(layers["conv1"], network.prelu1, layers["conv2"])
+    conv, prelu, following = layers["conv1"], network.prelu1, layers["conv2"]
+    if missing := -conv.out_channels % 8:
+        conv.weight = Parameter(pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing)))
+        conv.bias = Parameter(pad(conv.bias, (0, missing)))
+        prelu.slopes = Parameter(pad(prelu.slopes, (0, missing)))
+        following.weight = Parameter(pad(following.weight, (0, 0, 0, 0, 0, missing)))
     return network
-
-
-def _widen(conv: Any, prelu: Any, following: Any) -> None:
-    """Pad the channels between two convolutions with zeros to a multiple of 8."""
-    from torch.nn import Parameter
-    from torch.nn.functional import pad
-
-    missing = -conv.out_channels % 8
-    conv.weight = Parameter(pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing)))
-    conv.bias = Parameter(pad(conv.bias, (0, missing)))
-    prelu.slopes = Parameter(pad(prelu.slopes, (0, missing)))
-    following.weight = Parameter(pad(following.weight, (0, 0, 0, 0, 0, missing)))
-
-
-def _packed(graphs: dict[str, bytes]) -> bytes:
-    """Pack the graphs into one JSON document, which is practical because they are small."""
-    return json.dumps({name: base64.b64encode(graph).decode() for name, graph in graphs.items()}).encode()
-
-
-def _unpacked(data: bytes) -> dict[str, bytes]:
-    return {name: base64.b64decode(graph) for name, graph in json.loads(data).items()}

@@ -50,18 +50,15 @@ def measure_quality(frame_pixels: UInt8Image, box_xyxy: Float32Array) -> FaceQua
     columns = _means(cv2.absdiff(grey[:, 1:], grey[:, :-1]), axis=0)
     rows = _means(cv2.absdiff(grey[1:], grey[:-1]), axis=1)
     blocks = (_across_blocks(columns, x1) + _across_blocks(rows, y1)) / 2
-    return FaceQuality(_fine_contrast(grey), blocks)
+    method = cv2.INTER_AREA if min(grey.shape) >= SIDE_PX else cv2.INTER_CUBIC
+    face = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=method).astype(np.float32)
+    fine = cv2.subtract(face, cv2.pyrUp(cv2.pyrDown(face)))
+    sharpness = float(np.sqrt(np.mean(np.square(fine)) / (np.var(face) + 1)))  # + 1: a flat face has no details
+    return FaceQuality(sharpness, blocks)
 
 
 def _means(steps: NDArray[Any], *, axis: int) -> NDArray[np.float32]:
     return np.asarray(cv2.reduce(steps, axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel(), np.float32)
-
-
-def _fine_contrast(grey: UInt8Image) -> float:
-    method = cv2.INTER_AREA if min(grey.shape) >= SIDE_PX else cv2.INTER_CUBIC
-    face = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=method).astype(np.float32)
-    fine = cv2.subtract(face, cv2.pyrUp(cv2.pyrDown(face)))
-    return float(np.sqrt(np.mean(np.square(fine)) / (np.var(face) + 1)))  # + 1: a flat face has no details
 
 
 def _across_blocks(steps: NDArray[np.float32], start_px: int) -> float:
