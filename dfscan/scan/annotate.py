@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,21 +60,16 @@ def annotate_videos(candidates: Sequence[Candidate], settings: ScanSettings) -> 
     if encoder_name() != next(iter(ENCODERS)):
         log.warning("this FFmpeg has no H.264 encoder; annotated videos are MPEG-4 Part 2. Use a wheel of PyAV")
     limits = Limits(settings.timeout, settings.max_memory, settings.sandbox)
+    scored = [(each.score, -i) for i, each in enumerate(candidates) if each.score is not None]
+    kept = scored if settings.annotate_top is None else heapq.nlargest(settings.annotate_top, scored)
     num_written = 0
-    for candidate in _chosen(candidates, settings.annotate_top):
+    for candidate in (candidates[i] for i in sorted(-at for _, at in kept)):
         result = candidate.result()
         problem = _annotate(candidate, result, settings.annotate, limits)
         num_written += problem is None
         if problem is not None:
             log.warning("%s: not annotated: %s", display_path(result.path), problem)
     return num_written
-
-
-def _chosen(candidates: Sequence[Candidate], top: int | None) -> Iterator[Candidate]:
-    """Yield the videos to annotate, in the order given."""
-    scored = [(each.score, -i) for i, each in enumerate(candidates) if each.score is not None]
-    kept = scored if top is None else heapq.nlargest(top, scored)
-    yield from (candidates[i] for i in sorted(-at for _, at in kept))
 
 
 def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: Limits) -> Reason | str | None:
@@ -87,7 +82,9 @@ def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: L
     if not remarks.turn_deg and any(note.code == "turned" for note in remarks.notes):
         return "the ledger does not say how its frames were turned; scan it again"
     remove_leftovers(target)
-    stream, recipe = _stream(result), candidate.recipe
+    recipe, deciding_id = candidate.recipe, result.verdict.track_id
+    deciding = next((track for track in result.tracks if track.track_id == deciding_id), result.tracks[0])
+    stream = deciding.faces[0].face.stream
     sampling = Sampling(num_frames=ALL_FRAMES, streams=stream)
     with (
         closing(decode_videos([candidate.path], sampling=sampling, num_workers=1, limits=limits)) as events,
@@ -110,9 +107,3 @@ def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: L
                     log.warning("%s: annotated only in part: %s", display_path(result.path), event.damage)
                 video.commit()
     return None
-
-
-def _stream(result: VideoResult) -> int:
-    """Return the stream of the track that decided, or of the first track."""
-    decided = next((track for track in result.tracks if track.track_id == result.verdict.track_id), result.tracks[0])
-    return decided.faces[0].face.stream

@@ -223,8 +223,11 @@ class Worker:
             raise type(error)(f"worker on {platform.node()}: {error}") from error
         # Linux kills decoders when the thread that started them ends, so one thread starts all.
         threading.Thread(target=self._work, daemon=True).start()
+        cpu = platform.processor() or platform.machine()
+        with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
         node_id = ray.get_runtime_context().get_node_id()
-        return Facts(platform.node(), node_id, _cpu_name(), device_name(job.settings.device), versions(), num_decoders)
+        return Facts(platform.node(), node_id, cpu, device_name(job.settings.device), versions(), num_decoders)
 
     def exchange(self, paths: Sequence[str]) -> WorkerAnswer:
         """Take more paths, wait until a result is ready, and return all that are.
@@ -288,9 +291,3 @@ class _Warnings(logging.Handler):
     def take(self) -> list[str]:
         """Return the warnings since the last call."""
         return [self._kept.get() for _ in range(self._kept.qsize())]
-
-
-def _cpu_name() -> str:
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    return platform.processor() or platform.machine()

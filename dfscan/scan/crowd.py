@@ -31,7 +31,17 @@ class Crowd:
             crops: crops of all faces in the frame, largest first.
         """
         self.max_faces_per_frame = max(self.max_faces_per_frame, len(crops))
-        known = self._known([crop.face for crop in crops])
+        fits = []
+        for j, person in enumerate(self._people):
+            for i, face in enumerate(crop.face for crop in crops):
+                overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
+                similar = similarity(person.descriptor, face.descriptor)
+                if overlap >= MIN_IOU or similar >= MIN_SIMILARITY:
+                    fits.append((overlap + similar, j, i))
+        known: dict[int, int] = {}  # face -> person, by their indices
+        for _, j, i in sorted(fits, key=lambda each: (-each[0], each[1], each[2])):
+            if i not in known and j not in known.values():
+                known[i] = j
         order = sorted(range(len(crops)), key=lambda i: i not in known)
         chosen = sorted(order[: self._max_faces])
         for i in chosen:
@@ -40,18 +50,3 @@ class Crowd:
             else:
                 self._people.append(crops[i].face)
         return [crops[i] for i in chosen]
-
-    def _known(self, faces: Sequence[Face]) -> dict[int, int]:
-        """Match faces to selected people, best match first; map face index to person index."""
-        fits = []
-        for j, person in enumerate(self._people):
-            for i, face in enumerate(faces):
-                overlap = iou(person.box_xyxy, face.box_xyxy) if person.shot == face.shot else 0.0
-                similar = similarity(person.descriptor, face.descriptor)
-                if overlap >= MIN_IOU or similar >= MIN_SIMILARITY:
-                    fits.append((overlap + similar, j, i))
-        known: dict[int, int] = {}
-        for _, j, i in sorted(fits, key=lambda each: (-each[0], each[1], each[2])):
-            if i not in known and j not in known.values():
-                known[i] = j
-        return known

@@ -552,6 +552,12 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         for track in document["tracks"]
     )
     fingerprint = document.get("fingerprint")  # absent before fingerprints
+    remarks = document.get("remarks")
+    if remarks is not None:
+        damage, crowd = (remarks[name] and Reason(**remarks[name]) for name in ("damage", "crowd"))
+        notes = tuple(Reason(**note) for note in remarks["notes"])
+        turn_deg = remarks.get("turn_deg", 0)
+        remarks = Remarks(damage, crowd, remarks["is_picture"], remarks["used_for"], notes, turn_deg)
     return VideoResult(
         path=_path_from_json(document["path"]),
         status=document["status"],
@@ -561,7 +567,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         tracks=tracks,
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
-        remarks=_remarks_from_json(document.get("remarks")),
+        remarks=remarks,
         fingerprint=fingerprint and Fingerprint(**{name: base64.b64decode(text) for name, text in fingerprint.items()}),
         detectors=tuple(_detector_from_json(each, tracks) for each in document.get("detectors", [])),
     )
@@ -591,14 +597,6 @@ def _detector_from_json(document: dict[str, Any], tracks: Sequence[Track]) -> De
         ),
         used_for=document["used_for"],
     )
-
-
-def _remarks_from_json(document: dict[str, Any] | None) -> Remarks | None:
-    if document is None:
-        return None
-    damage, crowd = (document[name] and Reason(**document[name]) for name in ("damage", "crowd"))
-    notes = tuple(Reason(**note) for note in document["notes"])
-    return Remarks(damage, crowd, document["is_picture"], document["used_for"], notes, document.get("turn_deg", 0))
 
 
 def _path_from_json(encoded: str) -> str:

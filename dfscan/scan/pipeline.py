@@ -298,8 +298,8 @@ class _Scan:
         if self._dumps is not None:
             best = video.best_first()
             with self._timings.stage("explain", count=len(best)):
-                explanations = [_explanation(*face, self._engine.main.preprocessing) for face in best]
-                dumps = self._dumps.write(video.path, explanations)
+                preprocessing = self._engine.main.preprocessing
+                dumps = self._dumps.write(video.path, [_explanation(*face, preprocessing) for face in best])
         return VideoResult(
             path=video.path,
             status="partial" if remarks.damage or remarks.crowd else "ok",
