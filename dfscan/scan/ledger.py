@@ -551,6 +551,14 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         Track(track["track_id"], tuple(_face_from_json(face) for face in track["faces"]))
         for track in document["tracks"]
     )
+    detectors = []
+    for each in document.get("detectors", []):
+        own = []
+        for track, logits in zip(tracks, each["logits"], strict=True):
+            pairs = zip(track.faces, logits, strict=True)
+            own.append(Track(track.track_id, tuple(FaceScore(scored.face, logit) for scored, logit in pairs)))
+        verdict = _verdict_from_json(each["verdict"])
+        detectors.append(DetectorResult(each["name"], each["checkpoint"], verdict, tuple(own), each["used_for"]))
     fingerprint = document.get("fingerprint")  # absent before fingerprints
     remarks = document.get("remarks")
     if remarks is not None:
@@ -569,7 +577,7 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=remarks,
         fingerprint=fingerprint and Fingerprint(**{name: base64.b64decode(text) for name, text in fingerprint.items()}),
-        detectors=tuple(_detector_from_json(each, tracks) for each in document.get("detectors", [])),
+        detectors=tuple(detectors),
     )
 
 
@@ -581,22 +589,6 @@ def _verdict_from_json(document: dict[str, Any]) -> Verdict:
         }
         validation = Validation(**{**validation, **bounded})
     return Verdict(**{**document, "reason": reason and Reason(**reason), "validation": validation})
-
-
-def _detector_from_json(document: dict[str, Any], tracks: Sequence[Track]) -> DetectorResult:
-    return DetectorResult(
-        name=document["name"],
-        checkpoint=document["checkpoint"],
-        verdict=_verdict_from_json(document["verdict"]),
-        tracks=tuple(
-            Track(
-                track.track_id,
-                tuple(FaceScore(scored.face, logit) for scored, logit in zip(track.faces, logits, strict=True)),
-            )
-            for track, logits in zip(tracks, document["logits"], strict=True)
-        ),
-        used_for=document["used_for"],
-    )
 
 
 def _path_from_json(encoded: str) -> str:
