@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +85,10 @@ def reconstruct(
         network = _trained(design, images, num_steps, device, seed + number, tell)
         for start in range(0, len(real), BATCH_SIZE):
             batch = real[start : start + BATCH_SIZE]
-            reconstructed = _reconstructed(
-                network, np.stack([_image(folder, sample, size_px) for sample in batch]), device
-            )
+            originals = np.stack([_image(folder, sample, size_px) for sample in batch])
+            with torch.inference_mode():
+                levels = (network(_to_tensor(originals, device)) * 255).round().clamp(0, 255).to(torch.uint8)
+            reconstructed = np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
             for sample, image in zip(batch, reconstructed, strict=True):
                 path = path_of(out, design, sample)
                 make_folder(path.parent, remedy="Choose another --reconstructions.")
@@ -149,10 +150,18 @@ def _trained(
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=AUTOENCODER_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    rng = np.random.default_rng(seed)
     said_s = time.monotonic()
-    for step, batch in enumerate(_batches(images, num_steps, np.random.default_rng(seed))):
+    for step in range(num_steps):
+        batch = images[rng.integers(0, len(images), BATCH_SIZE)]
+        is_mirrored = rng.random(BATCH_SIZE) < 0.5
+        batch[is_mirrored] = batch[is_mirrored, :, ::-1]
         wanted = _to_tensor(batch, device)
-        loss = _loss(network(wanted), wanted)
+        reconstructed = network(wanted)
+        loss = F.l1_loss(reconstructed, wanted)
+        for _ in range(LOSS_LEVELS - 1):
+            reconstructed, wanted = F.avg_pool2d(reconstructed, 2), F.avg_pool2d(wanted, 2)
+            loss = loss + F.l1_loss(reconstructed, wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -166,34 +175,9 @@ def _trained(
     return network
 
 
-def _batches(images: UInt8Image, num_steps: int, rng: np.random.Generator) -> Iterator[UInt8Image]:
-    """Yield random batches, with half of the images mirrored."""
-    for _ in range(num_steps):
-        batch = images[rng.integers(0, len(images), BATCH_SIZE)]
-        is_mirrored = rng.random(BATCH_SIZE) < 0.5
-        batch[is_mirrored] = batch[is_mirrored, :, ::-1]
-        yield batch
-
-
-def _loss(reconstructed: Tensor, wanted: Tensor) -> Tensor:
-    """Compute the mean absolute difference, summed over several sizes."""
-    total = F.l1_loss(reconstructed, wanted)
-    for _ in range(LOSS_LEVELS - 1):
-        reconstructed, wanted = F.avg_pool2d(reconstructed, 2), F.avg_pool2d(wanted, 2)
-        total = total + F.l1_loss(reconstructed, wanted)
-    return total
-
-
 def _to_tensor(images: UInt8Image, device: torch.device) -> Tensor:
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def _image(folder: Path, sample: Sample, size_px: int) -> UInt8Image:
     return resize(read_crop(folder / sample.crop), size_px, size_px)
-
-
-def _reconstructed(network: Autoencoder, images: UInt8Image, device: torch.device) -> UInt8Image:
-    with torch.inference_mode():
-        reconstructed = network(_to_tensor(images, device))
-    levels = (reconstructed * 255).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())

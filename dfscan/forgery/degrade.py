@@ -226,7 +226,12 @@ def _coded(strip: Sequence[UInt8Image], generation: Generation) -> list[UInt8Ima
     assert isinstance(decoder, VideoCodecContext)
     encoder.width, encoder.height = width_px, height_px
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
-    encoder.options = {**options, "crf": str(_native_crf(generation))}
+    crf = generation.crf  # mapped to the codec's own scale, at about H.264's PSNR on a face of 240 px
+    if generation.codec == "h265":
+        crf = min(51, crf + 1)
+    elif generation.codec == "vp9":
+        crf = min(63, max(0, round(2.5 * crf - 15)))
+    encoder.options = {**options, "crf": str(crf)}
     packets = []
     for number, yuv420 in enumerate(strip):
         frame = VideoFrame.from_ndarray(yuv420, format="yuv420p")
@@ -236,13 +241,6 @@ def _coded(strip: Sequence[UInt8Image], generation: Generation) -> list[UInt8Ima
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
     return [np.asarray(frame.to_ndarray(format="yuv420p"), np.uint8) for frame in decoded]
-
-
-def _native_crf(generation: Generation) -> int:
-    """Map the rate factor to the codec's own scale, at about H.264's PSNR on a face of 240 px."""
-    if generation.codec == "h265":
-        return min(51, generation.crf + 1)
-    return min(63, max(0, round(2.5 * generation.crf - 15))) if generation.codec == "vp9" else generation.crf
 
 
 def _to_yuv420(pixels: UInt8Image) -> UInt8Image:

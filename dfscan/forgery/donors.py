@@ -53,23 +53,17 @@ class Donors:
             DataError: a crop or a reconstruction cannot be read.
         """
         if kind == "swapped":
-            return self.read(self._most_similar_other(index, rng))
-        if kind == "reconstructed":
-            return self._reconstruction(self._samples[index], face, DESIGNS[rng.integers(len(DESIGNS))])
-        return None
-
-    def _most_similar_other(self, index: int, rng: np.random.Generator) -> int:
-        group = self._samples[index].group
-        drawn: list[int] = self._real[rng.integers(0, len(self._real), NUM_CANDIDATES)].tolist()
-        others = [other for other in drawn if self._samples[other].group != group]
-        if not others:  # one person dominates the split
-            others = [other for other in self._real.tolist() if self._samples[other].group != group]
-        return min(others, key=lambda other: float(np.square(self._shapes[other] - self._shapes[index]).sum()))
-
-    def _reconstruction(self, sample: Sample, face: LooseCrop, design: Design) -> LooseCrop:
-        """Read the reconstruction of a sample, resized to the face."""
+            group = self._samples[index].group
+            drawn: list[int] = self._real[rng.integers(0, len(self._real), NUM_CANDIDATES)].tolist()
+            others = [other for other in drawn if self._samples[other].group != group]
+            if not others:  # one person dominates the split
+                others = [other for other in self._real.tolist() if self._samples[other].group != group]
+            shape = self._shapes[index]
+            return self.read(min(others, key=lambda other: float(np.square(self._shapes[other] - shape).sum())))
+        if kind != "reconstructed":
+            return None
         assert self._reconstructions is not None
-        path = path_of(self._reconstructions, design, sample)
+        path = path_of(self._reconstructions, DESIGNS[rng.integers(len(DESIGNS))], self._samples[index])
         try:
             reconstructed = read_crop(path)
         except DataError as error:

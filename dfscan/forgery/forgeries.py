@@ -101,7 +101,8 @@ def swap(face: LooseCrop, other: LooseCrop, rng: np.random.Generator) -> Blend:
     moved = cv2.warpAffine(other.pixels, move, (width_px, height_px), borderMode=cv2.BORDER_REFLECT_101)
     mask = _within(face.pixels, _whole(cut, width_px, height_px))
     source = recoloured(np.asarray(moved, np.uint8), face.pixels, mask, strength=rng.uniform(0.6, 1))
-    return _blended(face.pixels, source, mask * np.float32(rng.uniform(0.75, 1)), region)
+    mask = mask * np.float32(rng.uniform(0.75, 1))
+    return _sure(face.pixels, blend(source, face.pixels, mask), mask, region)
 
 
 def paste_reconstruction(
@@ -240,20 +241,19 @@ def recoloured(source: UInt8Image, target: UInt8Image, mask: Float32Array, *, st
         mask: (H, W) in [0, 1], not zero everywhere.
         strength: 0 changes nothing, 1 matches both.
     """
-    (source_mean, source_std), (target_mean, target_std) = (_statistics(each, mask) for each in (source, target))
+    weights = (mask / mask.sum()).ravel()
+    means, stds = [], []
+    for image in (source, target):
+        values = image.reshape(-1, 3).astype(np.float32)
+        means.append(weights @ values)
+        values -= means[-1]
+        stds.append(np.sqrt(weights @ np.square(values, out=values)))
+    (source_mean, target_mean), (source_std, target_std) = means, stds
     gain = np.clip(target_std / np.maximum(source_std, 1e-3), 0.5, 2)
     levels = np.arange(256)[:, None]
     matched = (levels - source_mean) * gain + target_mean
     table = np.clip(np.rint(levels + strength * (matched - levels)), 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(source, table[None]), np.uint8)
-
-
-def _statistics(pixels: UInt8Image, mask: Float32Array) -> tuple[Float32Array, Float32Array]:
-    weights = (mask / mask.sum()).ravel()
-    values = pixels.reshape(-1, 3).astype(np.float32)
-    mean = weights @ values
-    values -= mean
-    return mean, np.sqrt(weights @ np.square(values, out=values))
 
 
 def _whole(cut: Cut, width_px: int, height_px: int) -> Float32Array:
@@ -262,10 +262,6 @@ def _whole(cut: Cut, width_px: int, height_px: int) -> Float32Array:
     mask = np.zeros((height_px, width_px), np.float32)
     mask[y1:y2, x1:x2] = cut.mask / cut.mask.max()
     return mask
-
-
-def _blended(target: UInt8Image, source: UInt8Image, mask: Float32Array, region: Region) -> Blend:
-    return _sure(target, blend(source, target, mask), mask, region)
 
 
 def _sure(

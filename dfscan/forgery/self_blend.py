@@ -181,18 +181,13 @@ def cut_out(landmarks: Float32Array, width_px: int, height_px: int, region: Regi
         eyes_px = float(np.sqrt(np.linalg.det(camera[:2])))
         points = jittered(OUTLINES[region], rng)
         outline = np.column_stack([points, np.ones(len(points))]) @ camera
-        move = _small_move(outline.mean(axis=0), eyes_px, rng)
+        scale = rng.uniform(0.95, 1 / 0.95)
+        shift_px = rng.uniform(-1, 1, 2) * (0.11, 0.09) * eyes_px
+        move = np.column_stack([np.eye(2) * scale, outline.mean(axis=0) * (1 - scale) + shift_px])
         mask, box_xyxy = region_mask(outline @ move[:, :2].T + move[:, 2], width_px, height_px, rng)
         if np.count_nonzero(mask > 0.5) >= _MIN_MASK_PX:
             break  # otherwise that part of the face is outside the image
     return Cut(mask, box_xyxy, move, eyes_px)
-
-
-def _small_move(centre: Float64Array, eyes_px: float, rng: np.random.Generator) -> Float64Array:
-    """Return a (2, 3) affine map that scales about the centre and shifts, by a few hundredths of the face."""
-    scale = rng.uniform(0.95, 1 / 0.95)
-    shift_px = rng.uniform(-1, 1, 2) * (0.11, 0.09) * eyes_px
-    return np.column_stack([np.eye(2) * scale, centre * (1 - scale) + shift_px])
 
 
 def _lay_over(
@@ -299,8 +294,11 @@ def region_mask(
     grid_size = (max(8, round((right - left) * grid_scale)), max(8, round((bottom - top) * grid_scale)))
     to_grid = np.array(grid_size) / (right - left, bottom - top)
     hull = np.asarray(cv2.convexHull(((outline - (left, top)) * to_grid).astype(np.float32)), np.float32)[:, 0]
+    for _ in range(2):  # cut each corner at a quarter of its sides (Chaikin 1974): a smooth curve inside the hull
+        following = np.roll(hull, -1, axis=0)
+        hull = np.stack([0.75 * hull + 0.25 * following, 0.25 * hull + 0.75 * following], 1).reshape(-1, 2)
     drawn = np.zeros(grid_size[::-1], np.uint8)
-    cv2.fillPoly(drawn, [np.rint(_rounded(hull) * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    cv2.fillPoly(drawn, [np.rint(hull * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     width_grid_px = float(((high - low) * to_grid).min())
     flat = np.divide(drawn, 255, dtype=np.float32)
     bent = np.minimum(flat, elastic(flat, width_grid_px, rng))  # keep only dents: bulges would extend beyond the face
@@ -310,14 +308,6 @@ def region_mask(
         return np.zeros((0, 0), np.float32), (0, 0, 0, 0)
     whole = cv2.resize(soft, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
     return np.asarray(whole[y1 - top : y2 - top, x1 - left : x2 - left], np.float32).copy(), (x1, y1, x2, y2)
-
-
-def _rounded(polygon: Float32Array) -> Float32Array:
-    """Cut the corners of a closed polygon twice at a quarter of each side (Chaikin 1974): a smooth curve inside it."""
-    for _ in range(2):
-        following = np.roll(polygon, -1, axis=0)
-        polygon = np.stack([0.75 * polygon + 0.25 * following, 0.25 * polygon + 0.75 * following], 1).reshape(-1, 2)
-    return polygon
 
 
 def elastic(mask: Float32Array, width_px: float, rng: np.random.Generator) -> Float32Array:
@@ -375,20 +365,16 @@ def change_look(pixels: UInt8Image, eyes_px: float, rng: np.random.Generator, *,
     """
     colours = np.asarray(cv2.transform(pixels, _colour_matrix(rng, strength)), np.uint8)
     if rng.random() < 0.5:
-        return _shrunk(colours, float(np.clip(eyes_px / 16, 1.5, 4)), rng)
+        height, width = pixels.shape[:2]
+        factor = rng.uniform(1.4, float(np.clip(eyes_px / 16, 1.5, 4)))
+        size_px = (max(2, round(width / factor)), max(2, round(height / factor)))
+        down = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_AREA]))  # the paper's nearest neighbour leaves jagged edges
+        up = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+        small = cv2.resize(colours, size_px, interpolation=down)
+        return np.asarray(cv2.resize(small, (width, height), interpolation=up), np.uint8)
     sigma_px, amount = rng.uniform(0.7, 2.0), rng.uniform(0.4, 1.2)
     blurred = cv2.GaussianBlur(colours, (0, 0), sigma_px)
     return np.asarray(cv2.addWeighted(colours, 1 + amount, blurred, -amount, 0), np.uint8)
-
-
-def _shrunk(pixels: UInt8Image, largest_factor: float, rng: np.random.Generator) -> UInt8Image:
-    height, width = pixels.shape[:2]
-    factor = rng.uniform(1.4, largest_factor)
-    size_px = (max(2, round(width / factor)), max(2, round(height / factor)))
-    down = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_AREA]))  # the paper's nearest neighbour leaves jagged edges
-    up = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
-    small = cv2.resize(pixels, size_px, interpolation=down)
-    return np.asarray(cv2.resize(small, (width, height), interpolation=up), np.uint8)
 
 
 def _colour_matrix(rng: np.random.Generator, strength: float) -> Float64Array:
