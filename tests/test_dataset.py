@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import signal
 from pathlib import Path
 
@@ -51,6 +53,19 @@ def test_workers_do_not_change_the_batches(tmp_path: Path) -> None:
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.is_fake, b.is_fake)
+
+
+def test_signals_to_all_processes_stop_no_worker(tmp_path: Path) -> None:
+    """`timeout` and service managers signal the whole group; the main process must still be able to save its state."""
+    faces = face_set(tmp_path, SETTINGS)
+    batches = plan_epoch(faces.num_faces, epoch=0, seed=0, batch_size=2)
+    loaded = load(faces, batches, num_workers=1, pin_memory=False)
+    seen = [next(loaded)]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len([*seen, *loaded]) == len(batches) > 5
+    assert not worker.is_alive()
 
 
 def test_views_change_with_epoch_and_repeat_in_training_only(tmp_path: Path) -> None:

@@ -171,8 +171,10 @@ def load(faces: FaceSet, batches: Sequence[Batch], *, num_workers: int, pin_memo
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process stops the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C, `timeout` and a service manager signal every process. The main process saves its state, which needs the
+    # batches that are being loaded, and then stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # One process per core; thread pools would compete for the cores. With 16 workers on 16 cores, BLAS threads that
     # waited for work took three quarters of the CPU time.
     cv2.setNumThreads(1)
