@@ -359,6 +359,7 @@ TRAIN_COMMANDS = {
     "calibrate-folds": ["x", "--checkpoint", "y", "--out", "z"],
     "evaluate": ["x", "--out", "y"],
     "shortcuts": ["--data", "x"],
+    "fit-head": ["x", "--data", "y", "--out", "z"],
 }
 
 

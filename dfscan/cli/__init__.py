@@ -16,6 +16,7 @@ from dfscan.cli import (
     evaluate,
     explain,
     export_onnx,
+    fit_head,
     import_checkpoint,
     info,
     init_checkpoint,
@@ -53,6 +54,7 @@ app.command("preview-training", cls=SectionedCommand)(train.preview_training)
 app.command("bench-training", cls=SectionedCommand)(train.bench_training)
 app.command("calibrate", cls=SectionedCommand)(calibrate.calibrate)
 app.command("calibrate-folds", cls=SectionedCommand)(calibrate_folds.calibrate_folds)
+app.command("fit-head", cls=SectionedCommand)(fit_head.fit_head)
 app.command("evaluate", cls=SectionedCommand)(evaluate.evaluate)
 app.command("info", cls=SectionedCommand)(info.info)
 app.command("bench", cls=SectionedCommand)(bench.bench)

@@ -77,12 +77,16 @@ class DeepfakeDetector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [B, 1] of normalised faces [B, 3, H, W]."""
-        logit: Tensor = self.head(self._features(x).mean(dim=(2, 3)))
+        logit: Tensor = self.head(self.pooled(x))
         return logit
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return the pooled features [B, K] of normalised faces [B, 3, H, W], the input of the head."""
+        return self._features(x).mean(dim=(2, 3))
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the hidden features [B, 512] of normalised faces [B, 3, H, W], the input of the head's last layer."""
-        hidden: Tensor = self._features(x).mean(dim=(2, 3))
+        hidden = self.pooled(x)
         for layer in list(self.head)[:-1]:
             hidden = layer(hidden)
         return hidden

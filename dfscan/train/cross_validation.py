@@ -98,9 +98,36 @@ def calibrate_on_runs(
         DataError: the runs cannot be pooled, or lack a class.
         OutputError: the copy cannot be written.
     """
-    faces = read_held_out(run_dirs)
+    card = calibrated_on(
+        read_held_out(run_dirs),
+        checkpoint.card,
+        by=f"{len(run_dirs)} runs of the same recipe",
+        max_fpr=max_fpr,
+        max_fnr=max_fnr,
+    )
+    if fp16:
+        save_checkpoint(out, load_network(checkpoint), card, fp16=True)
+    else:
+        save_calibrated(out, checkpoint, card)
+    return card
+
+
+def calibrated_on(
+    faces: HeldOutFaces, card: CheckpointCard, *, by: str, max_fpr: float, max_fnr: float
+) -> CheckpointCard:
+    """Return the card with thresholds and metrics from the scores of held-out folds.
+
+    Args:
+        faces: scores by detectors that had not seen the faces.
+        card: card of the detector that was trained on all folds.
+        by: what computed the scores, for the card.
+        max_fpr: maximum rate of real videos at or above the fake threshold.
+        max_fnr: maximum rate of fake videos at or below the real threshold.
+
+    Raises:
+        DataError: a class is missing.
+    """
     videos = by_source(faces.logits, faces.is_fake, faces.sources, faces.groups)
-    card = checkpoint.card
     calibration = fit_calibration(
         videos.logits,
         videos.is_fake,
@@ -124,13 +151,8 @@ def calibrate_on_runs(
     }
     training = dict(card.training or {})
     training["limits"] = [limit for limit in training.get("limits", []) if limit != SINGLE_PICTURES]
-    training |= {"calibrated_on": f"{HELD_OUT} of {len(run_dirs)} runs of the same recipe"}
-    card = card.model_copy(update={"calibration": calibration, "quality": (), "training": training, "metrics": metrics})
-    if fp16:
-        save_checkpoint(out, load_network(checkpoint), card, fp16=True)
-    else:
-        save_calibrated(out, checkpoint, card)
-    return card
+    training |= {"calibrated_on": f"{HELD_OUT} of {by}"}
+    return card.model_copy(update={"calibration": calibration, "quality": (), "training": training, "metrics": metrics})
 
 
 def _by_kind(videos: VideoScores, scores: Float64Array, faces: HeldOutFaces) -> dict[str, Any]:
