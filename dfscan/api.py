@@ -209,7 +209,7 @@ def to_frame(results: Iterable[VideoResult]) -> pd.DataFrame:
         kept.append((row, replace(result, tracks=(), detectors=())))
     kept.sort(key=lambda pair: report_order(pair[1].path))
     copies = CopyFinder()
-    rows = [{**row, "same_as": copies.find(result)} for row, result in kept]
+    rows = [{**row, "same_as": first.path if (first := copies.find(result)) else None} for row, result in kept]
     return pd.DataFrame(
         {
             column.name: pd.Series(

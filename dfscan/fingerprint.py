@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfscan.arrays import Float32Array, UInt8Image
+from dfscan.faces.descriptor import INNER_PX
 from dfscan.types import Fingerprint
 
 NUM_FRAMES = 12
@@ -173,22 +174,34 @@ def _cells(picture: Float32Array) -> Float32Array:
     return np.asarray(cv2.resize(picture, (CELLS, CELLS), interpolation=cv2.INTER_AREA), np.float32)
 
 
+def check(fingerprint: Fingerprint) -> None:
+    """Check that a fingerprint can be compared with others.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    mean_picture(fingerprint)
+    changes(fingerprint)
+    if fingerprint.face_png is not None:
+        _decoded(fingerprint.face_png, INNER_PX)
+
+
 def mean_picture(fingerprint: Fingerprint) -> Float32Array:
     """Return the mean picture, (64, 64), in levels from 0 to 255.
 
     Raises:
         ValueError: it is damaged.
     """
-    picture = _decoded(fingerprint.mean_jpeg)
-    if picture.shape != (MEAN_PX, MEAN_PX):
-        raise ValueError("the fingerprint is damaged")
-    return picture
+    return _decoded(fingerprint.mean_jpeg, MEAN_PX)
 
 
-def _decoded(data: bytes) -> Float32Array:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if picture is None:
-        raise ValueError("the fingerprint is damaged")
+def _decoded(data: bytes, size_px: int) -> Float32Array:
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:  # without data, for example
+        raise ValueError("not a picture") from error
+    if picture is None or picture.shape != (size_px, size_px):
+        raise ValueError(f"not a picture of {size_px} x {size_px} px")
     return np.asarray(picture, np.float32)
 
 
@@ -219,7 +232,7 @@ def is_same_picture(first: Fingerprint, second: Fingerprint) -> bool:
     """
     if first.face_png is None or second.face_png is None:
         return difference(mean_picture(first), mean_picture(second)) <= MAX_DIFFERENCE_WITHOUT_FACES
-    if face_difference(_decoded(first.face_png), _decoded(second.face_png)) > MAX_FACE_DIFFERENCE:
+    if face_difference(_decoded(first.face_png, INNER_PX), _decoded(second.face_png, INNER_PX)) > MAX_FACE_DIFFERENCE:
         return False
     return difference(mean_picture(first), mean_picture(second)) <= MAX_DIFFERENCE
 

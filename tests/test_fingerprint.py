@@ -73,6 +73,12 @@ def result_of(path: str, pictures: Pictures, *, sha256: str | None = None, durat
     return VideoResult(path, "ok", Verdict("real"), info, fingerprint=fingerprint_of(pictures))
 
 
+def first(copies: CopyFinder, result: VideoResult) -> str | None:
+    """The path of the first row with the same video."""
+    found = copies.find(result)
+    return found.path if found else None
+
+
 @pytest.mark.parametrize("changed", [cropped, letter_boxed, halved, brightened])
 def test_a_copy_is_found(changed, tmp_path: Path) -> None:
     original = take(1)
@@ -81,21 +87,21 @@ def test_a_copy_is_found(changed, tmp_path: Path) -> None:
     with FileIO(path) as file:
         decoded = [frame.pixels for frame in Decoding(file, Sampling(32)).samples()]
     copies = CopyFinder()
-    assert copies.find(result_of("a.mp4", original)) is None
-    assert copies.find(result_of("b.mp4", take(2))) is None
-    assert copies.find(result_of("c.mp4", decoded)) == "a.mp4"
-    assert copies.find(result_of("d.mp4", original)) == "a.mp4"
+    assert first(copies, result_of("a.mp4", original)) is None
+    assert first(copies, result_of("b.mp4", take(2))) is None
+    assert first(copies, result_of("c.mp4", decoded)) == "a.mp4"
+    assert first(copies, result_of("d.mp4", original)) == "a.mp4"
 
 
 def test_another_take_or_face_or_duration_is_no_copy() -> None:
     original = take(1)
     copies = CopyFinder()
-    assert copies.find(result_of("a.mp4", original)) is None
+    assert first(copies, result_of("a.mp4", original)) is None
     for seed in range(2, 6):
-        assert copies.find(result_of(f"take {seed}.mp4", take(seed))) is None
+        assert first(copies, result_of(f"take {seed}.mp4", take(seed))) is None
     swapped = take(1, head=data.astronaut()[20:220, 130:310, ::-1])  # another face makes the same movements
-    assert copies.find(result_of("swapped.mp4", swapped)) is None
-    assert copies.find(result_of("longer.mp4", original, duration_s=2.5)) is None
+    assert first(copies, result_of("swapped.mp4", swapped)) is None
+    assert first(copies, result_of("longer.mp4", original, duration_s=2.5)) is None
 
 
 def test_another_mean_face_is_no_copy() -> None:
@@ -109,7 +115,7 @@ def test_another_mean_face_is_no_copy() -> None:
         assert original.fingerprint
         fingerprint = replace(original.fingerprint, face_png=png.tobytes())
         info = replace(original.info, sha256=path)
-        assert copies.find(replace(original, path=path, info=info, fingerprint=fingerprint)) == expected
+        assert first(copies, replace(original, path=path, info=info, fingerprint=fingerprint)) == expected
 
 
 def test_bars_of_any_shape_are_left_out() -> None:
@@ -117,8 +123,8 @@ def test_bars_of_any_shape_are_left_out() -> None:
     for sides in ((40, 10, 0, 0), (0, 0, 55, 55), (20, 20, 20, 20)):
         boxed = [cv2.copyMakeBorder(picture, *sides, cv2.BORDER_CONSTANT) for picture in original]
         copies = CopyFinder()
-        assert copies.find(result_of("a.mp4", boxed)) is None
-        assert copies.find(result_of("b.mp4", original)) == "a.mp4"
+        assert first(copies, result_of("a.mp4", boxed)) is None
+        assert first(copies, result_of("b.mp4", original)) == "a.mp4"
 
 
 def test_pictures_that_say_little_have_no_fingerprint() -> None:
@@ -134,18 +140,18 @@ def test_exact_copies_are_found_without_a_fingerprint() -> None:
     still = [take(1)[0]] * 24
     copies = CopyFinder()
     assert [
-        copies.find(result_of(path, still, sha256=sha256))
+        first(copies, result_of(path, still, sha256=sha256))
         for path, sha256 in [("a.mp4", "1"), ("b.mp4", "2"), ("c.mp4", "1"), ("d.mp4", "2"), ("e.mp4", "1")]
     ] == [None, None, "a.mp4", "b.mp4", "a.mp4"]
     empty = replace(result_of("x.mp4", [], sha256="0"), info=VideoInfo(0, "0"))
-    assert [copies.find(replace(empty, path=path)) for path in ("x.mp4", "y.mp4")] == [None, None]
+    assert [first(copies, replace(empty, path=path)) for path in ("x.mp4", "y.mp4")] == [None, None]
 
 
 def test_an_exact_copy_of_a_copy_belongs_to_its_group() -> None:
     original, copy = take(1), halved(take(1))
     copies = CopyFinder()
-    found = [copies.find(result_of(*each)) for each in [("a", original), ("b", copy)]]
-    assert [*found, copies.find(result_of("c", copy, sha256="b"))] == [None, "a", "a"]
+    found = [first(copies, result_of(*each)) for each in [("a", original), ("b", copy)]]
+    assert [*found, first(copies, result_of("c", copy, sha256="b"))] == [None, "a", "a"]
 
 
 def test_a_long_video_is_held_in_bounded_memory() -> None:
@@ -169,9 +175,20 @@ def test_frames_of_other_streams_and_sizes_do_not_count() -> None:
 def test_a_damaged_fingerprint_is_named() -> None:
     whole = result_of("a.mp4", take(1))
     assert whole.fingerprint
-    for damaged in (replace(whole.fingerprint, mean_jpeg=b"?"), replace(whole.fingerprint, changes=b"?")):
-        with pytest.raises(DataError, match=r"a\.mp4: .*scan it again"):
-            CopyFinder().find(replace(whole, fingerprint=damaged))
+    small = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+    for parts in [
+        {"mean_jpeg": b"?"},
+        {"mean_jpeg": b""},
+        {"mean_jpeg": small},
+        {"changes": b"?"},
+        {"face_png": b""},
+        {"face_png": small},
+    ]:
+        damaged = replace(whole, fingerprint=replace(whole.fingerprint, **parts))
+        with pytest.raises(
+            DataError, match=r"^\./a\.mp4: its fingerprint in the ledger is damaged; scan .* new ledger$"
+        ):
+            first(CopyFinder(), damaged)
 
 
 def test_the_tables_grow() -> None:
@@ -179,8 +196,8 @@ def test_the_tables_grow() -> None:
     template = result_of("a", take(1))
     for i in range(10, 80):
         other = replace(template, path=f"{i}", info=VideoInfo(1, f"{i}", duration_s=1.1**i))
-        assert copies.find(other) is None
-    assert copies.find(replace(template, path="z", info=VideoInfo(1, "z", duration_s=1.1**60))) == "60"
+        assert first(copies, other) is None
+    assert first(copies, replace(template, path="z", info=VideoInfo(1, "z", duration_s=1.1**60))) == "60"
 
 
 def test_every_report_has_the_same_groups(tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +223,7 @@ def test_every_report_has_the_same_groups(tmp_path: Path, untrained: Path, monke
     assert Path("r.csv").read_bytes() == scanned
     assert run("report", "r.csv.ledger", "--out", "again.csv").exit_code == 0
     assert Path("again.csv").read_bytes() == scanned
-    page = Path("r.html").read_text()
-    assert '"same_as":"./videos/a.mp4"' in page
-    assert '"copies":["./videos/d.mp4"],"num_copies":1' in page
+    assert '"copies":["./videos/d.mp4"],"num_copies":1' in Path("r.html").read_text()
 
 
 def test_to_frame_has_the_groups_of_a_report() -> None:

@@ -19,11 +19,13 @@ from dfscan.detector.card import Calibration, CheckpointCard
 from dfscan.detector.describe import INTENDED_USE
 from dfscan.errors import OutputError
 from dfscan.report import page as report_page
+from dfscan.report.copies import First
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.scan.pictures import heat_map_jpeg
 from dfscan.types import (
     VERDICT_LABELS,
     Bounded,
+    DetectorResult,
     Face,
     FaceScore,
     Picture,
@@ -225,6 +227,30 @@ def test_picture_limit_counts_encoded_bytes(tmp_path: Path, spare: int, num_gran
     assert summary == PageSummary(num_granted, 5 - num_granted)
 
 
+def test_copies_are_grouped_by_content_not_by_path(tmp_path: Path) -> None:
+    """Merged ledgers can have two videos with one relative path."""
+    paths_and_contents = [("a.mp4", "1"), ("b.mp4", "1"), ("a.mp4", "2"), ("c.mp4", "2")]
+    results = [video(path, "real", 0.05, track(0, [0.05] * 4)) for path, _ in paths_and_contents]
+    results = [
+        replace(result, info=replace(result.info, sha256=sha256))
+        for result, (_, sha256) in zip(results, paths_and_contents, strict=True)
+    ]
+    firsts = [None, First("a.mp4", "1"), None, First("a.mp4", "2")]
+    videos = [
+        PageVideo(result, CHECKPOINT, __version__, i, same_as=first)
+        for i, (result, first) in enumerate(zip(results, firsts, strict=True))
+    ]
+    write_page(tmp_path / "p", videos, pictures=no_pictures, method=method())
+    page = (tmp_path / "p").read_text(encoding="utf-8")
+    assert [(row[0], row[-1]) for row in block(page, "data")["rows"]] == [
+        ("./a.mp4", None),
+        ("./a.mp4", None),
+        ("./b.mp4", 0),
+        ("./c.mp4", 1),
+    ]
+    assert [detail.get("copies") for detail in block(page, "details")] == [["./b.mp4"], ["./c.mp4"], None, None]
+
+
 def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
     make(tmp_path / "a", COLLECTION)
     make(tmp_path / "b", COLLECTION[::-1])
@@ -356,7 +382,13 @@ def open_video(page: "Page", name: str) -> Any:
 def test_most_suspicious_first(page: "Page") -> None:
     assert names(page) == SUSPICIOUS_FIRST
     first = page.locator("tr.video").first
-    assert first.locator("td").all_inner_texts()[1:] == ["fake", "0.9300", NONE, "0:01.5 \u2013 0:03.0", "0:03.3"]
+    assert first.locator("td").all_inner_texts()[1:] == [
+        "fake",
+        "0.9300",
+        "reaches 0.7500",
+        "0:01.5 \u2013 0:03.0",
+        "0:03.3",
+    ]
     assert page.get_by_role("status").inner_text() == "Showing 7 videos."
 
 
@@ -517,11 +549,40 @@ def test_frames_of_a_video_without_faces_are_shown(chromium: "Browser", tmp_path
         ]
 
 
+def test_several_detectors_copies_and_pictures(chromium: "Browser", tmp_path: Path) -> None:
+    """Nothing is told twice: the statement has the scores of each detector, and a picture has no timeline."""
+    between = Reason("between_thresholds", "above 0.1")
+    opinions = [
+        DetectorResult(name, f"{name}@0123", Verdict("fake", 0.8, 0.75, 0, reason), (track(0, [0.8] * 3),))
+        for name, reason in (("one", None), ("two", between))
+    ]
+    first = video("x/a.mp4", "fake", 0.8, track(0, [0.8] * 3), detectors=tuple(opinions))
+    copy = replace(first, path="y/b.mp4")
+    picture = video("c.jpg", "inconclusive", 0.5, track(0, [0.5]), info=VideoInfo(9, "1"))
+    results = [(first, None), (copy, First.of(first)), (picture, None)]
+    videos = [PageVideo(each, CHECKPOINT, __version__, i, same_as=same_as) for i, (each, same_as) in enumerate(results)]
+    write_page(tmp_path / "p.html", videos, pictures=no_pictures, method=method())
+    with visit(chromium, tmp_path / "p.html") as page:
+        assert page.locator(".folder").all_inner_texts() == ["./x/", "./y/", "same video as a.mp4"]
+        page.get_by_label("Name or reason").fill("a.mp4")
+        assert names(page) == ["a.mp4", "b.mp4"]
+        page.get_by_label("Name or reason").fill("")
+        detail = open_video(page, "b.mp4")
+        assert detail.locator(".notice").inner_text() == "two (between_thresholds: above 0.1)"
+        assert "one@0123, two@0123 with dfscan" in detail.inner_text()
+        assert "over time (m:ss), by one" in (detail.locator("svg.timeline").text_content() or "")
+        assert detail.locator(".span, .tag").count() == 0  # there is only one track
+        open_video(page, "b.mp4")
+        detail = open_video(page, "c.jpg")
+        assert detail.locator("svg.timeline").count() == 0
+        assert "1 face \u00b7 0:00.0 \u00b7 score 0.5000" in detail.inner_text()
+
+
 def test_error_and_no_face(page: "Page") -> None:
     detail = open_video(page, "broken.mp4")
     text = detail.inner_text()
     assert "The file could not be examined. Nothing can be said about it." in text
-    assert "encrypted the stream is <b>encrypted</b>; decrypt it first" in text
+    assert "encrypted: the stream is <b>encrypted</b>; decrypt it first" in text
     assert detail.locator("svg.timeline, b").count() == 0
     open_video(page, "broken.mp4")
     assert "1:06:40.3" in open_video(page, "nobody.mp4").inner_text()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dfscan.detector.card import OWN_SETTINGS, changed_settings, own_limit, withheld
 from dfscan.detector.describe import INTENDED_USE, MISSING, as_text, describe_card, section
 from dfscan.files import AtomicFile
+from dfscan.report.copies import First
 from dfscan.report.schema import NO_CASE, finite
 from dfscan.report.statement import error_rate, statement
 from dfscan.text import display_path, printable, report_order
@@ -77,8 +78,8 @@ class PageVideo:
     """Number of its row in the reports, from 0."""
     reviews: tuple[Review, ...] = ()
     """All reviews of its content, in order of time."""
-    same_as: str | None = None
-    """Path of the first row with the same video."""
+    same_as: First | None = None
+    """The first row with the same video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
             if not others and validation and validation.error_rate
         },
         "intended_use": INTENDED_USE,
+        "detectors": list(dict.fromkeys(card["label"].split("@")[0] for card in cards)),
         "data": _json(_table(videos, checkpoints, method)),
         # One video per line, so that the page can parse one without the others.
         "details": markup(f"[\n{details}\n]"),
@@ -231,7 +233,7 @@ def _shell(videos: Sequence[PageVideo], method: MethodInfo) -> dict[str, Any]:
         "untrained": [card["label"] for card in cards if card["is_untrained"]],
         "uncalibrated": [card["label"] for card in cards if card["is_uncalibrated"]],
         "dfscan_versions": sorted({printable(video.version) for video in videos}),
-        "settings": sorted(_flat(method.settings)),
+        "settings": sorted((name, text) for name, text in _flat(method.settings) if text != MISSING),
         "versions": sorted(_flat(method.versions)),
         "skipped": [(printable(code), count) for code, count in sorted(method.skipped.items())],
     }
@@ -281,7 +283,7 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
     """Return the data that the script needs at start."""
     calibrations = [section(method.cards.get(name), "calibration") for name in checkpoints]
     rows = []
-    for video in videos:
+    for video, first in zip(videos, _first_rows(videos), strict=True):
         result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
         decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
         row = (
@@ -296,6 +298,7 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
             _time(decided.end_s) if decided else None,
             _time(result.info.duration_s),
             review.verdict if review else "",
+            first,
         )
         rows.append(row)
     return {
@@ -308,15 +311,24 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
     }
 
 
+def _first_rows(videos: Sequence[PageVideo]) -> list[int | None]:
+    """Return the row of the first video with the same content, or None for each that is the first or has no copy.
+
+    A path alone does not identify it: merged ledgers can have two videos with the same relative path.
+    """
+    rows = {First.of(video.result): row for row, video in enumerate(videos) if video.same_as is None}
+    return [None if video.same_as is None else rows[video.same_as] for video in videos]
+
+
 def _details(videos: Sequence[PageVideo], checkpoints: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the data that the script needs when a video is opened."""
-    copies: dict[str, list[str]] = defaultdict(list)
-    for video in videos:
-        if video.same_as is not None:
-            copies[video.same_as].append(display_path(video.result.path))
-    for video in videos:
+    copies: dict[int, list[str]] = defaultdict(list)
+    for video, first in zip(videos, _first_rows(videos), strict=True):
+        if first is not None:
+            copies[first].append(display_path(video.result.path))
+    for row, video in enumerate(videos):
         result, info = video.result, video.result.info
-        found = copies.get(result.path, [])
+        found = copies.get(row, [])
         yield {
             "size": info.size_bytes,
             "sha256": printable(info.sha256) if info.sha256 else None,
@@ -354,7 +366,6 @@ def _details(videos: Sequence[PageVideo], checkpoints: Sequence[str]) -> Iterato
                 for each in result.detectors
             ]
             or None,
-            "same_as": display_path(video.same_as) if video.same_as is not None else None,
             "copies": found[:MAX_COPIES_SHOWN] or None,
             "num_copies": len(found) or None,
         }

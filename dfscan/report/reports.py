@@ -13,6 +13,7 @@ from urllib.parse import quote
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError, OutputError
 from dfscan.files import AtomicFile
+from dfscan.report.copies import First
 from dfscan.report.formats import format_for, open_writer
 from dfscan.report.page import MethodInfo, PageSummary, PageVideo, write_page
 from dfscan.report.schema import (
@@ -88,7 +89,7 @@ class Reports:
         version: str,
         dumps_dir: str | None = None,
         reviews: Sequence[Review] = (),
-        same_as: str | None = None,
+        same_as: First | None = None,
     ) -> None:
         """Write the rows of one video.
 
@@ -98,7 +99,7 @@ class Reports:
             version: version of dfscan that judged the video.
             dumps_dir: folder of all dumps.
             reviews: all reviews of its content, in order of time.
-            same_as: path of the first row with the same video, see `report.copies`.
+            same_as: first row with the same video.
 
         Raises:
             OutputError: a report cannot be written.
@@ -109,7 +110,7 @@ class Reports:
             version=version,
             review=standing(reviews),
             case_facts=self._case_facts,
-            same_as=same_as,
+            same_as=same_as.path if same_as else None,
             detectors=self._detectors,
         )
         dumps = None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dfscan.config import ScanSettings
 from dfscan.errors import ConfigError
 from dfscan.files import remove_leftovers, spare_inputs
-from dfscan.report.copies import CopyFinder
+from dfscan.report.copies import CopyFinder, First
 from dfscan.report.dumps import holds_dumps
 from dfscan.report.meta import meta_path, versions
 from dfscan.report.page import PageVideo
@@ -120,7 +120,7 @@ def _write(
         def verdict(entry: LedgerEntry, ledger: LedgerReader) -> Verdict:
             return judge.judged(entry, ledger.result(entry)).verdict if judge else ledger.verdict(entry)
 
-        copies, same_as = CopyFinder(), dict[bytes, str | None]()
+        copies, same_as = CopyFinder(), dict[bytes, First | None]()
         if order == "review":  # the groups are those of the report in its usual order
             same_as = {entry.key[0]: copies.find(ledger.result(entry)) for entry, ledger in known}
             known.sort(key=lambda each: _review_order(verdict(*each), _reviews(readers, each[0].sha256)))

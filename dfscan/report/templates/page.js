@@ -9,14 +9,18 @@
   const data = load("data");
   const leftOut = load("left-out");
   const spaced = (code) => code.replaceAll("_", " ");
-  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "start", "end", "duration", "reviewer"];
+  const FIELDS = ["path", "verdict", "score", "threshold", "status", "code", "reason", "start", "end", "duration", "reviewer", "copy_of"];
   const videos = data.rows.map((values, row) => {
     const video = { row };
     FIELDS.forEach((field, i) => (video[field] = values[i]));
     video.rank = data.verdicts.indexOf(video.verdict);
-    video.haystack = `${video.path}\n${spaced(video.code)}\n${video.code}: ${video.reason}`.toLowerCase();
     return video;
   });
+  for (const video of videos) {
+    video.original = video.copy_of === null ? null : videos[video.copy_of]; // the first row with the same video
+    const paths = video.original ? `${video.path}\n${video.original.path}` : video.path;
+    video.haystack = `${paths}\n${spaced(video.code)}\n${video.code}: ${video.reason}`.toLowerCase();
+  }
 
   // ---- Words and numbers -------------------------------------------------------------------------------------
 
@@ -27,7 +31,8 @@
   const last = (list) => list[list.length - 1];
   const range = (list, show) => {
     const known = list.filter((value) => value !== null);
-    return known.length ? `${show(Math.min(...known))} to ${show(Math.max(...known))}` : "unknown";
+    const [from, to] = [show(Math.min(...known)), show(Math.max(...known))];
+    return !known.length ? "unknown" : from === to ? from : `${from} to ${to}`;
   };
 
   /** Seconds as m:ss.s, or h:mm:ss.s. */
@@ -102,26 +107,34 @@
   const open = new Set(); // rows whose details are shown
 
   function nameCell(video) {
-    const cut = video.path.lastIndexOf("/") + 1;
-    const folder = video.path.slice(0, cut);
+    const [folder, file] = parted(video.path);
     return make(
       "button",
       { type: "button", class: "open", "aria-expanded": "false" },
-      make("bdi", { class: "file" }, video.path.slice(cut) || video.path),
+      make("bdi", { class: "file" }, file),
       folder === "./" || folder === "" ? null : make("bdi", { class: "folder" }, folder),
+      video.original && make("span", { class: "folder" }, "same video as ", make("bdi", {}, parted(video.original.path)[1])),
     );
+  }
+
+  function parted(path) {
+    const cut = path.lastIndexOf("/") + 1;
+    return [path.slice(0, cut), path.slice(cut) || path];
   }
 
   function reasonCell(video) {
     const partial = video.status === "partial" ? ["partial"] : [];
     const parts = [...partial, ...(video.code ? [spaced(video.code)] : [])];
+    if (!parts.length && video.verdict === "fake" && video.threshold !== null) parts.push(`reaches ${score(video.threshold)}`);
     return parts.length ? make("bdi", {}, parts.join(", ")) : "–";
   }
 
   function evidenceCell(video) {
-    if (video.start === null) return "–";
+    if (video.start === null || isMoment(video)) return "–";
     return video.start === video.end ? time(video.start) : `${time(video.start)} – ${time(video.end)}`;
   }
+
+  const isMoment = (video) => video.duration === null && video.start === video.end; // a picture
 
   function verdictCell(video) {
     const badge = make("span", { class: `badge ${video.verdict}` }, mark(video.verdict), spaced(video.verdict));
@@ -243,9 +256,8 @@
   function detailOf(video, facts, width_px) {
     const pictures = picturesOf(video.row);
     const said = make("p", { class: "statement" }, facts.statement);
-    const box = make("div", { class: "inside" }, said, notice(video), reviewsOf(facts));
-    if (facts.detectors) box.append(opinions(facts.detectors));
-    if (facts.tracks.length) box.append(timeline(video, facts, Math.min(width_px, 960)));
+    const box = make("div", { class: "inside" }, said, notice(video, facts), reviewsOf(facts));
+    if (facts.tracks.length && !isMoment(video)) box.append(timeline(video, facts, Math.min(width_px, 960)));
     const sections = facts.tracks.map((track, i) => sectionOf(track, i, facts, pictures));
     const decided = facts.tracks.findIndex((track) => track.id === facts.decided);
     if (decided > 0) sections.unshift(...sections.splice(decided, 1)); // the deciding track comes first
@@ -254,7 +266,7 @@
     if (frames.length) box.append(sampledFrames(frames));
     if ((facts.tracks.length || video.verdict === "no_face") && !pictures.length) box.append(make("p", { class: "dim" }, whyNoPictures(video.row)));
     const maps = pictures.filter((picture) => picture.kind === "heat_map");
-    if (maps.length) box.append(heatMaps(maps));
+    if (maps.length) box.append(heatMaps(maps, facts.tracks.length > 1));
     box.append(...[statements(facts), fileFacts(video, facts)].filter((part) => part !== null));
     return box;
   }
@@ -270,24 +282,15 @@
     return `No pictures: they were omitted to keep the pictures on this page within ${leftOut.max_mb} MB.`;
   }
 
-  /** What each of several detectors concludes. */
-  function opinions(detectors) {
-    const items = detectors.map((each) => {
-      const value = each.score === undefined ? "" : `, score ${score(each.score)}`;
-      const limit = each.threshold === undefined ? "" : `, threshold for fake ${score(each.threshold)}`;
-      const reason = each.reason === undefined ? [] : [" ", make("bdi", {}, `(${each.reason})`)];
-      const label = make("code", { title: each.checkpoint }, make("bdi", {}, each.name));
-      return make("li", {}, label, `: ${spaced(each.verdict)}${value}${limit}`, ...reason);
-    });
-    const note = make("p", { class: "dim" }, "All scores below are those of the first detector.");
-    return make("section", { class: "person" }, make("h4", {}, "Detectors"), make("ul", {}, ...items), note);
-  }
-
-  function notice(video) {
-    if (!video.code && video.status === "ok") return null;
-    const partial = video.status === "partial" ? "Only a part of this video was scanned. " : "";
-    const reason = video.code ? [foreign("code", video.code), " ", make("bdi", {}, video.reason)] : [];
-    return make("p", { class: "notice" }, partial, ...reason);
+  /** Why; the statement has the scores of several detectors, but only the reason of the first one is in that of the row. */
+  function notice(video, { detectors }) {
+    const lines = video.status === "partial" ? [["Only a part of this video was scanned."]] : [];
+    const whole = `${video.code}: ${video.reason}`;
+    if (video.code) lines.push([foreign("code", `${video.code}:`), " ", make("bdi", {}, video.reason)]);
+    for (const { name, reason } of (detectors ?? []).slice(1)) {
+      if (reason !== undefined && !whole.includes(reason)) lines.push([foreign("code", name), " ", make("bdi", {}, `(${reason})`)]);
+    }
+    return lines.length ? make("div", { class: "notice" }, ...lines.map((line) => make("p", {}, ...line))) : null;
   }
 
   /** What people say about this content, the review that counts last. */
@@ -297,17 +300,18 @@
       const about = dim(` ${time_utc.replace("T", " ").replace("Z", " UTC")}`);
       return make("li", {}, make("strong", {}, verdict), " by ", make("bdi", {}, reviewer), about, note ? ": " : "", make("bdi", {}, note ?? ""));
     });
-    const title = items.length > 1 ? "Reviews, the last one counts" : "Review";
-    return make("section", { class: "reviews" }, make("h4", {}, title), make("ol", {}, ...items));
+    const [title, list] = items.length > 1 ? ["Reviews, the last one counts", "ol"] : ["Review", "ul"];
+    return make("section", { class: "reviews" }, make("h4", {}, title), make(list, {}, ...items));
   }
 
   function sectionOf(track, i, facts, pictures) {
-    const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
+    const span_s = range([track.times[0], last(track.times)], time);
     const faces = pictures.filter((picture) => picture.kind === "face" && picture.track === track.id);
     const num_faces = counted(track.times.length, "face", "faces");
-    const about = `${num_faces} · ${span_s} · scores ${range(track.scores, score)}`;
+    const scores = track.times.length === 1 ? "score" : "scores";
+    const about = `${num_faces} · ${span_s} · ${scores} ${range(track.scores, score)}`;
     const name = make("h4", {}, sample(i), `Track ${track.id}`);
-    const tag = track.id === facts.decided ? make("span", { class: "tag" }, "decides") : null;
+    const tag = track.id === facts.decided && facts.tracks.length > 1 ? make("span", { class: "tag" }, "decides") : null;
     const head = make("div", { class: "person-head" }, name, tag, make("span", { class: "about" }, about));
     return make("section", { class: "person" }, head, faces.length ? gallery(faces, "Face") : null);
   }
@@ -321,17 +325,17 @@
     return make("section", { class: "frames" }, head, make("div", { class: "gallery" }, ...figures));
   }
 
-  function heatMaps(maps) {
+  function heatMaps(maps, areNamed) {
     const note = "A heat map shows which regions influenced the network; it is not proof of manipulation.";
     const head = [make("h4", {}, "Heat maps (Grad-CAM)"), make("p", { class: "dim" }, note)];
-    return make("section", { class: "person" }, ...head, gallery(maps, "Heat map"));
+    return make("section", { class: "person" }, ...head, gallery(maps, "Heat map", areNamed));
   }
 
-  function gallery(pictures, kind) {
+  function gallery(pictures, kind, areNamed = false) {
     const figures = pictures.map((picture) => {
       const alt = `${kind} of ${nameOf(picture.track)} at ${time(picture.time_s)}, score ${score(picture.value)}`;
       const image = make("img", { src: `data:image/jpeg;base64,${picture.jpeg}`, alt });
-      const whose = kind === "Face" ? null : dim(` ${nameOf(picture.track)}`);
+      const whose = areNamed ? dim(` ${nameOf(picture.track)}`) : null;
       const caption = [make("strong", {}, score(picture.value)), ` ${time(picture.time_s)}`, whose];
       return make("figure", {}, image, fill(make("figcaption"), {}, caption));
     });
@@ -412,7 +416,7 @@
     const { container, brand, ...stream } = facts.stated ?? {};
     const pairs = {
       Path: foreign("code", video.path),
-      "Same video as": facts.same_as === undefined ? null : foreign("code", facts.same_as),
+      "Same video as": video.original && foreign("code", video.original.path),
       Copies: facts.copies === undefined ? null : copiesOf(facts),
       Encoding: encoding(facts, stream),
       Size: facts.size === undefined ? null : bytes(facts.size),
@@ -421,12 +425,17 @@
       Duration: video.duration === null ? null : time(video.duration),
       Rotated: facts.turned === undefined ? null : `by ${facts.turned}° to be upright`,
       Colours: facts.hdr === undefined ? null : "high dynamic range",
-      Sampling: `${counted(facts.looked, "frame", "frames")} scanned`,
-      Checkpoint: facts.detectors ? null : foreign("code", data.checkpoints[facts.checkpoint].label),
-      "Judged by": make("bdi", {}, `dfscan ${facts.version}`),
+      Sampling: facts.looked ? `${counted(facts.looked, "frame", "frames")} scanned` : null,
+      "Judged by": judges(facts),
       "SHA-256": facts.sha256 === undefined ? null : make("code", { class: "hash" }, facts.sha256),
     };
-    return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Same video as", "Copies", "Encoding", "SHA-256"]));
+    return make("section", { class: "person" }, make("h4", {}, "File"), factList(pairs, ["Path", "Same video as", "Copies", "Encoding", "Judged by", "SHA-256"]));
+  }
+
+  function judges({ looked, detectors, checkpoint, version }) {
+    const labels = detectors ? detectors.map((each) => each.checkpoint) : [data.checkpoints[checkpoint].label];
+    const names = labels.flatMap((label, i) => [i ? ", " : null, foreign("code", label)]);
+    return make("span", {}, ...(looked ? [...names, " with "] : []), make("bdi", {}, `dfscan ${version}`));
   }
 
   // ---- The timeline ------------------------------------------------------------------------------------------
@@ -459,7 +468,8 @@
     const chart = draw("svg", { class: "timeline", viewBox: `0 0 ${width_px} ${bottom + 40}`, role: "img" });
     chart.setAttribute("aria-labelledby", `${title} ${words}`);
     chart.append(draw("title", { id: title }, "Scores of the faces over time"));
-    chart.append(draw("desc", { id: words }, inWords(video, facts)), ...span(facts, frame), ...axes(frame));
+    const whose = facts.detectors ? `, by ${facts.detectors[0].name}` : "";
+    chart.append(draw("desc", { id: words }, inWords(video, facts)), ...span(facts, frame), ...axes(frame, whose));
     facts.tracks.forEach((track, i) => chart.append(...trackShapes(track, i, frame)));
     const real = data.checkpoints[facts.checkpoint].real;
     chart.append(...limit("fake", video.threshold, frame), ...limit("real", real, frame));
@@ -467,7 +477,7 @@
     return make("div", { class: "chart" }, chart, make("p", { class: "limits" }, ...names));
   }
 
-  function axes({ left, right, bottom, end_s, x, y }) {
+  function axes({ left, right, bottom, end_s, x, y }, whose) {
     const parts = [0, 0.25, 0.5, 0.75, 1].flatMap((value) => [
       draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }),
       draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)),
@@ -479,14 +489,14 @@
       parts.push(draw("path", { class: "grid", d: `M${x(time_s)} ${bottom}v5` }));
       parts.push(draw("text", { x: x(time_s), y: bottom + 18, "text-anchor": "middle" }, name));
     }
-    parts.push(draw("text", { class: "axis", x: left, y: bottom + 35 }, "score of each face over time (m:ss)"));
+    parts.push(draw("text", { class: "axis", x: left, y: bottom + 35 }, `score of each face over time (m:ss)${whose}`));
     return parts;
   }
 
-  /** Marks the time of the deciding track. */
+  /** Marks the time of the deciding track, if there are others. */
   function span(facts, { top, bottom, right, x }) {
     const track = facts.tracks.find((each) => each.id === facts.decided);
-    if (!track) return [];
+    if (!track || facts.tracks.length === 1) return [];
     const [from, to] = [x(track.times[0]), x(last(track.times))];
     const middle = Math.min(Math.max((from + to) / 2, 100), right - 60);
     const place = { class: "span-name", x: middle, y: top - 9, "text-anchor": "middle" };
@@ -519,7 +529,7 @@
 
   function inWords(video, facts) {
     const tracks = facts.tracks.map((track) => {
-      const span_s = `${time(track.times[0])} to ${time(last(track.times))}`;
+      const span_s = range([track.times[0], last(track.times)], time);
       const faces = counted(track.times.length, "face", "faces");
       return `${nameOf(track.id)}: ${faces} from ${span_s}, scores ${range(track.scores, score)}`;
     });
