@@ -227,11 +227,12 @@ def test_missing_dumps_are_recreated(videos: Path, untrained: Path, tmp_path: Pa
 
 def test_temporary_errors_are_retried(videos: Path, untrained: Path, tmp_path: Path, scanned: list[str]) -> None:
     arguments = (videos, "-o", tmp_path / "r.csv", "--resume")
-    scan(untrained, *arguments, "--timeout", "0.000001")
+    decoded = [videos / name for name in ("nobody.mp4", "one.mp4", "two.mkv")]
+    scan(untrained, *decoded, *arguments[1:], "--timeout", "0.000001")
     assert sum("timeout" in row for row in rows(tmp_path / "r.csv")) == 3
     scanned.clear()
     scan(untrained, *arguments)
-    assert scanned == ["nobody.mp4", "one.mp4", "two.mkv"]
+    assert scanned == ["nobody.mp4", "one.mp4", "text.mp4", "two.mkv"]
     scanned.clear()
     scan(untrained, *arguments)
     assert scanned == [], "text.mp4 is no video today, and will not be one tomorrow"
