@@ -62,9 +62,18 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         }
         run_scan(inputs, dataclasses.replace(settings, **outputs), timings=timings)
     wall_s, cpu_s = time.perf_counter() - start_s, _cpu_s() - start_cpu_s
-    peak_rss_bytes, peak_gpu_bytes = _peak_rss_bytes(), _peak_gpu_bytes()
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak_gpu_bytes = None
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        peak_gpu_bytes = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     engine = load_engine(*resolve(settings))
-    stages = [*STAGES, *(map(stage_of, engine.classifiers) if len(engine.classifiers) > 1 else [])]
+    names = [*STAGES, *(map(stage_of, engine.classifiers) if len(engine.classifiers) > 1 else [])]
+    stages = {}
+    for name in names:
+        stage = timings.stages[name]
+        wall = None if name in CHILDREN_STAGES else stage.wall_s
+        share = stage.cpu_s / cpu_s
+        stages[name] = {"count": stage.count, "wall_s": wall, "cpu_s": stage.cpu_s, "cpu_share": share}
     num_videos, num_frames = timings.stages["open"].count, timings.stages["decode"].count
     num_faces = timings.stages["classify"].count
     floor = _floor(inputs, settings, engine, num_faces)
@@ -86,7 +95,7 @@ def run_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str, Any]:
         "peak_all_rss_bytes": peak_rss_bytes + engine.num_workers * timings.peak_child_rss_bytes,
         "gpu_share": timings.gpu_s / wall_s,
         "peak_gpu_bytes": peak_gpu_bytes,
-        "stages": {name: _stage(timings, name, cpu_s) for name in stages},
+        "stages": stages,
         "floor": floor,
         "ratio_to_floor": cpu_s / floor["cpu_s"] if floor["cpu_s"] else None,
         "wall_ratio_to_floor": wall_s / floor["wall_s"] if floor["wall_s"] else None,
@@ -169,7 +178,11 @@ def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_fa
     Decoding and classification can overlap, but they share the available cores.
     """
     paths = discover(inputs, include=settings.include, exclude=settings.exclude).paths
-    decode = _decode_only(paths, engine)
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
+    with closing(events):
+        children_cpu_s = sum(event.cpu_s for event in events if isinstance(event, Ended))
+    decode = time.perf_counter() - start_s, time.process_time() - start_cpu_s + children_cpu_s
     costs = [_classify_only(each.runtime, each.preprocessing.input_size_px) for each in engine.classifiers]
     classify = [num_faces * sum(cost) for cost in zip(*costs, strict=True)]
     cpu_s = decode[1] + classify[1]
@@ -181,15 +194,6 @@ def _floor(inputs: Sequence[str], settings: ScanSettings, engine: Engine, num_fa
         "cpu_s": cpu_s,
         "wall_s": max(decode[0], classify[0], cpu_s / (os.cpu_count() or 1)),
     }
-
-
-def _decode_only(paths: Sequence[str], engine: Engine) -> tuple[float, float]:
-    """Return wall and CPU seconds of decoding, including those of the child processes."""
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    events = decode_videos(paths, sampling=engine.sampling, num_workers=engine.num_workers, limits=engine.limits)
-    with closing(events):
-        children_cpu_s = sum(event.cpu_s for event in events if isinstance(event, Ended))
-    return time.perf_counter() - start_s, time.process_time() - start_cpu_s + children_cpu_s
 
 
 def _classify_only(runtime: Runtime, size_px: int) -> tuple[float, float]:
@@ -208,25 +212,6 @@ def _classify_only(runtime: Runtime, size_px: int) -> tuple[float, float]:
     return wall_s / num_faces, cpu_s / num_faces
 
 
-def _stage(timings: Timings, name: str, total_cpu_s: float) -> dict[str, float | int | None]:
-    stage = timings.stages[name]
-    wall_s = None if name in CHILDREN_STAGES else stage.wall_s
-    return {"count": stage.count, "wall_s": wall_s, "cpu_s": stage.cpu_s, "cpu_share": stage.cpu_s / total_cpu_s}
-
-
 def _cpu_s() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _peak_gpu_bytes() -> int | None:
-    """Return the peak memory of all GPUs together, or None if no GPU was used."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return int(sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())))

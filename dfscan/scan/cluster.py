@@ -114,7 +114,12 @@ class Cluster:
         self._nodes: set[str] = set()
         with ExitStack() as stack:
             self._ray = stack.enter_context(_connected())
-            self._threads = job.settings.threads or self._default_threads()
+            self._threads = job.settings.threads or 0
+            if not self._threads:  # as many cores as every node has
+                cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
+                self._threads = (
+                    int(min([MAX_DEFAULT_THREADS, *(each for each in cores if each >= 1)])) if any(cores) else 1
+                )
             self._job = self._ray.put(job)
             self._actor = self._ray.remote(Worker).options(
                 num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
@@ -186,21 +191,13 @@ class Cluster:
 
     @property
     def _num_wanted(self) -> int:
-        return max(1, (self._max_workers or self._look_for_room()) - self._num_refused)
-
-    def _look_for_room(self) -> int:
-        """Return the number of workers that the cluster has room for now; nodes may come and go."""
+        """Number of workers that the settings ask for, or that the cluster has room for now; nodes may come and go."""
         now_s = time.monotonic()
-        if now_s - self._room[0] > TICK_S:
+        if not self._max_workers and now_s - self._room[0] > TICK_S:
             total = self._ray.cluster_resources()
             by_cpu = total.get("CPU", 0) // self._threads
             self._room = now_s, int(min(by_cpu, total.get("GPU", 0) // self._gpus) if self._gpus else by_cpu)
-        return self._room[1]
-
-    def _default_threads(self) -> int:
-        """Return a number of cores that every node has."""
-        cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
-        return int(min([MAX_DEFAULT_THREADS, *(count for count in cores if count >= 1)])) if any(cores) else 1
+        return max(1, (self._max_workers or self._room[1]) - self._num_refused)
 
     def _stop(self, worker: _WorkerState) -> None:
         with suppress(Exception):  # it is dead already, or the connection is
@@ -220,7 +217,7 @@ class Cluster:
         self._stop(worker)
         self._workers.remove(worker)
         cause = _cause(error)
-        if worker.facts and not self._is_alive(worker.facts.node_id):
+        if worker.facts and worker.facts.node_id not in {each["NodeID"] for each in self._ray.nodes() if each["Alive"]}:
             log.info("the node %s is gone; its %d videos go to other workers", worker.facts.node, len(worker.paths))
             self._returned.extend(worker.paths)
             return
@@ -238,9 +235,6 @@ class Cluster:
             else:
                 self._suspects.append(path)
 
-    def _is_alive(self, node_id: str) -> bool:
-        return any(node["NodeID"] == node_id and node["Alive"] for node in self._ray.nodes())
-
     # Work
 
     def _submit(self, worker: _WorkerState) -> None:
@@ -254,18 +248,15 @@ class Cluster:
         elif not worker.paths:
             worker.is_alone = False
         limit = 0 if worker.is_alone else 2 * worker.facts.num_decoders + NUM_WAITING
-        while len(worker.paths) + len(given) < limit and (path := self._next_path()) is not None:
-            given.append(path)
+        while len(worker.paths) + len(given) < limit and (self._returned or self._num_queued):
+            if self._returned:
+                given.append(self._returned.popleft())
+            else:
+                given.append(next(self._queue))
+                self._num_queued -= 1
         worker.paths |= dict.fromkeys(given)
         if worker.paths:
             worker.call = worker.actor.exchange.remote(given)
-
-    def _next_path(self) -> str | None:
-        if self._returned:
-            return self._returned.popleft()
-        path = next(self._queue, None)
-        self._num_queued -= path is not None
-        return path
 
     def _ready(self) -> list[_WorkerState]:
         """Wait for an answer, at most for `TICK_S`; return all workers that have answered."""
@@ -289,22 +280,18 @@ class Cluster:
                 yield from self._recover(worker, error)
             return
         worker.call = None
-        if isinstance(answer, Facts):
-            self._welcome(worker, answer)
-        else:
+        if not isinstance(answer, Facts):
             yield from self._unpacked(worker, answer, dumps, listener)
-
-    def _welcome(self, worker: _WorkerState, facts: Facts) -> None:
-        own = versions()
-        others = [name for name in EQUAL_VERSIONS if facts.versions[name] != own[name]]
-        if others:
-            unequal = ", ".join(f"{name} {facts.versions[name]} instead of {own[name]}" for name in others)
-            text = f"worker on {facts.node}: it has {unequal}; install the same versions on every node"
-            return self._refuse(worker, ConfigError(text))
-        worker.facts = facts
-        self._nodes.add(facts.node)
-        self._kinds[facts.cpu, facts.device] += 1
-        return None
+            return
+        own, theirs = versions(), answer.versions
+        if others := [name for name in EQUAL_VERSIONS if theirs[name] != own[name]]:
+            unequal = ", ".join(f"{name} {theirs[name]} instead of {own[name]}" for name in others)
+            text = f"worker on {answer.node}: it has {unequal}; install the same versions on every node"
+            self._refuse(worker, ConfigError(text))
+        else:
+            worker.facts = answer
+            self._nodes.add(answer.node)
+            self._kinds[answer.cpu, answer.device] += 1
 
     def _unpacked(
         self, worker: _WorkerState, answer: WorkerAnswer, dumps: DumpFolder | None, listener: ScanListener | None
@@ -344,17 +331,6 @@ class _DebugLog(io.TextIOBase):
         return len(text)
 
 
-def _require_listener(address: str) -> None:
-    """Refuse an address that nobody listens at; Ray would try for ten minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        return  # local or auto
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise _unreachable(address, error.strerror or "it does not answer") from error
-
-
 def _unreachable(address: str, cause: str) -> ConfigError:
     if address == "local":
         return ConfigError(f"a local Ray cluster cannot be started: {cause}; try again when this machine is less busy")
@@ -390,7 +366,12 @@ def _connect(ray: Any, address: str) -> None:
     """
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     num_tries = START_TRIES if address == "local" else 1
-    _require_listener(address)
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():  # not local or auto
+        try:  # if nobody listens there, Ray would try for ten minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise _unreachable(address, error.strerror or "it does not answer") from error
     for i in range(1, num_tries + 1):
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
