@@ -27,21 +27,21 @@ from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.faces.descriptor import INNER_PX
 from dfscan.types import Fingerprint
 
-NUM_FRAMES = 12
+NUM_SKETCHES = 12
 """Number of frames in a fingerprint, spread evenly over the sampled ones."""
 MIN_FRAMES = 4
-MAX_HELD = 96
+MAX_HELD_SKETCHES = 96
 """Maximum number of small pictures held per video; in longer videos only every second, fourth, ... frame is held."""
 SKETCH_EVERY = 2
 """Number of sampled frames from one sketch to the next; each costs about a millisecond."""
 SKETCH_PX = 128
 MEAN_PX = 64
-CELLS = 8
+SKETCH_CELLS = 8
 """Number of cells along each side in which the changes are measured."""
 MEAN_JPEG_QUALITY = 90
 BLACK = 28
 """Rows and columns at the edges whose pixels never exceed this level are bars."""
-MIN_CHANGE = 0.3
+MIN_MOVEMENT = 0.3
 """Minimum root mean square change of the cells, in levels; less is the noise of an encoder."""
 MIN_CONTRAST = 4.0
 """Minimum standard deviation of the mean picture, in levels."""
@@ -128,7 +128,7 @@ class Fingerprinter:
         if self._num_frames % self._every == 0:
             self._held.append(_Held(self._num_frames, drawn.picture))
         self._num_frames += 1
-        if len(self._held) > MAX_HELD:
+        if len(self._held) > MAX_HELD_SKETCHES:
             self._every *= 2
             self._held = [held for held in self._held if held.number % self._every == 0]
 
@@ -137,7 +137,7 @@ class Fingerprinter:
         rows, columns = (np.flatnonzero(maxima > BLACK) for maxima in (self._row_maxima, self._column_maxima))
         if len(self._held) < MIN_FRAMES or not len(rows) or not len(columns):
             return None
-        at = np.linspace(0, len(self._held) - 1, min(NUM_FRAMES, len(self._held))).round().astype(int)
+        at = np.linspace(0, len(self._held) - 1, min(NUM_SKETCHES, len(self._held))).round().astype(int)
         to_sketch = np.array(
             [_axis(columns, len(self._column_maxima), 0), _axis(rows, len(self._row_maxima), 1)], np.float32
         )
@@ -150,9 +150,9 @@ class Fingerprinter:
         mean = pictures.mean(axis=0)
         cells = np.stack([_cells(picture) for picture in pictures])
         changes = cells - cells.mean(axis=0)
-        if float(mean.std()) < MIN_CONTRAST or float(np.sqrt(np.square(changes).mean())) < MIN_CHANGE:
+        if float(mean.std()) < MIN_CONTRAST or float(np.sqrt(np.square(changes).mean())) < MIN_MOVEMENT:
             return None
-        padded = np.zeros((NUM_FRAMES, CELLS, CELLS), np.int8)
+        padded = np.zeros((NUM_SKETCHES, SKETCH_CELLS, SKETCH_CELLS), np.int8)
         padded[: len(at)] = np.round(changes * (127 / np.abs(changes).max())).astype(np.int8)
         _, jpeg = cv2.imencode(".jpg", np.round(mean).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, MEAN_JPEG_QUALITY])
         if self._num_faces < MIN_FACES:
@@ -171,7 +171,7 @@ def _axis(inside: NDArray[np.intp], size_px: int, axis: int) -> list[float]:
 
 
 def _cells(picture: Float32Array) -> Float32Array:
-    return np.asarray(cv2.resize(picture, (CELLS, CELLS), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(picture, (SKETCH_CELLS, SKETCH_CELLS), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def check(fingerprint: Fingerprint) -> None:
@@ -216,7 +216,7 @@ def changes(fingerprint: Fingerprint) -> Float32Array:
     Raises:
         ValueError: they are damaged.
     """
-    return _unit(np.frombuffer(fingerprint.changes, np.int8).reshape(NUM_FRAMES * CELLS**2).astype(np.float32))
+    return _unit(np.frombuffer(fingerprint.changes, np.int8).reshape(NUM_SKETCHES * SKETCH_CELLS**2).astype(np.float32))
 
 
 def _unit(values: Float32Array) -> Float32Array:

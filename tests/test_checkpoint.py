@@ -27,7 +27,7 @@ from dfscan.detector.checkpoint import (
     save_checkpoint,
 )
 from dfscan.detector.selftest import self_test_input
-from dfscan.detector.verify import verify
+from dfscan.detector.verify import verify_logits
 from dfscan.errors import CheckpointError, OutputError
 
 TINY = "test_efficientnet"
@@ -394,8 +394,8 @@ def promised(tiny: Checkpoint, *, change: float = 0.0) -> FakeRuntime:
 
 def test_verify_caches_a_pass(tiny: Checkpoint, cache: Path) -> None:
     runtime = promised(tiny)
-    verify(runtime, tiny)
-    verify(runtime, tiny)
+    verify_logits(runtime, tiny)
+    verify_logits(runtime, tiny)
 
     assert runtime.num_calls == 1
     assert len(list(cache.iterdir())) == 1
@@ -404,10 +404,10 @@ def test_verify_caches_a_pass(tiny: Checkpoint, cache: Path) -> None:
 def test_verify_runs_again_for_another_device_or_version(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = promised(tiny), promised(tiny)
     second.device = "cuda:0"
-    verify(first, tiny)
-    verify(second, tiny)
+    verify_logits(first, tiny)
+    verify_logits(second, tiny)
     monkeypatch.setattr(selftest, "package_version", lambda name: "99.0")
-    verify(first, tiny)
+    verify_logits(first, tiny)
 
     assert (first.num_calls, second.num_calls) == (2, 1)
 
@@ -417,12 +417,12 @@ def test_verify_refuses_wrong_scores_every_time(tiny: Checkpoint, change: float)
     runtime = promised(tiny, change=change)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"fails its self-test on cpu.*torch \d.*install") as error:
-            verify(runtime, tiny)
+            verify_logits(runtime, tiny)
     assert f"{tiny.card.self_test.expected_logits[0]:.6f}" in str(error.value)
 
 
 def test_verify_accepts_rounding_errors(tiny: Checkpoint) -> None:
-    verify(promised(tiny, change=0.0005), tiny)
+    verify_logits(promised(tiny, change=0.0005), tiny)
 
 
 @pytest.mark.parametrize("kind", ["a file in its place", "none"])
@@ -430,7 +430,7 @@ def test_verify_without_a_cache(kind: str, tiny: Checkpoint, tmp_path: Path, mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if kind != "none" else "relative")
     runtime = promised(tiny)
-    verify(runtime, tiny)
-    verify(runtime, tiny)
+    verify_logits(runtime, tiny)
+    verify_logits(runtime, tiny)
 
     assert runtime.num_calls == 2

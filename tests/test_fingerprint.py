@@ -14,7 +14,7 @@ from skimage import data
 
 from dfscan import to_frame
 from dfscan.errors import DataError
-from dfscan.fingerprint import MAX_HELD, Fingerprinter, sketch
+from dfscan.fingerprint import MAX_HELD_SKETCHES, Fingerprinter, sketch
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
 from dfscan.report.copies import CopyFinder
@@ -159,7 +159,7 @@ def test_a_long_video_is_held_in_bounded_memory() -> None:
     drawn = [sketch(picture, None) for picture in take(1, num_frames=40)]
     for i in range(400):
         maker.add(drawn[i % 40], 0)
-        assert len(maker._held) <= MAX_HELD
+        assert len(maker._held) <= MAX_HELD_SKETCHES
     assert maker.fingerprint() is not None
 
 

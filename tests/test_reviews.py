@@ -21,7 +21,7 @@ from dfscan.media.source import FileIdentity
 from dfscan.report.row_schema import row_schema
 from dfscan.report.schema import REPORT_COLUMNS
 from dfscan.scan.ledger import Ledger, LedgerReader, Recipe, add_reviews
-from dfscan.scan.reviews import read_list
+from dfscan.scan.reviews import read_review_list
 from dfscan.types import Reason, Review, Verdict, VideoInfo, VideoResult
 from tests.test_cli import run, scan
 from tests.test_cli import surroundings as surroundings
@@ -213,7 +213,7 @@ def test_unknown_files_are_named_and_the_others_stored(clips: Path, ledger: Path
 )
 def test_lists_are_read_forgivingly(tmp_path: Path, text: str) -> None:
     (tmp_path / "l.csv").write_text(text, newline="")
-    found = read_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
+    found = read_review_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
     assert [(each.path, each.review) for each in found] == [
         ("a.mp4", Review("fake", "E", "", TIME)),
         ("b.mp4", Review("real", "F", "ok", TIME)),
@@ -238,7 +238,7 @@ def test_lists_are_read_forgivingly(tmp_path: Path, text: str) -> None:
 def test_an_unusable_list_is_refused_whole(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "l.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError) as refused:
-        read_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
+        read_review_list(tmp_path / "l.csv", reviewer="", time_utc=TIME)
     assert problem in str(refused.value)
 
 

@@ -22,7 +22,7 @@ from dfscan.detector.checkpoint import (
 )
 from dfscan.detector.preprocess import to_input
 from dfscan.detector.runtime import OnnxRuntime, Runtime, TorchRuntime, choose_device, create_runtime
-from dfscan.detector.verify import MIXED_TOLERANCE, verify
+from dfscan.detector.verify import MIXED_TOLERANCE, verify_logits
 from dfscan.errors import CheckpointError, ConfigError, DfscanError
 from dfscan.faces.crop import crop_face
 from dfscan.graphs import export_failure
@@ -87,8 +87,8 @@ def test_the_small_efficientnet_runs_in_onnx_and_passes_its_self_test(tmp_path: 
     small = create_untrained(tmp_path / "b0.safetensors", seed=1, architecture="efficientnet_b0", input_size_px=64)
     export.write_graph(small, tmp_path / "graph.onnx")
     runs = OnnxRuntime((tmp_path / "graph.onnx").read_bytes())
-    verify(runs, small)
-    verify(TorchRuntime(load_network(small), device="cpu", batch_size=4), small)
+    verify_logits(runs, small)
+    verify_logits(TorchRuntime(load_network(small), device="cpu", batch_size=4), small)
     logits, cams = runs.predict(faces(3))
     expected_logits, expected_cams = by_torch(small, faces(3))
     np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
@@ -118,7 +118,7 @@ def test_refuses_invalid_batches(any_runtime: Runtime, batch: np.ndarray) -> Non
 
 
 def test_runtimes_pass_the_self_test(any_runtime: Runtime, tiny: Checkpoint) -> None:
-    verify(any_runtime, tiny)
+    verify_logits(any_runtime, tiny)
 
 
 def test_self_test_detects_changed_weights(tiny: Checkpoint) -> None:
@@ -126,7 +126,7 @@ def test_self_test_detects_changed_weights(tiny: Checkpoint) -> None:
     network.head.output.bias.data += 0.01
 
     with pytest.raises(CheckpointError, match="fails its self-test"):
-        verify(TorchRuntime(network, device="cpu", batch_size=2), tiny)
+        verify_logits(TorchRuntime(network, device="cpu", batch_size=2), tiny)
 
 
 # PyTorch
@@ -155,7 +155,7 @@ def test_the_embedded_checkpoint_is_accurate_in_the_precision_that_its_self_test
     ]
     batch = to_input(crops, preprocessing)
     runtime = TorchRuntime(load_network(checkpoint), device="cpu", batch_size=4, mixed_precision=True)
-    verify(runtime, checkpoint)  # float16 shifts the logits of these faces by 0.02 to 0.05
+    verify_logits(runtime, checkpoint)  # float16 shifts the logits of these faces by 0.02 to 0.05
     logits, expected = runtime.predict(batch)[0], by_torch(checkpoint, batch)[0]
     assert np.abs(expected).max() < 20
     assert np.abs(logits - expected).max() <= MIXED_TOLERANCE
@@ -163,7 +163,7 @@ def test_the_embedded_checkpoint_is_accurate_in_the_precision_that_its_self_test
 
 def test_the_self_test_keeps_accurate_mixed_precision(tiny: Checkpoint, cache: Path) -> None:
     runtime = TorchRuntime(load_network(tiny), device="cpu", batch_size=2, mixed_precision=True)
-    verify(runtime, tiny)
+    verify_logits(runtime, tiny)
     assert runtime.mixed_precision
     assert len(list(cache.glob("verified-*"))) == 1
 
@@ -180,7 +180,7 @@ def test_the_self_test_disables_inaccurate_mixed_precision(
 
     monkeypatch.setattr(runtime, "_run", overflowing)
     with caplog.at_level(logging.WARNING, "dfscan"):
-        verify(runtime, tiny)
+        verify_logits(runtime, tiny)
     assert not runtime.mixed_precision
     assert "continuing in float32" in caplog.text
     assert list(cache.glob("verified-*")) == []  # tested again next time
@@ -200,7 +200,7 @@ def test_the_self_test_disables_mixed_precision_that_is_inaccurate_on_smooth_ima
 
     monkeypatch.setattr(runtime, "_run", inaccurate)
     with caplog.at_level(logging.WARNING, "dfscan"):
-        verify(runtime, tiny)
+        verify_logits(runtime, tiny)
     assert not runtime.mixed_precision
     assert "by 0.05" in caplog.text
 
@@ -297,7 +297,7 @@ def test_a_self_test_that_ends_on_the_cpu_is_not_recorded_for_the_gpu(
     gpu.mixed_precision = True
     move = gpu._move_to_cpu
     monkeypatch.setattr(gpu, "_move_to_cpu", lambda: (move(), setattr(memory, "max_faces", 9)))
-    verify(gpu, tiny)
+    verify_logits(gpu, tiny)
     assert (gpu.device, gpu.mixed_precision) == ("cpu", False)
     assert list(cache.glob("verified-*")) == []
 
@@ -317,7 +317,7 @@ def test_a_failing_device_is_a_clear_error(tiny: Checkpoint) -> None:
 
 @pytest.mark.cuda
 def test_cuda_passes_the_self_test(tiny: Checkpoint) -> None:
-    verify(create_runtime(tiny, device="cuda"), tiny)
+    verify_logits(create_runtime(tiny, device="cuda"), tiny)
 
 
 # Devices
@@ -374,7 +374,7 @@ def test_a_full_size_network_exported_in_the_child_equals_pytorch(
     monkeypatch.setattr(export, "_export_in_child", export_in_child)
     checkpoint = create_untrained(tmp_path / "b4.safetensors", seed=3)
     onnx_runtime = create_runtime(checkpoint, device="cpu")
-    verify(onnx_runtime, checkpoint)
+    verify_logits(onnx_runtime, checkpoint)
     batch = faces(3, 380)
     logits, cams = onnx_runtime.predict(batch)
     expected_logits, expected_cams = by_torch(checkpoint, batch)

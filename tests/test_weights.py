@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dfscan.cli import app
 from dfscan.detector.checkpoint import default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
-from dfscan.detector.verify import verify
+from dfscan.detector.verify import verify_logits
 from dfscan.train.cross_validation import HELD_OUT
 from dfscan.train.settings import FORMER_NAMES, TrainSettings, build_train_settings
 
@@ -70,7 +70,7 @@ def test_its_model_card_has_the_numbers_of_the_file(path: Path) -> None:
 
 def test_it_passes_its_self_test(path: Path) -> None:
     checkpoint = read_card(path)
-    verify(create_runtime(checkpoint, device="cpu"), checkpoint)
+    verify_logits(create_runtime(checkpoint, device="cpu"), checkpoint)
 
 
 def test_scan_uses_it_by_default(path: Path, clips: Path) -> None:

@@ -13,7 +13,7 @@ from dfscan.errors import ConfigError
 from dfscan.files import writing
 from dfscan.text import printable
 
-NAMESPACE = "dfscan"
+SIGNATURE_NAMESPACE = "dfscan"
 """Purpose of the signatures, so that one made for something else, such as a commit, is not accepted."""
 
 
@@ -39,7 +39,7 @@ def sign(data: bytes, key: Path) -> bytes:
     """
     if not key.is_file():
         raise ConfigError(f"--sign {key}: no such file; name an SSH key, such as ~/.ssh/id_ed25519")
-    done = _run(["-Y", "sign", "-q", "-n", NAMESPACE, "-f", str(key)], data)
+    done = _run(["-Y", "sign", "-q", "-n", SIGNATURE_NAMESPACE, "-f", str(key)], data)
     if done.returncode or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
         raise ConfigError(
             f"--sign {key}: ssh-keygen cannot sign with it ({_last_line(done.stderr)}); check the key. If it has a "
@@ -65,7 +65,7 @@ def check_signature(data: bytes, signature: bytes, allowed_signers: Path | None)
         file = Path(folder, "signature")
         with writing(file):
             file.write_bytes(signature)
-        common = ["-n", NAMESPACE, "-s", str(file)]
+        common = ["-n", SIGNATURE_NAMESPACE, "-s", str(file)]
         whole = _run(["-Y", "check-novalidate", *common], data)
         if whole.returncode:
             return SignatureCheck(False, f"invalid ({_last_line(whole.stderr or whole.stdout)})")

@@ -38,7 +38,7 @@ FORMAT = 1
 """Version of the layout of bundles."""
 OTHER_FOLDER = "other"
 """Folder in the bundle for files that are not below the report's folder."""
-EPOCH = (1980, 1, 1, 0, 0, 0)
+MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest date in a zip file, which all its files get."""
 PIECE_BYTES = 1 << 20
 
@@ -161,7 +161,7 @@ class _Target(io.RawIOBase):
 def _add_file(archive: zipfile.ZipFile, name: str, source: BinaryIO, num_bytes: int) -> str:
     """Copy a file in pieces, and return its sha256."""
     digest = hashlib.sha256()
-    info = zipfile.ZipInfo(name, EPOCH)
+    info = zipfile.ZipInfo(name, MEMBER_TIME)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.create_system = 3  # Unix
     info.external_attr = 0o100644 << 16

@@ -52,11 +52,11 @@ def fit_head(
       dfscan fit-head run/best.safetensors --data ./faces --device cuda --workers 8 --out detector.safetensors
     """
     require("train", "dfscan fit-head")
-    from dfscan.train import fit_head as fitting
     from dfscan.train.cross_validation import HELD_OUT
+    from dfscan.train.fit_head import fit_to_folds
 
     start_logging(is_quiet=quiet)
-    card = fitting.fit_head(
+    card = fit_to_folds(
         checkpoint,
         data,
         out,

@@ -64,7 +64,7 @@ def label(
       2    usage error, or an unusable list; nothing is stored
     """
     from dfscan.report.formats import open_writer
-    from dfscan.scan.reviews import HISTORY_COLUMNS, ListedReview, history, now_utc, read_list, store_reviews
+    from dfscan.scan.reviews import HISTORY_COLUMNS, ListedReview, history, now_utc, read_review_list, store_reviews
     from dfscan.text import printable
     from dfscan.types import Review
 
@@ -82,7 +82,7 @@ def label(
     if from_list is not None:
         if paths or verdict is not None or note is not None:
             raise ConfigError("--from cannot be combined with paths, --verdict or --note; put those into the list")
-        listed = read_list(from_list, reviewer=reviewer, time_utc=now_utc())
+        listed = read_review_list(from_list, reviewer=reviewer, time_utc=now_utc())
     else:
         if not paths or verdict is None or not reviewer:
             raise ConfigError("--verdict needs the paths of the files, and --by with the name of the reviewer")

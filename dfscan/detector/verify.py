@@ -24,7 +24,7 @@ MIXED_TOLERANCE = 2e-2
 log = logging.getLogger("dfscan")
 
 
-def verify(runtime: Runtime, checkpoint: Checkpoint) -> None:
+def verify_logits(runtime: Runtime, checkpoint: Checkpoint) -> None:
     """Check that the checkpoint gives its expected logits on this device with these libraries.
 
     Mixed precision may change logits by `MIXED_TOLERANCE`, here and on enlarged images; if it changes them more, the

@@ -32,7 +32,7 @@ NUM_LEVELS = 4
 MIN_VIDEOS = 8
 """Minimum number of videos, copies included, for levels to be made."""
 
-Rate = tuple[float, tuple[float, float]]
+MeasuredRate = tuple[float, tuple[float, float]]
 """A proportion and its 95 % interval."""
 
 
@@ -142,7 +142,7 @@ def _level(videos: _Videos, card: CheckpointCard, below: float | None) -> Qualit
     )
 
 
-def _rate(videos: _Videos, label: TrueLabel, thresholds: Thresholds) -> Rate | None:
+def _rate(videos: _Videos, label: TrueLabel, thresholds: Thresholds) -> MeasuredRate | None:
     """Return the rate of wrong verdicts among videos of a class over groups; None without videos or threshold."""
     of_class = videos.is_fake == (label == "fake")
     threshold = thresholds.fake if label == "real" else thresholds.real
@@ -156,7 +156,7 @@ def _rate(videos: _Videos, label: TrueLabel, thresholds: Thresholds) -> Rate | N
     return float(shares.mean()), clopper_pearson(float(shares.sum()), len(shares))
 
 
-def _is_broken(rate: Rate | None, limit: float) -> bool:
+def _is_broken(rate: MeasuredRate | None, limit: float) -> bool:
     return rate is not None and rate[1][0] > limit
 
 

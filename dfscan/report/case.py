@@ -42,7 +42,7 @@ UNSTATED = frozenset(
     "case exhibit examiner".split()
 )
 """Columns that other nodes contain, so that no statement such as ``verdict: fake`` repeats them."""
-NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
+CASE_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:dfscan:case")
 
 Node = dict[str, Any]
 
@@ -185,7 +185,7 @@ def _file_facets(cells: Mapping[str, Any], about: tuple[object, ...]) -> Iterato
 
 
 def _id(kind: str, parts: tuple[object, ...]) -> str:
-    return f"urn:uuid:{uuid.uuid5(NAMESPACE, json.dumps([kind, *parts]))}"
+    return f"urn:uuid:{uuid.uuid5(CASE_NAMESPACE, json.dumps([kind, *parts]))}"
 
 
 def _known(node: Node) -> Node:

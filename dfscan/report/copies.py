@@ -11,9 +11,9 @@ import numpy as np
 
 from dfscan.errors import DataError
 from dfscan.fingerprint import (
-    CELLS,
     MIN_AGREEMENT,
-    NUM_FRAMES,
+    NUM_SKETCHES,
+    SKETCH_CELLS,
     changes,
     check,
     is_same_picture,
@@ -55,8 +55,8 @@ class CopyFinder:
         """For each fingerprint, the first row of its group."""
         self._fingerprints: list[Fingerprint] = []
         self._durations_s = np.zeros(64, np.float32)
-        self._looks = np.zeros((64, CELLS**2), np.float32)
-        self._changes = np.zeros((64, NUM_FRAMES * CELLS**2), np.float16)
+        self._looks = np.zeros((64, SKETCH_CELLS**2), np.float32)
+        self._changes = np.zeros((64, NUM_SKETCHES * SKETCH_CELLS**2), np.float16)
 
     def find(self, result: VideoResult) -> First | None:
         """Return the first row with the same video, or None if this row is the first; then remember it.

@@ -80,7 +80,7 @@ def now_utc() -> str:
 # Reading a list
 
 
-def read_list(path: Path, *, reviewer: str, time_utc: str) -> list[ListedReview]:
+def read_review_list(path: Path, *, reviewer: str, time_utc: str) -> list[ListedReview]:
     """Read reviews from CSV: a list of one's own, or a report with the column ``reviewer_verdict`` filled in.
 
     Accepted are commas, semicolons and tabs, a byte order mark, capitals in names and verdicts, and columns in any

@@ -21,7 +21,7 @@ from dfscan.detector.card import (
 )
 from dfscan.detector.checkpoint import Checkpoint, default_checkpoint_path, read_card
 from dfscan.detector.runtime import create_runtime
-from dfscan.detector.verify import verify
+from dfscan.detector.verify import verify_logits
 from dfscan.errors import CheckpointError, ConfigError
 from dfscan.faces.batched import BatchedFaceDetector
 from dfscan.faces.detect import FaceDetector
@@ -164,7 +164,7 @@ def load_engine(settings: ResolvedSettings, checkpoints: Sequence[Checkpoint]) -
     classifiers = []
     for name, checkpoint in zip(detector_names(checkpoints), checkpoints, strict=True):
         runtime = create_runtime(checkpoint, device=settings.device, batch_size=settings.batch_size, threads=threads)
-        verify(runtime, checkpoint)
+        verify_logits(runtime, checkpoint)
         classifiers.append(
             Classifier(
                 name=name,

@@ -33,10 +33,10 @@ from dfscan.train.settings import TrainSettings
 
 PENALTY_C = 0.01
 """Inverse strength of the L2 penalty on standardised features, as in scikit-learn."""
-BATCH_SIZE = 16
+FACES_PER_BATCH = 16
 
 
-def fit_head(
+def fit_to_folds(
     path: str,
     data: Path,
     out: Path,
@@ -227,12 +227,12 @@ def _pooled_features(
     settings = TrainSettings(input_size_px=size_px, resize_px=size_px, crop_margin=card.preprocessing.crop_margin)
     faces = FaceSet(samples, folder, settings, is_training=False)
     keys = [Key(EVALUATION_EPOCH, index, 0) for index in range(len(samples))]
-    batches = [tuple(keys[start : start + BATCH_SIZE]) for start in range(0, len(keys), BATCH_SIZE)]
+    batches = [tuple(keys[start : start + FACES_PER_BATCH]) for start in range(0, len(keys), FACES_PER_BATCH)]
     device = next(network.parameters()).device
     features: list[np.ndarray] = []
     for number, batch in enumerate(load(faces, batches, num_workers=num_workers, pin_memory=device.type == "cuda")):
         if number % 50 == 0:
-            tell(f"features of {number * BATCH_SIZE} of {len(samples)} faces")
+            tell(f"features of {number * FACES_PER_BATCH} of {len(samples)} faces")
         with torch.inference_mode():
             features.append(network.pooled(normalised(batch, card.preprocessing, device)).double().cpu().numpy())
     return np.concatenate(features)

@@ -22,6 +22,7 @@ from dfscan.arrays import BoolArray, Float32Array, Float64Array, UInt8Image
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest
 from dfscan.errors import ConfigError, DataError
 from dfscan.evaluation.metrics import Estimate, by_source, within_source_auc
+from dfscan.faces.quality import BLOCK_PX
 from dfscan.forgery.donors import check_swaps
 from dfscan.forgery.names import DESIGNS
 from dfscan.images import encode
@@ -41,8 +42,6 @@ FEATURES = (
     "jpeg_bytes",
     "face_px",
 )
-BLOCK_PX = 8
-"""Side of the blocks of JPEG and H.264."""
 HIGH_FREQUENCY = 0.25
 """In cycles per pixel; half of the Nyquist frequency."""
 FEATURE_JPEG_QUALITY = 90
