@@ -19,7 +19,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from dfscan.bundle import signature, verify
+from dfscan.bundle import signature, verify, write
 from dfscan.bundle.verify import verify_bundle
 from dfscan.bundle.write import write_bundle
 from dfscan.config import ScanSettings
@@ -401,6 +401,38 @@ def test_a_harmful_bundle_is_refused(
     assert verify_bundle(small(tmp_path / "good.zip")).differences == []
     with pytest.raises(DataError, match=problem):
         verify_bundle(small(tmp_path / "bad.zip", *entries))
+
+
+def test_a_bundle_that_would_be_refused_is_not_written(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros, out = tmp_path / "disk.img", tmp_path / "b.zip"
+    zeros.write_bytes(bytes(4 << 20))
+    write_bundle(desk / "out/r.csv", out, added=[zeros])
+    before = out.read_bytes()
+    with zipfile.ZipFile(out) as archive:
+        ratio = sum(info.file_size for info in archive.infolist()) // len(before)
+
+    def limit(num_bytes: int, ratio: int) -> None:
+        for module in (write, verify):
+            monkeypatch.setattr(module, "MAX_SMALL_BYTES", num_bytes)
+            monkeypatch.setattr(module, "MAX_RATIO", ratio)
+
+    limit(1 << 20, ratio + 1)
+    assert verify_bundle(out).num_differences == 0
+    write_bundle(desk / "out/r.csv", tmp_path / "accepted.zip", added=[zeros])
+    limit(1 << 20, ratio)
+    with pytest.raises(DataError, match=f"more than {ratio} times its own size"):
+        verify_bundle(out)
+    with pytest.raises(ConfigError, match=rf"more than {ratio} times as large .* such as other/disk\.img"):
+        write_bundle(desk / "out/r.csv", out, added=[zeros])
+    limit(100, ratio + 1)
+    with pytest.raises(DataError, match="SHA256SUMS is larger than"):
+        verify_bundle(out)
+    with pytest.raises(ConfigError, match=r"bundle\.json is larger than"):
+        write_bundle(desk / "out/r.csv", out, added=[zeros])
+    assert out.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == sorted([zeros, out, tmp_path / "accepted.zip"])
 
 
 def test_every_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

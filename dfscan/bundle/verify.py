@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from dfscan.bundle.signature import can_check, check_signature
-from dfscan.bundle.write import CONTENTS_NAME, FORMAT, PIECE_BYTES, SIGNATURE_NAME, SUMS_NAME, name_problem
+from dfscan.bundle.write import (
+    CONTENTS_NAME,
+    FORMAT,
+    MAX_RATIO,
+    MAX_SMALL_BYTES,
+    PIECE_BYTES,
+    SIGNATURE_NAME,
+    SUMS_NAME,
+    name_problem,
+)
 from dfscan.errors import ConfigError, DataError, VideoError
 from dfscan.files import file_place
 from dfscan.media.source import hash_file
@@ -29,11 +38,6 @@ from dfscan.objects import is_url
 from dfscan.report.readers import read_rows
 from dfscan.text import display_path, printable
 
-MAX_RATIO = 200
-"""Maximum size of all files together, relative to the bundle. Deflate can reach 1032; a bundle with a ledger of 50,000
-videos with equal faces reached 30."""
-MAX_SMALL_BYTES = 64 << 20
-"""Maximum size of the files that are read into memory: the checksums, their signature and the list of contents."""
 MAX_LINE_BYTES = 1 << 20
 """Maximum length of a line of a report."""
 MAX_PATH_CHARACTERS, MAX_PATH_PARTS = 4096, 255

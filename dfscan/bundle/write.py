@@ -41,6 +41,12 @@ OTHER_FOLDER = "other"
 MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest date in a zip file, which all its files get."""
 PIECE_BYTES = 1 << 20
+MAX_RATIO = 200
+"""Maximum size of all files together, relative to the bundle. Deflate can reach 1032; a bundle with a ledger of 50,000
+videos with equal faces reached 30."""
+MAX_SMALL_BYTES = 64 << 20
+"""Maximum size of the files that are read into memory: the checksums, their signature and the list of contents; and
+the size of all files together that any bundle may have."""
 
 
 @dataclass
@@ -67,7 +73,7 @@ def write_bundle(
 
     Raises:
         ConfigError: the bundle would overwrite one of its files or a file that is no bundle, two files have one name in
-            it, a name cannot be used, or the key cannot sign.
+            it, a name cannot be used, the key cannot sign, or `verify_bundle` would refuse the bundle for its size.
         DataError: the report or the ledger cannot be read.
         OutputError: the bundle or a temporary file cannot be written.
     """
@@ -107,9 +113,27 @@ def write_bundle(
             copy = Path(temporary, f"{number}.ledger")
             summary.warnings += _copied_ledger(path, copy, report, is_only=len(located_ledgers) == 1)
             _add(files, [(name, copy)])
-        with AtomicFile(out) as file, zipfile.ZipFile(_Target(file), "w") as archive:
-            _write(archive, report, meta.get("case"), files, key, summary)
+        with AtomicFile(out) as file:
+            with zipfile.ZipFile(_Target(file), "w") as archive:
+                _write(archive, report, meta.get("case"), files, key, summary)
+            _check_sizes(archive.infolist(), file.stream.tell(), out)
     return summary
+
+
+def _check_sizes(infos: Sequence[zipfile.ZipInfo], bundle_bytes: int, out: Path) -> None:
+    """Refuse what `verify_bundle` would refuse for its size, before the bundle gets its name."""
+    if sum(info.file_size for info in infos) > max(MAX_SMALL_BYTES, MAX_RATIO * bundle_bytes):
+        worst = max(infos, key=lambda info: info.file_size - MAX_RATIO * info.compress_size)
+        raise ConfigError(
+            f"--out {out}: `dfscan verify` would refuse this bundle, which is more than {MAX_RATIO} times as large "
+            f"when unpacked; leave out what consists of repetition, such as {worst.filename}"
+        )
+    for info in infos:
+        if info.filename in OWN_NAMES and info.file_size > MAX_SMALL_BYTES:
+            raise ConfigError(
+                f"--out {out}: `dfscan verify` would refuse this bundle, because {info.filename} is larger than "
+                f"{MAX_SMALL_BYTES >> 20} MiB; put fewer files into it"
+            )
 
 
 def _write(

@@ -33,14 +33,15 @@ def bundle(
 
     Includes the report, its metadata, the other reports and the page of the same scan, heat maps, WebVTT files and the
     ledger, with the SHA-256 of each file in SHA256SUMS. The videos themselves are not included; the report has their
-    hashes. Equal files give equal bytes.
+    hashes. Annotated videos are not included either, because they are as large; add them with --add. Equal files give
+    equal bytes.
 
     Examples:
 
     \b
       dfscan bundle report.csv --out case.zip
       dfscan bundle report.csv --out case.zip --sign ~/.ssh/id_ed25519
-      dfscan bundle report.csv --out case.zip --add request.pdf --no-ledger
+      dfscan bundle report.csv --out case.zip --add request.pdf --add ./annotated --no-ledger
     """
     from dfscan.bundle.write import write_bundle
 
