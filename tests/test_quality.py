@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dfscan.config import ScanSettings
 from dfscan.dataset.sources import Source
 from dfscan.detector.card import Calibration, CheckpointCard, QualityLevel, quality_validations
+from dfscan.detector.checkpoint import Checkpoint, read_card, save_calibrated
 from dfscan.errors import DataError
-from dfscan.evaluation.evaluate import LabelledResult
+from dfscan.evaluation import evaluate
+from dfscan.evaluation.evaluate import LabelledResult, run_evaluation
 from dfscan.evaluation.metrics import clopper_pearson
 from dfscan.evaluation.quality import quality_levels
 from dfscan.evaluation.robustness import shrink
@@ -19,6 +23,7 @@ from dfscan.faces.quality import FaceQuality, measure_quality
 from dfscan.forgery.degrade import blur, compress_jpeg
 from dfscan.report.schema import bits_per_pixel
 from dfscan.report.statement import statement
+from dfscan.scan.pipeline import Engine
 from dfscan.scan.verdict import QualityRules, Rules, decide
 from dfscan.types import (
     Bounded,
@@ -209,6 +214,26 @@ def test_levels_need_thresholds_and_videos() -> None:
         quality_levels(videos, CheckpointCard())
     with pytest.raises(DataError, match="7 videos and copies"):
         quality_levels(videos[1:], CARD)
+
+
+def test_levels_are_measured_again_without_the_old_ones(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_card(trained)
+    card = checkpoint.card.model_copy(update={"quality": (QualityLevel(),)})
+    path = save_calibrated(tmp_path / "levels.safetensors", checkpoint, card).path
+    used: list[tuple[QualityLevel, ...]] = []
+
+    def load(_: object, checkpoints: Sequence[Checkpoint]) -> Engine:
+        used.extend(each.card.quality for each in checkpoints)
+        raise DataError("nothing is scanned here")
+
+    monkeypatch.setattr(evaluate, "load_engine", load)
+    settings = ScanSettings(checkpoint=(str(path),), device="cpu")
+    for with_levels in (True, False):
+        with pytest.raises(DataError, match="nothing is scanned"):
+            run_evaluation([], settings, with_levels=with_levels)
+    assert used == [card.quality, ()]
 
 
 def test_ranges_in_words() -> None:

@@ -197,6 +197,7 @@ def evaluate(
             sources,
             settings,
             with_robustness=robustness,
+            with_levels=card_path is None,
             allow_overlap=allow_overlap,
             num_resamples=resamples,
             seed=seed,

@@ -104,7 +104,7 @@ def fit_thresholds(
     real_threshold = None
     if len(fakes):
         real_threshold = _real_threshold(scores, is_fake, num_allowed(len(fakes), max_fnr), fake_threshold)
-    zones = _zones(scores, fake_threshold, real_threshold)
+    zones = verdict_zones(scores, fake_threshold, real_threshold)
     is_wrong = zones["fake"][~is_fake]
     is_missed = None if real_threshold is None else zones["real"][is_fake]
     return Calibration(
@@ -138,13 +138,16 @@ def verdict_ratios(
     num_fakes, num_reals = int(is_fake.sum()), int((~is_fake).sum())
     return {
         verdict: likelihood_ratio(int(zone[is_fake].sum()), num_fakes, int(zone[~is_fake].sum()), num_reals)
-        for verdict, zone in _zones(scores, fake_threshold, real_threshold).items()
+        for verdict, zone in verdict_zones(scores, fake_threshold, real_threshold).items()
         if num_fakes and zone.any()
     }
 
 
-def _zones(scores: Float64Array, fake_threshold: float, real_threshold: float | None) -> dict[Zone, BoolArray]:
-    is_fake = scores >= fake_threshold
+def verdict_zones(
+    scores: Float64Array, fake_threshold: float | None, real_threshold: float | None
+) -> dict[Zone, BoolArray]:
+    """Return which of the scores get each verdict; a threshold of None is never reached."""
+    is_fake = np.zeros(len(scores), np.bool_) if fake_threshold is None else scores >= fake_threshold
     is_real = np.zeros(len(scores), np.bool_) if real_threshold is None else (scores <= real_threshold) & ~is_fake
     return {"fake": is_fake, "real": is_real, "inconclusive": ~is_fake & ~is_real}
 

@@ -115,6 +115,7 @@ def run_evaluation(
     settings: ScanSettings,
     *,
     with_robustness: bool = False,
+    with_levels: bool = True,
     allow_overlap: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -128,6 +129,7 @@ def run_evaluation(
         sources: the videos, each path once.
         settings: scan settings, such as checkpoint and device.
         with_robustness: also scan degraded copies, which takes at least eight times as long.
+        with_levels: judge by the checkpoint's levels of quality, if it has some. False to measure them again.
         allow_overlap: continue even if the checkpoint was trained or calibrated on some of the videos.
         num_resamples: bootstrap draws for each interval.
         seed: seed of the bootstrap.
@@ -147,6 +149,8 @@ def run_evaluation(
     _check_overlap(overlap, len(sources), checkpoint, is_allowed=allow_overlap)
     if on_planned:
         on_planned(len(sources) * (1 + len(CONDITIONS) * with_robustness))
+    if not with_levels:
+        checkpoints = [replace(checkpoint, card=checkpoint.card.model_copy(update={"quality": ()}))]
     engine = load_engine(resolved, checkpoints)
     results = scan_labelled(sources, engine, listener=listener)
     if on_scanned:

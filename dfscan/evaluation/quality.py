@@ -23,7 +23,7 @@ from dfscan.dataset.manifest import TrueLabel
 from dfscan.detector.card import CheckpointCard, QualityLevel, SeenFiles, max_rate, min_videos
 from dfscan.detector.checkpoint import Checkpoint, save_calibrated
 from dfscan.errors import DataError
-from dfscan.evaluation.calibrate import fit_thresholds, num_allowed_on_average
+from dfscan.evaluation.calibrate import fit_thresholds, num_allowed_on_average, verdict_zones
 from dfscan.evaluation.evaluate import Evaluation, LabelledResult
 from dfscan.evaluation.metrics import clopper_pearson
 from dfscan.evaluation.own_footage import by_group
@@ -145,12 +145,10 @@ def _level(videos: _Videos, card: CheckpointCard, below: float | None) -> Qualit
 def _rate(videos: _Videos, label: TrueLabel, thresholds: Thresholds) -> MeasuredRate | None:
     """Return the rate of wrong verdicts among videos of a class over groups; None without videos or threshold."""
     of_class = videos.is_fake == (label == "fake")
-    threshold = thresholds.fake if label == "real" else thresholds.real
-    if threshold is None or not of_class.any():
+    if (thresholds.fake if label == "real" else thresholds.real) is None or not of_class.any():
         return None
     scores = videos.scores[of_class]
-    is_fake = scores >= (2.0 if thresholds.fake is None else thresholds.fake)
-    is_wrong = is_fake if label == "real" else ~is_fake & (scores <= threshold)
+    is_wrong = verdict_zones(scores, *thresholds)["fake" if label == "real" else "real"]
     _, group = np.unique(videos.groups[of_class], return_inverse=True)
     shares = np.bincount(group, weights=is_wrong) / np.bincount(group)
     return float(shares.mean()), clopper_pearson(float(shares.sum()), len(shares))
