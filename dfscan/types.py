@@ -370,6 +370,10 @@ class Remarks:
     """Clockwise rotation of the frames before faces were searched for."""
 
 
+def _decided(tracks: Sequence[Track], verdict: Verdict) -> Track | None:
+    return next((track for track in tracks if track.track_id == verdict.track_id), None)
+
+
 @dataclass(frozen=True, slots=True)
 class DetectorResult:
     """What one of several detectors concludes on a video, as if it had scanned the video alone."""
@@ -383,6 +387,11 @@ class DetectorResult:
     """The tracks of the video, with the scores of this detector."""
     used_for: Literal["training", "validation"] | None = None
     """What this checkpoint used the file for."""
+
+    @property
+    def decided(self) -> Track | None:
+        """The track that decided the verdict, if a face was found."""
+        return _decided(self.tracks, self.verdict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -440,6 +449,11 @@ class VideoResult:
     detectors: tuple[DetectorResult, ...] = ()
     """One result for each of several detectors; empty with one detector, and without a face search. The verdict then
     combines theirs; its score, its threshold and all other scores are those of the first one."""
+
+    @property
+    def decided(self) -> Track | None:
+        """The track that decided the verdict, if a face was found."""
+        return _decided(self.tracks, self.verdict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values that JSON can hold, without pictures and dumps.

@@ -13,6 +13,7 @@ import pytest
 from skimage import data
 
 import dfscan.report.annotated as annotated
+from dfscan import __version__
 from dfscan.errors import OutputError
 from dfscan.media.decode import Decoding
 from dfscan.media.plan import Sampling
@@ -70,9 +71,9 @@ def test_times_pictures_and_marks(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams[0].codec_context.name == "h264"
         assert [round(float(frame.pts * frame.time_base), 4) for frame in container.decode(video=0)] == times_s
-        assert container.metadata["title"] == "annotated by dfscan 1.2 - not the original"
+        assert container.metadata["title"] == f"annotated by dfscan {__version__} - not the original"
         assert container.metadata["comment"].startswith(
-            "fake, score 0.900, threshold 0.500; checkpoint best@01; source sha256 ab"
+            "fake, score 0.900, threshold 0.500; judged by dfscan 1.2; checkpoint best@01; source sha256 ab"
         )
         assert len(container.streams) == 1
     first, last = frames[0][1], frames[-1][1]

@@ -53,7 +53,7 @@ def label(
 
     \b
       dfscan label report.csv.ledger ./videos/a.mp4 --verdict real --by "A. Miller" --note "checked with the author"
-      dfscan label report.csv.ledger --from labels.csv --by "A. Miller"
+      dfscan label report.csv.ledger --from reviews.csv --by "A. Miller"
       dfscan label report.csv.ledger
 
     Exit codes:

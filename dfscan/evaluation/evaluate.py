@@ -230,8 +230,7 @@ def scan_labelled(
     for result, _ in scan_videos(list(places), engine, listener=listener):
         source = places[result.path]
         scores = tuple(face.score for track in result.tracks for face in track.faces)
-        decided = next((track for track in result.tracks if track.track_id == result.verdict.track_id), None)
-        sharpness = decided.sharpness if decided else None
+        sharpness = result.decided.sharpness if result.decided else None
         result_of[source.path] = LabelledResult(source, result.verdict, scores, sharpness, result.info.sha256)
         if listener:
             listener.video_done(replace(result, path=source.path))

@@ -33,6 +33,7 @@ from av.video.stream import VideoStream
 from dfscan.arrays import Float32Array, UInt8Image
 from dfscan.files import AtomicFile, writing
 from dfscan.types import Frame, Track, VideoResult
+from dfscan.version import __version__
 
 ENCODERS: dict[str, dict[str, object]] = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
 """Encoders by preference, with their options."""
@@ -44,7 +45,8 @@ HOLD_S = 0.25
 """Time for which a box stays if the next face of its track is too far away for interpolation."""
 SAME_S = 1e-4
 """Two times that differ by less belong to the same frame."""
-MARK = "annotated by dfscan {version} - not the original"
+MARK = f"annotated by dfscan {__version__} - not the original"
+"""The version that drew the copy; the comment in the file also has the one that judged the video."""
 BAND_PARTS, MIN_BAND_PX = 6, 84
 """The band is a sixth of the height of the frame, but at least this high."""
 
@@ -70,13 +72,12 @@ class DrawnFace:
 def faces_at(tracks: Sequence[Track], time_s: float) -> Iterator[DrawnFace]:
     """Yield the faces to draw on the frame with this time, at most one per track."""
     for track in tracks:
-        times_s = [scored.face.time_s for scored in track.faces]
-        after = bisect.bisect_right(times_s, time_s + SAME_S)
+        after = bisect.bisect_right(track.faces, time_s + SAME_S, key=lambda scored: scored.face.time_s)
         if not after:
             continue
         before = track.faces[after - 1]
-        box, passed_s = before.face.box_xyxy, time_s - times_s[after - 1]
-        gap_s = times_s[after] - times_s[after - 1] if after < len(times_s) else math.inf
+        box, passed_s = before.face.box_xyxy, time_s - before.face.time_s
+        gap_s = track.faces[after].face.time_s - before.face.time_s if after < len(track.faces) else math.inf
         is_examined = passed_s <= SAME_S
         if not is_examined and gap_s <= MAX_INTERPOLATED_S:
             box = box + np.float32(passed_s / gap_s) * (track.faces[after].face.box_xyxy - box)
@@ -115,8 +116,8 @@ class AnnotatedVideo:
         self._path = path
         self._result = result
         self._tracks = [track for track in result.tracks if track.faces[0].face.stream == stream]
-        self._mark = MARK.format(version=version)
-        self._about = f"checkpoint {checkpoint}; source sha256 {result.info.sha256}; the sound is not copied"
+        judged = f"judged by dfscan {version}; checkpoint {checkpoint}"
+        self._about = f"{judged}; source sha256 {result.info.sha256}; the sound is not copied"
         self._encoder = encoder_name()
         self._file = AtomicFile(path)
         self._container: av.container.OutputContainer | None = None
@@ -148,11 +149,11 @@ class AnnotatedVideo:
 
     def _begin(self, pixels: UInt8Image) -> None:
         height_px, width_px = pixels.shape[:2]
-        self._band = _band(self._result, self._tracks, width_px, max(MIN_BAND_PX, height_px // BAND_PARTS), self._mark)
+        self._band = _band(self._result, self._tracks, width_px, max(MIN_BAND_PX, height_px // BAND_PARTS))
         self._size = height_px + len(self._band) + (height_px + len(self._band)) % 2, width_px + width_px % 2
         self._tick = Fraction(1, TICKS_PER_S[self._encoder])
         self._container = av.open(self._file.stream, "w", format="mp4")
-        self._container.metadata.update(title=self._mark, comment=f"{_verdict(self._result)}; {self._about}")
+        self._container.metadata.update(title=MARK, comment=f"{_verdict(self._result)}; {self._about}")
         stream = self._container.add_stream(self._encoder, rate=round(self._result.info.fps or 0) or 25)
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = self._size
@@ -209,10 +210,10 @@ def _draw_face(picture: UInt8Image, face: DrawnFace, threshold: float | None) ->
     cv2.putText(picture, text, (left + 2, top + up_px + 2), FONT, scale, INK, 1, cv2.LINE_AA)
 
 
-def _band(result: VideoResult, tracks: Sequence[Track], width_px: int, height_px: int, mark: str) -> UInt8Image:
+def _band(result: VideoResult, tracks: Sequence[Track], width_px: int, height_px: int) -> UInt8Image:
     """Draw what is the same on every frame: the mark, the verdict and the scores of the tracks over time."""
     band = np.full((height_px, width_px, 3), 24, np.uint8)
-    _write(band, f"{mark} - {_verdict(result)}", 18)
+    _write(band, f"{MARK} - {_verdict(result)}", 18)
     threshold = result.verdict.threshold
     if threshold is not None:
         y = _plot(band, result, 0.0, threshold)[1]

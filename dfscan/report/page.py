@@ -285,7 +285,7 @@ def _table(videos: Sequence[PageVideo], checkpoints: Sequence[str], method: Meth
     rows = []
     for video, first in zip(videos, _first_rows(videos), strict=True):
         result, verdict, review = video.result, video.result.verdict, standing(video.reviews)
-        decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
+        decided = result.decided
         row = (
             display_path(result.path),
             verdict.label,

@@ -67,7 +67,7 @@ DESCRIPTIONS = {
     "declared_ai": "whether the manifest says that a trained model made the content or a part of it",
     "reviewer_verdict": "what a person concludes about this content",
     "reviewer": "name of this person",
-    "reviewed_utc": "when the person's verdict was stored",
+    "reviewed_utc": "when the review was stored",
     "reviewer_note": "note of this person",
     "statement": "the verdict in sentences to quote, with its measured error rates and what was not examined",
     "likelihood_ratio": "frequency of this verdict among manipulated validation videos, divided by that in real ones",

@@ -174,7 +174,7 @@ def report_row(
     verdict, info = result.verdict, result.info
     scores = [face.score for track in result.tracks for face in track.faces]
     num_fake = None if verdict.threshold is None else sum(score >= verdict.threshold for score in scores)
-    decided = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
+    decided = result.decided
     ratio = verdict.validation.likelihood_ratio if verdict.validation else None
     return {
         "path": result.path,

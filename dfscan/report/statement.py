@@ -58,7 +58,7 @@ def statement(result: VideoResult) -> str:
 
 def _finding(result: VideoResult) -> Iterator[str]:
     verdict = result.verdict
-    track = next((track for track in result.tracks if track.track_id == verdict.track_id), None)
+    track = result.decided
     if verdict.label == "error":
         yield "The file could not be examined. Nothing can be said about it."
     elif track is None:
@@ -94,7 +94,8 @@ def _common_finding(result: VideoResult) -> Iterator[str]:
         code = verdict.reason.code if verdict.reason else ""
         yield f"No conclusion is drawn: {NO_CONCLUSION.get(code, 'see the reason')}."
     for each in result.detectors:
-        own, track = each.verdict, next(track for track in each.tracks if track.track_id == each.verdict.track_id)
+        own, track = each.verdict, each.decided
+        assert track
         limit = "" if own.threshold is None else f" (threshold for fake {own.threshold:.4f})"
         yield f"{each.name}: {own.label}, with a score of {own.score:.4f}{limit} for {_faces(track)}."
         if each.used_for:

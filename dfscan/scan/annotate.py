@@ -82,8 +82,7 @@ def _annotate(candidate: Candidate, result: VideoResult, folder: Path, limits: L
     if not remarks.turn_deg and any(note.code == "turned" for note in remarks.notes):
         return "the ledger does not say how its frames were turned; scan it again"
     remove_leftovers(target)
-    recipe, deciding_id = candidate.recipe, result.verdict.track_id
-    deciding = next((track for track in result.tracks if track.track_id == deciding_id), result.tracks[0])
+    recipe, deciding = candidate.recipe, result.decided or result.tracks[0]
     stream = deciding.faces[0].face.stream
     sampling = Sampling(num_frames=ALL_FRAMES, streams=stream)
     with (
