@@ -30,7 +30,6 @@ CLUSTER, CASE = "Cluster", "Case"
 BEHAVIOUR = "Behaviour"
 
 FailOn = Literal["fake", "inconclusive", "no_face", "partial", "error", "empty"]
-FAIL_ON: tuple[str, ...] = get_args(FailOn)
 BOUNDS = ("ge", "gt", "le", "lt", "min_length")
 """Bounds of a setting, as pydantic names them."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from dfscan.config import FAIL_ON, ScanSettings, build_settings, check_environment, read_file
+from dfscan.config import FailOn, ScanSettings, build_settings, check_environment, read_file
 from dfscan.errors import ConfigError
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_setting_is_refused_with_a_hint(name: str, hint: str) -> None
         (" fake , partial,", ("fake", "partial")),
         ("", ()),
         (["no_face"], ("no_face",)),
-        (FAIL_ON, FAIL_ON),
+        (get_args(FailOn), get_args(FailOn)),
     ],
 )
 def test_fail_on_is_a_list_or_comma_separated(value: Any, expected: tuple[str, ...]) -> None:
