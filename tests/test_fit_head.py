@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from dfscan.cli import app
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, write_manifest
-from dfscan.detector.card import Calibration, CheckpointCard
+from dfscan.detector.card import Calibration, CheckpointCard, SeenFiles
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
 from dfscan.detector.network import create_network
 from dfscan.detector.preprocess import Preprocessing
 from dfscan.errors import DataError
+from dfscan.train import fit_head as fitting
 from dfscan.train.cross_validation import HELD_OUT
 from dfscan.train.fit_head import fit_linear, held_out_logits, set_linear
 from tests.test_cross_validation import write_folds
@@ -98,7 +99,7 @@ def test_the_command_writes_a_calibrated_checkpoint_whose_backbone_is_unchanged(
     arguments = ["fit-head", before, "--data", tmp_path, "--out", out, "--workers", "0", "--device", "cpu"]
     done = CliRunner().invoke(app, [*map(str, arguments), "--name", "after", "--input-size-px", "96"])
     assert done.exit_code == 0, done.stderr
-    assert "fitted to 8 videos" in done.stderr
+    assert "scored on 8 videos in 8 groups of held-out folds" in done.stderr
     after = read_card(out)
     assert after.card.name == "after"
     assert after.card.preprocessing.input_size_px == 96
@@ -111,8 +112,52 @@ def test_the_command_writes_a_calibrated_checkpoint_whose_backbone_is_unchanged(
     assert all(torch.equal(old[name], new[name]) for name in old if name.startswith("backbone."))
 
 
+def refused(tmp_path: Path, *arguments: object) -> str:
+    data = ("--data", tmp_path, "--workers", "0", "--device", "cpu")
+    done = CliRunner().invoke(app, ["fit-head", *map(str, (*arguments, *data))])
+    assert done.exit_code == 2
+    return done.stderr
+
+
+def test_a_backbone_that_has_seen_a_fold_is_refused(tmp_path: Path) -> None:
+    samples = write_folds(tmp_path)
+    seen = SeenFiles.of([samples[0].source_sha256], [])
+    card = CheckpointCard(
+        architecture="test_efficientnet", preprocessing=Preprocessing(input_size_px=64),
+        calibration=Calibration(trained=True), seen=seen,
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "a.safetensors", create_network("test_efficientnet", seed=0), card)
+    said = refused(tmp_path, tmp_path / "a.safetensors", "--out", tmp_path / "b.safetensors")
+    assert "was trained on 1 of the videos in folds" in said
+    assert "--held-out-folds" in said
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_what_cannot_work_is_refused_before_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_features(*_: object, **__: object) -> None:
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr(fitting, "_pooled_features", no_features)
+    samples = write_folds(tmp_path)
+    path = tmp_path / "a.safetensors"
+    card = CheckpointCard(architecture="test_efficientnet", preprocessing=Preprocessing(input_size_px=64))
+    save_checkpoint(path, create_network("test_efficientnet", seed=0), card)
+    out = ("--out", tmp_path / "b.safetensors")
+    assert "--name 'my head' is invalid" in refused(tmp_path, path, *out, "--name", "my head")
+    assert "can only be stored as test_efficientnet" in refused(tmp_path, path, *out, "--grow-to", "efficientnet_b4")
+    assert "would overwrite the input" in refused(tmp_path, path, "--out", path)
+    write_manifest(tmp_path / MANIFEST_NAME, [sample for sample in samples if sample.fold != "1"])
+    assert "at least two folds are needed" in refused(tmp_path, path, *out)
+    boxed = card.model_copy(update={"preprocessing": Preprocessing(input_size_px=64, crop="box")})
+    save_checkpoint(path, create_network("test_efficientnet", seed=0), boxed)
+    assert "in another way than" in refused(tmp_path, path, *out)
+
+
 def test_what_cannot_be_fitted_is_named(tmp_path: Path) -> None:
     features, samples = faces(tmp_path)
+    joined = [replace(sample, group="one") for sample in samples]
+    with pytest.raises(DataError, match="all groups of the other folds are in fold 0, too"):
+        held_out_logits(features, joined, tmp_path / "manifest.csv")
     alone = [replace(sample, domain=sample.label) for sample in samples]
     with pytest.raises(DataError, match="no domain has both real and fake videos outside a fold"):
         fit_linear(features, alone, tmp_path / "manifest.csv")

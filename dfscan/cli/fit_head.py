@@ -31,8 +31,8 @@ def fit_head(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the checkpoint's card.", show_default=False)] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Store the checkpoint's weights in fp16.")] = False,
-    max_fpr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of real videos called fake.")] = 0.01,
-    max_fnr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of fake videos called real.")] = 0.05,
+    max_fpr: Annotated[float, typer.Option(min=0.001, max=1, help="Maximum proportion of reals called fake.")] = 0.01,
+    max_fnr: Annotated[float, typer.Option(min=0.001, max=1, help="Maximum proportion of fakes called real.")] = 0.05,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Data loading processes.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.")] = False,
@@ -40,9 +40,9 @@ def fit_head(
     """Fit a trained detector's last layers to true fakes, and calibrate it.
 
     Use this when there are too few true fakes to train the whole network, a few hundred clips from several sources.
-    The backbone stays as it is. Fakes are compared with real videos of the same domain, so give the clips of one page
-    or data set the same domain. Thresholds and metrics come from held-out folds: each fold is scored by a head that was
-    fitted to the other folds.
+    The backbone stays as it is; it must not have been trained on any face of a fold. Fakes are compared with real
+    videos of the same domain, so give the clips of one page or data set the same domain. Thresholds and metrics come
+    from held-out folds: each fold is scored by a head that was fitted to the other folds.
 
     Examples:
 
@@ -70,11 +70,13 @@ def fit_head(
         num_workers=workers,
         tell=(lambda _: None) if quiet else say,
     )
+    if quiet:
+        return
     assert card.metrics
     measured = card.metrics[HELD_OUT]
     auc = measured["video"]["roc_auc"]
     interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
     say(
-        f"{out}: fitted to {measured['num_videos']} videos in {measured['num_groups']} groups, ROC AUC on held-out "
-        f"folds {auc['value']:.3f}{interval}; see `dfscan info --checkpoint {out}`"
+        f"{out}: fitted, and scored on {measured['num_videos']} videos in {measured['num_groups']} groups of held-out "
+        f"folds: ROC AUC {auc['value']:.3f}{interval}; see `dfscan info --checkpoint {out}`"
     )

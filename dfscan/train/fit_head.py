@@ -6,7 +6,9 @@ distort the features (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Fea
 Out-of-Distribution", ICLR).
 
 Thresholds and metrics come from the folds of the data set: each fold is scored by a classifier that was fitted without
-it. This module imports PyTorch: import it only inside functions that need it.
+it. The backbone must not have been trained on any of them.
+
+This module imports PyTorch: import it only inside functions that need it.
 """
 
 from __future__ import annotations
@@ -17,19 +19,23 @@ from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253
+from pydantic import ValidationError
 
 from dfscan.arrays import BoolArray, Float64Array
 from dfscan.dataset.manifest import MANIFEST_NAME, Sample, read_manifest
 from dfscan.detector.card import CheckpointCard, SeenFiles
 from dfscan.detector.checkpoint import load_network, read_card, save_checkpoint
-from dfscan.detector.network import DeepfakeDetector, Head
+from dfscan.detector.network import EFFICIENTNETS, DeepfakeDetector, Head
+from dfscan.detector.preprocess import Preprocessing
 from dfscan.detector.runtime import choose_device
-from dfscan.errors import DataError
+from dfscan.errors import CheckpointError, ConfigError, DataError
+from dfscan.files import AtomicFile, spare_inputs
 from dfscan.train.batches import Key
 from dfscan.train.cross_validation import HeldOutFaces, calibrated_on
 from dfscan.train.dataset import EVALUATION_EPOCH, FaceSet, load
 from dfscan.train.grow import grow
 from dfscan.train.settings import TrainSettings
+from dfscan.version import __version__
 
 PENALTY_C = 0.01
 """Inverse strength of the L2 penalty on standardised features, as in scikit-learn."""
@@ -68,18 +74,46 @@ def fit_to_folds(
         tell: called with a line of progress now and then.
 
     Raises:
-        CheckpointError: the checkpoint cannot be used or grown.
-        ConfigError: the device is not available.
-        DataError: the data set cannot be read, has fewer than two folds, or no fold has both classes of one domain.
+        CheckpointError: the checkpoint cannot be used or grown, crops faces in another way than training does, or was
+            trained on faces of a fold.
+        ConfigError: the device is not available, the name or `grow_to` is invalid, or `out` is an input.
+        DataError: the data set cannot be read, has fewer than two folds, or the other folds of a fold have no domain
+            with both classes.
         OutputError: the checkpoint cannot be written.
     """
     checkpoint = read_card(path)
     card = checkpoint.card
+    if card.preprocessing.crop != "square" or card.preprocessing.interpolation != Preprocessing().interpolation:
+        raise CheckpointError(
+            f"{path}: it crops or resizes faces in another way than `dfscan prepare` and `dfscan train`; give a "
+            "checkpoint that dfscan trained"
+        )
+    if name is not None:
+        try:
+            CheckpointCard(name=name)
+        except ValidationError as error:
+            raise ConfigError(
+                f"--name {name!r} is invalid: use at most 64 letters, digits, dots, dashes, plus signs and underscores"
+            ) from error
+    family = EFFICIENTNETS if card.architecture in EFFICIENTNETS else (card.architecture,)
+    if grow_to and grow_to not in (larger := family[family.index(card.architecture) :]):
+        raise ConfigError(f"--grow-to {grow_to}: {path} can only be stored as {' or '.join(larger)}")
     if input_size_px:
         preprocessing = card.preprocessing.model_copy(update={"input_size_px": input_size_px})
         card = card.model_copy(update={"preprocessing": preprocessing})
     manifest = data / MANIFEST_NAME if data.is_dir() else data
+    spare_inputs([("--out", out)], [checkpoint.path, manifest])
+    AtomicFile(out).discard()  # only to check that it can be written
     samples = [sample for sample in read_manifest(manifest) if sample.fold]
+    seen_before = card.seen or SeenFiles(is_complete=False)
+    if card.calibration.trained:
+        if known := {sample.source for sample in samples if seen_before.use_of(sample.source_sha256)}:
+            raise CheckpointError(
+                f"{path}: was trained on {len(known)} of the videos in folds of {manifest}, such as {min(known)}, so "
+                "held-out folds would be no test; train the backbone with all folds in --held-out-folds"
+            )
+        if not seen_before.is_complete:
+            tell(f"{path} does not say all that it was trained on; it must not have been trained on faces of a fold")
     if len({sample.fold for sample in samples}) < 2:
         raise DataError(f"{manifest}: faces of at least two folds are needed; run `dfscan prepare` with --fold-column")
     network = load_network(checkpoint).to(choose_device(device))
@@ -94,17 +128,21 @@ def fit_to_folds(
     sha256s = {sample.source_sha256 for sample in samples}
     seen = SeenFiles.of(sha256s - {""}, (), is_complete="" not in sha256s)
     training: dict[str, Any] = dict(card.training or {})
-    training["limits"] = ["Does not reliably detect manipulations that it was not trained on."]
+    training["limits"] = [
+        "Does not reliably detect manipulations that it was not trained on, or fully synthetic faces."
+    ]
     training["head"] = {
-        "method": f"logistic regression on the pooled features, C = {PENALTY_C}, relative to the mean of each domain",
-        "faces": len(samples),
-        "videos": len({sample.source for sample in samples}),
+        "method": f"logistic regression on pooled features relative to the midpoint of each domain, C = {PENALTY_C}",
+        "backbone": {"file": checkpoint.path.name, "sha256": checkpoint.sha256},
+        "faces in folds": len(samples),
+        "videos in folds": len({sample.source for sample in samples}),
         "groups": len({sample.group for sample in samples}),
         "folds": len({sample.fold for sample in samples}),
     }
     if checkpoint.card.calibration.trained:
-        seen = seen.union(card.seen or SeenFiles(is_complete=False))
-    card = card.model_copy(update={"name": name or card.name, "seen": seen, "training": training})
+        seen = seen.union(seen_before)
+    update = {"name": name or card.name, "seen": seen, "training": training, "dfscan_version": __version__}
+    card = card.model_copy(update=update)
     held_out = HeldOutFaces(
         logits=logits,
         is_fake=_is_fake(samples),
@@ -134,6 +172,10 @@ def held_out_logits(features: Float64Array, samples: Sequence[Sample], manifest:
     for fold in np.unique(folds):
         held_out = folds == fold
         kept = ~held_out & ~np.isin(groups, groups[held_out])
+        if not kept.any():
+            raise DataError(
+                f"{manifest}: all groups of the other folds are in fold {fold}, too; keep a group in one fold"
+            )
         others = [sample for sample, is_kept in zip(samples, kept, strict=True) if is_kept]
         weight, bias = fit_linear(features[kept], others, manifest)
         logits[held_out] = features[held_out] @ weight + bias
