@@ -17,12 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dfscan.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 INPUT, OUTPUT, EXPLAIN, VERDICT = "Input", "Output", "Explanation", "Verdict"
 SAMPLING, FACES, DETECTOR, PROVENANCE = "Sampling", "Faces", "Detector", "Provenance"

@@ -46,7 +46,8 @@ def bench(
 
 def _cluster_table(figures: dict[str, Any]) -> list[str]:
     num_workers = figures["workers"]
-    lines = [f"{figures['videos']} videos, {figures['threads']} threads each, on {figures['device']}"]
+    threads = "1 thread" if figures["threads"] == 1 else f"{figures['threads']} threads"
+    lines = [f"{figures['videos']} videos, {threads} each, on {figures['device']}"]
     lines.append(f"{'':<14}{'wall s':>10}{'CPU s':>10}{'cores used':>12}{'confined to':>13}")
     for name, key in (("this machine", "local"), ("1 worker", "one_worker"), (f"{num_workers} workers", "all_workers")):
         wall_s, cpu_s, cores = (figures[key + end] for end in ("_s", "_cpu_s", "_cores"))

@@ -246,8 +246,9 @@ def save_checkpoint(
     for name, tensor in state.items():
         if tensor.is_floating_point():
             state[name] = tensor.half() if fp16 and tensor.ndim > 1 else tensor.float()
+    rebuilt = _build(path, card, state)
     with torch.inference_mode():
-        logits = _build(path, card, state)(torch.from_numpy(self_test_input(card))).flatten().tolist()
+        logits = rebuilt(torch.from_numpy(self_test_input(card))).flatten().tolist()
     self_test = card.self_test.model_copy(update={"expected_logits": tuple(logits), "versions": library_versions()})
     card = card.model_copy(update={"self_test": self_test, "base_sha256": None})
     return _write(path, safetensors.torch.save(state, metadata={CARD_KEY: card.model_dump_json()}), card)

@@ -102,6 +102,7 @@ def _propose(frames: Tensor, network: nn.Module, min_face_px: float) -> _Boxes:
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         corner = STRIDE_PX * torch.stack([x, y], dim=-1).reshape(-1, 2).double() - MARGIN_PX
         near, far = ((corner + 1) / scale).floor(), ((corner + WINDOW_PX) / scale).floor()
+        # Window of each position of the output, [rows * columns, 4], in frame pixels.
         windows.append(torch.cat([near, far], dim=1).float())
         levels.append(torch.full((len(windows[-1]),), level, device=frames.device))
         scores.append(probs[:, 1].flatten(1))

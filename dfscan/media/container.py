@@ -285,11 +285,15 @@ def survey(
         streams, skipped = _choose(container, wanted)
         descriptions = {stream.index: _described(stream) for stream in streams}
         index = mp4.read_index(file) if container.format.name == MP4_FORMAT else None
-        flags = matroska.encrypted_video_tracks(file) if container.format.name == MATROSKA_FORMAT else []
-        encrypted = {stream.index for stream, flag in zip(videos, flags, strict=False) if flag}
+        # Streams that the container declares encrypted, whatever their codec.
         if index:
             tracks = {stream.index: index.tracks.get(stream.id) for stream in videos}
             encrypted = {number for number, track in tracks.items() if track and track.is_encrypted}
+        elif container.format.name == MATROSKA_FORMAT:
+            flags = matroska.encrypted_video_tracks(file)
+            encrypted = {stream.index for stream, flag in zip(videos, flags, strict=False) if flag}
+        else:
+            encrypted = set()
         delays = _indexed_delays(container, streams, index)
         if delays:
             outcome_of = _survey_indexes(file, container, delays, encrypted)

@@ -86,7 +86,7 @@ def read_facts(file: FileIO, container: InputContainer) -> FileFacts:
     return FileFacts(
         container=kind or _clean(name.removesuffix("_pipe")) or "unknown",
         brand=brand,
-        muxer=_joined([*(tags.get(name) for name in _MUXERS), *applications]),
+        muxer=_joined([*(tags.get(tag) for tag in _MUXERS), *applications]),
         encoder=_tags(main.metadata).get("encoder") if main else None,
         device=_joined(device, " "),
         # FFmpeg adds microseconds to times in whole seconds.

@@ -60,6 +60,7 @@ def annotate_videos(candidates: Sequence[Candidate], settings: ScanSettings) -> 
     if encoder_name() != next(iter(ENCODERS)):
         log.warning("this FFmpeg has no H.264 encoder; annotated videos are MPEG-4 Part 2. Use a wheel of PyAV")
     limits = Limits(settings.timeout, settings.max_memory, settings.sandbox)
+    # The highest scores, ties by position; annotated in the order given.
     scored = [(each.score, -i) for i, each in enumerate(candidates) if each.score is not None]
     kept = scored if settings.annotate_top is None else heapq.nlargest(settings.annotate_top, scored)
     num_written = 0

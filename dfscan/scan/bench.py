@@ -134,13 +134,13 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
         closing(scan_videos(paths, engine)) as judged,
     ):
         deque(judged, maxlen=0)
-    facts, every = _judge_on_cluster(paths, resolved, checkpoints, is_confined=is_confined)
+    all_facts, every = _judge_on_cluster(paths, resolved, checkpoints, is_confined=is_confined)
     figures: dict[str, Any] = {
         "videos": len(paths),
         "device": resolved.device,
         "threads": facts["threads"],
-        "workers": facts["workers"],
-        "start_s": facts["start_s"],
+        "workers": all_facts["workers"],
+        "start_s": all_facts["start_s"],
         "not_confined": not_confined,
     }
     for name, run in (("local", local), ("one_worker", one), ("all_workers", every)):
@@ -148,7 +148,7 @@ def run_cluster_bench(inputs: Sequence[str], settings: ScanSettings) -> dict[str
     return figures | {
         "overhead_s_per_video": (one.wall_s - local.wall_s) / len(paths),
         "overhead": one.wall_s / local.wall_s - 1,
-        "efficiency": one.wall_s / (facts["workers"] * every.wall_s),
+        "efficiency": one.wall_s / (all_facts["workers"] * every.wall_s),
         "videos_per_hour": len(paths) / every.wall_s * 3600,
     }
 

@@ -117,9 +117,8 @@ class Cluster:
             self._threads = job.settings.threads or 0
             if not self._threads:  # as many cores as every node has
                 cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
-                self._threads = (
-                    int(min([MAX_DEFAULT_THREADS, *(each for each in cores if each >= 1)])) if any(cores) else 1
-                )
+                counts = [each for each in cores if each >= 1]
+                self._threads = int(min([MAX_DEFAULT_THREADS, *counts])) if any(cores) else 1
             self._job = self._ray.put(job)
             self._actor = self._ray.remote(Worker).options(
                 num_cpus=self._threads, num_gpus=self._gpus, max_restarts=0, max_task_retries=0

@@ -223,11 +223,18 @@ class Worker:
             raise type(error)(f"worker on {platform.node()}: {error}") from error
         # Linux kills decoders when the thread that started them ends, so one thread starts all.
         threading.Thread(target=self._work, daemon=True).start()
-        cpu = platform.processor() or platform.machine()
+        cpu = ""
         with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
         node_id = ray.get_runtime_context().get_node_id()
-        return Facts(platform.node(), node_id, cpu, device_name(job.settings.device), versions(), num_decoders)
+        return Facts(
+            platform.node(),
+            node_id,
+            cpu or platform.processor() or platform.machine(),
+            device_name(job.settings.device),
+            versions(),
+            num_decoders,
+        )
 
     def exchange(self, paths: Sequence[str]) -> WorkerAnswer:
         """Take more paths, wait until a result is ready, and return all that are.

@@ -44,8 +44,8 @@ def measured(num_cores: int | None) -> Iterator[Run]:
         return
     before = os.sched_getaffinity(0)
     cores = set(sorted(before)[:num_cores])
-    _confine(cores)
     try:
+        _confine(cores)
         start_s, start_cpu_s = time.perf_counter(), _cpu_s()
         yield run
         run.wall_s, run.cpu_s, run.cores = time.perf_counter() - start_s, _cpu_s() - start_cpu_s, len(cores)

@@ -84,7 +84,8 @@ class FaceCropper:
     """Crops faces as each of the classifiers needs them."""
 
     def __init__(self, preprocessings: Sequence[Preprocessing]) -> None:
-        # Crops do not depend on the normalisation: without it, those of several classifiers that are equal show.
+        # Crops do not depend on the normalisation; without it, equal settings compare equal, so equal crops are made
+        # once.
         unnormalised = {"mean": (0, 0, 0), "std": (1, 1, 1)}
         self._crops = [each.model_copy(update=unnormalised) for each in preprocessings]
 

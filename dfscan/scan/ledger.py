@@ -257,7 +257,7 @@ class Ledger:
             return None
         result = from_json(json.loads(row[0]))
         # The stored path may be another one of the same file, such as a relative one.
-        return replace(result, path=path, dumps=tuple({**row, "path": path} for row in result.dumps))
+        return replace(result, path=path, dumps=tuple({**dump, "path": path} for dump in result.dumps))
 
     def has_stamp(self, path: str, identity: FileIdentity) -> bool:
         """Return True if inode and change time are unchanged since the result was last confirmed."""
@@ -576,7 +576,9 @@ def from_json(document: dict[str, Any]) -> VideoResult:
         dumps=tuple(document["dumps"]),
         facts=FileFacts.from_dict(document.get("facts")),  # this and `remarks` are absent from ledgers of 0.1
         remarks=remarks,
-        fingerprint=fingerprint and Fingerprint(**{name: base64.b64decode(text) for name, text in fingerprint.items()}),
+        fingerprint=Fingerprint(**{name: base64.b64decode(text) for name, text in fingerprint.items()})
+        if fingerprint is not None
+        else None,
         detectors=tuple(detectors),
     )
 

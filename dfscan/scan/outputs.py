@@ -129,12 +129,12 @@ class Outputs:
         self._recorded[path] = identity
         dumps_dir = str(self._settings.explain) if self._settings.explain else None
         while self._waiting and self._waiting[0] in self._recorded:
-            path = self._waiting.popleft()
-            identity = self._recorded.pop(path)
-            kept = self._ledger.get(path, identity)
+            first = self._waiting.popleft()
+            first_identity = self._recorded.pop(first)
+            kept = self._ledger.get(first, first_identity)
             assert kept is not None
             if self._settings.html:
-                self._identities[path] = identity
+                self._identities[first] = first_identity
             self._reports.append(
                 kept,
                 checkpoints=[*self._recipe.checkpoints],

@@ -319,12 +319,15 @@ class _Scan:
         """Return why only a part of the video was judged, and notes for the report on one that was judged as asked."""
         is_all_streams, max_faces = self._engine.sampling.streams == "all", self._engine.max_faces
         is_picture = self._engine.images and ended.facts is not None and ended.facts.is_picture
-        skipped = Reason("skipped_streams", f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}")
+        skipped = []
+        if ended.skipped:
+            text = f"{len(ended.skipped)} not looked at: {', '.join(ended.skipped)}"
+            skipped = [Reason("skipped_streams", text)]
         damage = [Reason("damaged", ended.damage)] if ended.damage else []
         if ended.is_cut_short:
             damage.append(Reason("max_frames", "longer than --max-frames reaches at this --every"))
-        if ended.skipped and is_all_streams:
-            damage.append(skipped)
+        if is_all_streams:
+            damage += skipped
         crowd = None
         if (most := video.crowd.max_faces_per_frame) > max_faces:
             text = f"{most} faces in one frame, of which {most - max_faces} were not judged"
@@ -337,8 +340,8 @@ class _Scan:
             with self._timings.stage("detect", count=0):
                 small = second_look.find_small_faces(video.kept.frames, self._engine.detector, self._pool)
             notes += [small] if small else []
-        if ended.skipped and not is_all_streams and not is_picture:
-            notes.append(skipped)
+        if not is_all_streams and not is_picture:
+            notes += skipped
         if ended.num_missing and not is_picture:
             frames = f"{video.num_frames} of the {video.num_frames + ended.num_missing} frames"
             notes.append(Reason("few_frames", f"the file gave only {frames} asked for"))
