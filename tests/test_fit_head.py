@@ -99,7 +99,7 @@ def test_the_command_writes_a_calibrated_checkpoint_whose_backbone_is_unchanged(
     arguments = ["fit-head", before, "--data", tmp_path, "--out", out, "--workers", "0", "--device", "cpu"]
     done = CliRunner().invoke(app, [*map(str, arguments), "--name", "after", "--input-size-px", "96"])
     assert done.exit_code == 0, done.stderr
-    assert "scored on 8 videos in 8 groups of held-out folds" in done.stderr
+    assert "held-out folds: 8 videos in 8 groups, ROC AUC" in done.stderr
     after = read_card(out)
     assert after.card.name == "after"
     assert after.card.preprocessing.input_size_px == 96

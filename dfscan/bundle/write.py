@@ -126,7 +126,7 @@ def _check_sizes(infos: Sequence[zipfile.ZipInfo], bundle_bytes: int, out: Path)
         worst = max(infos, key=lambda info: info.file_size - MAX_RATIO * info.compress_size)
         raise ConfigError(
             f"--out {out}: `dfscan verify` would refuse this bundle, which is more than {MAX_RATIO} times as large "
-            f"when unpacked; leave out what consists of repetition, such as {worst.filename}"
+            f"when unpacked; leave out repetitive files, such as {worst.filename}"
         )
     for info in infos:
         if info.filename in OWN_NAMES and info.file_size > MAX_SMALL_BYTES:

@@ -26,8 +26,8 @@ def calibrate_folds(
         typer.Option("--checkpoint", "-c", help="Checkpoint to calibrate, trained on all folds.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the calibrated copy.", show_default=False)],
-    max_fpr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of real videos called fake.")] = 0.01,
-    max_fnr: Annotated[float, typer.Option(min=0, max=1, help="Maximum proportion of fake videos called real.")] = 0.05,
+    max_fpr: Annotated[float, typer.Option(min=0.001, max=1, help="Maximum proportion of reals called fake.")] = 0.01,
+    max_fnr: Annotated[float, typer.Option(min=0.001, max=1, help="Maximum proportion of fakes called real.")] = 0.05,
     fp16: Annotated[bool, typer.Option("--fp16", help="Store the weights in fp16.")] = False,
 ) -> None:
     """Set a checkpoint's thresholds from the runs of a cross-validation.
@@ -45,7 +45,7 @@ def calibrate_folds(
     """
     require("train", "dfscan calibrate-folds")
     from dfscan.detector.checkpoint import read_card
-    from dfscan.train.cross_validation import HELD_OUT, calibrate_on_runs
+    from dfscan.train.cross_validation import calibrate_on_runs, held_out_result
 
     start_logging()
     card = calibrate_on_runs(
@@ -56,11 +56,4 @@ def calibrate_folds(
         max_fnr=max_fnr,
         fp16=fp16,
     )
-    assert card.metrics
-    measured = card.metrics[HELD_OUT]
-    auc = measured["video"]["roc_auc"]
-    interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
-    say(
-        f"{out}: calibrated on {measured['num_videos']} videos in {measured['num_groups']} groups, "
-        f"ROC AUC {auc['value']:.3f}{interval}; see `dfscan info --checkpoint {out}`"
-    )
+    say(f"{out}: calibrated on {held_out_result(card)}; see `dfscan info --checkpoint {out}`")

@@ -52,7 +52,7 @@ def fit_head(
       dfscan fit-head run/best.safetensors --data ./faces --device cuda --workers 8 --out detector.safetensors
     """
     require("train", "dfscan fit-head")
-    from dfscan.train.cross_validation import HELD_OUT
+    from dfscan.train.cross_validation import held_out_result
     from dfscan.train.fit_head import fit_to_folds
 
     start_logging(is_quiet=quiet)
@@ -70,13 +70,5 @@ def fit_head(
         num_workers=workers,
         tell=(lambda _: None) if quiet else say,
     )
-    if quiet:
-        return
-    assert card.metrics
-    measured = card.metrics[HELD_OUT]
-    auc = measured["video"]["roc_auc"]
-    interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
-    say(
-        f"{out}: fitted, and scored on {measured['num_videos']} videos in {measured['num_groups']} groups of held-out "
-        f"folds: ROC AUC {auc['value']:.3f}{interval}; see `dfscan info --checkpoint {out}`"
-    )
+    if not quiet:
+        say(f"{out}: fitted; held-out folds: {held_out_result(card)}; see `dfscan info --checkpoint {out}`")

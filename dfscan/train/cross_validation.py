@@ -155,6 +155,15 @@ def calibrated_on(
     return card.model_copy(update={"calibration": calibration, "quality": (), "training": training, "metrics": metrics})
 
 
+def held_out_result(card: CheckpointCard) -> str:
+    """Describe the metrics of held-out folds in a few words, from a card of `calibrated_on`."""
+    assert card.metrics
+    measured = card.metrics[HELD_OUT]
+    auc = measured["video"]["roc_auc"]
+    interval = "" if auc["low"] is None else f", 95 % interval {auc['low']:.3f} to {auc['high']:.3f}"
+    return f"{measured['num_videos']} videos in {measured['num_groups']} groups, ROC AUC {auc['value']:.3f}{interval}"
+
+
 def _by_kind(videos: VideoScores, scores: Float64Array, faces: HeldOutFaces) -> dict[str, Any]:
     """Compare each kind of fake with all reals, with reals of its domain, and with reals of its group."""
     first = {source: place for place, source in reversed(list(enumerate(faces.sources)))}
